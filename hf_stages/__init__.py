@@ -1,0 +1,16 @@
+"""Staged training, distillation and compression inside the Hugging Face Trainer."""
+
+from hf_stages.stage import Recipe as Recipe
+from hf_stages.stage import Stage as Stage
+
+__version__ = "0.1.0"
+__all__ = ["Recipe", "Stage", "StagedMixin", "StagedTrainer", "__version__"]
+
+
+def __getattr__(name: str):
+    # The trainer pulls in torch and transformers (seconds); `hf-stages --help` and the nouns need neither.
+    if name in ("StagedTrainer", "StagedMixin"):
+        from hf_stages import trainer
+
+        return getattr(trainer, name)
+    raise AttributeError(f"module 'hf_stages' has no attribute {name!r}")

@@ -1,0 +1,194 @@
+"""Floats over progress ``t`` in [0, 1]. Wherever a float is taken, a curve is taken.
+
+Curves are stateless: the same ``t`` gives the same value, so a resumed run stands where it stood.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import math
+from dataclasses import dataclass, fields
+
+
+class Curve:
+    """Base of all curves: a frozen dataclass with ``__call__(t)``. Values of ``t`` outside [0, 1] are clamped."""
+
+    def __call__(self, t: float) -> float:
+        return self._at(min(max(t, 0.0), 1.0))
+
+    def _at(self, t: float) -> float:
+        raise NotImplementedError(f"{type(self).__name__} must define _at(t)")
+
+
+@dataclass(frozen=True)
+class Const(Curve):
+    """The same value always.
+
+    >>> Const(2)(0.3)
+    2.0
+    """
+
+    value: float
+
+    def _at(self, t: float) -> float:
+        return float(self.value)
+
+
+@dataclass(frozen=True)
+class Linear(Curve):
+    """A straight line from ``start`` to ``end``.
+
+    >>> Linear(1, 0)(0.25)
+    0.75
+    """
+
+    start: float
+    end: float
+
+    def _at(self, t: float) -> float:
+        return float(self.start * (1 - t) + self.end * t)
+
+
+@dataclass(frozen=True)
+class Cosine(Curve):
+    """Half a cosine from ``start`` to ``end``: flat at both ends (SGDR, arXiv 1608.03983).
+
+    >>> Cosine(1, 0)(0.5)
+    0.5
+    """
+
+    start: float = 1.0
+    end: float = 0.0
+
+    def _at(self, t: float) -> float:
+        return float(self.end + (self.start - self.end) * (0.5 * (1 + math.cos(math.pi * t))))
+
+
+@dataclass(frozen=True)
+class WSD(Curve):
+    """Warm up, stay, decay: ``warmup`` and ``decay`` are shares of the whole (MiniCPM, arXiv 2404.06395).
+
+    >>> [round(WSD(warmup=0.1, decay=0.2)(t), 9) for t in (0, 0.05, 0.5, 0.9, 1)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+
+    warmup: float = 0.1
+    decay: float = 0.2
+    start: float = 0.0
+    peak: float = 1.0
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or self.decay < 0 or self.warmup + self.decay > 1:
+            raise ValueError(
+                f"WSD: warmup and decay are shares that sum to at most 1, got {self.warmup} and {self.decay}"
+            )
+
+    def _at(self, t: float) -> float:
+        if t < self.warmup:
+            return float(self.start + (self.peak - self.start) * t / self.warmup)
+        if self.decay and t > 1 - self.decay:
+            return float(self.end + (self.peak - self.end) * (1 - t) / self.decay)
+        return float(self.peak)
+
+
+@dataclass(frozen=True)
+class Step(Curve):
+    """A staircase: ``(from_t, value)`` pairs; the last one begun holds.
+
+    >>> Step(((0, 1), (0.5, 10)))(0.7)
+    10.0
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        points = tuple((float(t), float(value)) for t, value in self.points)
+        starts = [t for t, _ in points]
+        if not points or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] > 1:
+            raise ValueError(f"Step: expected points (t, value) with t rising from 0 to at most 1, got {self.points}")
+        object.__setattr__(self, "points", points)
+
+    def _at(self, t: float) -> float:
+        return next(value for start, value in reversed(self.points) if t >= start)
+
+
+@dataclass(frozen=True)
+class Join(Curve):
+    """Curves one after another; ``until`` holds where each but the last ends. Each runs over its own [0, 1].
+
+    >>> Join((Linear(0, 1), Const(1)), until=(0.1,))(0.05)
+    0.5
+    """
+
+    curves: tuple[Curve, ...]
+    until: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "curves", tuple(as_curve(c) for c in self.curves))
+        object.__setattr__(self, "until", tuple(float(u) for u in self.until))
+        edges = [0.0, *self.until, 1.0]
+        if len(self.curves) != len(self.until) + 1 or edges != sorted(set(edges)):
+            raise ValueError(
+                f"Join: expected one edge between each two curves, rising between 0 and 1; got {len(self.curves)} "
+                f"curves and until={self.until}"
+            )
+
+    def _at(self, t: float) -> float:
+        edges = (0.0, *self.until, 1.0)
+        index = sum(t >= edge for edge in self.until)
+        start, end = edges[index], edges[index + 1]
+        return self.curves[index]((t - start) / (end - start))
+
+
+CURVES = {curve.__name__: curve for curve in (Const, Linear, Cosine, WSD, Step, Join)}
+
+
+def as_curve(value: float | str | Curve) -> Curve:
+    """A curve from a curve, a number, or text such as ``"Linear(1, 0)"``.
+
+    >>> as_curve("Linear(0, end=0.3)")
+    Linear(start=0, end=0.3)
+    """
+    if isinstance(value, Curve):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f'expected a number or a curve such as Linear(1, 0), got {value!r}')
+    if isinstance(value, str):
+        return _parse(value)
+    return Const(float(value))
+
+
+def _parse(text: str) -> Curve:
+    try:
+        return _build(ast.parse(text.strip(), mode="eval").body, text)
+    except SyntaxError as error:
+        raise ValueError(f'cannot read the curve {text!r}: expected text such as "Linear(1, 0)"') from error
+
+
+def _build(node: ast.AST, text: str) -> Curve:
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+        raise ValueError(f'cannot read the curve {text!r}: expected text such as "Linear(1, 0)"')
+    if node.func.id not in CURVES:
+        near = difflib.get_close_matches(node.func.id, CURVES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(CURVES)}"
+        raise ValueError(f"unknown curve {node.func.id!r} in {text!r}; {hint}")
+    curve = CURVES[node.func.id]
+    try:
+        arguments = [_literal(a, text) for a in node.args]
+        return curve(*arguments, **{k.arg: _literal(k.value, text) for k in node.keywords if k.arg})
+    except TypeError as error:
+        names = ", ".join(f.name for f in fields(curve))  # type: ignore[arg-type]
+        raise ValueError(f"cannot read the curve {text!r}: {node.func.id} takes {names}") from error
+
+
+def _literal(node: ast.AST, text: str):
+    if isinstance(node, ast.Call):
+        return _build(node, text)
+    if isinstance(node, ast.Tuple | ast.List):
+        return tuple(_literal(element, text) for element in node.elts)
+    try:
+        return ast.literal_eval(node)
+    except ValueError as error:
+        raise ValueError(f"cannot read the curve {text!r}: its arguments must be numbers") from error

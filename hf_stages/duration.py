@@ -1,0 +1,91 @@
+"""A length of training with its unit: ``"2000 steps"``, ``"3 epochs"``, ``"1.5B tokens"``, ``"90 minutes"``."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+_UNITS = {
+    "steps": ("step", "steps", "st"),
+    "epochs": ("epoch", "epochs", "ep"),
+    "tokens": ("token", "tokens", "tok"),
+    "seconds": ("second", "seconds", "s", "sec"),
+    "percent": ("%", "percent"),
+}
+_MULTIPLES = {"minute": 60, "minutes": 60, "min": 60, "hour": 3600, "hours": 3600, "h": 3600}
+_MULTIPLES |= {"day": 86400, "days": 86400}
+_SPELLINGS = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings}
+_SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_PATTERN = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([kMBT]?)\s*([A-Za-z]+|%)\s*$")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A number and a unit: ``steps``, ``epochs``, ``tokens``, ``seconds`` or ``percent`` (of the stage).
+
+    >>> Duration.parse("1.5B tokens")
+    Duration(amount=1500000000.0, unit='tokens')
+    >>> str(Duration.parse("90 minutes"))
+    '5400 seconds'
+    >>> str(Duration.parse("1_500k tokens"))
+    '1.5M tokens'
+    """
+
+    amount: float
+    unit: str
+
+    def __post_init__(self) -> None:
+        if self.unit not in _UNITS:
+            raise ValueError(f"Duration: unknown unit {self.unit!r}; expected one of {', '.join(_UNITS)}")
+        if not 0 < self.amount < float("inf"):
+            raise ValueError(f"Duration: expected a positive amount, got {self.amount} {self.unit}")
+        object.__setattr__(self, "amount", float(self.amount))
+
+    @classmethod
+    def parse(cls, text: str | Duration) -> Duration:
+        """Read a duration; every error says what was found and shows a right one."""
+        if isinstance(text, Duration):
+            return text
+        if not isinstance(text, str):
+            raise ValueError(f'expected a duration such as "2000 steps", got {text!r}; write the unit: "{text} steps"')
+        match = _PATTERN.match(text)
+        if match is None:
+            raise ValueError(f'expected a number and a unit such as "2000 steps" or "1.5B tokens", got {text!r}')
+        number, scale, word = match.groups()
+        amount = Decimal(number.replace("_", "")) * _SCALES[scale]
+        if word.lower() in _MULTIPLES:
+            return cls(float(amount * _MULTIPLES[word.lower()]), "seconds")
+        unit = _SPELLINGS.get(word.lower())
+        if unit is None:
+            near = difflib.get_close_matches(word.lower(), [*_SPELLINGS, *_MULTIPLES], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(_UNITS)}"
+            raise ValueError(f"unknown unit {word!r} in the duration {text!r}{hint}")
+        return cls(float(amount), unit)
+
+    def __str__(self) -> str:
+        amount = Decimal(repr(self.amount))
+        suffix = ""
+        if self.unit == "tokens":
+            for letter, scale in reversed(_SCALES.items()):
+                if amount >= scale and (amount / scale * 1000) % 1 == 0:
+                    amount, suffix = amount / scale, letter
+                    break
+        number = format(amount.normalize(), "f")
+        return f"{number}{suffix} {'%' if self.unit == 'percent' else self.unit}"
+
+
+def warmup_steps(warmup: int | float | str | Duration, stage_steps: int) -> int:
+    """Steps of warmup: a number of steps (>= 1), a share of the stage (< 1), ``"100 steps"`` or ``"6 %"``."""
+    if isinstance(warmup, str):
+        warmup = Duration.parse(warmup)
+    if isinstance(warmup, Duration):
+        if warmup.unit == "percent":
+            return round(warmup.amount / 100 * stage_steps)
+        if warmup.unit != "steps":
+            raise ValueError(f'warmup: expected steps, a share or "6 %", got {str(warmup)!r}')
+        return round(warmup.amount)
+    if warmup < 0:
+        raise ValueError(f"warmup: expected zero or more, got {warmup}")
+    return round(warmup * stage_steps) if 0 < warmup < 1 else int(warmup)

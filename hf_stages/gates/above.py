@@ -1,0 +1,25 @@
+"""End the stage once a metric is high enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_stages.gates._gate import Decision, Gate, History
+
+
+@dataclass(frozen=True)
+class Above(Gate):
+    """Fires when the last value of ``metric`` is above ``value``.
+
+    >>> Above("eval_accuracy", 0.9)(History(step=10, logs=[{"eval_accuracy": 0.95}])).reason
+    'eval_accuracy is 0.95, above 0.9'
+    """
+
+    metric: str
+    value: float
+
+    def __call__(self, history: History) -> Decision | None:
+        values = history.values(self.metric)
+        if values and values[-1] > self.value:
+            return Decision("end", f"{self.metric} is {values[-1]:.6g}, above {self.value:.6g}")
+        return None

@@ -1,0 +1,113 @@
+"""Losses add and scale: ``TaskLoss() + 0.1 * Other()``, ``Linear(1, 0) * Other()``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_stages.curves import Const, Curve, as_curve
+
+
+class Loss:
+    """Base of all losses. A loss returns its *sum* over a micro-batch; the trainer divides by the items of the update.
+
+    Dividing once, by the items of all accumulated micro-batches on all ranks, is what makes the gradient
+    independent of how a batch is cut (transformers' own Trainer scales a classifier's by the accumulation steps).
+    """
+
+    needs: frozenset[str] = frozenset()
+    """What to capture from student and teacher, e.g. ``{"hidden", "logits"}``; empty: only the model's outputs."""
+    couples_rows: bool = False
+    """True for contrastive losses: a sum over rows does not exist, so accumulation changes them."""
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+    def for_model(self, model: Any) -> Loss:
+        """Called once at the stage's start, after transforms: a loss may adapt to the model (and refuse it)."""
+        return self
+
+    def items(self, batch: Mapping[str, Any]) -> Any:
+        """Over how many items the sum runs: an int or a scalar tensor, zero for an empty micro-batch."""
+        raise NotImplementedError(f"{self.name} must define items(batch)")
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> Any:
+        raise NotImplementedError(f"{self.name} must define __call__(student, teacher, batch, t)")
+
+    def __add__(self, other: Any) -> Loss:
+        if not isinstance(other, Loss):
+            return NotImplemented
+        return Sum((*_parts(self), *_parts(other)))
+
+    def __mul__(self, weight: Any) -> Loss:
+        return Scaled(as_curve(weight), self)
+
+    __rmul__ = __mul__
+
+
+@dataclass(frozen=True)
+class Scaled(Loss):
+    """A loss with a weight, which may be a curve over the stage's progress."""
+
+    weight: Curve
+    loss: Loss
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", as_curve(self.weight))
+
+
+@dataclass(frozen=True)
+class Sum(Loss):
+    """Losses added up."""
+
+    losses: tuple[Loss, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "losses", tuple(self.losses))
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand with everything that multiplies it; ``name`` is unique within the stage."""
+
+    name: str
+    weights: tuple[Curve, ...]
+    loss: Loss
+
+    def weight(self, t: float) -> float:
+        product = 1.0
+        for curve in self.weights:
+            product *= curve(t)
+        return product
+
+
+def terms_of(loss: Loss, model: Any = None) -> tuple[Term, ...]:
+    """Flatten sums and weights into named terms, each adapted to ``model``.
+
+    >>> from hf_stages.losses import TaskLoss
+    >>> [(t.name, t.weight(0)) for t in terms_of(2 * (TaskLoss() + 0.5 * TaskLoss()))]
+    [('TaskLoss', 2.0), ('TaskLoss_2', 1.0)]
+    """
+    seen: dict[str, int] = {}
+    terms = []
+    for weights, leaf in _leaves(loss, ()):
+        seen[leaf.name] = count = seen.get(leaf.name, 0) + 1
+        name = leaf.name if count == 1 else f"{leaf.name}_{count}"
+        terms.append(Term(name, weights or (Const(1.0),), leaf.for_model(model) if model is not None else leaf))
+    return tuple(terms)
+
+
+def _leaves(loss: Loss, weights: tuple[Curve, ...]) -> Iterator[tuple[tuple[Curve, ...], Loss]]:
+    if isinstance(loss, Sum):
+        for part in loss.losses:
+            yield from _leaves(part, weights)
+    elif isinstance(loss, Scaled):
+        yield from _leaves(loss.loss, (*weights, loss.weight))
+    else:
+        yield weights, loss
+
+
+def _parts(loss: Loss) -> tuple[Loss, ...]:
+    return loss.losses if isinstance(loss, Sum) else (loss,)

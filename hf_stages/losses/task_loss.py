@@ -1,0 +1,72 @@
+"""The model's own loss, reduced so that the gradient does not depend on how the batch is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+from hf_stages.losses._algebra import Loss
+
+
+@dataclass(frozen=True)
+class TaskLoss(Loss):
+    """What the model computes from its labels: cross-entropy, regression, multi-label, masked or causal LM.
+
+    Models report a mean over the micro-batch; this multiplies it by the items that the mean ran over, so that
+    the trainer can divide by the items of the whole update. Items are labels that are not -100 (shifted for causal
+    models), elements for float labels, and rows where there are no ``labels``.
+    """
+
+    shift: bool | None = None
+    """Whether the model shifts labels (position 0 is then no target). None: read off the model."""
+
+    def for_model(self, model: Any) -> TaskLoss:
+        if self.shift is not None:
+            return self
+        base = getattr(model, "get_base_model", lambda: model)()
+        causal = LOSS_MAPPING.get(getattr(base, "loss_type", None)) is ForCausalLMLoss
+        return replace(self, shift=causal and not getattr(getattr(base, "config", None), "is_encoder_decoder", False))
+
+    def items(self, batch: Mapping[str, Any]) -> Any:
+        labels = batch.get("shift_labels")
+        shifted = labels is not None
+        labels = labels if shifted else batch.get("labels")
+        if not torch.is_tensor(labels):
+            return _rows(batch)
+        if labels.is_floating_point():
+            return labels.numel()
+        if self.shift and not shifted:
+            labels = labels[..., 1:]
+        return labels.ne(-100).sum()
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
+        items = self.items(batch)
+        # A micro-batch without a single target gives 0/0 in the model; where() keeps the NaN out of the value,
+        # and the second term keeps it out of the gradient while every parameter still takes part (DDP waits for it).
+        if int(items) == 0:
+            return _zero_with_graph(student.outputs)
+        return student.loss * items
+
+
+def _rows(batch: Mapping[str, Any]) -> int:
+    for value in batch.values():
+        if torch.is_tensor(value) and value.dim() > 0:
+            return value.shape[0]
+    raise ValueError(
+        f"TaskLoss: the batch holds no tensor to count rows of, only {sorted(batch)}; check the data collator"
+    )
+
+
+def _zero_with_graph(outputs: Any) -> torch.Tensor:
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs
+    for value in values:
+        if torch.is_tensor(value) and value.requires_grad and value.dim() > 0:
+            return value.sum() * 0.0
+    raise ValueError(
+        "TaskLoss: a micro-batch has no target (every label is -100) and the model returned nothing but its loss; "
+        "drop such examples from the dataset"
+    )

@@ -1,0 +1,68 @@
+"""A span: one declared learning-rate shape, over one stage or over several that resume it.
+
+Positions in a span are steps ``s`` from its start. A span knows nothing of stages: the plan gives each stage
+its piece ``[s0, s1]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_stages.curves import Curve
+
+
+@dataclass(frozen=True)
+class Span:
+    """Learning rate ``peak * shape(s)``. ``total`` is the span's length in steps, ``warmup`` the steps before the peak."""
+
+    peak: float
+    warmup: int
+    total: int
+    shape: Callable[[float], float] = field(compare=False)
+
+    def lr(self, s: float) -> float:
+        return self.peak * self.shape(s)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a schedule takes from TrainingArguments where it says nothing itself."""
+
+    learning_rate: float
+    warmup: float = 0
+    shape: str = "linear"
+    shape_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def trainer_shape(name: str, warmup: int, total: int, kwargs: Mapping[str, Any]) -> Callable[[float], float]:
+    """Trainer's own schedule of that name as a function of the step, equal to what Trainer would do."""
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    try:
+        scheduler = get_scheduler(
+            name, optimizer, num_warmup_steps=warmup, num_training_steps=total, scheduler_specific_kwargs=dict(kwargs)
+        )
+    except ValueError as error:
+        raise ValueError(f"schedule shape {name!r}: {error}; expected a lr_scheduler_type or a curve") from error
+    lambdas = getattr(scheduler, "lr_lambdas", None)
+    if lambdas is None:
+        raise ValueError(
+            f"schedule shape {name!r} reads metrics, so it is no function of progress and could not resume exactly; "
+            "use a curve, and a gate such as Plateau to end the stage"
+        )
+    return lambdas[0]
+
+
+def curve_shape(curve: Curve, warmup: int, total: int, *, start: float = 0.0) -> Callable[[float], float]:
+    """A linear warmup from ``start`` to the curve's first value, then the curve over what is left."""
+
+    def shape(s: float) -> float:
+        if s < warmup:
+            return start + (curve(0.0) - start) * s / warmup
+        return curve((s - warmup) / max(total - warmup, 1))
+
+    return shape

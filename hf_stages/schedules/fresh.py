@@ -1,0 +1,38 @@
+"""A learning-rate schedule of the stage's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_stages.curves import Curve
+from hf_stages.duration import Duration, warmup_steps
+from hf_stages.schedules._span import Defaults, Span, curve_shape, trainer_shape
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Start a new schedule: warm up to ``peak``, then follow ``shape``. The optimizer starts empty.
+
+    >>> from hf_stages.curves import Cosine
+    >>> span = Fresh(peak=1e-3, warmup="10 steps", shape=Cosine(1, 0)).span(Defaults(5e-5), total=110, parent_lr=None)
+    >>> span.lr(5), span.lr(10), span.lr(60)
+    (0.0005, 0.001, 0.0005)
+    """
+
+    peak: float | None = None
+    """None: ``learning_rate`` of the stage's (or the run's) args."""
+    warmup: int | float | str | Duration | None = None
+    """Steps, a share below 1, ``"100 steps"`` or ``"6 %"``. None: the args' own."""
+    shape: str | Curve | None = None
+    """A curve that multiplies the peak, or a ``lr_scheduler_type``. None: the args' own."""
+    optimizer: Literal["reset", "carry"] = "reset"
+
+    def span(self, defaults: Defaults, *, total: int, parent_lr: float | None) -> Span:
+        peak = self.peak if self.peak is not None else defaults.learning_rate
+        warmup = warmup_steps(self.warmup if self.warmup is not None else defaults.warmup, total)
+        if isinstance(self.shape, Curve):
+            return Span(peak, warmup, total, curve_shape(self.shape, warmup, total))
+        name = self.shape if self.shape is not None else defaults.shape
+        kwargs = defaults.shape_kwargs if self.shape is None else {}
+        return Span(peak, warmup, total, trainer_shape(str(getattr(name, "value", name)), warmup, total, kwargs))

@@ -1,0 +1,20 @@
+"""Go on where the parent's schedule ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Resume:
+    """The parent's declared shape spans this stage too and goes on where the parent ended it.
+
+    Where a gate ended the parent early, this stage starts at the rate reached and still ends where it was
+    declared to end. The optimizer is carried, moments mapped by parameter name.
+
+    >>> Resume().optimizer
+    'carry'
+    """
+
+    optimizer: Literal["reset", "carry"] = "carry"

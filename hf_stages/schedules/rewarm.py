@@ -1,0 +1,40 @@
+"""Warm up again from where the parent ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_stages.curves import Cosine, Curve
+from hf_stages.duration import Duration, warmup_steps
+from hf_stages.schedules._span import Defaults, Span, curve_shape, trainer_shape
+
+
+@dataclass(frozen=True)
+class Rewarm:
+    """From the parent's last learning rate up (or down) to ``to`` over ``warmup``, then along ``then``.
+
+    Long-context and cooldown stages do this: SmolLM3 re-warms 1,000 steps to 2e-5 and follows a cosine.
+
+    >>> span = Rewarm(to=1e-4, warmup=10, then=Cosine(1, 0)).span(Defaults(5e-5), total=110, parent_lr=2e-5)
+    >>> [round(span.lr(s), 7) for s in (0, 5, 10, 110)]
+    [2e-05, 6e-05, 0.0001, 0.0]
+    """
+
+    to: float
+    warmup: int | float | str | Duration = 0.05
+    then: str | Curve = Cosine(1.0, 0.0)
+    """A curve that multiplies ``to``, or a ``lr_scheduler_type``."""
+    optimizer: Literal["reset", "carry"] = "carry"
+
+    def span(self, defaults: Defaults, *, total: int, parent_lr: float | None) -> Span:
+        warmup = warmup_steps(self.warmup, total)
+        start = (parent_lr or 0.0) / self.to
+        if isinstance(self.then, Curve):
+            return Span(self.to, warmup, total, curve_shape(self.then, warmup, total, start=start))
+        after = trainer_shape(self.then, 0, max(total - warmup, 1), {})
+
+        def shape(s: float) -> float:
+            return start + (1 - start) * s / warmup if s < warmup else after(s - warmup)
+
+        return Span(self.to, warmup, total, shape)

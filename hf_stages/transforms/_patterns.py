@@ -1,0 +1,30 @@
+"""Name patterns: shell wildcards over dotted parameter or module names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+
+def match_names(patterns: Iterable[str], names: Iterable[str], *, where: str) -> list[str]:
+    """The names that any pattern matches, in their own order. A pattern that matches nothing is an error.
+
+    A pattern matches a whole dotted name, or any run of its parts: ``"layers.0"`` matches ``model.layers.0.weight``.
+
+    >>> match_names(["layers.0", "*.bias"], ["m.layers.0.w", "m.layers.10.w", "head.bias"], where="Freeze")
+    ['m.layers.0.w', 'head.bias']
+    """
+    names = list(names)
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = [name for name in names if _matches(pattern, name)]
+        if not hits:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
+            raise ValueError(f"{where}: the pattern {pattern!r} matches nothing; there are names such as {', '.join(near)}")
+        found.update(hits)
+    return [name for name in names if name in found]
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return any(fnmatchcase(f".{name}.", form) for form in (f".{pattern}.", f"*.{pattern}.*"))

@@ -1,0 +1,27 @@
+"""What a transform is: model to model, recorded, replayable, with the way of the optimizer's moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class Transform:
+    """Base of all transforms: a frozen dataclass with ``__call__(model) -> model``.
+
+    A transform may change the model in place and return it, or return another one. It must depend on the model and
+    on its own fields alone (random initialization is seeded by the trainer), because a resumed run replays it.
+    """
+
+    structural: bool = True
+    """False where parameters keep their names and shapes (freezing). Structural ones need a rebuilt optimizer."""
+    keeps_function: bool = False
+    """True claims equal outputs before and after; the trainer checks it on real batches and records the deviation."""
+
+    def __call__(self, model: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(model)")
+
+    def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
+        """Where each old parameter's moments go: by default, to the parameter of the same name."""
+        known = set(after)
+        return {name: [name] for name in before if name in known}
