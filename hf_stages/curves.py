@@ -154,7 +154,7 @@ def as_curve(value: float | str | Curve) -> Curve:
     if isinstance(value, Curve):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f'expected a number or a curve such as Linear(1, 0), got {value!r}')
+        raise ValueError(f"expected a number or a curve such as Linear(1, 0), got {value!r}")
     if isinstance(value, str):
         return _parse(value)
     return Const(float(value))

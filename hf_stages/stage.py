@@ -62,7 +62,9 @@ class Stage:
         elif self.parents is not None:
             object.__setattr__(self, "parents", tuple(self.parents))
         if not isinstance(self.args, Mapping):
-            raise ValueError(f"stage {self.name!r}: args: expected a mapping of TrainingArguments fields, got {self.args!r}")
+            raise ValueError(
+                f"stage {self.name!r}: args: expected a mapping of TrainingArguments fields, got {self.args!r}"
+            )
         object.__setattr__(self, "args", dict(self.args))
 
 
@@ -142,7 +144,9 @@ def parents_of(stages: Sequence[Stage]) -> dict[str, str | None]:
             parents[stage.name] = declared[0] if declared else None
         parent = parents[stage.name]
         if parent is not None and parent not in names:
-            raise ValueError(f"stage {stage.name!r}: parents: no stage is called {parent!r}; there are {', '.join(names)}")
+            raise ValueError(
+                f"stage {stage.name!r}: parents: no stage is called {parent!r}; there are {', '.join(names)}"
+            )
     for name in names:
         path = [name]
         while (parent := parents[path[-1]]) is not None:

@@ -35,7 +35,9 @@ class Expect(Gate):
         action: Literal["stop", "alert"] = "stop" if self.action == "stop" else "alert"
         if not values:
             known = sorted({key for log in history.logs for key in log if key.startswith("eval_")})
-            return Decision(action, f"{self.metric}: expected {self._range()}, but it was never measured; there are {known}")
+            return Decision(
+                action, f"{self.metric}: expected {self._range()}, but it was never measured; there are {known}"
+            )
         if not self.low <= values[-1] <= self.high:
             return Decision(action, f"{self.metric}: expected {self._range()}, got {values[-1]:.6g}")
         return None

@@ -21,7 +21,9 @@ def match_names(patterns: Iterable[str], names: Iterable[str], *, where: str) ->
         hits = [name for name in names if _matches(pattern, name)]
         if not hits:
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
-            raise ValueError(f"{where}: the pattern {pattern!r} matches nothing; there are names such as {', '.join(near)}")
+            raise ValueError(
+                f"{where}: the pattern {pattern!r} matches nothing; there are names such as {', '.join(near)}"
+            )
         found.update(hits)
     return [name for name in names if name in found]
 

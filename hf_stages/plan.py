@@ -1,0 +1,224 @@
+"""The recipe made absolute: steps, folders, learning rate at each edge. All arithmetic errors are born here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_stages.duration import Duration
+from hf_stages.schedules import Fresh, Resume
+from hf_stages.schedules._span import Defaults, Span
+from hf_stages.stage import Recipe, Stage, parents_of
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a stage's data amounts to. ``examples`` is None for a stream without length."""
+
+    examples: int | None
+    batch: int
+    """Examples of one micro-batch on one rank."""
+    accumulation: int = 1
+    world: int = 1
+    drop_last: bool = False
+    tokens_per_example: float | None = None
+
+    @property
+    def global_batch(self) -> int:
+        """Examples of one update, over all ranks and accumulated micro-batches."""
+        return self.batch * self.accumulation * self.world
+
+    @property
+    def batches_per_epoch(self) -> int | None:
+        """Micro-batches of one epoch on one rank; the last may be smaller, or padded to all ranks.
+
+        >>> Size(examples=10, batch=4, accumulation=2).batches_per_epoch
+        3
+        """
+        if self.examples is None:
+            return None
+        batches = self.examples / self.batch
+        batches = math.floor(batches) if self.drop_last else math.ceil(batches)
+        return batches // self.world if self.drop_last else math.ceil(batches / self.world)
+
+    @property
+    def updates_per_epoch(self) -> int | None:
+        """Updates of one epoch: a last partial accumulation window is an update of its own, as in Trainer."""
+        batches = self.batches_per_epoch
+        return None if batches is None else math.ceil(batches / self.accumulation)
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage in absolute numbers."""
+
+    index: int
+    """1-based; it leads the folder's name and is the logged field ``stage``."""
+    stage: Stage
+    parent: str | None
+    size: Size
+    steps: int
+    """Updates at most; an estimate (``exact=False``) where the cap is in tokens."""
+    exact: bool
+    first_step: int
+    span_root: str
+    """The stage that declared the learning-rate shape this one follows."""
+    s0: float
+    s1: float
+    lr_in: float
+    lr_out: float
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def folder(self) -> str:
+        return f"{self.index:02d}-{self.name}"
+
+    @property
+    def tokens(self) -> float | None:
+        if self.stage.until.unit == "tokens":  # type: ignore[union-attr]
+            return self.stage.until.amount  # type: ignore[union-attr]
+        if self.size.tokens_per_example is None:
+            return None
+        return self.steps * self.size.global_batch * self.size.tokens_per_example
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages in the order they run."""
+
+    stages: tuple[PlannedStage, ...]
+    spans: Mapping[str, Span] = field(repr=False)
+    """Learning-rate spans as planned, by the stage that declares them."""
+
+    @property
+    def total_steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def __getitem__(self, name: str) -> PlannedStage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def lr_at(self, name: str, t: float) -> float:
+        """The planned learning rate of a stage at progress t."""
+        stage = self[name]
+        return self.spans[stage.span_root].lr(stage.s0 + t * (stage.s1 - stage.s0))
+
+
+def make_plan(recipe: Recipe, sizes: Mapping[str, Size], defaults: Mapping[str, Defaults]) -> Plan:
+    """Turn durations into steps and schedules into learning rates; refuse what cannot run."""
+    parents = parents_of(recipe.stages)
+    steps = {stage.name: steps_of(stage, sizes[stage.name]) for stage in recipe.stages}
+    roots = _span_roots(recipe.stages, parents)
+    spans: dict[str, Span] = {}
+    planned: dict[str, PlannedStage] = {}
+    for index, stage in enumerate(recipe.stages, start=1):
+        root, parent = roots[stage.name], parents[stage.name]
+        s0 = 0.0
+        if root == stage.name:
+            parent_lr = planned[parent].lr_out if parent else None
+            spans[root] = span_of(stage, defaults[root], _span_total(root, steps, roots, parents), parent_lr)
+            _check_warmup(stage, spans[root], steps[stage.name])
+        elif parent is not None:
+            s0 = planned[parent].s1
+        s1 = s0 + steps[stage.name]
+        planned[stage.name] = PlannedStage(
+            index=index,
+            stage=stage,
+            parent=parent,
+            size=sizes[stage.name],
+            steps=steps[stage.name],
+            exact=stage.until.unit != "tokens",  # type: ignore[union-attr]
+            first_step=sum(p.steps for p in planned.values()),
+            span_root=root,
+            s0=s0,
+            s1=s1,
+            lr_in=spans[root].lr(s0),
+            lr_out=spans[root].lr(s1),
+        )
+    return Plan(tuple(planned.values()), spans)
+
+
+def steps_of(stage: Stage, size: Size) -> int:
+    """The updates a stage's cap allows: never zero, rounded up.
+
+    >>> steps_of(Stage("a", "1.5 epochs"), Size(examples=10, batch=2, accumulation=2))
+    5
+    """
+    until = stage.until
+    assert isinstance(until, Duration)
+    if size.examples is not None and not size.updates_per_epoch:
+        raise ValueError(
+            f"stage {stage.name!r}: train_dataset: {size.examples} examples give no batch of {size.batch} on "
+            f"{size.world} rank(s){' with drop_last' if size.drop_last else ''}; the stage would have no step"
+        )
+    if until.unit == "steps":
+        return math.ceil(until.amount)
+    if until.unit == "epochs":
+        if size.updates_per_epoch is None:
+            raise ValueError(
+                f"stage {stage.name!r}: until: {str(until)!r} on a stream without a length; "
+                'say steps or tokens, such as until="1000 steps"'
+            )
+        return math.ceil(until.amount * size.updates_per_epoch)
+    if not size.tokens_per_example:
+        raise ValueError(
+            f"stage {stage.name!r}: until: {str(until)!r}, but the examples have no input_ids to count; say steps or epochs"
+        )
+    return math.ceil(until.amount / (size.tokens_per_example * size.global_batch))
+
+
+def span_of(stage: Stage, defaults: Defaults, total: int, parent_lr: float | None) -> Span:
+    """The learning-rate span that a stage declares, over ``total`` steps."""
+    schedule = stage.schedule if stage.schedule is not None else Fresh()
+    try:
+        return schedule.span(defaults, total=total, parent_lr=parent_lr)
+    except ValueError as error:
+        raise ValueError(f"stage {stage.name!r}: schedule: {error}") from error
+
+
+def _check_warmup(stage: Stage, span: Span, steps: int) -> None:
+    if span.warmup > steps:
+        raise ValueError(
+            f"stage {stage.name!r}: schedule: a warmup of {span.warmup} steps is longer than the stage ({steps} steps); "
+            "shorten the warmup or lengthen the stage"
+        )
+
+
+def _span_roots(stages: Sequence[Stage], parents: Mapping[str, str | None]) -> dict[str, str]:
+    roots: dict[str, str] = {}
+    for stage in stages:
+        parent = parents[stage.name]
+        if not isinstance(stage.schedule, Resume):
+            roots[stage.name] = stage.name
+        elif parent is None:
+            raise ValueError(f"stage {stage.name!r}: schedule: Resume() needs a parent to go on from; use Fresh()")
+        else:
+            roots[stage.name] = roots[parent]
+    return roots
+
+
+def _span_total(
+    root: str, steps: Mapping[str, int], roots: Mapping[str, str], parents: Mapping[str, str | None]
+) -> int:
+    """The length of a span: the longest chain of stages that resume it."""
+
+    def length(name: str) -> int:
+        chain = [child for child, parent in parents.items() if parent == name and roots[child] == root]
+        return steps[name] + max((length(child) for child in chain), default=0)
+
+    return length(root)
+
+
+def args_defaults(args: Any, steps: int) -> Defaults:
+    """What a schedule takes from TrainingArguments."""
+    kind = args.lr_scheduler_type
+    return Defaults(
+        learning_rate=args.learning_rate,
+        warmup=args.get_warmup_steps(steps),
+        shape=str(getattr(kind, "value", kind)),
+        shape_kwargs=args.lr_scheduler_kwargs or {},
+    )
