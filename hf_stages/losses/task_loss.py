@@ -21,6 +21,7 @@ class TaskLoss(Loss):
     models), elements for float labels, and rows where there are no ``labels``.
     """
 
+    needs = frozenset({"loss"})
     shift: bool | None = None
     """Whether the model shifts labels (position 0 is then no target). None: read off the model."""
 
