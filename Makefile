@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-all check bench clean
 PYTHON ?= python3
-PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 ifdef PY
 READY :=
