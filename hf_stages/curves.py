@@ -179,7 +179,7 @@ def _build(node: ast.AST, text: str) -> Curve:
         arguments = [_literal(a, text) for a in node.args]
         return curve(*arguments, **{k.arg: _literal(k.value, text) for k in node.keywords if k.arg})
     except TypeError as error:
-        names = ", ".join(f.name for f in fields(curve))  # type: ignore[arg-type]
+        names = ", ".join(f.name for f in fields(curve))
         raise ValueError(f"cannot read the curve {text!r}: {node.func.id} takes {names}") from error
 
 
