@@ -14,6 +14,12 @@ from dataclasses import dataclass, fields
 class Curve:
     """Base of all curves: a frozen dataclass with ``__call__(t)``. Values of ``t`` outside [0, 1] are clamped."""
 
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.type in ("float", float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"{type(self).__name__}: {field.name}: expected a number, got {value!r}")
+
     def __call__(self, t: float) -> float:
         return self._at(min(max(t, 0.0), 1.0))
 
@@ -80,6 +86,7 @@ class WSD(Curve):
     end: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.warmup < 0 or self.decay < 0 or self.warmup + self.decay > 1:
             raise ValueError(
                 f"WSD: warmup and decay are shares that sum to at most 1, got {self.warmup} and {self.decay}"
@@ -104,7 +111,10 @@ class Step(Curve):
     points: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        points = tuple((float(t), float(value)) for t, value in self.points)
+        try:
+            points = tuple((float(t), float(value)) for t, value in self.points)
+        except (TypeError, ValueError):
+            raise ValueError(f"Step: expected points (t, value), all numbers, got {self.points!r}") from None
         starts = [t for t, _ in points]
         if not points or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] > 1:
             raise ValueError(f"Step: expected points (t, value) with t rising from 0 to at most 1, got {self.points}")
@@ -162,9 +172,10 @@ def as_curve(value: float | str | Curve) -> Curve:
 
 def _parse(text: str) -> Curve:
     try:
-        return _build(ast.parse(text.strip(), mode="eval").body, text)
-    except SyntaxError as error:
+        body = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f'cannot read the curve {text!r}: expected text such as "Linear(1, 0)"') from error
+    return _build(body, text)
 
 
 def _build(node: ast.AST, text: str) -> Curve:
@@ -175,9 +186,12 @@ def _build(node: ast.AST, text: str) -> Curve:
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(CURVES)}"
         raise ValueError(f"unknown curve {node.func.id!r} in {text!r}; {hint}")
     curve = CURVES[node.func.id]
+    arguments = [_literal(argument, text) for argument in node.args]
+    if any(keyword.arg is None for keyword in node.keywords):
+        raise ValueError(f"cannot read the curve {text!r}: ** is not allowed")
+    named = {str(keyword.arg): _literal(keyword.value, text) for keyword in node.keywords}
     try:
-        arguments = [_literal(a, text) for a in node.args]
-        return curve(*arguments, **{k.arg: _literal(k.value, text) for k in node.keywords if k.arg})
+        return curve(*arguments, **named)
     except TypeError as error:
         names = ", ".join(f.name for f in fields(curve))  # type: ignore[arg-type]
         raise ValueError(f"cannot read the curve {text!r}: {node.func.id} takes {names}") from error

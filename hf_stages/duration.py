@@ -54,6 +54,8 @@ class Duration:
         if match is None:
             raise ValueError(f'expected a number and a unit such as "2000 steps" or "1.5B tokens", got {text!r}')
         number, scale, word = match.groups()
+        if (scale + word).lower() in _SPELLINGS | _MULTIPLES and scale + word in text:
+            scale, word = "", scale + word  # "3 Tokens" and "5 Minutes" are words, not 3T okens or 5M inutes
         amount = Decimal(number.replace("_", "")) * _SCALES[scale]
         if word.lower() in _MULTIPLES:
             return cls(float(amount * _MULTIPLES[word.lower()]), "seconds")
@@ -69,7 +71,9 @@ class Duration:
         suffix = ""
         if self.unit == "tokens":
             for letter, scale in reversed(_SCALES.items()):
-                if amount >= scale and (amount / scale * 1000) % 1 == 0:
+                # Decimal's % fails beyond 28 digits; integer test by to_integral_value does not.
+                thousandths = amount / scale * 1000
+                if amount >= scale and thousandths == thousandths.to_integral_value():
                     amount, suffix = amount / scale, letter
                     break
         number = format(amount.normalize(), "f")

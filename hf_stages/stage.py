@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_stages.duration import Duration
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNTIL = ("steps", "epochs", "tokens")
 
 
@@ -47,7 +47,7 @@ class Stage:
     """Where it starts: None is the stage before it, ``[]`` the initial model, ``"name"`` another stage (a branch)."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.match(self.name):
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(
                 f"Stage name {self.name!r}: expected letters, digits, '.', '_' or '-', starting with a letter or digit, "
                 "64 at most (it names a folder)"

@@ -10,7 +10,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_stages.curves import Curve
+from hf_stages.curves import Curve, as_curve
+from hf_stages.duration import Duration
+
+
+def check_optimizer(schedule: str, optimizer: Any) -> None:
+    if optimizer not in ("reset", "carry"):
+        raise ValueError(f"{schedule}: optimizer: expected 'reset' or 'carry', got {optimizer!r}")
+
+
+def as_warmup(warmup: Any) -> Any:
+    """Text becomes a Duration, so that equal warmups are equal objects."""
+    return Duration.parse(warmup) if isinstance(warmup, str) else warmup
+
+
+def as_shape(shape: Any) -> Any:
+    """``"Linear(1, 0)"`` and ``0.5`` become curves; a ``lr_scheduler_type`` stays as it is."""
+    is_number = isinstance(shape, int | float) and not isinstance(shape, bool)
+    return as_curve(shape) if is_number or (isinstance(shape, str) and "(" in shape) else shape
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from hf_stages.curves import Curve
 from hf_stages.duration import Duration, warmup_steps
-from hf_stages.schedules._span import Defaults, Span, curve_shape, trainer_shape
+from hf_stages.schedules._span import Defaults, Span, as_shape, as_warmup, check_optimizer, curve_shape, trainer_shape
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Fresh:
     shape: str | Curve | None = None
     """A curve that multiplies the peak, or a ``lr_scheduler_type``. None: the args' own."""
     optimizer: Literal["reset", "carry"] = "reset"
+
+    def __post_init__(self) -> None:
+        check_optimizer("Fresh", self.optimizer)
+        object.__setattr__(self, "warmup", as_warmup(self.warmup))
+        object.__setattr__(self, "shape", as_shape(self.shape))
 
     def span(self, defaults: Defaults, *, total: int, parent_lr: float | None) -> Span:
         peak = self.peak if self.peak is not None else defaults.learning_rate

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hf_stages.schedules._span import check_optimizer
+
 
 @dataclass(frozen=True)
 class Resume:
@@ -18,3 +20,6 @@ class Resume:
     """
 
     optimizer: Literal["reset", "carry"] = "carry"
+
+    def __post_init__(self) -> None:
+        check_optimizer("Resume", self.optimizer)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from hf_stages.curves import Cosine, Curve
 from hf_stages.duration import Duration, warmup_steps
-from hf_stages.schedules._span import Defaults, Span, curve_shape, trainer_shape
+from hf_stages.schedules._span import Defaults, Span, as_shape, as_warmup, check_optimizer, curve_shape, trainer_shape
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,13 @@ class Rewarm:
     then: str | Curve = Cosine(1.0, 0.0)
     """A curve that multiplies ``to``, or a ``lr_scheduler_type``."""
     optimizer: Literal["reset", "carry"] = "carry"
+
+    def __post_init__(self) -> None:
+        check_optimizer("Rewarm", self.optimizer)
+        if not self.to > 0:
+            raise ValueError(f"Rewarm: to: expected a positive learning rate, got {self.to}")
+        object.__setattr__(self, "warmup", as_warmup(self.warmup))
+        object.__setattr__(self, "then", as_shape(self.then))
 
     def span(self, defaults: Defaults, *, total: int, parent_lr: float | None) -> Span:
         warmup = warmup_steps(self.warmup, total)

@@ -1,0 +1,83 @@
+"""Check and convert a part's plain arguments by its type hints, as far as these are plain."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hf_stages.curves import CURVES, Curve, as_curve
+from hf_stages.duration import Duration
+from hf_stages.naming import Where
+
+_SHOWN = {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "null"}
+_SHOWN |= {Curve: "a curve such as Linear(1, 0)", Duration: 'a duration such as "100 steps"'}
+
+
+def hints_of(target: Any) -> dict[str, Any]:
+    """The type hints of the constructor's arguments; none where they cannot be read (they are advice)."""
+    try:
+        own = get_type_hints(target.__init__) if isinstance(target, type) else {}
+        return {**(get_type_hints(target) if isinstance(target, type) else {}), **own}
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(member for part in get_args(hint) for member in members(part))
+    return () if hint is None else (hint,)
+
+
+def takes_text(hint: Any) -> bool:
+    return any(m is str or get_origin(m) is Literal for m in members(hint))
+
+
+def keeps_list(hint: Any) -> bool:
+    return any(m is list or get_origin(m) is list for m in members(hint))
+
+
+def key_type(hint: Any) -> type:
+    """The type of a mapping's keys; YAML and JSON have text only."""
+    for member in members(hint):
+        origin, arguments = get_origin(member), get_args(member)
+        if isinstance(origin, type) and issubclass(origin, Mapping) and arguments and arguments[0] is int:
+            return int
+    return str
+
+
+def convert_scalar(value: Any, hint: Any, where: Where) -> Any:
+    """Text of a curve or a duration becomes one where the hint says so; what fits no member is refused."""
+    known = members(hint)
+    if isinstance(value, str) and Curve in known and value.split("(")[0].strip() in CURVES and "(" in value:
+        return _parsed(as_curve, value, where)
+    if isinstance(value, str) and Duration in known:
+        return _parsed(Duration.parse, value, where)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and Curve in known and float not in known and int not in known:
+        return as_curve(value)
+    plain = all(m in _SHOWN or get_origin(m) is Literal for m in known)
+    if known and plain and not any(_fits(value, m) for m in known):
+        raise where.error(f"expected {' or '.join(map(_show, known))}, got {value!r}")
+    return value
+
+
+def _parsed(parse: Any, text: str, where: Where) -> Any:
+    with where.wrap():
+        return parse(text)
+
+
+def _fits(value: Any, member: Any) -> bool:
+    if get_origin(member) is Literal:
+        return any(type(value) is type(a) and value == a for a in get_args(member))
+    if member is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if member is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, member)
+
+
+def _show(member: Any) -> str:
+    if get_origin(member) is Literal:
+        return "one of " + ", ".join(repr(a) for a in get_args(member))
+    return _SHOWN[member]

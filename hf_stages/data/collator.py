@@ -1,0 +1,41 @@
+"""A data collator of transformers by its name, built once the tokenizer is there."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SUPPLIED = ("tokenizer", "processing_class", "model")
+"""Arguments that the trainer gives, because a recipe cannot hold them."""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """``data_collator: {use: DataCollatorForLanguageModeling, mlm: false}`` in a recipe.
+
+    >>> Collator("DataCollatorForLanguageModeling", {"mlm": False}).use
+    'DataCollatorForLanguageModeling'
+    """
+
+    use: str
+    """The name of a class in ``transformers``."""
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, tokenizer: Any = None, model: Any = None) -> Any:
+        """The collator itself; it gets the tokenizer and the model if it asks for them."""
+        import transformers
+
+        cls = getattr(transformers, self.use, None)
+        if cls is None:
+            raise ValueError(f"data_collator: transformers has no {self.use!r}")
+        given = {"tokenizer": tokenizer, "processing_class": tokenizer, "model": model}
+        parameters = inspect.signature(cls).parameters
+        extra = {k: v for k, v in given.items() if k in parameters and k not in self.args and v is not None}
+        lacking = [k for k in SUPPLIED if k in parameters and k not in {**extra, **self.args}]
+        if any(parameters[k].default is inspect.Parameter.empty for k in lacking):
+            raise ValueError(
+                f"data_collator: {self.use} needs a {lacking[0]}; give the recipe or the trainer a tokenizer"
+            )
+        return cls(**extra, **self.args)

@@ -1,0 +1,112 @@
+"""A short text that is equal for equal objects, in every process: no addresses, no ``id()``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+
+def fingerprint(value: Any) -> str:
+    """Of a dataset, a model, a function, a tokenizer or plain data. Best effort: it reads a dataset's ends, not all.
+
+    >>> fingerprint(len), fingerprint([1, 2]) == fingerprint([1, 2]), fingerprint([1, 2]) == fingerprint([2, 1])
+    ('builtins.len', True, False)
+    """
+    own = getattr(value, "_fingerprint", None)
+    if isinstance(own, str):  # datasets.Dataset keeps one over its data and every map()
+        return own
+    if isinstance(value, FunctionType | BuiltinFunctionType | type):
+        return _name(value)
+    return hashlib.sha256(_describe(value).encode()).hexdigest()[:16]
+
+
+def kind(value: Any) -> str:
+    """What an object that exists only in memory is called in a dump."""
+    if is_model(value):
+        return "model"
+    if isinstance(value, FunctionType | BuiltinFunctionType | MethodType | partial):
+        return "function"
+    if _is_dataset(value):
+        return "dataset"
+    return "tokenizer" if hasattr(value, "get_vocab") else type(value).__name__
+
+
+def is_model(value: Any) -> bool:
+    return callable(getattr(value, "named_parameters", None)) and callable(getattr(value, "state_dict", None))
+
+
+def _is_dataset(value: Any) -> bool:
+    plain = isinstance(value, Mapping | str | bytes)
+    return not plain and (hasattr(value, "__getitem__") or hasattr(value, "__iter__")) and not callable(value)
+
+
+def _describe(value: Any) -> str:
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return repr(value)
+    if isinstance(value, Enum):
+        return _describe(value.value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(sorted(f"{_describe(k)}: {_describe(v)}" for k, v in value.items())) + "}"
+    if isinstance(value, set | frozenset):
+        return "{" + ", ".join(sorted(map(_describe, value))) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_describe, value)) + "]"
+    if isinstance(value, partial):
+        return f"partial({_describe(value.func)}, {_describe(value.args)}, {_describe(value.keywords)})"
+    if isinstance(value, MethodType):
+        return f"{_describe(value.__self__)}.{value.__name__}"
+    if isinstance(value, FunctionType | BuiltinFunctionType | type):
+        return _name(value)
+    return f"{_name(type(value))}{_content(value)}"
+
+
+def _content(value: Any) -> str:
+    if isinstance(own := getattr(value, "_fingerprint", None), str):
+        return own
+    if is_model(value):
+        return _model(value)
+    if hasattr(value, "get_vocab"):
+        return _tokenizer(value)
+    if hasattr(value, "tolist") and hasattr(value, "dtype"):
+        return f"({value.dtype}, {getattr(value, 'shape', ())}, {value.tolist()})"
+    if is_dataclass(value):
+        return "(" + ", ".join(f"{f.name}={_describe(getattr(value, f.name, None))}" for f in fields(value)) + ")"
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__"):
+        return _ends(value)
+    features = getattr(value, "features", None)  # a streaming dataset tells its columns and no more
+    return f"({features})" if isinstance(features, Mapping) else ""
+
+
+def _model(model: Any) -> str:
+    config = getattr(model, "config", None)
+    known = config.to_dict() if hasattr(config, "to_dict") else {}
+    known = {k: v for k, v in known.items() if k not in ("transformers_version", "_name_or_path", "name_or_path")}
+    return f"({json.dumps(known, sort_keys=True, default=str)}, {sum(p.numel() for p in model.parameters())})"
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return _describe(tokenizer.get_vocab())
+    state = json.loads(backend.to_str())
+    # A call with truncation or padding leaves these two behind.
+    return json.dumps({k: v for k, v in state.items() if k not in ("truncation", "padding")}, sort_keys=True)
+
+
+def _ends(dataset: Any) -> str:
+    length = len(dataset)
+    try:
+        ends = [_describe(dataset[index]) for index in ({0, length - 1} if length else ())]
+    except Exception as error:  # an example may fail to load for reasons of its own; the length still counts
+        ends = [type(error).__name__]
+    return f"({length}, {ends})"
+
+
+def _name(target: Any) -> str:
+    return f"{target.__module__}.{target.__qualname__}"

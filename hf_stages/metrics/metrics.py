@@ -1,0 +1,107 @@
+"""``compute_metrics`` by name: logits and labels of any usual shape to flat predictions, then each metric."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+OFFLINE = {
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "matthews_correlation": "MatthewsCorrelation",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+}
+_REGRESSION = ("pearson", "spearman", "pearsonr", "spearmanr", "mse", "mae", "r_squared")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """``compute_metrics: [accuracy, f1]`` in a recipe; ``compute_metrics=Metrics(("accuracy", "f1"))`` in Python.
+
+    Classification takes the argmax over the last axis, token by token where there are tokens; labels of -100 are left
+    out. Names that are not offline here go to ``evaluate.load``.
+    """
+
+    names: tuple[str, ...]
+    shift: bool = False
+    """True for a causal language model: position i is judged by the label at i + 1."""
+
+    def __post_init__(self) -> None:
+        names = (self.names,) if isinstance(self.names, str) else tuple(self.names)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"names: expected names of metrics, got {self.names!r}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"names: a metric stands twice in {list(names)}")
+        object.__setattr__(self, "names", names)
+
+    def load(self) -> dict[str, Any]:
+        """The ``evaluate`` metrics; call it early, so that an unknown name fails before the first step."""
+        return {name: _load(name) for name in self.names}
+
+    def __call__(self, prediction: Any) -> dict[str, float]:
+        logits, labels = prediction.predictions, prediction.label_ids
+        logits = np.asarray(logits[0] if isinstance(logits, tuple | list) else logits)
+        labels = np.asarray(labels[0] if isinstance(labels, tuple | list) else labels)
+        results: dict[str, float] = {}
+        for name, metric in self.load().items():
+            predictions, references = flatten(logits, labels, regression=name in _REGRESSION, shift=self.shift)
+            results.update(metric.compute(predictions=predictions, references=references))
+        return results
+
+
+def metrics_by_name(names: Iterable[str] | str, *, shift: bool = False) -> Metrics:
+    """A ``compute_metrics`` for the Trainer.
+
+    >>> from transformers import EvalPrediction
+    >>> logits, labels = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([1, 1])
+    >>> metrics_by_name("accuracy")(EvalPrediction(predictions=logits, label_ids=labels))
+    {'accuracy': 0.5}
+    """
+    return Metrics((names,) if isinstance(names, str) else tuple(names), shift=shift)
+
+
+def flatten(logits: np.ndarray, labels: np.ndarray, *, regression: bool, shift: bool = False) -> tuple[Any, Any]:
+    """Predictions and references, one of each per item that has a label."""
+    if regression:
+        if logits.size != labels.size:
+            raise ValueError(
+                f"metrics: expected one prediction per label, got shapes {logits.shape} and {labels.shape}"
+            )
+        return logits.reshape(-1), labels.reshape(-1)
+    # Already class numbers where preprocess_logits_for_metrics took the argmax.
+    done = logits.ndim == labels.ndim and np.issubdtype(logits.dtype, np.integer)
+    if not done and (logits.ndim != labels.ndim + 1 or logits.shape[:-1] != labels.shape):
+        raise ValueError(
+            f"metrics: expected logits with one axis more than the labels, got shapes {logits.shape} and {labels.shape}; "
+            "multi-label targets need a compute_metrics of your own"
+        )
+    predictions = logits if done else logits.argmax(-1)
+    if shift:
+        predictions, labels = predictions[..., :-1], labels[..., 1:]
+    kept = labels != -100
+    if not kept.any():
+        raise ValueError("metrics: every label is -100, so there is nothing to judge")
+    return predictions[kept], labels[kept].astype(np.int64)
+
+
+def _load(name: str) -> Any:
+    try:
+        import evaluate
+
+        if name in OFFLINE:
+            module = importlib.import_module(f"hf_stages.metrics.{name}")
+            return getattr(module, OFFLINE[name])(keep_in_memory=True)
+    except ImportError as error:
+        raise ImportError(f'the metric {name!r} needs {error.name}: pip install "hf_stages[metrics]"') from error
+    try:
+        return evaluate.load(name, keep_in_memory=True)
+    except Exception as error:
+        raise ValueError(
+            f"metric {name!r}: it is none of those that work offline ({', '.join(OFFLINE)}), and evaluate.load could not get "
+            f"it: that needs the network, or a local path to the metric. {type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,209 @@
+"""Names to classes: the folder is the registry. ``use: LogitKL`` means the one public class in losses/logit_kl.py."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(__file__).parent
+
+FOLDERS = {
+    "loss": "losses",
+    "losses": "losses",
+    "transforms": "transforms",
+    "schedule": "schedules",
+    "gates": "gates",
+    "monitors": "monitors",
+    "exporters": "exporters",
+    "compute_metrics": "metrics",
+    "train_dataset": "data",
+    "eval_dataset": "data",
+    "data_collator": "data",
+    "sources": "data",
+    "teacher": "teacher",
+    "model": "model_source",
+}
+"""Where a part is looked for, by the key it stands under. A single module (``teacher.py``) serves as a folder."""
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read: where, what was expected, what was found, how to mend it."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """A position in a recipe: its path (``stages[1].loss.beta``) and, when it came from YAML, the line and column."""
+
+    path: tuple[str | int, ...] = ()
+    marks: Mapping[tuple[str | int, ...], tuple[int, int]] = field(default_factory=dict, repr=False)
+    file: str = ""
+    trusted: bool = False
+    """Whether ``use: module:Class`` may import code from outside hf_stages."""
+
+    def __truediv__(self, key: str | int) -> Where:
+        return replace(self, path=(*self.path, key))
+
+    def __str__(self) -> str:
+        text = ""
+        for key in self.path:
+            text += f"[{key}]" if isinstance(key, int) else f".{key}"
+        text = text.lstrip(".") or "recipe"
+        mark = next((self.marks[p] for p in self._upwards() if p in self.marks), None)
+        if mark is None:
+            return f"{self.file}: {text}" if self.file else text
+        line, column = mark
+        return f"{self.file}:{line}:{column}: {text}" if self.file else f"line {line}, column {column}: {text}"
+
+    def _upwards(self) -> Iterator[tuple[str | int, ...]]:
+        return (self.path[:length] for length in range(len(self.path), -1, -1))
+
+    def error(self, message: str) -> RecipeError:
+        return RecipeError(f"{self}: {message}")
+
+    @contextmanager
+    def wrap(self, keys: Iterable[str] = ()) -> Iterator[None]:
+        """Turn an error that a constructor raises into one that says where; ``keys`` are the arguments it may name."""
+        try:
+            yield
+        except RecipeError:
+            raise
+        except (ValueError, TypeError) as error:
+            named = next((key for key in keys if f"{key}:" in str(error)), None)
+            raise (self / named if named else self).error(str(error)) from error
+
+
+def did_you_mean(name: Any, known: Iterable[str], *, there_are: str = "expected one of") -> str:
+    """The end of an error message: the nearest known name, or all of them.
+
+    >>> did_you_mean("temprature", ["temperature", "beta"])
+    "did you mean 'temperature'?"
+    """
+    known = list(known)
+    lower = {k.lower(): k for k in reversed(known)}
+    near = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    if near:
+        return f"did you mean {lower[near[0]]!r}?"
+    return f"{there_are} {', '.join(known)}" if known else f"{there_are} nothing"
+
+
+def find_class(name: str, folders: Iterable[str], where: Where) -> type:
+    """The class of that name in the first of the folders that has it; only its own file is imported."""
+    folders = list(dict.fromkeys(folders))
+    for folder in folders:
+        module = _module_of(name, folder)
+        if module is not None:
+            return getattr(importlib.import_module(module), name)
+    missing = [folder for folder in folders if not _files(folder)]
+    if len(missing) == len(folders):
+        raise where.error(
+            f"unknown part {name!r}: this version of hf_stages has no {' and no '.join(missing)} of its own; "
+            f"name your own class as 'module:{name}', or leave it out"
+        )
+    known = [found for folder in folders for found in _public_classes(folder)]
+    raise where.error(
+        f"unknown part {name!r} in {' or '.join(_shown(f) for f in folders)}; {did_you_mean(name, known)}"
+    )
+
+
+def has_class(name: str, folders: Iterable[str]) -> bool:
+    return any(_module_of(name, folder) is not None for folder in folders)
+
+
+def _shown(folder: str) -> str:
+    return f"hf_stages.{folder}"
+
+
+def _files(folder: str) -> list[Path]:
+    single = _PACKAGE / f"{folder}.py"
+    if single.is_file():
+        return [single]
+    return sorted(path for path in (_PACKAGE / folder).glob("*.py") if not path.stem.startswith("_"))
+
+
+def _module_of(name: str, folder: str) -> str | None:
+    # Class names are compared without underscores, so that acronyms need no rule: LogitKL is logit_kl.py.
+    for path in _files(folder):
+        single = path.parent == _PACKAGE
+        if (single or path.stem.replace("_", "") == name.lower()) and name in _classes_in(path):
+            return f"hf_stages.{folder}" if single else f"hf_stages.{folder}.{path.stem}"
+    return None
+
+
+def _public_classes(folder: str) -> list[str]:
+    classes = []
+    for path in _files(folder):
+        alone = path.parent == _PACKAGE
+        classes += [name for name in _classes_in(path) if alone or name.lower() == path.stem.replace("_", "")]
+    return classes
+
+
+def _classes_in(path: Path) -> list[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+
+
+def find_custom(use: str, where: Where) -> Any:
+    """``module:Class`` from outside: refused without trust, because importing a module runs it."""
+    module, _, name = use.partition(":")
+    ours = module.split(".")[0] == "hf_stages"
+    if not (ours or where.trusted):
+        raise where.error(
+            f"use: {use!r} names code outside hf_stages, and importing it runs it. If you know and trust {module!r}, "
+            "allow it: load(..., trust_remote_code=True), or --trust-remote-code on the command line"
+        )
+    if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
+        raise where.error(f"use: expected 'package.module:Class', got {use!r}")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise where.error(f"use: cannot import {use!r}: {error}") from error
+    if ours and not (isinstance(found, type) and found.__module__.split(".")[0] == "hf_stages"):
+        raise where.error(f"use: {use!r} is no class of hf_stages")
+    if not callable(found):
+        raise where.error(f"use: expected a class or a function, {use!r} is a {type(found).__name__}")
+    return found
+
+
+def importable_as(target: Any) -> str | None:
+    """``module:qualname`` if that leads back to the very same class or function, else None."""
+    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
+    if not module or not name or module == "__main__" or "<" in name:
+        return None
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return None
+    return f"{module}:{name}" if found is target else None
+
+
+def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
+    parameters = inspect.signature(target).parameters
+    return {name: p for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_POSITIONAL}
+
+
+def check_arguments(target: Any, given: Iterable[str], where: Where, *, supplied: Iterable[str] = ()) -> None:
+    """Refuse unknown and missing arguments by the signature; ``supplied`` are those that come from elsewhere."""
+    parameters = parameters_of(target)
+    name = target.__name__
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    known = [p for p, info in parameters.items() if info.kind is not inspect.Parameter.VAR_KEYWORD]
+    takes = f"it takes {', '.join(known)}" if known else "it takes no arguments"
+    given = list(given)
+    for key in given:
+        if key not in known and not open_ended:
+            hint = did_you_mean(key, known, there_are="it takes") if known else takes
+            raise (where / key).error(f"{name} takes no argument {key!r}; {hint}")
+    for key in known:
+        if parameters[key].default is inspect.Parameter.empty and key not in given and key not in set(supplied):
+            raise where.error(f"{name} needs the argument {key!r}, which is missing; {takes}")

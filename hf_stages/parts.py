@@ -1,0 +1,247 @@
+"""Parts (losses, transforms, gates, curves ...) to plain data and back: ``{use: ClassName, argument: value}``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from pathlib import PurePath
+from types import FunctionType
+from typing import Any
+
+from hf_stages._hints import convert_scalar, hints_of, keeps_list, key_type, takes_text
+from hf_stages.curves import Const, as_curve
+from hf_stages.duration import Duration
+from hf_stages.fingerprint import fingerprint, is_model, kind
+from hf_stages.naming import (
+    FOLDERS,
+    Where,
+    check_arguments,
+    find_class,
+    find_custom,
+    has_class,
+    importable_as,
+    parameters_of,
+)
+
+_MISSING = object()
+_BARE = frozenset({"loss", "losses", "transforms", "schedule", "gates", "monitors", "exporters"})
+"""Keys under which text is the name of a class; under others (``teacher``, ``sources``) it may be another name."""
+
+
+def read_part(value: Any, folders: Sequence[str], where: Where) -> Any:
+    """A part from its class name or from ``{use: ..., ...}``."""
+    use, arguments = split_use(value, where)
+    if "losses" in folders:
+        return _read_loss_part(use, arguments, folders, where)
+    return build(find(use, folders, where), arguments, folders, where)
+
+
+def split_use(value: Any, where: Where) -> tuple[str, dict[str, Any]]:
+    if isinstance(value, str):
+        return value, {}
+    if not isinstance(value, Mapping):
+        raise where.error(f"expected a class name or {{use: ClassName, ...}}, got {value!r}")
+    refuse_in_memory(value, where)
+    if "use" not in value:
+        raise where.error(f"expected {{use: ClassName, ...}}, got a mapping of {', '.join(value)} without 'use'")
+    if not isinstance(value["use"], str):
+        raise (where / "use").error(f"expected a class name, got {value['use']!r}")
+    return value["use"], {key: argument for key, argument in value.items() if key != "use"}
+
+
+def refuse_in_memory(value: Mapping[str, Any], where: Where) -> None:
+    if "in_memory" in value:
+        raise where.error(
+            f"a {value['in_memory']} that existed only in memory (fingerprint {value.get('fingerprint')}); "
+            "a file cannot hold it: give it from Python, or name it by a path"
+        )
+
+
+def find(use: str, folders: Sequence[str], where: Where) -> Any:
+    return find_custom(use, where) if ":" in use else find_class(use, folders, where)
+
+
+def build(target: Any, arguments: Mapping[str, Any], folders: Sequence[str], where: Where) -> Any:
+    """Call a class with arguments read as far down as they go. A function is the part itself."""
+    if not isinstance(target, type):
+        if arguments:
+            raise where.error(f"{target.__name__} is a function: it stands for itself and takes no arguments here")
+        return target
+    check_arguments(target, arguments, where)
+    hints = hints_of(target)
+    read = {key: read_argument(key, v, hints.get(key), folders, where / key) for key, v in arguments.items()}
+    with where.wrap(read):
+        return target(**read)
+
+
+def read_argument(key: str, value: Any, hint: Any, folders: Sequence[str], where: Where) -> Any:
+    """One argument of a part: a part, curve, list, mapping or plain value."""
+    inner = [FOLDERS[key], "curves"] if key in FOLDERS else ["curves", *(f for f in folders if f != "curves")]
+    if key == "loss" and not (isinstance(value, str) and takes_text(hint)):
+        return read_loss(value, where)
+    if isinstance(value, Mapping):
+        refuse_in_memory(value, where)
+        if "use" in value:
+            return read_part(value, inner, where)
+        to_key = key_type(hint)
+        with where.wrap():
+            return {to_key(k): read_argument(key, v, None, folders, where / k) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        items = [read_argument(key, item, None, folders, where / index) for index, item in enumerate(value)]
+        # Arguments of frozen dataclasses are tuples, unless the class says list.
+        return items if keeps_list(hint) else tuple(items)
+    if isinstance(value, str) and key in _BARE and not takes_text(hint):
+        return read_part(value, inner, where)
+    return convert_scalar(value, hint, where)
+
+
+def read_loss(value: Any, where: Where) -> Any:
+    """A loss, a list of losses (their sum), or a mapping from source to loss."""
+    if isinstance(value, list | tuple):
+        if not value:
+            raise where.error(
+                "expected at least one loss, got an empty list; leave the key out for the model's own loss"
+            )
+        terms = [read_loss(item, where / index) for index, item in enumerate(value)]
+        from hf_stages.losses._algebra import Sum
+
+        return terms[0] if len(terms) == 1 else Sum(tuple(terms))
+    if isinstance(value, Mapping) and not {"use", "in_memory"} & set(value):
+        if "weight" in value or not all(isinstance(v, str | list | tuple | Mapping) for v in value.values()):
+            raise where.error(f"expected {{use: ClassName, ...}}, got a mapping of {', '.join(value)} without 'use'")
+        return {source: read_loss(loss, where / source) for source, loss in value.items()}
+    return read_part(value, ["losses"], where)
+
+
+def _read_loss_part(use: str, arguments: dict[str, Any], folders: Sequence[str], where: Where) -> Any:
+    from hf_stages.losses._algebra import Scaled, Sum
+
+    target = {"Sum": Sum, "Scaled": Scaled}.get(use) or find(use, folders, where)
+    own = isinstance(target, type) and "weight" in parameters_of(target)
+    weight = _MISSING if own else arguments.pop("weight", _MISSING)
+    loss = build(target, arguments, folders, where)
+    return loss if weight is _MISSING else Scaled(read_weight(weight, where / "weight"), loss)
+
+
+def read_weight(value: Any, where: Where) -> Any:
+    if isinstance(value, Mapping):
+        return read_part(value, ["curves"], where)
+    with where.wrap():
+        return as_curve(value)
+
+
+# ---- and back -------------------------------------------------------------------------------------------------------
+
+
+def write_value(value: Any, key: str = "", folders: Sequence[str] = ()) -> Any:
+    """Plain data for a part's argument or a part. What exists only in memory is recorded by its fingerprint."""
+    if isinstance(value, Enum):
+        return write_value(value.value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Duration | PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): write_value(v, key, folders) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [write_value(item, key, folders) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((write_value(item, key, folders) for item in value), key=repr)
+    if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        return value.item()
+    return _write_object(value, [FOLDERS[key], "curves"] if key in FOLDERS else ["curves", *folders])
+
+
+def _write_object(value: Any, folders: Sequence[str]) -> Any:
+    if isinstance(value, FunctionType):
+        name = importable_as(value)
+        return {"use": name} if name else in_memory(value)
+    name = _use_of(type(value), folders) if is_part(value) else None
+    if name is None:
+        return in_memory(value)
+    try:
+        arguments = dict(arguments_of(value))
+    except AttributeError:  # not every class keeps its arguments under their own names
+        return in_memory(value)
+    if name in ("Sum", "Scaled"):
+        return _write_algebra(value)
+    if _is_collator(value):
+        name = type(value).__name__
+    return {"use": name, **{k: write_value(v, k, [f for f in folders if f != "curves"]) for k, v in arguments.items()}}
+
+
+def in_memory(value: Any) -> dict[str, str]:
+    return {"in_memory": kind(value), "fingerprint": fingerprint(value)}
+
+
+def is_part(value: Any) -> bool:
+    """Ours, a subclass of ours, or a frozen dataclass; not a model, and not a dataset that could be long."""
+    ours = any(base.__module__.split(".")[0] == "hf_stages" for base in type(value).__mro__)
+    if is_model(value) and not any(base.__name__ == "Loss" for base in type(value).__mro__):
+        return False
+    return ours or (_is_frozen(value) and not hasattr(value, "__getitem__")) or _is_collator(value)
+
+
+def _is_frozen(value: Any) -> bool:
+    return is_dataclass(value) and type(value).__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+def _is_collator(value: Any) -> bool:
+    return is_dataclass(value) and type(value).__module__ == "transformers.data.data_collator"
+
+
+def _use_of(cls: type, folders: Sequence[str]) -> str | None:
+    if cls.__module__ == "hf_stages.losses._algebra" and "losses" in folders:
+        return cls.__name__
+    if cls.__module__.split(".")[0] == "hf_stages" and has_class(cls.__name__, folders):
+        return cls.__name__ if find_class(cls.__name__, folders, Where()) is cls else importable_as(cls)
+    return importable_as(cls)
+
+
+def arguments_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """The constructor's arguments of a part that differ from their defaults, in their order."""
+    defaults = {}
+    if is_dataclass(value):
+        for f in fields(value):
+            made = f.default_factory() if f.default_factory is not MISSING else f.default
+            if f.init:
+                defaults[f.name] = made
+    else:
+        defaults = {
+            name: MISSING if p.default is p.empty else p.default
+            for name, p in parameters_of(type(value)).items()
+            if p.kind is not p.VAR_KEYWORD
+        }
+    for name, default in defaults.items():
+        current = getattr(value, name)
+        if default is MISSING or not _same(current, default):
+            yield name, current
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (type(value) is type(default) and bool(value == default))
+
+
+def write_loss(loss: Any) -> Any:
+    """The shortest form that reads back equal: a sum is a list, a weight stands in the part's own mapping."""
+    from hf_stages.losses._algebra import Sum
+
+    if isinstance(loss, Mapping):
+        return {str(source): write_loss(part) for source, part in loss.items()}
+    if isinstance(loss, Sum) and len(loss.losses) > 1:
+        return [write_value(part, "loss") for part in loss.losses]
+    return write_value(loss, "loss")
+
+
+def _write_algebra(loss: Any) -> dict[str, Any]:
+    from hf_stages.losses._algebra import Sum
+
+    if isinstance(loss, Sum):
+        return {"use": "Sum", "losses": [write_value(part, "losses") for part in loss.losses]}
+    weight = loss.weight.value if type(loss.weight) is Const else write_value(loss.weight)
+    inner = write_value(loss.loss, "loss")
+    simple = isinstance(inner, dict) and "use" in inner and "weight" not in inner and inner["use"] != "Scaled"
+    if simple and "weight" not in parameters_of(type(loss.loss)):
+        return {**inner, "weight": weight}
+    return {"use": "Scaled", "weight": weight, "loss": inner}

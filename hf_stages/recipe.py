@@ -1,0 +1,382 @@
+"""YAML to Recipe objects and back, both ways equal. Every naming error is born here, before a weight is loaded.
+
+model: {path: distilbert-base-uncased, auto_class: AutoModelForSequenceClassification}
+tokenizer: distilbert-base-uncased
+args: {output_dir: out, learning_rate: 5e-5}
+sources:
+  reviews: {path: json, data_files: reviews.jsonl, text: review, label: stars}
+train_dataset: reviews
+stages:
+  - {name: warm, until: 200 steps}
+  - name: main
+    until: 2 epochs
+    loss: [TaskLoss, {use: HiddenMSE, weight: "Linear(1, 0)"}]
+    schedule: Resume
+    gates: [{use: Plateau, patience: 3}]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from types import FunctionType
+from typing import Any, TypeVar, overload
+
+from hf_stages import _yaml
+from hf_stages.naming import FOLDERS, RecipeError, Where, check_arguments, did_you_mean, has_class
+from hf_stages.parts import (
+    arguments_of,
+    build,
+    in_memory,
+    read_loss,
+    read_part,
+    refuse_in_memory,
+    split_use,
+    write_loss,
+    write_value,
+)
+from hf_stages.stage import Recipe, Stage
+
+__all__ = [
+    "RecipeError",
+    "diff",
+    "dump",
+    "from_dict",
+    "load",
+    "loads",
+    "part_from_dict",
+    "part_to_dict",
+    "stage_from_dict",
+    "to_dict",
+]
+
+_LISTS = ("transforms", "monitors", "gates", "exporters")
+_DATASETS = ("train_dataset", "eval_dataset")
+_STAGE_KEYS = [f.name for f in fields(Stage)]
+_RECIPE_KEYS = [f.name for f in fields(Recipe)]
+_Noun = TypeVar("_Noun", Stage, Recipe)
+
+
+def load(path_or_text: str | Path, *, trust_remote_code: bool = False) -> Recipe:
+    """A recipe from a YAML file (its relative paths are taken from the file's folder) or from YAML text of several lines."""
+    if isinstance(path_or_text, str) and "\n" in path_or_text:
+        return loads(path_or_text, trust_remote_code=trust_remote_code)
+    path = Path(path_or_text)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: cannot read the recipe: expected UTF-8 text ({error})") from error
+    recipe = loads(text, trust_remote_code=trust_remote_code, file=str(path))
+    return resolve_paths(recipe, path.resolve().parent)
+
+
+def loads(text: str, *, trust_remote_code: bool = False, file: str = "") -> Recipe:
+    """A recipe from YAML (or JSON) text. No code runs, unless ``trust_remote_code`` allows ``use: module:Class``."""
+    data, marks = _yaml.parse(text, file)
+    return _read_recipe(data, Where(marks=marks, file=file, trusted=trust_remote_code))
+
+
+def dump(recipe: Recipe, path: str | Path | None = None) -> str:
+    """YAML that reads back equal, if the recipe holds named parts only; written to ``path`` too, if one is given."""
+    text = _yaml.render(to_dict(recipe))
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    return text
+
+
+def from_dict(data: Mapping[str, Any], *, trust_remote_code: bool = False) -> Recipe:
+    return _read_recipe(data, Where(trusted=trust_remote_code))
+
+
+def stage_from_dict(data: Mapping[str, Any], *, trust_remote_code: bool = False) -> Stage:
+    return _read_stage(data, Where(trusted=trust_remote_code))
+
+
+def part_from_dict(data: Mapping[str, Any] | str, key: str, *, trust_remote_code: bool = False) -> Any:
+    """One part as it stands under ``key`` (``"transforms"``, ``"loss"`` ...), e.g. to replay a recorded transform.
+
+    >>> part_from_dict({"use": "Above", "metric": "eval_f1", "value": 0.9}, "gates")
+    Above(metric='eval_f1', value=0.9)
+    """
+    where = Where(path=(key,), trusted=trust_remote_code)
+    return read_loss(data, where) if key == "loss" else read_part(data, [FOLDERS[key]], where)
+
+
+def part_to_dict(part: Any, key: str) -> Any:
+    """A part as plain data; ``part_from_dict`` is its inverse."""
+    return write_loss(part) if key == "loss" else write_value(part, key)
+
+
+def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
+    """Relative paths of sources, models and the tokenizer, taken from ``base`` where something stands there."""
+
+    def resolved(value: Any) -> Any:
+        if type(value) is dict:
+            return {name: resolved(item) for name, item in value.items()}
+        return value.resolve(base) if hasattr(value, "resolve") and not isinstance(value, Path) else value
+
+    def noun(thing: _Noun) -> _Noun:
+        keys = [f.name for f in fields(thing) if f.name in (*_DATASETS, "model", "teacher")]
+        return replace(thing, **{key: resolved(getattr(thing, key)) for key in keys})
+
+    stages = tuple(noun(stage) for stage in recipe.stages)
+    tokenizer = recipe.tokenizer
+    if isinstance(tokenizer, str) and (base / tokenizer).exists():
+        tokenizer = str(base / tokenizer)
+    return replace(noun(recipe), stages=stages, sources=resolved(recipe.sources), tokenizer=tokenizer)
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def _read_recipe(data: Any, where: Where) -> Recipe:
+    if not isinstance(data, Mapping):
+        raise where.error(f"expected a mapping with a list of stages, got {_short(data)}")
+    _check_keys(data, _RECIPE_KEYS, "a recipe", where)
+    if "stages" not in data:
+        raise where.error("'stages' is missing: expected a list of stages, each with a name and until")
+    if not isinstance(data["stages"], list | tuple):
+        found = _short(data["stages"])
+        raise (where / "stages").error(f"expected a list of stages (lines that begin with '- '), got {found}")
+    stages = [_read_stage(stage, where / "stages" / i) for i, stage in enumerate(data["stages"])]
+    read = {key: _read_value(key, value, where / key) for key, value in data.items() if key != "stages"}
+    _check_references(data, where)
+    with where.wrap(["stages"]):
+        return Recipe(tuple(stages), **read)
+
+
+def _read_stage(data: Any, where: Where) -> Stage:
+    if not isinstance(data, Mapping):
+        raise where.error(f"expected a stage such as {{name: main, until: 2 epochs}}, got {_short(data)}")
+    _check_keys(data, _STAGE_KEYS, "a stage", where)
+    for key in ("name", "until"):
+        if key not in data:
+            raise where.error(f"{key!r} is missing: a stage needs at least a name and until, e.g. until: 2 epochs")
+    if not isinstance(data["name"], str):
+        raise (where / "name").error(f'expected text, got {data["name"]!r}; write it in quotes: "{data["name"]}"')
+    read = {key: _read_value(key, value, where / key) for key, value in data.items()}
+    with where.wrap(data):
+        return Stage(**read)
+
+
+def _check_keys(data: Mapping[str, Any], known: list[str], what: str, where: Where) -> None:
+    for key in data:
+        if key not in known:
+            raise (where / key).error(f"{what} has no {key!r}; {did_you_mean(key, known)}")
+
+
+def _read_value(key: str, value: Any, where: Where) -> Any:
+    """One key of a stage or of the recipe. The key says what is expected."""
+    if value is None:
+        return {} if key in ("args", "sources") else (() if key in _LISTS else None)
+    if key in _LISTS:
+        if isinstance(value, str) or (isinstance(value, Mapping) and "use" in value):
+            value = [value]
+        if not isinstance(value, list | tuple):
+            raise where.error(f"expected a list of parts, got {_short(value)}")
+        return tuple(read_part(part, [FOLDERS[key]], where / i) for i, part in enumerate(value))
+    if key == "loss":
+        return read_loss(value, where)
+    if key == "schedule":
+        return read_part(value, ["schedules"], where)
+    if key in ("args", "sources"):
+        if not isinstance(value, Mapping):
+            raise where.error(f"expected a mapping, got {_short(value)}")
+        return dict(value) if key == "args" else {k: _read_source(v, where / k) for k, v in value.items()}
+    readers = {"data_collator": _read_collator, "compute_metrics": _read_metrics, "model": _read_model}
+    readers |= {"teacher": _read_model, "train_dataset": _read_dataset, "eval_dataset": _read_eval}
+    if key in readers:
+        return readers[key](value, where)
+    if isinstance(value, Mapping):
+        refuse_in_memory(value, where)
+    if key == "tokenizer" and not isinstance(value, str):
+        raise where.error(f"expected a folder or a name on the Hub, got {_short(value)}")
+    return value
+
+
+def _read_source(value: Any, where: Where) -> Any:
+    if not isinstance(value, Mapping):
+        raise where.error(f"expected {{path: ..., ...}}, got {_short(value)}; a string would be {{path: {value}}}")
+    refuse_in_memory(value, where)
+    if "use" in value:
+        return read_part(value, ["data"], where)
+    from hf_stages.data.source import Source
+
+    return build(Source, value, ["data"], where)
+
+
+def _read_dataset(value: Any, where: Where) -> Any:
+    return value if isinstance(value, str) else _read_source(value, where)
+
+
+def _read_eval(value: Any, where: Where) -> Any:
+    """A dataset, or several by name."""
+    several = isinstance(value, Mapping) and not {"use", "path", "in_memory"} & set(value)
+    if several and all(isinstance(v, str | Mapping) for v in value.values()):
+        return {name: _read_dataset(v, where / name) for name, v in value.items()}
+    return _read_dataset(value, where)
+
+
+def _read_model(value: Any, where: Where) -> Any:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Mapping):
+        raise where.error(f"expected a name, {{path: ...}} or {{config: {{...}}}}, got {_short(value)}")
+    refuse_in_memory(value, where)
+    if "use" in value:
+        return read_part(value, ["teacher", "model_source"], where)
+    from hf_stages.model_source import ModelSource
+
+    # A model's config is HF's own mapping: its lists stay lists.
+    check_arguments(ModelSource, value, where)
+    with where.wrap(value):
+        return ModelSource(**value)
+
+
+def _read_metrics(value: Any, where: Where) -> Any:
+    if isinstance(value, Mapping):
+        return read_part(value, ["metrics"], where)
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise where.error(f"expected a list of metric names such as [accuracy, f1], got {_short(value)}")
+    from hf_stages.metrics import Metrics
+
+    with where.wrap():
+        return Metrics(tuple(names))
+
+
+def _read_collator(value: Any, where: Where) -> Any:
+    use, arguments = split_use(value, where)
+    if ":" in use or has_class(use, ["data"]):
+        return read_part(value, ["data"], where)
+    import transformers
+
+    from hf_stages.data.collator import SUPPLIED, Collator
+
+    known = [name for name in dir(transformers) if "DataCollator" in name or name == "default_data_collator"]
+    if use not in known:
+        raise where.error(f"unknown part {use!r} in hf_stages.data or transformers; {did_you_mean(use, known)}")
+    for key, argument in arguments.items():
+        if isinstance(argument, Mapping):
+            refuse_in_memory(argument, where / key)
+    target = getattr(transformers, use)
+    if not isinstance(target, type):
+        return build(target, arguments, [], where)
+    check_arguments(target, arguments, where, supplied=SUPPLIED)
+    return Collator(use, arguments)
+
+
+def _check_references(data: Mapping[str, Any], where: Where) -> None:
+    """Names of sources and of teacher stages must lead somewhere. Without sources, the trainer may bring its own."""
+    sources = data.get("sources") or {}
+    names = [stage["name"] for stage in data["stages"]]
+    nouns = [(data, where, names), *((s, where / "stages" / i, names[:i]) for i, s in enumerate(data["stages"]))]
+    for noun, place, before in nouns:
+        for at, name in _dataset_names(noun, place):
+            if sources and name not in sources:
+                raise at.error(f"no source is called {name!r}; {did_you_mean(name, sources, there_are='there are')}")
+        teacher = noun.get("teacher")
+        if isinstance(teacher, str) and teacher.startswith("stage:") and teacher[6:] not in before:
+            if teacher[6:] in names:
+                raise (place / "teacher").error(
+                    f"{teacher!r} is not finished by then; a teacher stands before its student"
+                )
+            hint = did_you_mean(teacher[6:], before, there_are="there are")
+            raise (place / "teacher").error(f"no earlier stage is called {teacher[6:]!r}; {hint}")
+
+
+def _dataset_names(noun: Mapping[str, Any], where: Where) -> Iterator[tuple[Where, str]]:
+    for key in _DATASETS:
+        value = noun.get(key)
+        if isinstance(value, str):
+            yield where / key, value
+        elif key == "eval_dataset" and isinstance(value, Mapping) and not {"use", "path", "in_memory"} & set(value):
+            yield from ((where / key / name, v) for name, v in value.items() if isinstance(v, str))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a mapping of {', '.join(map(str, value))}" if value else "an empty mapping"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return "nothing" if value is None else repr(value)
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+@overload
+def to_dict(noun: Recipe) -> dict[str, Any]: ...
+@overload
+def to_dict(noun: Stage) -> dict[str, Any]: ...
+def to_dict(noun: Recipe | Stage) -> dict[str, Any]:
+    """Plain data (JSON's types) of a recipe or of one stage; what equals its default is left out.
+
+    >>> from hf_stages.schedules import Resume
+    >>> to_dict(Stage("main", "2 epochs", schedule=Resume()))
+    {'name': 'main', 'until': '2 epochs', 'schedule': {'use': 'Resume'}}
+    """
+    written = {key: _write(key, value) for key, value in arguments_of(noun) if key != "stages"}
+    if isinstance(noun, Recipe):
+        written["stages"] = [to_dict(stage) for stage in noun.stages]
+    return written
+
+
+def _write(key: str, value: Any) -> Any:
+    from hf_stages.data.collator import Collator
+    from hf_stages.data.source import Source
+    from hf_stages.model_source import ModelSource
+
+    if isinstance(value, Source | ModelSource):
+        return {name: write_value(argument, name) for name, argument in arguments_of(value)}
+    if isinstance(value, Collator):
+        return {"use": value.use, **{name: write_value(argument) for name, argument in value.args.items()}}
+    if key in ("sources", "eval_dataset") and type(value) is dict:
+        return {name: _write("train_dataset", source) for name, source in value.items()}
+    if key == "loss":
+        return write_loss(value)
+    if key == "parents" and len(value) == 1:
+        return value[0]
+    if key == "compute_metrics" and type(value).__module__ == "hf_stages.metrics.metrics":
+        written = write_value(value, key)
+        return written["names"] if set(written) == {"use", "names"} else written
+    if key == "data_collator" and isinstance(value, FunctionType) and value.__module__.startswith("transformers."):
+        return value.__name__
+    if key in (*_DATASETS, "tokenizer") and isinstance(value, list | tuple | Mapping):
+        return in_memory(value)
+    return write_value(value, key)
+
+
+# ---- comparing ------------------------------------------------------------------------------------------------------
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two results of ``to_dict``, one readable line each.
+
+    >>> diff({"name": "code", "until": "9 steps"}, {"name": "code", "until": "8 steps"})
+    ['stages.code.until: 9 steps -> 8 steps']
+    """
+    name = old.get("name")
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    prefix = f"stages.{name}." if name is not None and "until" in old else ""
+    lines = []
+    for path in dict.fromkeys([*before, *after]):
+        was, now = before.get(path, "(left out)"), after.get(path, "(left out)")
+        if was != now:
+            lines.append(f"{prefix}{path}: {was} -> {now}")
+    return lines
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value:
+        for index, item in enumerate(value):
+            named = isinstance(item, Mapping) and "name" in item
+            yield from _leaves(item, f"{path}.{item['name']}" if named else f"{path}[{index}]")
+    else:
+        yield path, value
