@@ -1,9 +1,14 @@
-"""How a staged run ends when it does not end well."""
+"""How a run ends early on purpose. Both leave a folder that the run can be resumed from."""
+
+from __future__ import annotations
 
 
 class StageStopped(RuntimeError):
-    """An expectation was not met: the run stopped before the next stage, its finished stages whole."""
+    """A gate (``Expect``) ended the run before the next stage.
+
+    The finished stage's folder is kept: look at it, widen or remove the gate, then resume.
+    """
 
 
 class RunInterrupted(RuntimeError):
-    """The run was asked to stop; it saved a checkpoint and can be resumed."""
+    """The run was asked to stop (Ctrl-C, a cluster's SIGTERM); a checkpoint of the last update was written."""
