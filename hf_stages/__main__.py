@@ -1,0 +1,7 @@
+"""``python -m hf_stages`` is ``hf-stages``."""
+
+import sys
+
+from hf_stages.cli import main
+
+sys.exit(main())

@@ -1,0 +1,220 @@
+"""From a recipe to a trainer: tokenizer, datasets and args first, weights last, so that mistakes cost no time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import AutoTokenizer, TrainingArguments, set_seed
+
+from hf_stages.data.collator import Collator
+from hf_stages.data.source import Source
+from hf_stages.model_source import ModelSource
+from hf_stages.naming import did_you_mean
+from hf_stages.plan import Plan
+from hf_stages.reports._text import dataset_label
+from hf_stages.stage import Recipe, Stage
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe whose data is loaded and whose args are checked. No weight is read before ``trainer()``."""
+
+    recipe: Recipe
+    """Sources loaded. Stages keep naming them, so that what a run records stays readable."""
+    args: TrainingArguments
+    tokenizer: Any
+    data: Mapping[str, str]
+    """What each stage's training data is called."""
+    trust_remote_code: bool = False
+
+    def plan(self) -> Plan:
+        """The recipe in absolute numbers; its stages hold their datasets themselves."""
+        from hf_stages.sizes import plan_for, train_dataset_of
+
+        stages = [replace(stage, train_dataset=train_dataset_of(self.recipe, stage)) for stage in self.recipe.stages]
+        return plan_for(replace(self.recipe, stages=stages), self.args)
+
+    def skeleton(self) -> Any:
+        """The initial model on the meta device: its config is read, its weights are not."""
+        return _named("model", self._model().skeleton, trust_remote_code=self.trust_remote_code)
+
+    def fresh_model(self) -> Any:
+        """The initial model's structure with random weights, where the args' device is: for timing."""
+        skeleton = self.skeleton()
+        return type(skeleton)._from_config(skeleton.config, dtype=skeleton.dtype).to(self.args.device)
+
+    def trainer(self) -> Any:
+        """Load the weights and make the ``StagedTrainer``."""
+        from hf_stages.trainer import StagedTrainer
+
+        set_seed(self.args.seed)  # a model from a config alone draws its weights here
+        loaded: dict[str, Any] = {}
+        model = self._load(self._model(), {}, "model")
+        recipe = self.recipe
+        stages = [
+            replace(
+                stage,
+                teacher=self._load(stage.teacher, loaded, f"stage {stage.name!r}: teacher"),
+                data_collator=self._collator(stage.data_collator, model, f"stage {stage.name!r}: "),
+            )
+            for stage in recipe.stages
+        ]
+        return StagedTrainer(
+            model,
+            self.args,
+            recipe=replace(recipe, stages=stages),
+            teacher=self._load(recipe.teacher, loaded, "teacher"),
+            train_dataset=recipe.train_dataset,
+            eval_dataset=recipe.eval_dataset,
+            data_collator=self._collator(recipe.data_collator, model),
+            compute_metrics=recipe.compute_metrics,
+            processing_class=self.tokenizer,
+        )
+
+    def collator(self) -> Any:
+        """The recipe's own collator, without a model; None where Trainer chooses."""
+        return self._collator(self.recipe.data_collator, None)
+
+    def _model(self) -> ModelSource:
+        return _model_source(self.recipe.model)
+
+    def _load(self, source: Any, loaded: dict[str, Any], where: str) -> Any:
+        """Load a model that is given by name; the same name is loaded once. ``stage:<name>`` is the trainer's matter."""
+        if isinstance(source, str) and not source.startswith("stage:"):
+            source = ModelSource(path=source, auto_class=self._model().auto_class)
+        if not isinstance(source, ModelSource):
+            return source
+        key = repr(source)
+        if key not in loaded:
+            loaded[key] = _named(where, source.load, trust_remote_code=self.trust_remote_code)
+        return loaded[key]
+
+    def _collator(self, collator: Any, model: Any, where: str = "") -> Any:
+        if not isinstance(collator, Collator):
+            return collator
+        try:
+            return collator.build(self.tokenizer, model)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}{str(error).removeprefix(where)}") from error
+
+
+def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str | None = None) -> Prepared:
+    """Load what a plan needs: tokenizer, the datasets that are used, TrainingArguments."""
+    args = training_arguments(recipe.args, output_dir=output_dir)
+    _model_source(recipe.model)
+    _check_teachers(recipe)
+    _check_sources(recipe)
+    tokenizer = _tokenizer(recipe, trust_remote_code)
+
+    def load(source: Any, where: str) -> Any:
+        if isinstance(source, Mapping):
+            return {key: load(value, f"{where}.{key}") for key, value in source.items()}
+        if not isinstance(source, Source):
+            return source
+        return _named(where, source.load, tokenizer, trust_remote_code=trust_remote_code)
+
+    used = {name for _, name in _names(recipe)}
+    sources = {n: load(s, f"sources.{n}") if n in used else s for n, s in recipe.sources.items()}
+
+    def with_data(noun: Any, where: str, *, by_name: bool) -> Any:
+        own = {}
+        for key in ("train_dataset", "eval_dataset"):
+            value = getattr(noun, key)
+            own[key] = load(value, f"{where}{key}") if by_name else load(_looked_up(value, sources), f"{where}{key}")
+        return replace(noun, **own)
+
+    loaded = replace(with_data(recipe, "", by_name=False), sources=sources)
+    stages = [with_data(stage, f"stage {stage.name!r}: ", by_name=True) for stage in recipe.stages]
+    data = {stage.name: _data_label(recipe, stage) for stage in recipe.stages}
+    return Prepared(replace(loaded, stages=stages), args, tokenizer, data, trust_remote_code)
+
+
+def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str | None = None) -> Any:
+    """The ``StagedTrainer`` that a recipe of named parts describes."""
+    return prepare(recipe, trust_remote_code=trust_remote_code, output_dir=output_dir).trainer()
+
+
+def training_arguments(given: Mapping[str, Any], *, output_dir: str | None = None) -> TrainingArguments:
+    """TrainingArguments from a recipe's ``args``; an unknown field and a missing ``output_dir`` are errors."""
+    known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    for key in given:
+        if key not in known:
+            near = did_you_mean(key, known)
+            hint = near if near.startswith("did you mean") else "see transformers.TrainingArguments"
+            raise ValueError(f"args: TrainingArguments has no {key!r}; {hint}")
+    values = {**given, **({"output_dir": output_dir} if output_dir is not None else {})}
+    if not values.get("output_dir"):
+        raise ValueError("args: output_dir: missing; write args: {output_dir: out} in the recipe, or give --output-dir")
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(f"args: {error}") from error
+
+
+def _model_source(model: Any) -> ModelSource:
+    if isinstance(model, ModelSource):
+        return model
+    if isinstance(model, str):
+        return ModelSource(path=model)
+    found = "nothing" if model is None else type(model).__name__
+    raise ValueError(
+        f"model: expected {{path: ...}} or {{config: {{...}}}}, got {found}; a recipe's run begins with a model"
+    )
+
+
+def _check_teachers(recipe: Recipe) -> None:
+    names = [stage.name for stage in recipe.stages]
+    nouns: list[tuple[str, Any]] = [("teacher", recipe.teacher)]
+    nouns += [(f"stage {stage.name!r}: teacher", stage.teacher) for stage in recipe.stages]
+    for where, teacher in nouns:
+        if isinstance(teacher, str) and teacher.startswith("stage:") and teacher.removeprefix("stage:") not in names:
+            name = teacher.removeprefix("stage:")
+            raise ValueError(
+                f"{where}: no stage is called {name!r}; {did_you_mean(name, names, there_are='there are')}"
+            )
+
+
+def _names(recipe: Recipe) -> list[tuple[str, str]]:
+    """Every place that names a source, and the name."""
+    found = []
+    for where, noun in [("", recipe), *((f"stage {stage.name!r}: ", stage) for stage in recipe.stages)]:
+        for key in ("train_dataset", "eval_dataset"):
+            value = getattr(noun, key)
+            entries = value.items() if isinstance(value, Mapping) else [("", value)]
+            found += [(f"{where}{key}{k and f'.{k}'}", v) for k, v in entries if isinstance(v, str)]
+    return found
+
+
+def _check_sources(recipe: Recipe) -> None:
+    for where, name in _names(recipe):
+        if name not in recipe.sources:
+            hint = did_you_mean(name, recipe.sources, there_are="there are")
+            raise ValueError(f"{where}: no source is called {name!r}; {hint}")
+
+
+def _looked_up(value: Any, sources: Mapping[str, Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _looked_up(item, sources) for key, item in value.items()}
+    return sources[value] if isinstance(value, str) else value
+
+
+def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> Any:
+    if not isinstance(recipe.tokenizer, str):
+        return recipe.tokenizer
+    return _named("tokenizer", AutoTokenizer.from_pretrained, recipe.tokenizer, trust_remote_code=trust_remote_code)
+
+
+def _data_label(recipe: Recipe, stage: Stage) -> str:
+    dataset = stage.train_dataset if stage.train_dataset is not None else recipe.train_dataset
+    return dataset.path if isinstance(dataset, Source) else dataset_label(dataset)
+
+
+def _named(where: str, load: Any, *args: Any, **options: Any) -> Any:
+    """Call a loader; its error gets the place in the recipe in front."""
+    try:
+        return load(*args, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error

@@ -1,0 +1,189 @@
+"""The ``hf-stages`` command. Nothing heavy is imported before a command needs it: ``--help`` answers at once.
+
+Exit codes: 0 done; 1 failed while running; 2 a bad recipe or command line; 3 a gate (``Expect``) stopped the run before
+the next stage; 130 interrupted by Ctrl-C, 143 by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from hf_stages import __version__
+
+OK, FAILED, BAD, STOPPED, SIGNALLED = 0, 1, 2, 3, 128
+_SIGINT = 2
+
+
+class _Bad(Exception):
+    """A mistake of the user's; its cause says which."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    try:
+        options = _parser().parse_args(argv)
+    except SystemExit as done:  # argparse has said what it had to say
+        return int(done.code or 0)
+    try:
+        return options.command(options)
+    except _Bad as bad:
+        if options.debug:
+            traceback.print_exception(bad.__cause__)
+        print(f"hf-stages: {bad.__cause__}", file=sys.stderr)
+        return BAD
+    except KeyboardInterrupt:
+        print("hf-stages: interrupted", file=sys.stderr)
+        return SIGNALLED + _SIGINT
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hf-stages",
+        description="Staged training inside the Hugging Face Trainer: a run is a declared sequence of stages.",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad recipe or usage, 3 stopped by Expect, 130/143 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"hf-stages {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show tracebacks of bad recipes too")
+    recipe = argparse.ArgumentParser(add_help=False, parents=[shared])
+    recipe.add_argument("recipe", metavar="run.yaml", help="the recipe")
+    recipe.add_argument("--trust-remote-code", action="store_true", help="let code named by the recipe run")
+
+    plan = commands.add_parser("plan", parents=[recipe], help="show what a recipe will do; loads no weights")
+    plan.add_argument("--draw", metavar="PLAN.png", help="draw it as well (png, svg or pdf)")
+    plan.add_argument("--probe", action="store_true", help="time a few updates with random weights to estimate seconds")
+    plan.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    plan.set_defaults(command=_plan)
+
+    run = commands.add_parser("run", parents=[recipe], help="run every stage of a recipe")
+    run.add_argument("--resume", action="store_true", help="go on where the run was cut")
+    run.add_argument("--output-dir", metavar="DIR", help="instead of the recipe's args.output_dir")
+    run.set_defaults(command=_run)
+
+    doctor = commands.add_parser("doctor", parents=[shared], help="what this machine has and what is missing")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from hf_stages.reports.plan_table import plan_dict, plan_table
+
+    try:
+        prepared = _prepare(options, output_dir=None)
+        plan, skeleton = prepared.plan(), prepared.skeleton()
+        shapes = _dry(plan, skeleton)
+    except (ValueError, ImportError) as error:
+        raise _Bad from error
+    seconds = None
+    if options.probe:
+        from hf_stages.probe import probe_seconds
+
+        seconds = probe_seconds(plan, prepared)
+    if options.json:
+        print(json.dumps(plan_dict(plan, shapes, seconds), indent=2))
+    else:
+        print(plan_table(plan, model=skeleton, data=prepared.data, seconds=seconds))
+    if options.draw:
+        from hf_stages.reports.plan_picture import draw_plan
+
+        try:
+            draw_plan(plan, options.draw, data=prepared.data)
+        except (ValueError, ImportError, OSError) as error:  # an unknown suffix, no matplotlib, no such folder
+            raise _Bad from error
+        print(f"drawn: {options.draw}", file=sys.stderr)
+    return OK
+
+
+def _run(options: argparse.Namespace) -> int:
+    from hf_stages.reports.plan_table import plan_table
+
+    try:
+        prepared = _prepare(options, output_dir=options.output_dir)
+        plan, skeleton = prepared.plan(), prepared.skeleton()
+        table = plan_table(plan, model=skeleton, data=prepared.data)
+        _say(table + "\n")
+        trainer = prepared.trainer()
+    except (ValueError, ImportError) as error:
+        raise _Bad from error
+    return _train(options, prepared, trainer)
+
+
+def _train(options: argparse.Namespace, prepared: Any, trainer: Any) -> int:
+    from hf_stages.errors import RunInterrupted, StageStopped
+    from hf_stages.signals import StopOnSignal
+
+    code = OK
+    with StopOnSignal(trainer.request_stop) as stop:
+        try:
+            trainer.train(resume_from_checkpoint=options.resume)
+        except StageStopped as stopped:
+            print(f"hf-stages: {stopped}", file=sys.stderr)
+            code = STOPPED
+        except (RunInterrupted, KeyboardInterrupt) as cut:
+            print(f"hf-stages: {cut or 'interrupted'}", file=sys.stderr)
+            code = SIGNALLED + (stop.received or _SIGINT)
+        except Exception:
+            traceback.print_exc()
+            code = FAILED
+    _say_result(prepared.args.output_dir)
+    if code != OK:
+        _say(f"Resume with: {resume_command(options)}", file=sys.stderr)
+    return code
+
+
+def resume_command(options: argparse.Namespace) -> str:
+    """The command that goes on with this run, ready to paste."""
+    words = ["hf-stages", "run", options.recipe, "--resume"]
+    words += ["--output-dir", options.output_dir] if options.output_dir else []
+    words += ["--trust-remote-code"] if options.trust_remote_code else []
+    return shlex.join(words)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from hf_stages.doctor import examine, render
+
+    found = examine()
+    print(json.dumps(found, indent=2) if options.json else render(found))
+    return OK if found["ok"] else FAILED
+
+
+def _prepare(options: argparse.Namespace, *, output_dir: str | None) -> Any:
+    from hf_stages import recipe as recipes
+    from hf_stages.build import prepare
+
+    recipe = recipes.load(options.recipe, trust_remote_code=options.trust_remote_code)
+    return prepare(recipe, trust_remote_code=options.trust_remote_code, output_dir=output_dir)
+
+
+def _dry(plan: Any, skeleton: Any) -> Any:
+    from hf_stages.dry_run import dry_run
+    from hf_stages.stage import Recipe
+
+    return dry_run(Recipe([planned.stage for planned in plan.stages]), skeleton)
+
+
+def _say_result(out: str) -> None:
+    from hf_stages.reports.result_table import result_table
+
+    try:
+        _say("\n" + result_table(out))
+    except ValueError as error:  # cut before its first word was on disk
+        print(f"hf-stages: no results to show: {error}", file=sys.stderr)
+
+
+def _say(text: str, file: Any = None) -> None:
+    """Print once, not on every rank."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=file, flush=True)

@@ -1,0 +1,88 @@
+"""Every stage's model in shape alone: transforms replayed on the meta device, where weights cost nothing."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hf_stages.data._random import undisturbed
+from hf_stages.stage import Recipe, Stage, parents_of
+
+_ADAM_BYTES = 8  # two fp32 moments
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """What a stage trains, in numbers. Tied weights count once."""
+
+    params: int
+    trainable: int
+    non_embedding: int
+    """Parameters that take part in a multiplication: all but tables that are only looked up (a tied head counts)."""
+    bytes: int
+    """A checkpoint: weights in their dtype, and two fp32 moments per trainable parameter."""
+
+
+def dry_run(recipe: Recipe, skeleton: nn.Module) -> dict[str, StageShape]:
+    """Apply each stage's transforms to a copy of its parent's skeleton; a transform that refuses is named.
+
+    ``skeleton`` lies on the meta device and is left as it is. A stage is left out where a transform computes with
+    values, which a skeleton does not have; so are the stages that start from it.
+
+    >>> with torch.device("meta"):
+    ...     skeleton = nn.Linear(4, 2)
+    >>> dry_run(Recipe([Stage("a", "1 steps")]), skeleton)["a"]
+    StageShape(params=10, trainable=10, non_embedding=10, bytes=120)
+    """
+    return {name: shape_of(model) for name, model in dry_models(recipe, skeleton).items()}
+
+
+def dry_models(recipe: Recipe, skeleton: nn.Module) -> dict[str, Any]:
+    """Each stage's transformed skeleton, by name."""
+    parents = parents_of(recipe.stages)
+    models: dict[str, Any] = {}
+    for stage in recipe.stages:
+        parent = parents[stage.name]
+        if parent is not None and parent not in models:
+            continue
+        model = _transformed(copy.deepcopy(models[parent] if parent is not None else skeleton), stage)
+        if model is not None:
+            models[stage.name] = model
+    return models
+
+
+def shape_of(model: nn.Module) -> StageShape:
+    """Count a model's parameters, on any device."""
+    parameters = list(model.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    looked_up, multiplied = set(), set()
+    for module in model.modules():
+        own = {id(p) for p in module.parameters(recurse=False)}
+        (looked_up if isinstance(module, nn.Embedding) else multiplied).update(own)
+    trainable = sum(p.numel() for p in trained)
+    return StageShape(
+        params=sum(p.numel() for p in parameters),
+        trainable=trainable,
+        non_embedding=sum(p.numel() for p in parameters if id(p) not in looked_up - multiplied),
+        bytes=sum(p.numel() * p.element_size() for p in parameters) + _ADAM_BYTES * trainable,
+    )
+
+
+def _transformed(model: Any, stage: Stage) -> Any:
+    for index, transform in enumerate(stage.transforms):
+        try:
+            with undisturbed():
+                model = transform(model)
+        except (ValueError, TypeError, ImportError, AttributeError, KeyError) as error:
+            name = type(transform).__name__
+            text = str(error).removeprefix(f"{name}: ")
+            kind = type(error) if type(error) in (ValueError, ImportError) else ValueError
+            raise kind(f"stage {stage.name!r}: transforms[{index}] {name}: {text}") from error
+        except (NotImplementedError, RuntimeError) as error:
+            if "meta" not in str(error):
+                raise
+            return None
+    return model

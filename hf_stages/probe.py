@@ -1,0 +1,91 @@
+"""A few updates of each stage with random weights, timed: how long will the run take?"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from hf_stages.data._random import undisturbed
+from hf_stages.plan import Plan, PlannedStage
+from hf_stages.stage import parents_of
+
+_WARM, _TIMED = 1, 3
+
+
+def probe_seconds(plan: Plan, prepared: Any) -> dict[str, float]:
+    """Estimated seconds of each stage: forward, backward and AdamW on its own batches. Equal stages are timed once.
+
+    Losses other than the model's own, teachers and evaluation are not in it, so it is a lower estimate.
+    """
+    parents = parents_of([planned.stage for planned in plan.stages])
+    seconds: dict[str, float] = {}
+    known: dict[Any, float] = {}
+    for planned in plan.stages:
+        chain = _chain(plan, planned, parents)
+        key = (repr(chain), id(planned.stage.train_dataset), planned.size.batch, planned.size.accumulation)
+        if key not in known:
+            with undisturbed():
+                known[key] = _seconds_per_update(planned, chain, prepared)
+        seconds[planned.name] = known[key] * planned.steps
+    return seconds
+
+
+def _chain(plan: Plan, planned: PlannedStage, parents: Mapping[str, str | None]) -> list[Any]:
+    """Every transform from the initial model up to this stage."""
+    parent = parents[planned.name]
+    before = _chain(plan, plan[parent], parents) if parent is not None else []
+    return [*before, *planned.stage.transforms]
+
+
+def _seconds_per_update(planned: PlannedStage, chain: list[Any], prepared: Any) -> float:
+    model = prepared.fresh_model()
+    for transform in chain:
+        model = transform(model)
+    with tempfile.TemporaryDirectory() as folder:
+        args = copy.copy(prepared.args)
+        args.output_dir, args.report_to = folder, []
+        args.per_device_train_batch_size = planned.size.batch
+        own = prepared.collator() if planned.stage.data_collator is None else planned.stage.data_collator
+        collator = own.build(prepared.tokenizer, model) if hasattr(own, "build") else own
+        trainer = Trainer(
+            model,
+            args,
+            train_dataset=planned.stage.train_dataset,
+            data_collator=collator,
+            processing_class=prepared.tokenizer,
+        )
+        return _time_updates(trainer, planned.size.accumulation)
+
+
+def _time_updates(trainer: Trainer, accumulation: int) -> float:
+    model = trainer.accelerator.prepare(trainer.model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    batches = list(itertools.islice(trainer.get_train_dataloader(), _WARM + _TIMED))
+    backward, steps = [], []
+    for batch in batches:
+        start = _clock()
+        trainer.training_step(model, batch)
+        middle = _clock()
+        optimizer.step()
+        optimizer.zero_grad()
+        backward.append(middle - start)
+        steps.append(_clock() - middle)
+    skip = _WARM if len(batches) > _WARM else 0
+    return accumulation * _mean(backward[skip:]) + _mean(steps[skip:])
+
+
+def _clock() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

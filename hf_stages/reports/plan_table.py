@@ -1,0 +1,208 @@
+"""The plan as text: what every stage will do, before anything is done."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hf_stages.dry_run import StageShape, dry_run
+from hf_stages.plan import Plan, PlannedStage
+from hf_stages.reports._text import count, duration, part, parts, rate, size
+from hf_stages.stage import Recipe
+
+_HEADS = ("stage", "steps", "tokens", "epochs", "LR", "params", "trained", "FLOPs", "on disk", "time")
+
+
+def plan_table(
+    plan: Plan,
+    *,
+    model: Any = None,
+    data: Mapping[str, str] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    width: int = 100,
+) -> str:
+    """A row of numbers per stage and, indented below it, what it is made of.
+
+    ``model`` is a skeleton on the meta device: with it, transforms are replayed (see ``hf_stages.dry_run``) and
+    parameters, FLOPs and bytes are known. ``data`` gives each stage's data a name, ``seconds`` are a probe's estimates.
+    """
+    shapes = dry_run(Recipe([planned.stage for planned in plan.stages]), model) if model is not None else {}
+    rows = [_row(planned, plan, shapes, seconds) for planned in plan.stages]
+    total = _total(plan, shapes, seconds)
+    shown = [i for i in range(len(_HEADS)) if i == 0 or any(row[i] != "-" for row in rows)]
+    table = [[row[i] for i in shown] for row in (_HEADS, *rows, total)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(shown))]
+    widths[0] = max(min(widths[0], width - sum(widths[1:]) - 2 * (len(widths) - 1)), 8)
+    head, *body, last = [_lines(row, widths) for row in table]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [*head, rule]
+    for row, planned in zip(body, plan.stages, strict=True):
+        lines += [*row, *_details(planned, plan, (data or {}).get(planned.name), width)]
+    lines += [rule, *last, *_notes(plan, shapes, seconds, width)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def plan_dict(
+    plan: Plan, shapes: Mapping[str, StageShape], seconds: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """The same numbers for programs."""
+    stages = []
+    for planned in plan.stages:
+        shape = shapes.get(planned.name)
+        stages.append(
+            {
+                "index": planned.index,
+                "name": planned.name,
+                "folder": planned.folder,
+                "parent": planned.parent,
+                "first_step": planned.first_step,
+                "steps": planned.steps,
+                "exact": planned.exact,
+                "tokens": planned.tokens,
+                "epochs": epochs_of(planned),
+                "lr": {"in": planned.lr_in, "peak": peak_lr(plan, planned), "out": planned.lr_out},
+                "params": shape and shape.params,
+                "trainable": shape and shape.trainable,
+                "flops_estimate": flops_of(planned, shapes),
+                "checkpoint_bytes": shape and shape.bytes,
+                "seconds_estimate": (seconds or {}).get(planned.name),
+            }
+        )
+    return {"schema": 1, "total_steps": plan.total_steps, "stages": stages}
+
+
+def epochs_of(planned: PlannedStage) -> float | None:
+    """How often a stage reads its data; None for a stream."""
+    each = planned.size.updates_per_epoch
+    return planned.steps / each if each else None
+
+
+def peak_lr(plan: Plan, planned: PlannedStage) -> float:
+    """The highest planned learning rate of a stage, which may lie between its ends."""
+    span = plan.spans[planned.span_root]
+    places = [planned.s0 + (planned.s1 - planned.s0) * k / 400 for k in range(401)]
+    places += [span.warmup] if planned.s0 <= span.warmup <= planned.s1 else []
+    return max(span.lr(s) for s in places)
+
+
+def flops_of(planned: PlannedStage, shapes: Mapping[str, StageShape]) -> float | None:
+    """An estimate (arXiv 2001.08361): 2 FLOPs per token and weight forward, 2 back through it, 2 for its gradient.
+
+    So 6 where all is trained, about 4 under LoRA; attention scores, and a teacher given as a model, are not counted.
+    """
+    shape, tokens = shapes.get(planned.name), planned.tokens
+    if shape is None or tokens is None:
+        return None
+    flops = tokens * (4 * shape.non_embedding + 2 * min(shape.trainable, shape.non_embedding))
+    teacher = planned.stage.teacher
+    if isinstance(teacher, str) and (other := shapes.get(teacher.removeprefix("stage:"))):
+        flops += tokens * 2 * other.non_embedding
+    return flops
+
+
+def _row(
+    planned: PlannedStage, plan: Plan, shapes: Mapping[str, StageShape], seconds: Mapping[str, float] | None
+) -> list[str]:
+    shape, epochs = shapes.get(planned.name), epochs_of(planned)
+    return [
+        f"{planned.index} {planned.name}",
+        count(planned.steps, exact=planned.exact),
+        count(planned.tokens, exact=not planned.exact),
+        "-" if epochs is None else f"{'' if planned.exact else '~'}{epochs:.3g}",
+        _rates(plan, planned),
+        count(shape and shape.params),
+        count(shape and shape.trainable),
+        count(flops_of(planned, shapes)),
+        size(shape and shape.bytes),
+        duration((seconds or {}).get(planned.name)),
+    ]
+
+
+def _rates(plan: Plan, planned: PlannedStage) -> str:
+    edges = [rate(planned.lr_in), rate(peak_lr(plan, planned)), rate(planned.lr_out)]
+    return " -> ".join(text for i, text in enumerate(edges) if i == 0 or text != edges[i - 1])
+
+
+def _total(plan: Plan, shapes: Mapping[str, StageShape], seconds: Mapping[str, float] | None) -> list[str]:
+    exact = all(planned.exact for planned in plan.stages)
+    tokens = [planned.tokens for planned in plan.stages]
+    flops = [flops_of(planned, shapes) for planned in plan.stages]
+    known = [shapes[planned.name].bytes for planned in plan.stages if planned.name in shapes]
+    times = [(seconds or {}).get(planned.name) for planned in plan.stages]
+    return [
+        "total",
+        count(plan.total_steps, exact=exact),
+        count(_sum(tokens), exact=False),
+        *[""] * 4,
+        count(_sum(flops)),
+        size(_sum(known) if len(known) == len(plan.stages) else None),
+        duration(_sum(times)),
+    ]
+
+
+def _sum(values: list[Any]) -> float | None:
+    return None if None in values else sum(values)
+
+
+def _lines(row: list[str], widths: list[int]) -> list[str]:
+    """One line, or two where the name leaves no room for the numbers."""
+    cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+    if len(row[0]) <= widths[0]:
+        return ["  ".join([row[0].ljust(widths[0]), *cells])]
+    return [row[0], "  ".join([" " * widths[0], *cells])]
+
+
+def _details(planned: PlannedStage, plan: Plan, data: str | None, width: int) -> Iterator[str]:
+    stage, sized = planned.stage, planned.size
+    before = plan.stages[planned.index - 2].name if planned.index > 1 else None
+    if planned.parent != before:
+        yield from _detail("from", planned.parent or "the initial model", width)
+    yield from _detail("data", _data(sized, data), width)
+    yield from _detail("loss", part(stage.loss) if stage.loss is not None else "the model's own", width)
+    if stage.teacher is not None:
+        teacher = stage.teacher.removeprefix("stage:") if isinstance(stage.teacher, str) else None
+        yield from _detail("teacher", f"stage {teacher}" if teacher else part(stage.teacher), width)
+    for label, values in (("becomes", stage.transforms), ("gates", stage.gates), ("exports", stage.exporters)):
+        if values:
+            yield from _detail(label, parts(values), width)
+    if stage.schedule is not None:
+        yield from _detail("schedule", part(stage.schedule), width)
+
+
+def _data(sized: Any, label: str | None) -> str:
+    amount = "a stream" if sized.examples is None else f"{sized.examples:,} examples"
+    batch = f"{sized.global_batch} per update"
+    factors = [("batch", sized.batch), ("accumulated", sized.accumulation), ("ranks", sized.world)]
+    if sized.accumulation * sized.world > 1:
+        batch += " = " + " x ".join(f"{n} {word}" for word, n in factors if n > 1 or word == "batch")
+    return ", ".join(text for text in (label, amount, batch) if text)
+
+
+def _detail(label: str, text: str, width: int) -> list[str]:
+    lead = f"    {label:<9}"
+    hang = " " * len(lead)
+    return textwrap.wrap(text, width, initial_indent=lead, subsequent_indent=hang, max_lines=3, placeholder=" ...")
+
+
+def _notes(
+    plan: Plan, shapes: Mapping[str, StageShape], seconds: Mapping[str, float] | None, width: int
+) -> Iterator[str]:
+    notes = []
+    if any(not planned.exact for planned in plan.stages):
+        notes.append("~ is an estimate: a cap in tokens is counted while training.")
+    if shapes and any(flops_of(planned, shapes) is not None for planned in plan.stages):
+        notes.append("FLOPs are an estimate (6 per token and trained weight, 4 where it is frozen).")
+        if any(p.stage.teacher is not None and not isinstance(p.stage.teacher, str) for p in plan.stages):
+            notes.append("A teacher's FLOPs are not in them.")
+    if shapes:
+        notes.append("On disk: weights and two fp32 moments per trained one.")
+    if shapes and len(shapes) < len(plan.stages):
+        missing = ", ".join(planned.name for planned in plan.stages if planned.name not in shapes)
+        notes.append(f"No parameter counts for {missing}: a transform there reads weights, which are not loaded yet.")
+    if seconds:
+        notes.append(
+            "Time is an estimate from a few steps with random weights, without losses' teachers and evaluation."
+        )
+    for note in notes:
+        yield from textwrap.wrap(note, width)

@@ -1,0 +1,69 @@
+"""A run's folder as text: what every stage did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_stages.checkpoint import RUN_FILE, STAGE_FILE, read_json
+from hf_stages.reports._text import count, duration
+
+_HEADS = ("stage", "steps", "tokens", "time", "ended by", "before -> after", "folder")
+_SHOWN_METRICS = 2
+_QUIET = ("_runtime", "_per_second", "_time")
+
+
+def result_table(out: str | Path) -> str:
+    """Stage by stage from ``run.json`` and each ``stage.json``; stages that did not finish say so."""
+    out = Path(out)
+    manifest = read_json(out / RUN_FILE, "a run's folder")
+    rows = []
+    for number, (name, entry) in enumerate(manifest["stages"].items(), start=1):
+        folder = out / entry["folder"]
+        if entry["status"] == "done" and (folder / STAGE_FILE).is_file():
+            rows.append(_row(number, name, folder, read_json(folder / STAGE_FILE, "a stage folder")))
+        else:
+            rows.append([f"{number} {name}", "-", "-", "-", entry["status"], "", ""])
+    widths = [max(len(row[column]) for row in (_HEADS, *rows)) for column in range(len(_HEADS))]
+    lines = [_line(_HEADS, widths), "-" * (sum(widths) + 2 * (len(widths) - 1)), *(_line(row, widths) for row in rows)]
+    return "\n".join([*lines, f"The run is {manifest['status']}."])
+
+
+def _row(number: int, name: str, folder: Path, stage: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{number} {name}",
+        count(stage.get("steps")),
+        count(stage.get("tokens") or None),
+        duration(stage.get("seconds")),
+        str(stage.get("ended_by") or "-"),
+        _change(stage),
+        str(folder),
+    ]
+
+
+def _change(stage: Mapping[str, Any]) -> str:
+    """Metrics at the stage's first step and at its end, the loss last unless it is all there is."""
+    boundary = stage.get("boundary") or {}
+    before = _bare(boundary.get("after") or boundary.get("before") or {})
+    after = _bare(stage.get("metrics") or {})
+    names = [name for name in after if not name.endswith(_QUIET) and name not in ("epoch", "step", "stage")]
+    names.sort(key=lambda name: name == "loss" or name.endswith("_loss"))
+    pieces = []
+    for name in names[:_SHOWN_METRICS]:
+        start = f"{before[name]:.4g} -> " if name in before else ""
+        pieces.append(f"{name} {start}{after[name]:.4g}")
+    return ", ".join(pieces) or "-"
+
+
+def _bare(metrics: Mapping[str, Any]) -> dict[str, float]:
+    numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+    return {key.removeprefix("eval_").removeprefix("after_"): value for key, value in numbers.items()}
+
+
+def _line(row: Any, widths: list[int]) -> str:
+    right = {1, 2, 3}
+    cells = [
+        text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
