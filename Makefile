@@ -13,6 +13,8 @@ endif
 
 # The tree at hand is what runs, also where $(PY) has another hf_stages installed.
 export PYTHONPATH := $(CURDIR)
+# OpenMP threads that spin while they wait make a small model's step tens of times slower on busy cores.
+demo test test-all check: export OMP_WAIT_POLICY = PASSIVE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
