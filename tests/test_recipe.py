@@ -10,7 +10,6 @@ import datasets
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from strategies import recipes
 from transformers import DataCollatorWithPadding, LlamaConfig, LlamaForCausalLM, default_data_collator
 
 import hf_stages
@@ -37,6 +36,7 @@ from hf_stages.recipe import (
     to_dict,
 )
 from hf_stages.schedules import Resume, Rewarm
+from tests.strategies import recipes
 
 YAML = """\
 model: {config: {model_type: llama, hidden_size: 64}}
@@ -339,7 +339,7 @@ def test_custom_parts_need_trust_and_then_read_back():
     loss = 0.5 * OwnLoss((1, 2), {0: 3}, [1], 2.0, Sum((TaskLoss(), TaskLoss())))
     recipe = Recipe([Stage("a", "1 steps", loss=loss, compute_metrics=own_metric)])
     text = dump(recipe)
-    assert "test_recipe:OwnLoss" in text
+    assert "tests.test_recipe:OwnLoss" in text
     assert json.loads(json.dumps(to_dict(recipe))) == to_dict(recipe)
     assert loads(text, trust_remote_code=True) == recipe
     with pytest.raises(RecipeError, match="names code outside hf_stages"):
@@ -353,7 +353,7 @@ def test_custom_parts_need_trust_and_then_read_back():
         ("json:nothing", "cannot import 'json:nothing'"),
         ("json:__name__", "expected a class or a function"),
         ("a/b:C", "expected 'package.module:Class'"),
-        ("test_recipe:own_metric", "is a function: it stands for itself"),
+        ("tests.test_recipe:own_metric", "is a function: it stands for itself"),
     ],
 )
 def test_custom_parts_that_are_none(use, message):
@@ -419,7 +419,7 @@ def test_fingerprints_tell_apart():
     assert len({fingerprint(value) for value in different}) == len(different)
     assert fingerprint(tiny()) == fingerprint(tiny())
     assert fingerprint(object()) == fingerprint(object())
-    assert fingerprint(tiny) == "test_recipe.tiny"
+    assert fingerprint(tiny) == "tests.test_recipe.tiny"
 
 
 LIGHT = """

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import EvalPrediction
 
-from hf_stages.metrics import Metrics, metrics_by_name
+from hf_stages.metrics import Metrics
 
 rng = np.random.default_rng(0)
 LABELS = rng.integers(0, 2, 50)
@@ -12,7 +12,7 @@ LOGITS = rng.normal(size=(50, 2)) + 2 * np.eye(2)[LABELS]
 
 
 def judge(names, logits, labels, **options):
-    return metrics_by_name(names, **options)(EvalPrediction(predictions=logits, label_ids=labels))
+    return Metrics(names, **options)(EvalPrediction(predictions=logits, label_ids=labels))
 
 
 def test_binary_against_counts():
@@ -77,7 +77,7 @@ def test_regression_needs_one_prediction_per_label():
 
 
 def test_metrics_are_values():
-    assert metrics_by_name(["accuracy"]) == Metrics(["accuracy"]) == Metrics("accuracy")
+    assert Metrics(["accuracy"]) == Metrics(["accuracy"]) == Metrics("accuracy")
     with pytest.raises(ValueError, match="stands twice"):
         Metrics(("f1", "f1"))
     with pytest.raises(ValueError, match="expected names of metrics"):
