@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_stages"
 
-NOUNS = "stage duration curves ledger errors"
-READERS = "recipe parts model_source naming dry_run _yaml"  # they find parts by name
+NOUNS = "stage duration curves ledger errors fingerprint"
+READERS = "recipe parts model_source naming dry_run _yaml _hints"  # they find parts by name
 PLANS = "plan sizes stage_args checkpoint manifest moments"
 WORK = (
     "blueprint capture objective teacher flow transition stage_run stage_folder checkpointing loading progress signals "

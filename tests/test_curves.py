@@ -3,10 +3,10 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import curves
 
 from hf_stages.curves import WSD, Const, Cosine, Curve, Join, Linear, Step, as_curve
 from hf_stages.recipe import part_from_dict, part_to_dict
+from tests.strategies import curves
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from strategies import recipes
+from hypothesis import HealthCheck, example, given, settings
 from transformers import DataCollatorWithPadding, LlamaConfig, LlamaForCausalLM, default_data_collator
 
 import hf_stages
@@ -37,6 +36,7 @@ from hf_stages.recipe import (
     to_dict,
 )
 from hf_stages.schedules import Resume, Rewarm
+from tests.strategies import recipes
 
 YAML = """\
 model: {config: {model_type: llama, hidden_size: 64}}
@@ -86,6 +86,7 @@ def test_a_recipe_in_yaml_is_the_same_in_python():
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(recipes())
+@example(Recipe([Stage("a", "1 steps", args={"\x85": "a\u2028b\u2029"})]))
 def test_every_recipe_reads_back(recipe):
     plain = to_dict(recipe)
     assert json.loads(json.dumps(plain)) == plain
@@ -339,7 +340,7 @@ def test_custom_parts_need_trust_and_then_read_back():
     loss = 0.5 * OwnLoss((1, 2), {0: 3}, [1], 2.0, Sum((TaskLoss(), TaskLoss())))
     recipe = Recipe([Stage("a", "1 steps", loss=loss, compute_metrics=own_metric)])
     text = dump(recipe)
-    assert "test_recipe:OwnLoss" in text
+    assert f"{__name__}:OwnLoss" in text
     assert json.loads(json.dumps(to_dict(recipe))) == to_dict(recipe)
     assert loads(text, trust_remote_code=True) == recipe
     with pytest.raises(RecipeError, match="names code outside hf_stages"):
@@ -353,7 +354,7 @@ def test_custom_parts_need_trust_and_then_read_back():
         ("json:nothing", "cannot import 'json:nothing'"),
         ("json:__name__", "expected a class or a function"),
         ("a/b:C", "expected 'package.module:Class'"),
-        ("test_recipe:own_metric", "is a function: it stands for itself"),
+        (f"{__name__}:own_metric", "is a function: it stands for itself"),
     ],
 )
 def test_custom_parts_that_are_none(use, message):
@@ -419,7 +420,7 @@ def test_fingerprints_tell_apart():
     assert len({fingerprint(value) for value in different}) == len(different)
     assert fingerprint(tiny()) == fingerprint(tiny())
     assert fingerprint(object()) == fingerprint(object())
-    assert fingerprint(tiny) == "test_recipe.tiny"
+    assert fingerprint(tiny) == f"{__name__}.tiny"
 
 
 LIGHT = """
