@@ -104,6 +104,7 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode):
             value: Any = [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
         else:
+            assert isinstance(node, yaml.MappingNode)
             value = self._mapping(node, path)
         self.open.discard(id(node))
         return value

@@ -58,7 +58,8 @@ def shape_of(model: nn.Module) -> StageShape:
     """Count a model's parameters, on any device."""
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
-    looked_up, multiplied = set(), set()
+    looked_up: set[int] = set()
+    multiplied: set[int] = set()
     for module in model.modules():
         own = {id(p) for p in module.parameters(recurse=False)}
         (looked_up if isinstance(module, nn.Embedding) else multiplied).update(own)

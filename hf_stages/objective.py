@@ -150,7 +150,8 @@ class Objective:
 
 def _tokens(batch: Mapping[str, Any]) -> Any:
     """Tokens that are not padding; zero where a batch has none (images)."""
-    if torch.is_tensor(mask := batch.get("attention_mask")) and mask.dim() == 2:
+    mask: Any = batch.get("attention_mask")
+    if torch.is_tensor(mask) and mask.dim() == 2:
         return mask.sum()
-    ids = batch.get("input_ids")
+    ids: Any = batch.get("input_ids")
     return ids.numel() if torch.is_tensor(ids) else 0

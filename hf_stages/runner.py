@@ -207,7 +207,7 @@ class Runner:
                 folder = self.out / self.plan[planned.parent].folder
                 if (problem := broken(folder)) is not None:
                     raise ValueError(f"{folder}: {problem}; move it away and resume to train that stage again")
-                model = replay(model, self._transforms_up_to(planned.parent))
+                model = replay(model, self.transforms_up_to(planned.parent))
                 load_weights(model, folder)
                 self.moments = moments_file.load(folder / "training_state")
             elif fresh is None:
@@ -219,7 +219,7 @@ class Runner:
         gc.collect()
         return change
 
-    def _transforms_up_to(self, name: str) -> list[Any]:
+    def transforms_up_to(self, name: str) -> list[Any]:
         chain: list[Any] = []
         current: str | None = name
         while current is not None:
@@ -261,7 +261,7 @@ class Runner:
             return None
         if isinstance(teacher, str):
             name = teacher.removeprefix("stage:")
-            model = replay(self.trainer.blueprint.build(), self._transforms_up_to(name))
+            model = replay(self.trainer.blueprint.build(), self.transforms_up_to(name))
             load_weights(model, self.out / self.plan[name].folder)
             teacher = model
         return Teacher(teacher, self.args.device)

@@ -29,11 +29,9 @@ from hf_stages.progress import StageProgress
 from hf_stages.runner import Runner
 from hf_stages.sizes import plan_for
 from hf_stages.stage import Recipe, Stage
-from hf_stages.stage_run import StageRun
-
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
-_Base = Trainer if TYPE_CHECKING else object
+_Base: Any = Trainer if TYPE_CHECKING else object
 
 
 class StagedMixin(_Base):
@@ -42,11 +40,13 @@ class StagedMixin(_Base):
     Without ``stages`` nothing is changed: it is that trainer, bit for bit.
     """
 
-    recipe: Recipe | None = None
+    recipe: Any = None
+    """The run as declared; None without stages."""
     teacher: Any = None
     stage_teacher: Any = None
-    _stage: StageRun | None = None
-    _runner: Runner | None = None
+    _stage: Any = None
+    """The StageRun in progress."""
+    _runner: Any = None
     _in_update = False
 
     def __init__(
@@ -80,7 +80,7 @@ class StagedMixin(_Base):
         self.model_init = None  # it has made the model; made again for each stage, it would undo the stages
         self.blueprint = Blueprint(self.model)
         self._fresh = True
-        self.callback_handler = OneRun.around(self.callback_handler)
+        self.callback_handler: Any = OneRun.around(self.callback_handler)
         for callback in [c for c in self.callback_handler.callbacks if type(c) is ProgressCallback]:
             place = self.callback_handler.callbacks.index(callback)
             self.callback_handler.callbacks[place] = StageProgress()
