@@ -46,6 +46,11 @@ class Objective:
         self.t = 0.0
         self.needs_task_loss = any("loss" in term.loss.needs for term in self.terms)
 
+    def reads_outputs(self, batch: Mapping[str, Any]) -> bool:
+        """Whether more than the model's own loss is needed: another term, or a graph for a batch without targets."""
+        lone = len(self.terms) == 1 and self.terms[0].loss.needs == {"loss"} and not self.terms[0].loss.uses_teacher
+        return not lone or int(self.terms[0].loss.items(batch)) == 0
+
     def open_update(self, batches: Sequence[Mapping[str, Any]], t: float, extras: Sequence[float]) -> torch.Tensor:
         """Count items over the update; ``extras`` ride along in the same all-reduce. Returns [tokens, *extras], summed."""
         counts: list[Any] = [sum(term.loss.items(batch) for batch in batches) for term in self.terms]

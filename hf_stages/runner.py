@@ -101,6 +101,7 @@ class Runner:
         trainer, handler = self.trainer, self.trainer.callback_handler
         parent = self._parent(planned)
         trainer.args = args = stage_args(self.own["args"], planned.stage)
+        trainer._train_batch_size = args.train_batch_size  # Trainer reads it once, when it is made
         self._use_data(planned)
         change = self._change_model(planned)
         if state is None:
@@ -339,6 +340,7 @@ class Runner:
         for name, value in self.own.items():
             setattr(trainer, name, value)
         trainer._stage = handler.stage = trainer.stage_teacher = None
+        trainer._train_batch_size = trainer.args.train_batch_size
         trainer.__dict__.pop("loss_is_scaled_for_ga", None)
 
     def _output(self, outputs: list[TrainOutput]) -> TrainOutput:

@@ -246,7 +246,10 @@ class StagedMixin(_Base):
         objective, batch = self._stage.objective, dict(inputs)
         if objective.needs_task_loss:
             # Without a count of items, every trainer reports the mean over the micro-batch; TaskLoss takes it from there.
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=None)
+            # Outputs are asked for only where a term reads them: for TRL's fused heads they cost a second forward.
+            wanted = return_outputs or objective.reads_outputs(batch)
+            found = super().compute_loss(model, inputs, return_outputs=wanted, num_items_in_batch=None)
+            loss, outputs = found if wanted else (found, None)
         else:
             loss, outputs = None, model(**{key: v for key, v in inputs.items() if key not in self.label_names})
         teacher = self.stage_teacher(batch) if self.stage_teacher is not None else None
