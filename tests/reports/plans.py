@@ -1,0 +1,36 @@
+"""Plans and skeletons that several tests use."""
+
+from __future__ import annotations
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_stages import Recipe, Stage
+from hf_stages.plan import Plan, Size, make_plan
+from hf_stages.schedules import Resume
+from hf_stages.schedules._span import Defaults
+
+
+def llama_config(**changes) -> LlamaConfig:
+    sizes = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
+    return LlamaConfig(**{**sizes, "num_attention_heads": 2, "num_key_value_heads": 2, **changes})
+
+
+def skeleton(**changes) -> LlamaForCausalLM:
+    with torch.device("meta"):
+        return LlamaForCausalLM(llama_config(**changes))
+
+
+def plan_of(*stages: Stage, tokens: float | None = 10, examples: int | None = 100) -> Plan:
+    sizes = {stage.name: Size(examples, batch=2, tokens_per_example=tokens) for stage in stages}
+    return make_plan(Recipe(stages), sizes, {stage.name: Defaults(1e-3, warmup=2) for stage in stages})
+
+
+def chain(count: int) -> Plan:
+    """A chain with a branch in its middle and stages of very different lengths."""
+    stages = []
+    for i in range(count):
+        parents = "s1" if count > 3 and i == count // 2 + 1 else None
+        schedule = Resume() if i % 3 == 1 else None
+        stages.append(Stage(f"s{i}", f"{10 * 3 ** (i % 4)} steps", parents=parents, schedule=schedule))
+    return plan_of(*stages)
