@@ -193,7 +193,7 @@ def _build(node: ast.AST, text: str) -> Curve:
     try:
         return curve(*arguments, **named)
     except TypeError as error:
-        names = ", ".join(f.name for f in fields(curve))  # type: ignore[arg-type]
+        names = ", ".join(f.name for f in fields(curve))
         raise ValueError(f"cannot read the curve {text!r}: {node.func.id} takes {names}") from error
 
 

@@ -168,6 +168,8 @@ def steps_of(stage: Stage, size: Size) -> int:
         raise ValueError(
             f"stage {stage.name!r}: until: {str(until)!r}, but the examples have no input_ids to count; say steps or epochs"
         )
+    if size.examples is not None:  # an epoch's last update is smaller, so count by epochs
+        return math.ceil(until.amount / (size.tokens_per_example * size.examples) * (size.updates_per_epoch or 1))
     return math.ceil(until.amount / (size.tokens_per_example * size.global_batch))
 
 

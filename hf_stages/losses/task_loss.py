@@ -21,6 +21,7 @@ class TaskLoss(Loss):
     models), elements for float labels, and rows where there are no ``labels``.
     """
 
+    needs = frozenset({"loss"})
     shift: bool | None = None
     """Whether the model shifts labels (position 0 is then no target). None: read off the model."""
 
@@ -32,7 +33,7 @@ class TaskLoss(Loss):
         return replace(self, shift=causal and not getattr(getattr(base, "config", None), "is_encoder_decoder", False))
 
     def items(self, batch: Mapping[str, Any]) -> Any:
-        labels = batch.get("shift_labels")
+        labels: Any = batch.get("shift_labels")
         shifted = labels is not None
         labels = labels if shifted else batch.get("labels")
         if not torch.is_tensor(labels):

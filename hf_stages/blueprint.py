@@ -1,0 +1,188 @@
+"""Building a model's structure anew, and reading a stage folder's weights into it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_stages.data._random import undisturbed
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER = "adapter_model.safetensors"
+
+
+class Blueprint:
+    """What it takes to build the initial model's structure again: its class, config, dtype and trainable set.
+
+    A branch starts from a stage that is no longer in memory, and sharded models cannot be transformed in place.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.kind = type(model)
+        self.buildable = isinstance(model, PreTrainedModel) and getattr(model, "hf_quantizer", None) is None
+        self.config = copy.deepcopy(model.config) if self.buildable else None
+        self.dtype = model.dtype if self.buildable else None
+        self.frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``stage.json`` records, so that a folder can be loaded without the script that made it."""
+        name = f"{self.kind.__module__}:{self.kind.__qualname__}"
+        if not self.buildable:
+            return {"class": name, "config": None}
+        config = self.config.to_dict()  # type: ignore[union-attr]
+        return {"class": name, "config": config, "dtype": str(self.dtype), "frozen": sorted(self.frozen)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], *, trust_remote_code: bool = False) -> Blueprint:
+        module, _, name = data["class"].partition(":")
+        if data["config"] is None:
+            raise ValueError(
+                f"the run began with a {name}, which cannot be built from a config; load it as it was made"
+            )
+        if not module.startswith("transformers.") and not trust_remote_code:
+            raise ValueError(
+                f"the folder names the model class {data['class']!r}; pass trust_remote_code=True to import it"
+            )
+        own = cls.__new__(cls)
+        own.kind = getattr(importlib.import_module(module), name)
+        own.buildable = True
+        own.config = own.kind.config_class.from_dict(dict(data["config"]))
+        own.dtype = getattr(torch, data["dtype"].removeprefix("torch."))
+        own.frozen = set(data["frozen"])
+        return own
+
+    def build(self, device: str | torch.device = "cpu") -> Any:
+        """The structure with random weights (none at all on the meta device)."""
+        if not self.buildable:
+            raise ValueError(
+                f"cannot build a second {self.kind.__name__}: only an unquantized transformers model can be built from its "
+                "config; make the trainer anew to resume, and start no stage from an earlier one than the last"
+            )
+        with undisturbed(), torch.device(device):
+            model = self.kind._from_config(copy.deepcopy(self.config), dtype=self.dtype)  # type: ignore[attr-defined]
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in self.frozen)
+        return model
+
+
+def replay(model: Any, transforms: Iterable[Any]) -> Any:
+    """Give a fresh structure the shape that earlier stages gave it. Values do not matter: weights are loaded after."""
+    with undisturbed():
+        for transform in transforms:
+            model = transform(model)
+    return model
+
+
+def save_weights(model: Any, folder: Path, *, state_dict: dict | None = None) -> None:
+    """A complete model folder: config and weights; for an unmerged LoRA the full base with the adapter inside.
+
+    Stock ``from_pretrained(folder)`` finds an adapter that lies beside a full base and applies it.
+    """
+    if is_peft(model):
+        base = model.get_base_model()
+        state = state_dict if state_dict is not None else model.state_dict()
+        clean = {plain: state[full] for full, plain in _base_names(model).items() if full in state}
+        _save_pretrained(base, folder, clean)
+        model.save_pretrained(folder, state_dict=state_dict)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
+    elif isinstance(model, PreTrainedModel):
+        _save_pretrained(model, folder, state_dict)
+    else:
+        from safetensors.torch import save_file
+
+        state = state_dict if state_dict is not None else model.state_dict()
+        save_file({k: v.contiguous() for k, v in state.items()}, folder / _WEIGHTS, metadata={"format": "pt"})
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Read a folder's weights into a model of the right structure; anything missing is an error."""
+    state = _read(folder)
+    if is_peft(model):
+        from peft import set_peft_model_state_dict
+
+        state = {full: state[plain] for full, plain in _base_names(model).items() if plain in state}
+        _load(model, state, folder, ignore=_is_adapter_key)
+        set_peft_model_state_dict(model, load_file(folder / _ADAPTER), adapter_name=model.active_adapter)
+        return
+    try:
+        _load(model, state, folder)
+    except ValueError:
+        # Some architectures store their weights under other names than they hold them; from_pretrained knows how.
+        if not isinstance(model, PreTrainedModel):
+            raise
+        loaded = type(model).from_pretrained(folder, dtype=model.dtype)
+        _load(model, loaded.state_dict(), folder)
+
+
+def is_peft(model: Any) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def _save_pretrained(model: PreTrainedModel, folder: Path, state_dict: dict | None) -> None:
+    kind = type(model)
+    architectures = model.config.architectures
+    model.save_pretrained(folder, state_dict=state_dict)
+    if kind.__name__.startswith("FSDP"):
+        # fully_shard swaps the class for a subclass FSDP<name>, which save_pretrained would write down.
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["architectures"] = architectures or [kind.__mro__[2].__name__]
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        model.config.architectures = architectures
+
+
+def _base_names(model: Any) -> dict[str, str]:
+    """Full name in the PEFT model -> name in the base model alone. What belongs to adapters is left out."""
+    prefix = "base_model.model."
+    names = {}
+    for full in model.state_dict():
+        if _is_adapter_key(full):
+            continue
+        plain = full.removeprefix(prefix).replace(".base_layer.", ".").replace(".original_module.", ".")
+        names[full] = plain
+    return names
+
+
+def _is_adapter_key(name: str) -> bool:
+    return ".lora_" in name or ".modules_to_save." in name
+
+
+def _read(folder: Path) -> dict[str, torch.Tensor]:
+    index = folder / _INDEX
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return {name: tensor for shard in shards for name, tensor in load_file(folder / shard).items()}
+    return load_file(folder / _WEIGHTS)
+
+
+def _load(model: nn.Module, state: dict[str, torch.Tensor], folder: Path, ignore: Any = None) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = [n for n, t in state.items() if n in shapes and tuple(t.shape) != shapes[n]]
+    if wrong:
+        raise ValueError(
+            f"{folder}: {wrong[0]} has shape {list(state[wrong[0]].shape)}, the model expects {list(shapes[wrong[0]])}; "
+            "is this the model that the run began with?"
+        )
+    result = model.load_state_dict(state, strict=False)
+    missing = _really_missing(model, result.missing_keys, state)
+    missing = [name for name in missing if not (ignore and ignore(name))]
+    if missing or result.unexpected_keys:
+        raise ValueError(
+            f"{folder}: its weights do not fit the model: missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}; "
+            "is this the model that the run began with?"
+        )
+
+
+def _really_missing(model: nn.Module, missing: list[str], state: dict[str, torch.Tensor]) -> list[str]:
+    """Names that share no memory with a loaded tensor: tied weights are stored once."""
+    tensors = model.state_dict()
+    loaded = {tensors[name].data_ptr() for name in state if name in tensors}
+    return [name for name in missing if tensors[name].data_ptr() not in loaded]

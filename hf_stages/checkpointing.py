@@ -1,0 +1,74 @@
+"""Checkpoints inside a stage: Trainer writes them, a seal makes them trustworthy, and only then may older ones go."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_utils import rotate_checkpoints
+
+from hf_stages.checkpoint import SCHEMA, STATE_FILE, disk_error, seal, write_json
+
+
+def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
+    """Let Trainer write ``checkpoint-N``, add the stage's state and the seal, then rotate.
+
+    Trainer rotates before its caller knows that the new checkpoint is whole; with save_total_limit=1 a process killed
+    in between has lost both.
+    """
+    stage, args = trainer._stage, trainer.args
+    out = Path(args.output_dir)
+    folder = out / f"checkpoint-{trainer.state.global_step}"
+    state = {
+        "schema": SCHEMA,
+        "resumable": not args.save_only_model,
+        "declared": trainer._runner.manifest.declared(stage.planned.name),
+        **stage.state_dict(),
+    }
+    if args.should_save:
+        shutil.rmtree(folder, ignore_errors=True)  # half-written by a process that died here
+    _barrier(trainer)
+    limit, args.save_total_limit = args.save_total_limit, None
+    try:
+        write()
+        _barrier(trainer)
+        if args.should_save:
+            _without_token(folder / "training_args.bin", args)
+            write_json(folder / STATE_FILE, state)
+            seal(folder)
+    except Exception as error:
+        if args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        if not disk_error(error):
+            raise
+        raise OSError(
+            f"{folder} could not be written ({error}); every checkpoint and stage saved before it is whole. Free space on "
+            f"{out} and resume with resume_from_checkpoint=True"
+        ) from error
+    finally:
+        args.save_total_limit = limit
+    if args.should_save:
+        rotate_checkpoints(
+            output_dir=str(out),
+            save_total_limit=limit,
+            best_model_checkpoint=trainer.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+    _barrier(trainer)
+
+
+def _without_token(path: Path, args: Any) -> None:
+    """Trainer pickles its args with the checkpoint, a Hub token among them."""
+    if path.is_file() and args.hub_token is not None:
+        clean = copy.copy(args)
+        clean.hub_token = None
+        torch.save(clean, path)
+
+
+def _barrier(trainer: Any) -> None:
+    if trainer.args.world_size > 1:
+        trainer.accelerator.wait_for_everyone()

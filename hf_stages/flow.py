@@ -1,0 +1,50 @@
+"""What callbacks see: one run. Trainer's inner training starts and ends once per stage; its callbacks must not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.trainer_callback import CallbackHandler
+
+
+class OneRun(CallbackHandler):
+    """Trainer's callback handler, with the stage in progress asked after the user's callbacks.
+
+    ``on_train_begin`` and ``on_train_end`` reach the callbacks once per run, so trackers see one continuous run.
+    """
+
+    stage: Any = None
+    """The StageRun in progress; None outside a staged run, where this is Trainer's handler and nothing more."""
+    begun = False
+
+    @classmethod
+    def around(cls, handler: CallbackHandler) -> OneRun:
+        own = cls.__new__(cls)
+        own.__dict__.update(handler.__dict__)
+        return own
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.stage is None or not self.begun:
+            control = super().on_train_begin(args, state, control, **kwargs)
+            self.begun = self.stage is not None
+        control.should_training_stop = False
+        if self.stage is not None:
+            self.stage.begins(state)
+        return control
+
+    def on_train_end(self, args, state, control, **kwargs):
+        return super().on_train_end(args, state, control, **kwargs) if self.stage is None else control
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.stage is not None:
+            self.stage.count_update(state)
+        control = super().on_step_end(args, state, control, **kwargs)
+        return self.stage.after_update(state, control) if self.stage is not None else control
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control = super().on_epoch_end(args, state, control, **kwargs)
+        return self.stage.after_epoch(control) if self.stage is not None else control
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        control = super().on_log(args, state, control, logs, **kwargs)
+        return self.stage.after_log(state, control) if self.stage is not None else control

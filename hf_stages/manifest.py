@@ -1,0 +1,201 @@
+"""``run.json``: what the run declared, what is done, and whether a resumed recipe is still the same run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.utils import logging
+
+from hf_stages.checkpoint import (
+    RUN_FILE,
+    SCHEMA,
+    STAGE_FILE,
+    STATE_FILE,
+    broken,
+    checkpoints,
+    newest_whole,
+    read_json,
+    write_json,
+)
+from hf_stages.ledger import Ledger
+from hf_stages.plan import Plan
+from hf_stages.recipe import diff, fingerprint, stage_to_dict, to_dict
+from hf_stages.sizes import train_dataset_of
+from hf_stages.stage import Recipe
+from hf_stages.stage_args import facts, stage_args
+
+logger = logging.get_logger(__name__)
+
+
+class Manifest:
+    """The run's folder: opens it, refuses another recipe's, and writes ``run.json`` in one step at each change."""
+
+    def __init__(self, out: Path, recipe: Recipe, args: TrainingArguments, plan: Plan) -> None:
+        self.out, self.recipe, self.args, self.plan = out, recipe, args, plan
+        self.done: dict[str, dict[str, Any]] = {}
+
+    @property
+    def steps_done(self) -> int:
+        return max((summary["global_step"] for summary in self.done.values()), default=0)
+
+    def folder_of(self, name: str) -> Path:
+        return self.out / self.plan[name].folder
+
+    def declared(self, name: str) -> dict[str, Any]:
+        """Everything that decides what a stage does, with what it takes from the recipe and the args."""
+        stage = self.recipe[name]
+        declared = stage_to_dict(stage)
+        # Expectations judge a stage and do not change it: they may be edited after it is done.
+        gates = [g for g, part in zip(declared.get("gates", []), stage.gates, strict=True) if part.on != "end"]
+        loss = stage.loss if stage.loss is not None else self.recipe.data_collator
+        return {
+            **{
+                k: v for k, v in declared.items() if k not in ("gates", "args", "eval_dataset", "exporters", "monitors")
+            },
+            "gates": gates,
+            "parent": self.plan[name].parent,
+            "train_dataset": fingerprint(train_dataset_of(self.recipe, stage)),
+            "args": facts(stage_args(self.args, stage)),
+            "collator": fingerprint(loss) if stage.loss is None and loss is not None else None,
+        }
+
+    # ---- opening ------------------------------------------------------------------------------------------------------
+
+    def open(
+        self, resume: bool | str | None, *, main: bool, barrier: Callable[[], None]
+    ) -> tuple[str | None, dict[str, Any] | None]:
+        """Find out where the run stands. Returns the checkpoint to go on from, with its stage's state, if any."""
+        self._find_done()
+        held = [str(p) for _, p in checkpoints(self.out) if (p / STATE_FILE).is_file()]
+        if not resume:
+            self._refuse_to_overwrite(held)
+            barrier()
+            return None, None
+        self._refuse_another_recipe()
+        checkpoint = self._checkpoint(resume)
+        barrier()
+        if main:
+            self._sweep()
+        barrier()
+        if checkpoint is None:
+            where = f"after {list(self.done)[-1]!r}" if self.done else "afresh: nothing was saved yet"
+            logger.warning(f"resuming {self.out} {where}")
+            return None, None
+        state = read_json(checkpoint / STATE_FILE, "a stage state")
+        self._refuse_edited(state["stage"], state["declared"], "begun")
+        planned = self.plan[state["stage"]]
+        if state["global_batch"] != planned.size.global_batch:
+            raise ValueError(
+                f"{checkpoint}: taken with {state['global_batch']} examples per update, now {planned.size.global_batch}; positions "
+                "would not match. Set batch size x accumulation x ranks to what it was"
+            )
+        return str(checkpoint), state
+
+    def _find_done(self) -> None:
+        for planned in self.plan.stages:
+            folder = self.folder_of(planned.name)
+            if not (folder / STAGE_FILE).is_file():
+                continue
+            summary = read_json(folder / STAGE_FILE, "a stage folder of hf_stages")
+            if (problem := broken(folder)) is not None:
+                logger.warning(f"{folder} is passed over: {problem}; its stage will be trained again")
+                break  # stages after a lost one stand on nothing
+            if planned.parent is None or planned.parent in self.done:
+                self.done[planned.name] = summary
+
+    def _refuse_to_overwrite(self, held: list[str]) -> None:
+        found = [str(self.folder_of(name)) for name in self.done] + held
+        if found:
+            raise ValueError(
+                f"{self.out} already holds a run ({len(self.done)} of {len(self.plan.stages)} stages done; such as {found[0]}). Go on "
+                "with resume_from_checkpoint=True, or choose another output_dir"
+            )
+        if (self.out / RUN_FILE).is_file():
+            old = read_json(self.out / RUN_FILE, "a run manifest")
+            others = [s["folder"] for s in old["stages"].values() if (self.out / s["folder"] / STAGE_FILE).is_file()]
+            if others:
+                raise ValueError(
+                    f"{self.out} holds the run of another recipe (stages {', '.join(old['stages'])}; {others[0]} is done); "
+                    "choose another output_dir"
+                )
+
+    def _refuse_another_recipe(self) -> None:
+        if not (self.out / RUN_FILE).is_file():
+            return
+        old = read_json(self.out / RUN_FILE, "a run manifest")
+        gone = [
+            name
+            for name, entry in old["stages"].items()
+            if name not in self.done and (self.out / entry["folder"] / STAGE_FILE).is_file()
+        ]
+        for name in gone:
+            if all(name != p.name or self.plan[name].folder != old["stages"][name]["folder"] for p in self.plan.stages):
+                raise ValueError(
+                    f"{self.out}: the run of another recipe: its finished stage {name!r} ({old['stages'][name]['folder']}) is "
+                    "not in this one at that place; choose another output_dir"
+                )
+        for name, summary in self.done.items():
+            self._refuse_edited(name, summary["declared"], "finished")
+
+    def _refuse_edited(self, name: str, old: dict[str, Any], how: str) -> None:
+        changes = diff(old, self.declared(name))
+        if changes:
+            lines = "\n  ".join(changes)
+            raise ValueError(
+                f"stage {name!r} is {how} and was edited since:\n  {lines}\nPut it back, or choose another output_dir; "
+                "stages not yet begun may be edited"
+            )
+
+    def _checkpoint(self, resume: bool | str) -> Path | None:
+        waiting = [p.name for p in self.plan.stages if p.name not in self.done]
+
+        def wanted(state: dict[str, Any]) -> bool:
+            return bool(waiting) and state["resumable"] and state["stage"] == waiting[0]
+
+        if isinstance(resume, bool):
+            return newest_whole(self.out, wanted, logger.warning)
+        folder = Path(resume)
+        if (problem := broken(folder)) is not None:
+            raise ValueError(f"resume_from_checkpoint: {folder}: {problem}")
+        if not wanted(read_json(folder / STATE_FILE, "a stage state")):
+            raise ValueError(
+                f"resume_from_checkpoint: {folder} belongs to no stage that is still to be trained; pass True to go on from "
+                "wherever the run stands"
+            )
+        return folder
+
+    def _sweep(self) -> None:
+        """Remove what a dying process left half-written."""
+        for path in self.out.glob(".*.tmp"):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+    # ---- writing ------------------------------------------------------------------------------------------------------
+
+    def finished(self, name: str, summary: dict[str, Any]) -> None:
+        self.done[name] = summary
+
+    def write(self, status: str, ledger: Ledger, running: str | None = None) -> None:
+        if not self.args.should_save:
+            return
+        self.out.mkdir(parents=True, exist_ok=True)
+        stages = {}
+        for planned in self.plan.stages:
+            word = "done" if planned.name in self.done else "running" if planned.name == running else "waiting"
+            stages[planned.name] = {
+                "status": word,
+                "folder": planned.folder,
+                "steps": planned.steps,
+                "parent": planned.parent,
+            }
+        manifest = {
+            "schema": SCHEMA,
+            "status": status,
+            "recipe": to_dict(self.recipe),
+            "stages": stages,
+            "ledger": ledger.to_list(),
+        }
+        write_json(self.out / RUN_FILE, manifest)

@@ -1,0 +1,156 @@
+"""The loss of a stage at work: each term's sum, divided once by its items over the whole update.
+
+The items of all accumulated micro-batches on all ranks are counted and all-reduced before the first backward.
+That makes the gradient the same for one batch of 8, for 4 accumulated x 2 and for 2 ranks x 4, and for any padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_stages.losses._algebra import Term
+
+_ZERO_LIMIT = 20
+"""Updates that a term of positive weight may be exactly zero before it counts as broken."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a loss sees of a model: its outputs, and the loss it computed itself (a mean over the micro-batch)."""
+
+    outputs: Any
+    loss: torch.Tensor | None = None
+
+    @property
+    def logits(self) -> torch.Tensor:
+        return self.outputs["logits"] if isinstance(self.outputs, Mapping) else self.outputs[1]
+
+
+class Objective:
+    """The terms of a stage, the update they are summed over, and what the log will say of them."""
+
+    def __init__(self, terms: Sequence[Term], device: torch.device, world: int) -> None:
+        self.terms = tuple(terms)
+        self.device, self.world = device, world
+        n = len(self.terms)
+        self.items = torch.zeros(n, dtype=torch.float64, device=device)
+        self.update_sums = torch.zeros(n, device=device)
+        self.log_sums = torch.zeros(n, device=device)
+        self.log_updates = 0
+        self.zeros = torch.zeros(n, device=device)
+        self.updates = 0
+        self.t = 0.0
+        self.needs_task_loss = any("loss" in term.loss.needs for term in self.terms)
+
+    def open_update(self, batches: Sequence[Mapping[str, Any]], t: float, extras: Sequence[float]) -> torch.Tensor:
+        """Count items over the update; ``extras`` ride along in the same all-reduce. Returns [tokens, *extras], summed."""
+        counts: list[Any] = [sum(term.loss.items(batch) for batch in batches) for term in self.terms]
+        counts.append(sum(_tokens(batch) for batch in batches))
+        values = [*counts, *extras]
+        totals = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
+        if self.world > 1:
+            torch.distributed.all_reduce(totals)
+        n = len(self.terms)
+        self.items, self.t = totals[:n], t
+        self.update_sums.zero_()
+        return totals[n:]
+
+    def loss(self, student: Signals, teacher: Signals | None, batch: Mapping[str, Any]) -> torch.Tensor:
+        """The weighted loss of one micro-batch, ready for backward under DDP's averaging."""
+        total: torch.Tensor | None = None
+        for i, term in enumerate(self.terms):
+            weight = term.weight(self.t)
+            if weight == 0.0 and len(self.terms) > 1:
+                continue
+            part = term.loss(student, teacher, batch, self.t)
+            if not part.requires_grad:
+                raise ValueError(
+                    f"loss {term.name}: its value has no graph, so it would train nothing; compute it from the student's "
+                    "outputs, without detach() or no_grad()"
+                )
+            share = part / self.items[i]
+            self.update_sums[i] += share.detach()
+            part = share * (weight * self.world)
+            total = part if total is None else total + part
+        if total is None:
+            raise ValueError(f"loss: every weight is zero at t={self.t:.4g}, so nothing would be trained")
+        return total
+
+    def close_update(self, loss: torch.Tensor) -> None:
+        """After the last backward, before the optimizer's step: refuse what is not finite, on all ranks together."""
+        finite = torch.isfinite(loss) & torch.isfinite(self.update_sums).all()
+        if self.world > 1:
+            flag = finite.to(torch.int32)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
+            finite = flag.bool()
+        if not finite:
+            self._not_finite()
+        self.log_sums += self.update_sums
+        self.log_updates += 1
+        self.zeros = torch.where(self.update_sums == 0, self.zeros + 1, torch.zeros_like(self.zeros))
+        self.updates += 1
+        if self.updates % _ZERO_LIMIT == 0:
+            self._check_zeros()
+
+    def _not_finite(self) -> None:
+        for i, term in enumerate(self.terms):
+            if self.items[i] == 0:
+                raise ValueError(
+                    f"loss {term.name}: an update without a single item (every label of all its micro-batches is masked); "
+                    "drop such examples or enlarge the batch"
+                )
+            if not torch.isfinite(self.update_sums[i]):
+                raise ValueError(
+                    f"loss {term.name}: its value is {self.update_sums[i].item()} at t={self.t:.4g}; nothing was stepped. "
+                    "Resume from the last checkpoint with a lower learning rate, or check the data and the precision"
+                )
+        raise ValueError(f"loss: not finite on another rank at t={self.t:.4g}; its own message says which term")
+
+    def _check_zeros(self) -> None:
+        zeros = self.zeros.clone()
+        if self.world > 1:
+            torch.distributed.all_reduce(zeros, op=torch.distributed.ReduceOp.MIN)
+        for term, count in zip(self.terms, zeros.tolist(), strict=True):
+            if count >= _ZERO_LIMIT and term.weight(self.t) > 0:
+                raise ValueError(
+                    f"loss {term.name}: exactly zero for {int(count)} updates although its weight is {term.weight(self.t):.4g}; "
+                    "what it compares is equal or was not captured"
+                )
+
+    def drain_log(self) -> dict[str, float]:
+        """The mean of each term since the last log; nothing where one term is all there is."""
+        sums, updates = self.log_sums, max(self.log_updates, 1)
+        if len(self.terms) < 2:
+            return {}
+        if self.world > 1:
+            sums = sums.clone()
+            torch.distributed.all_reduce(sums)
+        logs = {f"loss_{term.name}": s / updates for term, s in zip(self.terms, sums.tolist(), strict=True)}
+        self.log_sums = torch.zeros_like(self.log_sums)
+        self.log_updates = 0
+        return logs
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "log_sums": self.log_sums.tolist(),
+            "log_updates": self.log_updates,
+            "zeros": self.zeros.tolist(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.log_sums = torch.tensor(state["log_sums"], device=self.device)
+        self.zeros = torch.tensor(state["zeros"], device=self.device)
+        self.log_updates, self.updates = state["log_updates"], state["updates"]
+
+
+def _tokens(batch: Mapping[str, Any]) -> Any:
+    """Tokens that are not padding; zero where a batch has none (images)."""
+    if torch.is_tensor(mask := batch.get("attention_mask")) and mask.dim() == 2:
+        return mask.sum()
+    ids = batch.get("input_ids")
+    return ids.numel() if torch.is_tensor(ids) else 0

@@ -1,0 +1,360 @@
+"""The run: stages in order, one inner ``train()`` each, a folder at every boundary.
+
+Trainer's own ``train()`` sets up everything a model needs (wrapper, optimizer, checkpointing, compilation). Running
+it anew for each stage is what makes structural transforms, DDP and FSDP right without touching Trainer's loop.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+
+from hf_stages import moments as moments_file
+from hf_stages.blueprint import load_weights, replay, save_weights
+from hf_stages.checkpoint import broken, disk_error, written_whole
+from hf_stages.data._random import seed_of
+from hf_stages.errors import RunInterrupted, StageStopped
+from hf_stages.gates import History
+from hf_stages.ledger import Ledger
+from hf_stages.losses import TaskLoss
+from hf_stages.losses._algebra import terms_of
+from hf_stages.manifest import Manifest
+from hf_stages.objective import Objective
+from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
+from hf_stages.sizes import named, train_dataset_of
+from hf_stages.stage_args import stage_args
+from hf_stages.stage_folder import read_boundary, write_boundary
+from hf_stages.stage_run import StageRun
+from hf_stages.teacher import Teacher
+from hf_stages.transition import Transition, transition
+
+logger = logging.get_logger(__name__)
+_INITIAL = "00-initial"
+
+
+class Runner:
+    """Runs a recipe with a trainer. Holds what outlives a stage: plan, ledger, manifest, the last boundary."""
+
+    def __init__(self, trainer: Any, plan: Plan) -> None:
+        self.trainer = trainer
+        self.recipe = trainer.recipe
+        self.args = trainer.args
+        self.plan = plan
+        self.out = Path(self.args.output_dir)
+        self.manifest = Manifest(self.out, self.recipe, self.args, plan)
+        self.ledger = Ledger()
+        self.carried = TrainerState()
+        self.in_memory: str | None = None
+        """The stage whose result the trainer's model is."""
+        self.moments: moments_file.Moments | None = None
+        self.own = {
+            name: getattr(trainer, name)
+            for name in ("train_dataset", "eval_dataset", "data_collator", "compute_metrics", "args")
+        }
+
+    # ---- the run ----------------------------------------------------------------------------------------------------
+
+    def run(self, resume: bool | str | None, inner: Callable[[str | None], TrainOutput]) -> TrainOutput:
+        trainer, handler = self.trainer, self.trainer.callback_handler
+        checkpoint, state = self.manifest.open(resume, main=self.args.should_save, barrier=self._barrier)
+        self._need_initial_copy()
+        outputs: list[TrainOutput] = []
+        begun = handler.begun
+        handler.begun = False
+        try:
+            for planned in self.plan.stages:
+                if planned.name in self.manifest.done:
+                    self._pass(planned)
+                    continue
+                mine = state if state is not None and state["stage"] == planned.name else None
+                outputs.append(self._stage(planned, checkpoint if mine else None, mine, inner))
+                if handler.stage.interrupted is not None:
+                    self.manifest.write("stopped", self.ledger)
+                    break
+                self._judge(planned.name, self.manifest.done[planned.name])
+            else:
+                self.manifest.write("done", self.ledger)
+        except BaseException as error:
+            self._interrupted(error)
+            raise
+        finally:
+            self._give_back(handler)
+            if handler.begun:
+                trainer.control = handler.on_train_end(trainer.args, trainer.state, trainer.control)
+            handler.begun = begun
+        return self._output(outputs)
+
+    def _stage(
+        self,
+        planned: PlannedStage,
+        checkpoint: str | None,
+        state: dict | None,
+        inner: Callable[[str | None], TrainOutput],
+    ) -> TrainOutput:
+        trainer, handler = self.trainer, self.trainer.callback_handler
+        parent = self._parent(planned)
+        trainer.args = args = stage_args(self.own["args"], planned.stage)
+        self._use_data(planned)
+        change = self._change_model(planned)
+        if state is None:
+            self._note_change(planned, change)
+        else:
+            self.ledger = Ledger.from_list(state["ledger"])
+        run = StageRun(
+            trainer=trainer,
+            planned=planned,
+            args=args,
+            dataset=trainer.train_dataset,
+            span=self._span(planned, args),
+            s0=parent["schedule"]["position"] if parent and planned.span_root != planned.name else 0.0,
+            ledger=self.ledger,
+            first_step=self.manifest.steps_done,
+            run_steps=sum(p.steps for p in self.plan.stages if p.name not in self.manifest.done),
+            resumed=state,
+            before=(parent or {}).get("metrics", {}),
+        )
+        loss = planned.stage.loss if planned.stage.loss is not None else TaskLoss()
+        run.objective = Objective(terms_of(loss, trainer.model), args.device, args.world_size)
+        if state is not None:
+            run.objective.load_state_dict(state["objective"][args.process_index])
+        trainer.stage_teacher = self._teacher(planned)
+        self._moves, self._reset = (
+            change.moves,
+            planned.stage.schedule is None or planned.stage.schedule.optimizer == "reset",
+        )
+        handler.stage = trainer._stage = run
+        trainer.loss_is_scaled_for_ga = True  # the objective divides by the items of the whole update
+        self._progress(planned, run)
+        self.manifest.write("running", self.ledger, running=planned.name)
+        set_seed(seed_of(args.seed, planned.name) & 0xFFFFFFFF)
+        output = inner(checkpoint)
+        if run.over is None and run.interrupted is None:
+            run._end("a callback asked training to stop", by="callback")
+            run.interrupted = "callback"
+        if run.interrupted is not None and run.interrupted != "callback":
+            raise RunInterrupted(
+                f"stopped at step {trainer.state.global_step} in stage {planned.name!r}: {run.interrupted}"
+            )
+        self._finish(planned, run, change)
+        return output
+
+    def _finish(self, planned: PlannedStage, run: StageRun, change: Transition) -> None:
+        """Evaluate, judge nothing yet, and write the boundary; only then does the stage count as done."""
+        trainer = self.trainer
+        args = trainer.args
+        if args.load_best_model_at_end and trainer.state.best_model_checkpoint and not args.save_only_model:
+            # Trainer hands over the best weights; moments of other weights would not belong to them.
+            trainer._load_optimizer_and_scheduler(trainer.state.best_model_checkpoint)
+        metrics = self._final_metrics(run)
+        trainer._stage = None  # from here on no update is counted
+        self.moments = moments_file.collect(trainer.optimizer, trainer.model)
+        try:
+            summary = write_boundary(self, planned, run, metrics, change)
+        except Exception as error:
+            raise _full(error, f"the stage folder {planned.folder}", self.out)
+        self.manifest.finished(planned.name, summary)
+        self.manifest.write("running", self.ledger)
+        self.carried, self.in_memory = trainer.state, planned.name
+        self._barrier()
+        if args.should_save:
+            for exporter in planned.stage.exporters:
+                exporter(self.out / planned.folder, self.out / f"{planned.folder}-exports")
+
+    def _judge(self, name: str, summary: dict) -> None:
+        """Expectations, on the stage's recorded metrics: a resumed run is held to them as the first one was."""
+        history = History(summary["steps"], int(summary["tokens"]), summary["seconds"], [summary["metrics"]])
+        for gate in self.recipe[name].gates:
+            decision = gate(history) if gate.on == "end" else None
+            if decision is None:
+                continue
+            known = [e for e in self.ledger.of(name) if e.reason == decision.reason]
+            if not known:
+                self.ledger.note(summary["global_step"], name, decision.action, decision.reason, by=type(gate).__name__)
+            logger.warning(f"stage {name!r}: {decision.reason}")
+            if decision.action == "stop":
+                self.manifest.write("stopped", self.ledger)
+                raise StageStopped(
+                    f"stage {name!r}: {decision.reason}; the run stops before the next stage. {self.manifest.folder_of(name)} "
+                    "is whole: change the expectation (or the next stages) and resume"
+                )
+
+    def _pass(self, planned: PlannedStage) -> None:
+        """A stage that an earlier process finished."""
+        summary = self.manifest.done[planned.name]
+        self.ledger = Ledger.from_list(summary["ledger"])
+        self._judge(planned.name, summary)
+        self.carried = read_boundary(self.out / planned.folder).state
+
+    # ---- what a stage works with --------------------------------------------------------------------------------------
+
+    def _change_model(self, planned: PlannedStage) -> Transition:
+        """Bring in the parent's result, apply the stage's transforms, and reset all that belonged to the old model."""
+        trainer = self.trainer
+        fresh = trainer.take_fresh()
+        if planned.parent is not None and planned.parent == self.in_memory and not trainer.is_fsdp_enabled:
+            model = trainer.model
+        else:
+            self._forget_wrapper()
+            model = fresh if fresh is not None else trainer.blueprint.build()
+            if planned.parent is not None:
+                folder = self.out / self.plan[planned.parent].folder
+                if (problem := broken(folder)) is not None:
+                    raise ValueError(f"{folder}: {problem}; move it away and resume to train that stage again")
+                model = replay(model, self._transforms_up_to(planned.parent))
+                load_weights(model, folder)
+                self.moments = moments_file.load(folder / "training_state")
+            elif fresh is None:
+                load_weights(model, self.out / _INITIAL)
+        set_seed(seed_of(self.args.seed, planned.name, "transforms") & 0xFFFFFFFF)
+        change = transition(trainer, model, planned)
+        trainer.adopt(change.model)
+        change.model = None
+        gc.collect()
+        return change
+
+    def _transforms_up_to(self, name: str) -> list[Any]:
+        chain: list[Any] = []
+        current: str | None = name
+        while current is not None:
+            chain = [*self.plan[current].stage.transforms, *chain]
+            current = self.plan[current].parent
+        return chain
+
+    def _forget_wrapper(self) -> None:
+        trainer = self.trainer
+        trainer.model_wrapped = trainer.model
+        trainer.optimizer = trainer.lr_scheduler = None
+        trainer.accelerator.free_memory()
+
+    def _use_data(self, planned: PlannedStage) -> None:
+        trainer, stage = self.trainer, planned.stage
+        trainer.train_dataset = trainer.stage_dataset(train_dataset_of(self.recipe, stage), stage)
+        evaluated = stage.eval_dataset if stage.eval_dataset is not None else self.own["eval_dataset"]
+        where = f"stage {stage.name!r}: eval_dataset"
+        if isinstance(evaluated, dict):
+            trainer.eval_dataset = {key: named(value, self.recipe, where) for key, value in evaluated.items()}
+        else:
+            trainer.eval_dataset = named(evaluated, self.recipe, where)
+        for name in ("data_collator", "compute_metrics"):
+            own = getattr(stage, name)
+            setattr(trainer, name, own if own is not None else self.own[name])
+        trainer.__dict__.pop("_eval_dataloaders", None)  # persistent workers hold the stage before's data
+
+    def _span(self, planned: PlannedStage, args: Any) -> Any:
+        """The learning-rate span with the rate really reached before it (a gate may have ended the parent early)."""
+        root = self.plan[planned.span_root]
+        parent = self.manifest.done.get(root.parent) if root.parent else None
+        own = stage_args(self.own["args"], root.stage)
+        total = self.plan.spans[root.name].total
+        return span_of(root.stage, args_defaults(own, root.steps), total, parent["lr_end"] if parent else None)
+
+    def _teacher(self, planned: PlannedStage) -> Teacher | None:
+        teacher = planned.stage.teacher if planned.stage.teacher is not None else self.trainer.teacher
+        if teacher is None or not self.trainer.wants_teacher(planned.stage):
+            return None
+        if isinstance(teacher, str):
+            name = teacher.removeprefix("stage:")
+            model = replay(self.trainer.blueprint.build(), self._transforms_up_to(name))
+            load_weights(model, self.out / self.plan[name].folder)
+            teacher = model
+        return Teacher(teacher, self.args.device)
+
+    def restore_moments(self, optimizer: Any) -> None:
+        """Called when a stage's optimizer is made: carry the parent's moments, by name, where the stage says so."""
+        run = self.trainer._stage
+        if run.resumed is not None or self._reset or self.moments is None:
+            return
+        report = moments_file.restore(optimizer, self.trainer.model, self.moments, self._moves)
+        if report.reset:
+            first = next(iter(report.reset.items()))
+            run.note(
+                "notice",
+                f"moments of {len(report.carried)} parameters carried, {len(report.reset)} start empty, "
+                f"such as {first[0]}: {first[1]}",
+                by="optimizer",
+            )
+
+    # ---- small parts ----------------------------------------------------------------------------------------------------
+
+    def _parent(self, planned: PlannedStage) -> dict | None:
+        return self.manifest.done[planned.parent] if planned.parent is not None else None
+
+    def _final_metrics(self, run: StageRun) -> dict[str, float]:
+        trainer = self.trainer
+        logs = trainer.state.log_history[run.history_start :]
+        metrics: dict[str, Any] = {}
+        if trainer.eval_dataset is not None:
+            seen: dict[str, Any] = {}
+            for log in logs:
+                if log["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+                    seen.update({k: v for k, v in log.items() if k.startswith("eval_")})
+            metrics.update(seen or trainer.evaluate())
+        last = next((log["train_loss"] for log in reversed(logs) if "train_loss" in log), None)
+        metrics = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+        return {**metrics, **({"train_loss": last} if last is not None else {})}
+
+    def _note_change(self, planned: PlannedStage, change: Transition) -> None:
+        for name, deviation in change.deviations.items():
+            if deviation is not None and deviation > 1e-3:
+                self.ledger.note(
+                    self.manifest.steps_done, planned.name, "alert", f"{name} claims to keep the model's function, but its "
+                    f"outputs moved by {deviation:.2e} (relative)", by=name,
+                )  # fmt: skip
+
+    def _need_initial_copy(self) -> None:
+        """A later stage that starts from the initial model needs it kept."""
+        again = any(p.parent is None for p in self.plan.stages[1:])
+        if again and self.args.should_save and not (self.out / _INITIAL).exists() and not self.manifest.done:
+            with written_whole(self.out / _INITIAL) as folder:
+                save_weights(self.trainer.model, folder)
+        if again:
+            self._barrier()
+
+    def _progress(self, planned: PlannedStage, run: StageRun) -> None:
+        for callback in self.trainer.callback_handler.callbacks:
+            if hasattr(callback, "enter"):
+                callback.enter(planned.name, planned.index, len(self.plan.stages), run.first_step, planned.steps)
+
+    def _barrier(self) -> None:
+        if self.args.world_size > 1:
+            self.trainer.accelerator.wait_for_everyone()
+
+    def _interrupted(self, error: BaseException) -> None:
+        if isinstance(error, StageStopped):
+            return
+        try:
+            self.manifest.write("interrupted", self.ledger)
+        except OSError:
+            logger.warning(f"{self.out}: the manifest could not be updated; resuming does not need it to be")
+
+    def _give_back(self, handler: Any) -> None:
+        trainer = self.trainer
+        for name, value in self.own.items():
+            setattr(trainer, name, value)
+        trainer._stage = handler.stage = trainer.stage_teacher = None
+        trainer.__dict__.pop("loss_is_scaled_for_ga", None)
+
+    def _output(self, outputs: list[TrainOutput]) -> TrainOutput:
+        state = self.trainer.state
+        if not outputs:
+            return TrainOutput(state.global_step, 0.0, {})
+        runtime = sum(o.metrics.get("train_runtime", 0.0) for o in outputs)
+        return TrainOutput(
+            state.global_step, outputs[-1].training_loss, {**outputs[-1].metrics, "train_runtime": runtime}
+        )
+
+
+def _full(error: Exception, what: str, out: Path) -> Exception:
+    if not disk_error(error):
+        return error
+    return OSError(
+        f"{what} could not be written ({error}); every folder saved before it is whole. Free space on {out} and resume with "
+        "resume_from_checkpoint=True"
+    )

@@ -1,0 +1,84 @@
+"""From loaded datasets and TrainingArguments to the plan: what needs the data but no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hf_stages.plan import Plan, Size, args_defaults, make_plan, steps_of
+from hf_stages.stage import Recipe, Stage
+from hf_stages.stage_args import stage_args, unsupported
+
+_PROBED = 64
+
+
+def plan_for(recipe: Recipe, args: TrainingArguments) -> Plan:
+    """The plan of a recipe whose datasets are loaded. Every error of the recipe's arithmetic is raised here."""
+    if (reason := unsupported(args)) is not None:
+        raise ValueError(f"args: {reason}")
+    own = {stage.name: stage_args(args, stage) for stage in recipe.stages}
+    sizes = {stage.name: size_of(train_dataset_of(recipe, stage), own[stage.name], stage) for stage in recipe.stages}
+    defaults = {s.name: args_defaults(own[s.name], steps_of(s, sizes[s.name])) for s in recipe.stages}
+    return make_plan(recipe, sizes, defaults)
+
+
+def train_dataset_of(recipe: Recipe, stage: Stage) -> Any:
+    """The stage's own training data, or the recipe's."""
+    dataset = stage.train_dataset if stage.train_dataset is not None else recipe.train_dataset
+    dataset = named(dataset, recipe, f"stage {stage.name!r}: train_dataset")
+    if dataset is None:
+        raise ValueError(
+            f"stage {stage.name!r}: train_dataset: expected a dataset, got none here and none in the trainer"
+        )
+    if isinstance(dataset, Mapping):
+        raise ValueError(
+            f"stage {stage.name!r}: train_dataset: expected one dataset, got named ones ({', '.join(dataset)}); "
+            f"name the one to use: train_dataset={next(iter(dataset), 'name')!r}"
+        )
+    return dataset
+
+
+def named(dataset: Any, recipe: Recipe, where: str) -> Any:
+    """Look a name up among the recipe's sources, or among named datasets given as a dict."""
+    if not isinstance(dataset, str):
+        return dataset
+    sources = recipe.train_dataset if isinstance(recipe.train_dataset, Mapping) else {}
+    sources = {**recipe.sources, **sources}
+    if dataset not in sources:
+        raise ValueError(f"{where}: no source is called {dataset!r}; there are {', '.join(sources) or 'none'}")
+    return sources[dataset]
+
+
+def size_of(dataset: Any, args: TrainingArguments, stage: Stage) -> Size:
+    """How many examples and tokens a dataset holds, in this stage's batches."""
+    examples = len(dataset) if isinstance(dataset, Sized) else None
+    if examples == 0:
+        raise ValueError(f"stage {stage.name!r}: train_dataset: expected at least one example, got an empty dataset")
+    if examples is None and args.dataloader_num_workers > 1:
+        raise ValueError(
+            f"stage {stage.name!r}: dataloader_num_workers: a stream read by {args.dataloader_num_workers} workers cannot be "
+            "resumed at the right example; use 0 or 1"
+        )
+    return Size(
+        examples=examples,
+        batch=args.per_device_train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        world=args.world_size,
+        drop_last=args.dataloader_drop_last,
+        tokens_per_example=_tokens_per_example(dataset, examples),
+    )
+
+
+def _tokens_per_example(dataset: Any, examples: int | None) -> float | None:
+    """The mean length of ``input_ids`` over a few examples spread through the data."""
+    if examples is None:
+        if not hasattr(dataset, "take"):
+            return None  # drawing from a foreign stream would lose its first examples
+        probed = list(dataset.take(8))
+    else:
+        count = min(_PROBED, examples)
+        probed = [dataset[i * examples // count] for i in range(count)]
+    lengths = [len(e["input_ids"]) for e in probed if isinstance(e, Mapping) and "input_ids" in e]
+    return sum(lengths) / len(lengths) if lengths else None

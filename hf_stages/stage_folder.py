@@ -1,0 +1,127 @@
+"""A boundary on disk: a complete model, ``stage.json``, and ``training_state/``."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers.trainer_callback import TrainerState
+
+from hf_stages import __version__
+from hf_stages import moments as moments_file
+from hf_stages.blueprint import save_weights
+from hf_stages.checkpoint import (
+    SCHEMA,
+    SEAL,
+    STAGE_FILE,
+    TRAINING_STATE,
+    checksum,
+    read_json,
+    write_json,
+    written_whole,
+)
+from hf_stages.plan import PlannedStage
+from hf_stages.recipe import stage_to_dict, to_dict
+from hf_stages.stage_run import StageRun
+
+_TIMED = ("_runtime", "_per_second", "train_runtime")
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """What a stage left behind."""
+
+    summary: dict[str, Any]
+    state: TrainerState
+
+
+def read_boundary(folder: str | Path) -> Boundary:
+    folder = Path(folder)
+    summary = read_json(folder / STAGE_FILE, "a stage folder of hf_stages")
+    state = TrainerState.load_from_json(str(folder / TRAINING_STATE / "trainer_state.json"))
+    return Boundary(summary, state)
+
+
+def write_boundary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, change: Any) -> dict[str, Any]:
+    """Write the folder whole or not at all. Collective: sharded weights are gathered from every rank."""
+    trainer = runner.trainer
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    state_dict = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    summary = _summary(runner, planned, run, metrics, change)
+    if trainer.args.should_save:
+        with written_whole(runner.out / planned.folder) as folder:
+            save_weights(model, folder, state_dict=state_dict)
+            if trainer.processing_class is not None:
+                trainer.processing_class.save_pretrained(folder)
+            _write_training_state(folder / TRAINING_STATE, trainer, runner.moments, run)
+            write_json(folder / STAGE_FILE, summary)
+    return summary
+
+
+def _write_training_state(folder: Path, trainer: Any, moments: moments_file.Moments, run: StageRun) -> None:
+    moments_file.save(moments, folder)
+    trainer.state.save_to_json(str(folder / "trainer_state.json"))
+    write_json(
+        folder / "scheduler.json", {"schema": SCHEMA, "position": run.position(run.steps), "peak": run.span.peak}
+    )
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    torch.save(states, folder / "rng_state.pth")
+
+
+def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, change: Any) -> dict[str, Any]:
+    position = run.position(run.steps)
+    parents = []
+    if planned.parent is not None:
+        folder = runner.out / runner.plan[planned.parent].folder
+        parents = [{"name": planned.parent, "folder": folder.name, "seal": checksum(folder / SEAL)}]
+    recipe = to_dict(runner.recipe)
+    names = [p.name for p in runner.plan.stages]
+    chain, current = [], planned
+    while current is not None:
+        chain.insert(0, recipe["stages"][names.index(current.name)].get("transforms", []))
+        current = runner.plan[current.parent] if current.parent else None
+    return {
+        "schema": SCHEMA,
+        "index": planned.index,
+        "name": planned.name,
+        "stage": stage_to_dict(planned.stage),
+        "declared": runner.manifest.declared(planned.name),
+        "parents": parents,
+        "transforms": [transform for stage in chain for transform in stage],
+        "base": runner.trainer.blueprint.to_dict(),
+        "steps": run.steps,
+        "tokens": run.tokens,
+        "seconds": round(run.seconds, 3),
+        "global_step": runner.trainer.state.global_step,
+        "schedule": {"root": planned.span_root, "position": position},
+        "lr_end": run.span.lr(position),
+        "ended_by": run.ended_by,
+        "ended_because": run.over,
+        "metrics": metrics,
+        "boundary": boundary(run.before, run.after, change.deviations),
+        "ledger": runner.ledger.to_list(),
+        "versions": {"hf_stages": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
+    }
+
+
+def boundary(before: dict, after: dict, deviations: dict) -> dict[str, Any]:
+    """The transition shock: what evaluation said just before and just after, and the rise where both can be compared."""
+    old = _comparable(before, "eval_")
+    new = _comparable(after, "after_")
+    shock = {key: new[key] - old[key] for key in new if key in old}
+    return {"before": old, "after": new, "shock": shock, "deviations": deviations}
+
+
+def _comparable(metrics: dict, prefix: str) -> dict[str, float]:
+    return {
+        key.removeprefix(prefix): value
+        for key, value in metrics.items()
+        if key.startswith(prefix) and not key.endswith(_TIMED)
+    }

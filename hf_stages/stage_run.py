@@ -1,0 +1,334 @@
+"""One stage while it trains: where it stands, what it reads, when it is over.
+
+Everything that must survive a cut is in ``state_dict``; everything else is computed from it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+from hf_stages.data._order import KeyedDataset, StageSampler, drawn_by, sequential, shuffled
+from hf_stages.data._random import seed_of, undisturbed
+from hf_stages.data._stream import EndlessStream
+from hf_stages.gates import History
+from hf_stages.ledger import Ledger
+from hf_stages.objective import Objective
+from hf_stages.plan import PlannedStage
+from hf_stages.schedules._span import Span
+
+_ENDLESS = 10**9
+"""Updates that Trainer is told where the cap is in tokens; the stage ends itself long before."""
+
+
+@dataclass
+class StageRun:
+    """The stage in progress."""
+
+    trainer: Any
+    planned: PlannedStage
+    args: TrainingArguments
+    dataset: Any
+    span: Span
+    s0: float
+    """Where in the span the stage starts: below the planned position where a gate ended the parent early."""
+    ledger: Ledger
+    first_step: int
+    run_steps: int
+    """Updates of the whole run as planned from here: what progress bars count up to."""
+    objective: Objective | None = None
+    resumed: dict[str, Any] | None = None
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    tokens: float = 0.0
+    over: str | None = None
+    """Why the stage ended; None while it goes on."""
+    ended_by: str = ""
+    interrupted: str | None = None
+    stop_request: str | None = None
+
+    def __post_init__(self) -> None:
+        self.args.max_steps = self.planned.steps if self.planned.exact else _ENDLESS
+        self.args.learning_rate = self.span.peak
+        self.seed = seed_of(
+            self.args.data_seed if self.args.data_seed is not None else self.args.seed, self.planned.name
+        )
+        self.history_start = 0
+        self.began = time.monotonic()
+        self.seconds_before = 0.0
+        self.seconds = 0.0
+        self._updates_done = self._epoch = 0
+        self._epoch_updates = self._epoch_batches = 0
+        self._skipped = 0
+        self._save_deferred = False
+        self.sampler: StageSampler | None = None
+        self.stream: EndlessStream | None = None
+        if self.resumed is not None:
+            self.load_state_dict(self.resumed)
+
+    # ---- progress -------------------------------------------------------------------------------------------------
+
+    @property
+    def t(self) -> float:
+        until = self.planned.stage.until
+        if until.unit == "tokens":  # type: ignore[union-attr]
+            return min(self.tokens / until.amount, 1.0)  # type: ignore[union-attr]
+        return min(self.steps / self.planned.steps, 1.0)
+
+    def position(self, step: int | None = None) -> float:
+        """Where in the learning-rate span the stage stands after ``step`` updates (now, where it goes by tokens)."""
+        length = self.planned.s1 - self.s0
+        if self.planned.exact and step is not None:
+            return self.s0 + min(step, self.planned.steps) * length / self.planned.steps
+        return self.s0 + self.t * length
+
+    def multiplier(self, step: int) -> float:
+        return self.span.shape(self.position(step))
+
+    # ---- data -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While Trainer builds its dataloader: keyed randomness around the data, and a stream without end."""
+        trainer = self.trainer
+        if self.planned.size.examples is None:
+            view = self.stream = EndlessStream(self.dataset, self.seed)
+        else:
+            columns = trainer._remove_unused_columns
+            dataset = (
+                columns(self.dataset, description="Training") if hasattr(self.dataset, "column_names") else self.dataset
+            )
+            view = self.keyed = KeyedDataset(dataset, self.seed)
+        trainer.train_dataset = view
+        try:
+            yield
+        finally:
+            trainer.train_dataset = self.dataset
+
+    def make_sampler(self, theirs: Any) -> StageSampler:
+        """Trainer's sampling strategy as a function of (seed, epoch, position)."""
+        n = self.planned.size.examples
+        strategy = str(getattr(self.args.train_sampling_strategy, "value", self.args.train_sampling_strategy))
+        if strategy == "random":
+            order = shuffled(n, self.seed)
+        else:
+            order = sequential(n) if strategy == "sequential" else drawn_by(theirs(self.dataset), self.seed)
+        size = self.planned.size
+        rounds = size.batch * size.world if size.world > 1 and not size.drop_last else 1
+        self.sampler = StageSampler(n, order, rounds=rounds)
+        return self.sampler
+
+    def enter_epoch(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Set the data to this epoch's place; a resumed epoch is as much shorter as it was trained already."""
+        self._epoch = kwargs["epoch"]
+        self._epoch_batches, self._epoch_updates = kwargs["steps_in_epoch"], kwargs["num_update_steps_per_epoch"]
+        self._updates_done, self._skipped = self._skipped, 0
+        done = self._updates_done
+        if self.stream is not None:
+            self.stream.start = done * self.planned.size.global_batch
+        elif self.sampler is not None:
+            self.sampler.at(self._epoch, done * self.planned.size.global_batch)
+            self.keyed.epoch[0] = self._epoch
+        done_batches = done * self.args.gradient_accumulation_steps
+        return {
+            **kwargs,
+            "steps_in_epoch": self._epoch_batches - done_batches,
+            "num_update_steps_per_epoch": self._epoch_updates - done,
+        }
+
+    # ---- Trainer's state --------------------------------------------------------------------------------------------
+
+    def place(self, trainer: Any, updates_per_epoch: int, carried: TrainerState) -> tuple[int, int]:
+        """Set the fresh (or restored) TrainerState to where the run stands. Returns Trainer's (epoch, skip)."""
+        state = trainer.state
+        if self.resumed is None:
+            state.global_step = self.first_step
+            state.log_history = carried.log_history
+            state.total_flos = carried.total_flos
+            state.num_input_tokens_seen = carried.num_input_tokens_seen
+            self.history_start = len(state.log_history)
+        state.max_steps = self.first_step + self.run_steps
+        if self.over is not None:
+            return sys.maxsize, 0  # nothing left to train, only to finish
+        self._skipped = self.steps % updates_per_epoch
+        return self.steps // updates_per_epoch, 0
+
+    def begins(self, state: TrainerState) -> None:
+        """At on_train_begin, model wrapped and optimizer made: measure the boundary, or take up where it was cut."""
+        trainer = self.trainer
+        self.began = time.monotonic()
+        if self.resumed is None:
+            if trainer.eval_dataset is not None:
+                with undisturbed():
+                    metrics = trainer.evaluate(metric_key_prefix="after")
+                self.after = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+            return
+        loop = self.resumed["loop"]
+        trainer._tr_loss += loop["tr_loss"][self.args.process_index]
+        trainer._total_loss_scalar = loop["total_loss"]
+        trainer._globalstep_last_logged = loop["last_logged"]
+        trainer._initial_global_step = self.first_step
+
+    def count_update(self, state: TrainerState) -> None:
+        """Before any callback sees the end of an update."""
+        self.steps += 1
+        self._updates_done += 1
+        batches = min(self._updates_done * self.args.gradient_accumulation_steps, self._epoch_batches)
+        state.epoch = self._epoch + batches / self._epoch_batches
+        if self._capped() is None and state.global_step >= state.max_steps:
+            state.max_steps = state.global_step + 1  # a token budget took more updates than estimated
+
+    def after_update(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
+        """After the callbacks: is the stage over, is a save to wait for the epoch's end?"""
+        if control.should_training_stop and state.global_step < state.max_steps and self.over is None:
+            self._end("a callback asked training to stop", by="callback")
+            self.interrupted = "callback"
+        capped = self._capped()
+        if self.over is None and capped is not None:
+            self._end(capped, by="until")
+        if self.over is None:
+            self._ask_gates(state, "step")
+        if self.over is not None:
+            self._finish(control)
+        elif self.stop_request is not None:
+            self.interrupted = self.stop_request
+            control.should_save = control.should_training_stop = True
+        if control.should_save and self._updates_done == self._epoch_updates and self.over is None:
+            # Saved after the epoch's own events, so that a resume need not repeat them.
+            control.should_save, self._save_deferred = False, True
+        return control
+
+    def after_epoch(self, control: TrainerControl) -> TrainerControl:
+        control.should_save = control.should_save or self._save_deferred
+        self._save_deferred = False
+        if self.over is not None and not self.args.load_best_model_at_end:
+            control.should_save = False
+        return control
+
+    def after_log(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
+        if self.over is None and self.steps:
+            self._ask_gates(state, "log")
+            if self.over is not None:
+                self._finish(control)
+        return control
+
+    def _finish(self, control: TrainerControl) -> None:
+        """The stage folder is written at once, with an evaluation; only a best-model choice needs its own save."""
+        control.should_training_stop = True
+        best = self.args.load_best_model_at_end
+        control.should_save = best and self.args.save_strategy != "no"
+        control.should_evaluate = control.should_evaluate or best
+
+    def _capped(self) -> str | None:
+        if self.planned.exact:
+            return f"{self.planned.stage.until} done" if self.steps >= self.planned.steps else None
+        return f"{self.planned.stage.until} done" if self.t >= 1.0 else None
+
+    def _ask_gates(self, state: TrainerState, on: str) -> None:
+        gates = [gate for gate in self.planned.stage.gates if gate.on == on]
+        if not gates:
+            return
+        history = self.history(state)
+        for gate in gates:
+            decision = gate(history)
+            if decision is None:
+                continue
+            if decision.action == "end":
+                self._end(decision.reason, by=type(gate).__name__)
+                return
+            self.note(decision.action, decision.reason, by=type(gate).__name__)
+
+    def history(self, state: TrainerState) -> History:
+        return History(self.steps, int(self.tokens), self.seconds, state.log_history[self.history_start :])
+
+    def _end(self, reason: str, *, by: str) -> None:
+        self.over, self.ended_by = reason, by
+        self.note("end", reason, by=by)
+
+    def note(self, kind: str, reason: str, *, by: str = "") -> None:
+        self.ledger.note(self.first_step + self.steps, self.planned.name, kind, reason, by=by)
+
+    # ---- the update ---------------------------------------------------------------------------------------------------
+
+    def open_update(self, batches: list[Any]) -> None:
+        """Count the update's items over all ranks. The clock and a wish to stop are rank 0's, so all ranks agree."""
+        assert self.objective is not None
+        main = self.args.process_index == 0
+        elapsed = self.seconds_before + time.monotonic() - self.began
+        extras = [elapsed if main else 0.0, 1.0 if self.stop_request else 0.0]
+        tokens, self.seconds, stop = self.objective.open_update(batches, self.t, extras).tolist()
+        self.tokens += tokens
+        if stop and self.stop_request is None:
+            self.stop_request = "another rank was asked to stop"
+
+    def watch(self, model: Any) -> dict[str, float]:
+        """What a training log adds: the mean of each term, and what the stage's monitors see."""
+        assert self.objective is not None
+        seen = self.objective.drain_log()
+        view = {
+            "model": model,
+            "step": self.steps,
+            "t": self.t,
+            "tokens": self.tokens,
+            "teacher": self.trainer.stage_teacher,
+        }
+        for monitor in self.planned.stage.monitors:
+            seen.update(monitor(view))
+        return seen
+
+    # ---- what survives a cut --------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collective: every rank has a part of the running loss."""
+        trainer = self.trainer
+        assert self.objective is not None
+        ranks = _all_ranks({"tr_loss": trainer._tr_loss.item(), "objective": self.objective.state_dict()}, self.args)
+        return {
+            "stage": self.planned.name,
+            "index": self.planned.index,
+            "global_batch": self.planned.size.global_batch,
+            "first_step": self.first_step,
+            "s0": self.s0,
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "over": self.over,
+            "ended_by": self.ended_by,
+            "history_start": self.history_start,
+            "before": self.before,
+            "after": self.after,
+            "ledger": self.ledger.to_list(),
+            "loop": {
+                "tr_loss": [rank["tr_loss"] for rank in ranks],
+                "total_loss": trainer._total_loss_scalar,
+                "last_logged": trainer._globalstep_last_logged,
+            },
+            "objective": [rank["objective"] for rank in ranks],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("first_step", "s0", "steps", "tokens", "over", "ended_by", "history_start", "before", "after"):
+            setattr(self, name, state[name])
+        self.seconds_before = self.seconds = state["seconds"]
+
+
+def _all_ranks(value: Any, args: TrainingArguments) -> list[Any]:
+    if args.world_size == 1:
+        return [value]
+    gathered: list[Any] = [None] * args.world_size
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def stage_folder(out: str | Path, planned: PlannedStage) -> Path:
+    return Path(out) / planned.folder

@@ -1,0 +1,274 @@
+"""StagedTrainer: a transformers Trainer whose ``train()`` runs a declared sequence of stages.
+
+Thin on purpose: each override hands over to the stage in progress (``_stage``) and is Trainer's own without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer
+from transformers.trainer_callback import ProgressCallback
+from transformers.utils.generic import can_return_loss, find_labels
+
+from hf_stages.blueprint import Blueprint
+from hf_stages.checkpointing import save_checkpoint
+from hf_stages.data._random import undisturbed
+from hf_stages.dry_run import dry_run
+from hf_stages.flow import OneRun
+from hf_stages.loading import load_stage
+from hf_stages.losses import TaskLoss
+from hf_stages.losses._algebra import terms_of
+from hf_stages.objective import Signals
+from hf_stages.plan import Plan
+from hf_stages.progress import StageProgress
+from hf_stages.runner import Runner
+from hf_stages.sizes import plan_for
+from hf_stages.stage import Recipe, Stage
+from hf_stages.stage_run import StageRun
+
+
+class StagedMixin:
+    """Stages for any subclass of Trainer that keeps Trainer's hooks: ``class StagedX(StagedMixin, XTrainer): ...``.
+
+    Without ``stages`` nothing is changed: it is that trainer, bit for bit.
+    """
+
+    recipe: Recipe | None = None
+    teacher: Any = None
+    stage_teacher: Any = None
+    _stage: StageRun | None = None
+    _runner: Runner | None = None
+    _in_update = False
+
+    def __init__(
+        self,
+        *args: Any,
+        stages: Sequence[Stage] | None = None,
+        recipe: Recipe | None = None,
+        teacher: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if stages is None and recipe is None:
+            if teacher is not None:
+                raise ValueError(
+                    "teacher: expected together with stages, whose losses use it; got a teacher without stages"
+                )
+            return
+        if stages is not None and recipe is not None:
+            raise ValueError("expected stages or a recipe, got both")
+        self.teacher = teacher
+        shared = {k: getattr(self, k) for k in ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")}
+        self.recipe = Recipe(
+            tuple(stages if stages is not None else recipe.stages),  # type: ignore[union-attr]
+            model=self.model,
+            args=recipe.args if recipe else {},
+            sources=recipe.sources if recipe else {},
+            teacher=teacher,
+            **shared,
+        )
+        self._refuse()
+        self.model_init = None  # it has made the model; made again for each stage, it would undo the stages
+        self.blueprint = Blueprint(self.model)
+        self._fresh = True
+        self.callback_handler = OneRun.around(self.callback_handler)
+        for callback in [c for c in self.callback_handler.callbacks if type(c) is ProgressCallback]:
+            place = self.callback_handler.callbacks.index(callback)
+            self.callback_handler.callbacks[place] = StageProgress()
+
+    # ---- what a user calls --------------------------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        """The recipe in absolute numbers. Raises every error that can be known before the first step."""
+        if self.recipe is None:
+            raise ValueError("plan: expected a trainer with stages")
+        plan = plan_for(self.recipe, self.args)
+        for stage in self.recipe.stages:
+            self._check_teacher(stage)
+        if self.blueprint.buildable:
+            dry_run(self.recipe, self.blueprint.build("meta"))
+        return plan
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None, **kwargs):
+        """Run every stage that is not done. ``resume_from_checkpoint=True`` goes on where the run was cut."""
+        inner = super().train
+        if self.recipe is None:
+            return inner(resume_from_checkpoint, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval, **kwargs)
+        if trial is not None:
+            raise ValueError("hyperparameter search: expected a trainer without stages; search one stage at a time")
+        self._runner = Runner(self, self.plan())
+        try:
+            return self._runner.run(
+                resume_from_checkpoint,
+                lambda checkpoint: inner(checkpoint, ignore_keys_for_eval=ignore_keys_for_eval, **kwargs),
+            )
+        finally:
+            self._runner = None
+
+    def request_stop(self, reason: str) -> None:
+        """Ask the run to save a checkpoint after the current update and stop with ``RunInterrupted``."""
+        if self._stage is not None:
+            self._stage.stop_request = reason
+
+    @classmethod
+    def from_stage(cls, folder: str | Path, args=None, *, trust_remote_code: bool = False, **kwargs: Any):
+        """A trainer around a stage folder's model, transforms replayed, ready to evaluate, predict or train on."""
+        model, processing_class = load_stage(folder, trust_remote_code=trust_remote_code)
+        kwargs.setdefault("processing_class", processing_class)
+        return cls(model, args, **kwargs)
+
+    def stage_dataset(self, dataset: Any, stage: Stage) -> Any:
+        """A hook for trainers that prepare their data when they are made (TRL): prepare a stage's own data here."""
+        return dataset
+
+    # ---- what the run calls -------------------------------------------------------------------------------------------
+
+    def take_fresh(self) -> Any:
+        """The initial model, the first time; None once it was trained."""
+        fresh, self._fresh = self._fresh, False
+        return self.model if fresh else None
+
+    def adopt(self, model: Any) -> None:
+        """Make a changed model the trainer's: everything built from the old one is built anew."""
+        if self.place_model_on_device:
+            self._move_model_to_device(model, self.args.device)
+        self.model = self.model_wrapped = model
+        self.optimizer = self.lr_scheduler = None
+        self.callback_handler.model = model
+        self._signature_columns = None
+        base = getattr(model, "get_base_model", lambda: model)()
+        self.label_names = find_labels(type(base)) if self.args.label_names is None else self.args.label_names
+        self.can_return_loss = can_return_loss(type(base))
+        if getattr(model, "config", None) is not None:
+            model.config.use_cache = self.args.use_cache
+
+    def wants_teacher(self, stage: Stage) -> bool:
+        loss = stage.loss if stage.loss is not None else TaskLoss()
+        return any(term.loss.uses_teacher for term in terms_of(loss))
+
+    def _check_teacher(self, stage: Stage) -> None:
+        teacher = stage.teacher if stage.teacher is not None else self.teacher
+        wanted = self.wants_teacher(stage)
+        where = f"stage {stage.name!r}: teacher"
+        if wanted and teacher is None:
+            raise ValueError(
+                f"{where}: its loss compares with a teacher, but there is none here and none in the trainer"
+            )
+        if stage.teacher is not None and not wanted:
+            raise ValueError(
+                f"{where}: given, but no loss of the stage uses a teacher; leave it out or add such a loss"
+            )
+        if teacher is self.model:
+            raise ValueError(f"{where}: it is the model that is trained; expected another one")
+        if isinstance(teacher, str):
+            before = [s.name for s in self.recipe.stages[: self.recipe.stages.index(stage)]]
+            if not teacher.startswith("stage:") or teacher.removeprefix("stage:") not in before:
+                known = ", ".join(f"'stage:{name}'" for name in before) or "none before it"
+                raise ValueError(f"{where}: expected a model or an earlier stage ({known}), got {teacher!r}")
+
+    def _refuse(self) -> None:
+        structural = any(t.structural for stage in self.recipe.stages for t in stage.transforms)
+        if self.optimizer is not None or self.lr_scheduler is not None:
+            raise ValueError(
+                "optimizers: each stage makes its own optimizer and schedule; use args.optim or optimizer_cls_and_kwargs, and "
+                "Stage(schedule=...)"
+            )
+        if self.is_deepspeed_enabled and structural:
+            raise ValueError(
+                "DeepSpeed with transforms that change parameters is not tested and refused; use DDP or FSDP2"
+            )
+        if self.is_fsdp_enabled and getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
+            raise ValueError("FSDP version 1 cannot carry moments by name; set fsdp_version: 2")
+
+    # ---- Trainer's hooks ------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self):
+        if self._stage is None:
+            return super().get_train_dataloader()
+        with self._stage.reading():
+            return super().get_train_dataloader()
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self._stage is None:
+            return super()._get_train_sampler(train_dataset)
+        return self._stage.make_sampler(super()._get_train_sampler)
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if self._stage is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        optimizer = optimizer if optimizer is not None else self.optimizer
+        self._runner.restore_moments(optimizer)
+        multiplier = self._stage.multiplier
+        self.lr_scheduler = LambdaLR(optimizer, lambda step: multiplier(step))
+        return self.lr_scheduler
+
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, *args):
+        position = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args)
+        if self._stage is None:
+            return position
+        return self._stage.place(self, num_update_steps_per_epoch, self._runner.carried)
+
+    def _run_epoch(self, **kwargs):
+        return super()._run_epoch(**(kwargs if self._stage is None else self._stage.enter_epoch(kwargs)))
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        if self._stage is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        with undisturbed():
+            batches = list(islice(epoch_iterator, num_batches))
+        self._stage.open_update(batches)
+        return batches, None
+
+    def training_step(self, *args, **kwargs):
+        if self._stage is None:
+            return super().training_step(*args, **kwargs)
+        self._in_update = True
+        try:
+            loss = super().training_step(*args, **kwargs)
+        finally:
+            self._in_update = False
+        if self.accelerator.sync_gradients:
+            self._stage.objective.close_update(loss)
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not self._in_update:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        objective, batch = self._stage.objective, dict(inputs)
+        if objective.needs_task_loss:
+            # Without a count of items, every trainer reports the mean over the micro-batch; TaskLoss takes it from there.
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=None)
+        else:
+            loss, outputs = None, model(**{key: v for key, v in inputs.items() if key not in self.label_names})
+        teacher = self.stage_teacher(batch) if self.stage_teacher is not None else None
+        total = objective.loss(Signals(outputs, loss), teacher, batch)
+        return (total, outputs) if return_outputs else total
+
+    def log(self, logs, *args, **kwargs):
+        if self._stage is not None:
+            logs["stage"] = self._stage.planned.index
+            if "loss" in logs:
+                logs.update(self._stage.watch(self.model))
+        super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, model, trial):
+        if self._stage is None:
+            return super()._save_checkpoint(model, trial)
+        inner = super()._save_checkpoint
+        save_checkpoint(self, lambda: inner(model, trial))
+
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        if self._stage is not None:
+            # Trainer takes the share of all steps that this call trained; here that is the stage's, from its own start.
+            num_train_samples = self.state.max_steps * self.get_total_train_batch_size(self.args)
+            start_time -= self._stage.seconds_before
+        return super()._finalize_training(trial, num_train_samples, start_time)
+
+
+class StagedTrainer(StagedMixin, Trainer):
+    """``transformers.Trainer`` with ``stages=[...]``."""

@@ -1,0 +1,175 @@
+"""A new head on the same body."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from hf_stages.transforms._peft import refuse_adapters
+from hf_stages.transforms._transform import Transform
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SetTask(Transform):
+    """The model becomes ``auto_class``'s for its architecture: the body is copied, the head is new and random.
+
+    For pretraining and then classifying, or one task after another. The body is what stands under the model's
+    ``base_model_prefix``; its parameters keep their bits, dtype, frozenness and layers (ternary ones too). Nothing of
+    the old head is taken over, even where names and shapes agree. A part of the body that the old model lacked (BERT
+    for masked language has no pooler) is new as well; the log names all that is new. Frozen by a later ``AddLora``,
+    such a pooler would stay random: ``modules_to_save=["pooler"]``.
+
+    >>> SetTask("AutoModelForSequenceClassification", id2label={0: "no", 1: "yes"}).id2label
+    ('no', 'yes')
+    """
+
+    auto_class: str
+    """A name such as ``"AutoModelForTokenClassification"``, or the class."""
+    num_labels: int | None = field(default=None, kw_only=True)
+    """None: as many as ``id2label``, or what the model's config says (2 where it says nothing)."""
+    id2label: Mapping[int, str] | Sequence[str] | None = field(default=None, kw_only=True)
+    problem_type: str | None = field(default=None, kw_only=True)
+    """``"regression"``, ``"single_label_classification"`` or ``"multi_label_classification"``; None: by the labels."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "auto_class", _auto_class(self.auto_class))
+        object.__setattr__(self, "id2label", _labels(self.id2label))
+        if self.num_labels is not None and self.num_labels < 1:
+            raise ValueError(f"SetTask: num_labels: expected at least 1, got {self.num_labels!r}")
+        if self.id2label is not None and self.num_labels not in (None, len(self.id2label)):
+            raise ValueError(f"SetTask: num_labels is {self.num_labels}, but id2label names {len(self.id2label)}")
+        kinds = (None, "regression", "single_label_classification", "multi_label_classification")
+        if self.problem_type not in kinds:
+            raise ValueError(f"SetTask: problem_type: expected one of {kinds}, got {self.problem_type!r}")
+
+    def __call__(self, model: Any) -> Any:
+        refuse_adapters(model, where="SetTask")
+        if not isinstance(model, transformers.PreTrainedModel):
+            raise ValueError(f"SetTask: expected a model of transformers, got {type(model).__name__}")
+        new = self._build(model)
+        # One memo for the whole body, so that weights tied inside it stay tied and modules see the new config.
+        memo: dict[int, Any] = {id(model.config): new.config}
+        _adopt(new.base_model, model.base_model, "", memo)
+        copies = {id(copied) for copied in memo.values()}
+        new.tie_weights()
+        new.to(model.device).train(model.training)
+        names = [name for name, parameter in new.named_parameters() if id(parameter) not in copies]
+        logger.info("SetTask: %s: new and random: %s", type(new).__name__, ", ".join(names) or "nothing")
+        return new
+
+    def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
+        """Inside the body, to the same parameter; a head's moments go nowhere, even to a head of the same name."""
+        old, new = _body_prefixes(before, after)
+        known = set(after)
+        pairs = {name: new + name.removeprefix(old) for name in before if name.startswith(old)}
+        return {name: [moved] for name, moved in pairs.items() if moved in known}
+
+    def _build(self, model: Any) -> Any:
+        config = copy.deepcopy(model.config)
+        if self.id2label is not None:
+            config.id2label = dict(enumerate(self.id2label))
+            config.label2id = {label: i for i, label in enumerate(self.id2label)}
+        elif self.num_labels is not None:
+            config.num_labels = self.num_labels
+        config.problem_type = self.problem_type
+        # Drawn on the CPU, the head's numbers do not depend on the device the model happens to be on.
+        device = "meta" if model.device.type == "meta" else "cpu"
+        try:
+            with torch.device(device):
+                return getattr(transformers, self.auto_class).from_config(
+                    config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+                )
+        except ValueError as error:
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"SetTask: {self.auto_class} from a {type(model).__name__}: {reason}") from error
+
+
+def _auto_class(value: Any) -> str:
+    name = value.__name__ if isinstance(value, type) else value
+    if not (isinstance(name, str) and name.startswith("AutoModel") and hasattr(transformers, name)):
+        known = [known for known in dir(transformers.models.auto) if known.startswith("AutoModel")]
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "for example AutoModelForSequenceClassification"
+        raise ValueError(f"SetTask: auto_class: expected an AutoModel class of transformers, got {name!r}; {hint}")
+    return name
+
+
+def _labels(value: Mapping[Any, str] | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Labels in the order of their ids. JSON and YAML may hand the ids over as strings."""
+    if isinstance(value, Mapping):
+        by_id = {int(key): label for key, label in value.items()}
+        if sorted(by_id) != list(range(len(by_id))):
+            raise ValueError(f"SetTask: id2label: expected the ids 0 to {len(by_id) - 1}, got {sorted(by_id)}")
+        value = [by_id[i] for i in range(len(by_id))]
+    if value is None:
+        return None
+    labels = () if isinstance(value, str) else tuple(value)
+    if not labels or len(set(labels)) < len(labels):
+        raise ValueError(f"SetTask: id2label: expected different labels in a list or a mapping from ids, got {value!r}")
+    return labels
+
+
+def _adopt(new: nn.Module, old: nn.Module, path: str, memo: dict[int, Any]) -> None:
+    """Give ``new`` copies of all of ``old`` that it has a place for. Where an earlier transform replaced a module by
+    one of another class (TernaryLinear for Linear), the module itself is copied."""
+    # At its top a body may have more modules or fewer (pooler, decoder); deeper, weights would be lost or random.
+    odd = {name for name, _ in new.named_children()} ^ {name for name, _ in old.named_children()}
+    if path and odd:
+        raise ValueError(
+            f"SetTask: {path.rstrip('.')} of the model and of a {type(new).__name__} built from its config differ in "
+            f"{', '.join(sorted(odd))}; a transform that changes the architecture must change the config, or set its "
+            "own model_type"
+        )
+    mine, theirs = _parts(new), _parts(old)
+    for name, part in mine.items():
+        other = theirs.get(name)
+        if other is None:
+            continue
+        if isinstance(part, nn.Module) and type(part) is type(other):
+            _adopt(part, other, f"{path}{name}.", memo)
+            continue
+        if isinstance(part, torch.Tensor) and part.shape != other.shape:
+            raise ValueError(
+                f"SetTask: {path}{name} is {tuple(other.shape)}, but the config says {tuple(part.shape)}; the "
+                "transform that changed it must change the config too"
+            )
+        setattr(new, name, copy.deepcopy(other, memo))
+
+
+def _parts(module: nn.Module) -> dict[str, Any]:
+    parts = {**module._modules, **module._parameters, **module._buffers}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _body_prefixes(before: Sequence[str], after: Sequence[str]) -> tuple[str, str]:
+    """The prefix of the body's names in both models: the pair under which most names agree.
+
+    No prefix at all, ("", ""), always agrees most, since it counts heads of the same name too; so it must be right by
+    a quarter more (T5: ``shared``, ``encoder`` and ``decoder`` stand at the top).
+
+    >>> body = [f"bert.{i}" for i in range(9)]
+    >>> _body_prefixes([*body, "head.w"], [*body, "head.w", "head.b"])
+    ('bert.', 'bert.')
+    >>> _body_prefixes(["encoder.a", "decoder.b", "lm_head.w"], ["transformer.encoder.a", "score.w"])
+    ('', 'transformer.')
+    """
+
+    def under(names: Sequence[str]) -> dict[str, set[str]]:
+        tops = Counter(name.partition(".")[0] + "." for name in names if "." in name)
+        return {top: {n.removeprefix(top) for n in names if n.startswith(top)} for top in ["", *tops]}
+
+    shared = {(p, q): len(a & b) for p, a in under(before).items() for q, b in under(after).items()}
+    whole = shared.pop(("", ""))
+    best = max(shared, key=lambda pair: shared[pair], default=("", ""))
+    return ("", "") if best == ("", "") or whole > 1.25 * shared[best] else best

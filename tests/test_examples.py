@@ -1,0 +1,59 @@
+"""The examples: the text is real, deterministic and split by file; the demo runs to its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from examples.stdlib_text import blocks, byte_tokenizer, code, prose
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("text", [prose, code])
+def test_text_is_deterministic_and_bounded(text) -> None:
+    first = text(20_000, seed=1)
+    assert first["text"][:] == text(20_000, seed=1)["text"][:]
+    assert first["text"][:] != text(20_000, seed=2)["text"][:]
+    assert 19_000 < sum(len(t.encode()) for t in first["text"]) <= 20_000
+
+
+@pytest.mark.parametrize("text", [prose, code])
+def test_eval_files_are_unseen_in_training(text) -> None:
+    train, held_out = (text(200_000, split=split)["text"] for split in ("train", "eval"))
+    assert train[:]
+    assert held_out[:]
+    assert not set(train) & set(held_out)
+
+
+def test_tokenizer_is_one_token_per_byte_and_survives_saving(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    text = "  naïve\n\tdef f(x): return '世界'  "
+    ids = tokenizer(text)["input_ids"]
+    assert len(ids) == len(text.encode())
+    assert tokenizer.decode(ids) == text
+    assert (len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id) == (258, 0, 1)
+
+
+def test_blocks_are_full_and_in_order() -> None:
+    tokenizer = byte_tokenizer()
+    data = blocks(prose(5_000), tokenizer, 64)
+    assert {len(row) for row in data["input_ids"]} == {64}
+    assert data["labels"][:] == data["input_ids"][:]
+    assert prose(5_000)["text"][0].startswith(tokenizer.decode(data["input_ids"][0]))
+
+
+@pytest.mark.skipif(not (ROOT / "hf_stages" / "trainer.py").exists(), reason="no trainer yet")
+def test_demo_is_cut_resumed_and_shown(run_python, tmp_path: Path) -> None:
+    script = ROOT / "examples" / "demo.py"
+    done = run_python(
+        f"import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); "
+        f"sys.argv = ['demo', '--steps', '6', '--out', 'out']; runpy.run_path({str(script)!r}, run_name='__main__')"
+    )
+    assert "cut on purpose after 9 updates" in done.stdout
+    for folder in ("01-language", "02-code"):
+        assert folder in done.stdout.rsplit("after stage", 1)[1]
+        assert (tmp_path / "out" / folder / "config.json").exists()
