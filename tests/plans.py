@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from hf_stages import Recipe, Stage
 from hf_stages.plan import Plan, Size, make_plan
 from hf_stages.schedules import Resume
 from hf_stages.schedules._span import Defaults
-
-
-def llama_config(**changes) -> LlamaConfig:
-    sizes = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
-    return LlamaConfig(**{**sizes, "num_attention_heads": 2, "num_key_value_heads": 2, **changes})
+from tests import tiny
 
 
 def skeleton(**changes) -> LlamaForCausalLM:
+    config = type(tiny.llama_config()).from_dict({**tiny.llama_config().to_dict(), **changes})
     with torch.device("meta"):
-        return LlamaForCausalLM(llama_config(**changes))
+        return LlamaForCausalLM(config)
 
 
 def plan_of(*stages: Stage, tokens: float | None = 10, examples: int | None = 100) -> Plan:
@@ -27,7 +24,7 @@ def plan_of(*stages: Stage, tokens: float | None = 10, examples: int | None = 10
 
 
 def chain(count: int) -> Plan:
-    """A chain with a branch in its middle and stages of very different lengths."""
+    """A chain of stages of very different lengths; from four stages on, with a branch in its middle."""
     stages = []
     for i in range(count):
         parents = "s1" if count > 3 and i == count // 2 + 1 else None
