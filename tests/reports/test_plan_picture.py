@@ -23,7 +23,12 @@ def test_boxes_never_overlap(count):
 
 
 def test_a_branch_gets_a_lane_of_its_own_and_a_root_too():
-    stages = [Stage("a", "5 steps"), Stage("b", "5 steps"), Stage("c", "5 steps", parents="a"), Stage("d", "5 steps", parents=[])]
+    stages = [
+        Stage("a", "5 steps"),
+        Stage("b", "5 steps"),
+        Stage("c", "5 steps", parents="a"),
+        Stage("d", "5 steps", parents=[]),
+    ]
     assert _places(plan_of(*stages)) == {"a": (0, 0), "b": (1, 0), "c": (1, 1), "d": (0, 2)}
 
 

@@ -22,7 +22,9 @@ def test_says_what_every_stage_is_made_of():
         Stage("side", "30 steps", parents="first", teacher="stage:second", schedule=Fresh(peak=2e-4)),
     ]
     plan = plan_of(*stages)
-    table = plan_table(plan, model=skeleton(), data={"first": "stories"}, seconds=dict.fromkeys(["first", "second", "side"], 90))
+    table = plan_table(
+        plan, model=skeleton(), data={"first": "stories"}, seconds=dict.fromkeys(["first", "second", "side"], 90)
+    )
     for text in (
         "Below('eval_loss', 3.2)",
         "stories, 100 examples, 2 per update",
