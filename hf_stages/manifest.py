@@ -21,12 +21,16 @@ from hf_stages.checkpoint import (
     read_json,
     write_json,
 )
+from hf_stages.fingerprint import fingerprint
 from hf_stages.ledger import Ledger
 from hf_stages.plan import Plan
-from hf_stages.recipe import diff, fingerprint, stage_to_dict, to_dict
+from hf_stages.recipe import diff, to_dict
 from hf_stages.sizes import train_dataset_of
 from hf_stages.stage import Recipe
 from hf_stages.stage_args import facts, stage_args
+
+_JUDGES = ("gates", "args", "eval_dataset", "compute_metrics", "exporters", "monitors", "parents")
+"""What watches a stage without changing what it trains, and what is recorded in another form."""
 
 logger = logging.get_logger(__name__)
 
@@ -48,10 +52,10 @@ class Manifest:
     def declared(self, name: str) -> dict[str, Any]:
         """Everything that decides what a stage does, with what it takes from the recipe and the args."""
         stage = self.recipe[name]
-        declared = stage_to_dict(stage)
+        declared = to_dict(stage)
         # Expectations judge a stage and do not change it: they may be edited after it is done.
         gates = [g for g, part in zip(declared.get("gates", []), stage.gates, strict=True) if part.on != "end"]
-        loss = stage.loss if stage.loss is not None else self.recipe.data_collator
+        collator = stage.data_collator if stage.data_collator is not None else self.recipe.data_collator
         return {
             **{
                 k: v for k, v in declared.items() if k not in ("gates", "args", "eval_dataset", "exporters", "monitors")
@@ -60,7 +64,7 @@ class Manifest:
             "parent": self.plan[name].parent,
             "train_dataset": fingerprint(train_dataset_of(self.recipe, stage)),
             "args": facts(stage_args(self.args, stage)),
-            "collator": fingerprint(loss) if stage.loss is None and loss is not None else None,
+            "data_collator": fingerprint(collator),
         }
 
     # ---- opening ------------------------------------------------------------------------------------------------------

@@ -6,9 +6,11 @@ import ast
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,10 @@ class Where:
         except RecipeError:
             raise
         except (ValueError, TypeError) as error:
-            named = next((key for key in keys if f"{key}:" in str(error)), None)
-            raise (self / named if named else self).error(str(error)) from error
+            found = {key: re.search(rf"\b{re.escape(key)}: ", str(error)) for key in keys}
+            named = min((m.start(), key) for key, m in found.items() if m)[1] if any(found.values()) else None
+            message = str(error).removeprefix(f"{named}: ")
+            raise (self / named if named else self).error(message) from error
 
 
 def did_you_mean(name: Any, known: Iterable[str], *, there_are: str = "expected one of") -> str:
@@ -144,9 +148,16 @@ def _public_classes(folder: str) -> list[str]:
     return classes
 
 
-def _classes_in(path: Path) -> list[str]:
+def _classes_in(path: Path) -> tuple[str, ...]:
+    return _parsed_classes(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=512)
+def _parsed_classes(path: Path, changed: int) -> tuple[str, ...]:
+    # Read, not imported: looking for one part must not import all the others.
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [node.name for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    classes = (node.name for node in tree.body if isinstance(node, ast.ClassDef))
+    return tuple(name for name in classes if not name.startswith("_"))
 
 
 def find_custom(use: str, where: Where) -> Any:

@@ -158,7 +158,7 @@ class Runner:
         try:
             summary = write_boundary(self, planned, run, metrics, change)
         except Exception as error:
-            raise _full(error, f"the stage folder {planned.folder}", self.out)
+            raise _full(error, f"the stage folder {planned.folder}", self.out) from error
         self.manifest.finished(planned.name, summary)
         self.manifest.write("running", self.ledger)
         self.carried, self.in_memory = trainer.state, planned.name

@@ -99,11 +99,9 @@ def stage_args(args: TrainingArguments, stage: Stage) -> TrainingArguments:
         own.eval_steps = own.logging_steps
     if own.load_best_model_at_end and own.metric_for_best_model is None:
         own.metric_for_best_model = "loss"
-    if own.metric_for_best_model is not None and (
-        own.greater_is_better is None or "metric_for_best_model" in stage.args
-    ):
-        if "greater_is_better" not in stage.args:
-            own.greater_is_better = not own.metric_for_best_model.endswith("loss")
+    unsaid = "metric_for_best_model" in stage.args and "greater_is_better" not in stage.args
+    if own.metric_for_best_model is not None and (own.greater_is_better is None or unsaid):
+        own.greater_is_better = not own.metric_for_best_model.endswith("loss")
     try:
         own._validate_args()
     except ValueError as error:

@@ -26,7 +26,7 @@ from hf_stages.checkpoint import (
     written_whole,
 )
 from hf_stages.plan import PlannedStage
-from hf_stages.recipe import stage_to_dict, to_dict
+from hf_stages.recipe import to_dict
 from hf_stages.stage_run import StageRun
 
 _TIMED = ("_runtime", "_per_second", "train_runtime")
@@ -91,7 +91,7 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
         "schema": SCHEMA,
         "index": planned.index,
         "name": planned.name,
-        "stage": stage_to_dict(planned.stage),
+        "stage": to_dict(planned.stage),
         "declared": runner.manifest.declared(planned.name),
         "parents": parents,
         "transforms": [transform for stage in chain for transform in stage],

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
@@ -32,7 +32,11 @@ from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_run import StageRun
 
 
-class StagedMixin:
+# The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
+_Base = Trainer if TYPE_CHECKING else object
+
+
+class StagedMixin(_Base):
     """Stages for any subclass of Trainer that keeps Trainer's hooks: ``class StagedX(StagedMixin, XTrainer): ...``.
 
     Without ``stages`` nothing is changed: it is that trainer, bit for bit.

@@ -52,9 +52,7 @@ class Source:
         if not isinstance(self.path, str) or not self.path:
             raise ValueError(f"path: expected a Hub name, a folder or one of {', '.join(_BUILDERS)}, got {self.path!r}")
         if self.path in _BUILDERS and self.data_files is None and not Path(self.path).exists():
-            raise ValueError(
-                f"data_files: missing; path: {self.path} reads files, so say which: data_files: train.{self.path}"
-            )
+            raise ValueError(f"data_files: missing; {self.path} reads files, so say which, e.g. train.{self.path}")
         for key in ("max_length", "limit"):
             value = getattr(self, key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -99,7 +97,10 @@ class Source:
 
         folder = Path(self.path)
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-            return self._from_disk(datasets.load_from_disk(self.path))
+            try:
+                return self._from_disk(datasets.load_from_disk(self.path))
+            except IndexError as error:  # datasets 5.2 cannot read back an empty dataset that it saved
+                raise ValueError(f"source {self.path!r}, split {self.split!r}: it has no examples") from error
         files = list(self.data_files) if isinstance(self.data_files, tuple) else self.data_files
         options = {"split": self.split, "streaming": self.streaming, "revision": self.revision}
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,11 @@ class Metrics:
 
     Classification takes the argmax over the last axis, token by token where there are tokens; labels of -100 are left
     out. Names that are not offline here go to ``evaluate.load``.
+
+    >>> from transformers import EvalPrediction
+    >>> logits, labels = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([1, 1])
+    >>> Metrics("accuracy")(EvalPrediction(predictions=logits, label_ids=labels))
+    {'accuracy': 0.5}
     """
 
     names: tuple[str, ...]
@@ -49,23 +53,12 @@ class Metrics:
         labels = np.asarray(labels[0] if isinstance(labels, tuple | list) else labels)
         results: dict[str, float] = {}
         for name, metric in self.load().items():
-            predictions, references = flatten(logits, labels, regression=name in _REGRESSION, shift=self.shift)
+            predictions, references = _flatten(logits, labels, regression=name in _REGRESSION, shift=self.shift)
             results.update(metric.compute(predictions=predictions, references=references))
         return results
 
 
-def metrics_by_name(names: Iterable[str] | str, *, shift: bool = False) -> Metrics:
-    """A ``compute_metrics`` for the Trainer.
-
-    >>> from transformers import EvalPrediction
-    >>> logits, labels = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([1, 1])
-    >>> metrics_by_name("accuracy")(EvalPrediction(predictions=logits, label_ids=labels))
-    {'accuracy': 0.5}
-    """
-    return Metrics((names,) if isinstance(names, str) else tuple(names), shift=shift)
-
-
-def flatten(logits: np.ndarray, labels: np.ndarray, *, regression: bool, shift: bool = False) -> tuple[Any, Any]:
+def _flatten(logits: np.ndarray, labels: np.ndarray, *, regression: bool, shift: bool = False) -> tuple[Any, Any]:
     """Predictions and references, one of each per item that has a label."""
     if regression:
         if logits.size != labels.size:

@@ -1,0 +1,80 @@
+import pytest
+
+from hf_stages import Recipe, Stage
+from hf_stages.duration import Duration
+from hf_stages.stage import parents_of
+
+
+def stages(*specs):
+    return [Stage(name, "1 steps", parents=parents) for name, parents in specs]
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", "a\\b", ".hidden", "-x", "a b", "a\n", "ä", "x" * 65, None, 3])
+def test_bad_names(name):
+    with pytest.raises(ValueError, match="expected letters, digits"):
+        Stage(name, "1 steps")
+
+
+@pytest.mark.parametrize("name", ["a", "A-1", "stage_2.b", "0", "x" * 64])
+def test_good_names(name):
+    assert Stage(name, "1 steps").name == name
+
+
+def test_normal_forms():
+    stage = Stage("a", "2 epochs", gates=[1], transforms=None, parents="b")
+    assert (stage.until, stage.gates, stage.transforms, stage.parents) == (Duration(2, "epochs"), (1,), (), ("b",))
+    assert stage == Stage("a", Duration(2, "epochs"), gates=(1,), parents=["b"])
+
+
+@pytest.mark.parametrize(
+    ("until", "message"),
+    [
+        ("90 minutes", r"a limit in time is a gate: gates=\[Budget"),
+        ("6 %", "expected steps, epochs or tokens"),
+        (200, "stage 'a': until: .*write the unit"),
+    ],
+)
+def test_until(until, message):
+    with pytest.raises(ValueError, match=message):
+        Stage("a", until)
+
+
+def test_args_must_be_a_mapping():
+    with pytest.raises(ValueError, match="stage 'a': args: expected a mapping"):
+        Stage("a", "1 steps", args=["lr"])
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ([], "expected at least one Stage"),
+        ([("a", None), ("a", None)], "'a' and 'a' collide"),
+        ([("a", None), ("A", None)], "'a' and 'A' collide"),
+        ([("a", "x")], "no stage is called 'x'; there are a"),
+        ([("a", "b"), ("b", "a")], "cycle: a <- b <- a"),
+        ([("a", "a")], "cycle: a <- a"),
+        ([("a", []), ("b", "c"), ("c", "a")], "stage 'b': its parent 'c' stands after it"),
+        ([("a", None), ("b", None), ("c", ["a", "b"])], "starts from one model"),
+    ],
+)
+def test_bad_sequences(specs, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(stages(*specs))
+
+
+def test_only_stages():
+    with pytest.raises(ValueError, match="expected Stage objects, got dict"):
+        Recipe([{"name": "a"}])
+
+
+def test_parents():
+    assert parents_of(stages(("a", None), ("b", None), ("c", "a"), ("d", []))) == {
+        "a": None,
+        "b": "a",
+        "c": "a",
+        "d": None,
+    }
+
+
+def test_recipe_by_name():
+    assert Recipe(stages(("a", None), ("b", None)))["b"].name == "b"
