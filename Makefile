@@ -43,7 +43,7 @@ check: $(READY) ## lint, format, types, doctests, examples in the docs, architec
 	$(PY) -m pytest --doctest-modules hf_stages tests/test_docs.py tests/test_architecture.py
 
 bench: $(READY) ## the benchmarks, one after another; each prints one JSON line last
-	@set -e; for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(PY) $$script; done
+	@set -e; for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do case $$script in *common*) continue;; esac; echo "== $$script"; $(PY) -m benchmarks.$$(basename $$script .py); done
 
 clean: ## remove caches and outputs (keeps .venv)
 	rm -rf build dist demo-out out .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

@@ -35,7 +35,7 @@ class Carried:
 
 
 def collect(optimizer: Any, model: nn.Module) -> Moments:
-    """Read the optimizer's state by name. Collective where parameters are sharded: every rank must call it."""
+    """The optimizer's state by name, not copied. Collective where parameters are sharded: every rank must call it."""
     raw = _unwrapped(optimizer)
     names = _names(model)
     state, shapes = {}, {}
@@ -49,19 +49,24 @@ def collect(optimizer: Any, model: nn.Module) -> Moments:
 
 
 def restore(optimizer: Any, model: nn.Module, moments: Moments, moves: Mapping[str, list[str]]) -> Carried:
-    """Put moments into a freshly built optimizer, following ``moves`` from old names to new ones."""
+    """Put moments into a freshly built optimizer, following ``moves`` from old names to new ones.
+
+    The optimizer takes the tensors over: ``moments`` is spent.
+    """
     raw = _unwrapped(optimizer)
     report = Carried()
     names = _names(model)
     parameters = [p for group in raw.param_groups for p in group["params"]]
     source = {new: old for old, news in moves.items() for new in news}
+    shared = {old for old, news in moves.items() if len(news) > 1}
     state: dict[int, dict[str, Any]] = {}
     for index, parameter in enumerate(parameters):
         name = names.get(id(parameter), f"parameter {index}")
         old = source.get(name)
         reason = _mismatch(moments, old, parameter, raw)
         if reason is None:
-            state[index] = {key: _placed(value, parameter) for key, value in moments.state[old].items()}  # type: ignore[index]
+            own = moments.state[old].items()  # type: ignore[index]
+            state[index] = {key: _placed(value, parameter, copy=old in shared) for key, value in own}
             report.carried.append(name)
         else:
             report.reset[name] = reason
@@ -75,12 +80,16 @@ def save(moments: Moments, folder: Path) -> None:
     """Write ``optimizer.safetensors`` and ``optimizer.json``; nothing in them runs code when read."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
+    written: set[int] = set()
     plain: dict[str, dict[str, Any]] = {}
     for name, state in moments.state.items():
         for key, value in state.items():
             if torch.is_tensor(value):
-                # A clone: 8-bit optimizers share one quantization map among parameters, which safetensors refuses.
-                tensors[f"{name}{_SEP}{key}"] = value.detach().cpu().contiguous().clone()
+                tensor = value.detach().cpu().contiguous()
+                # 8-bit optimizers share one quantization map among parameters; safetensors refuses shared memory.
+                again = tensor.data_ptr() in written
+                written.add(tensor.data_ptr())
+                tensors[f"{name}{_SEP}{key}"] = tensor.clone() if again else tensor
             elif isinstance(value, bool | int | float | str | None):
                 plain.setdefault(name, {})[key] = value
             else:
@@ -143,14 +152,14 @@ def _indexed_groups(optimizer: Any) -> list[dict[str, Any]]:
 def _gathered(value: Any) -> Any:
     if hasattr(value, "full_tensor"):
         value = value.full_tensor()
-    return value.detach().to("cpu", copy=True) if torch.is_tensor(value) else value
+    return value.detach().cpu() if torch.is_tensor(value) else value
 
 
-def _placed(value: Any, parameter: torch.Tensor) -> Any:
+def _placed(value: Any, parameter: torch.Tensor, *, copy: bool) -> Any:
     if not torch.is_tensor(value):
         return value
     if hasattr(parameter, "device_mesh") and tuple(value.shape) == tuple(parameter.shape):
         from torch.distributed.tensor import distribute_tensor
 
         return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value.clone()
+    return value.clone() if copy else value

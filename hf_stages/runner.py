@@ -6,7 +6,6 @@ it anew for each stage is what makes structural transforms, DDP and FSDP right w
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +119,7 @@ class Runner:
             run_steps=sum(p.steps for p in self.plan.stages if p.name not in self.manifest.done),
             resumed=state,
             before=(parent or {}).get("metrics", {}),
+            stop_request=trainer._stop_request,
         )
         loss = planned.stage.loss if planned.stage.loss is not None else TaskLoss()
         run.objective = Objective(terms_of(loss, trainer.model), args.device, args.world_size)
@@ -217,7 +217,6 @@ class Runner:
         change = transition(trainer, model, planned)
         trainer.adopt(change.model)
         change.model = None
-        gc.collect()
         return change
 
     def transforms_up_to(self, name: str) -> list[Any]:
@@ -273,6 +272,7 @@ class Runner:
         if run.resumed is not None or self._reset or self.moments is None:
             return
         report = moments_file.restore(optimizer, self.trainer.model, self.moments, self._moves)
+        self.moments = None  # the optimizer has taken the tensors over
         if report.reset:
             first = next(iter(report.reset.items()))
             run.note(
@@ -341,6 +341,7 @@ class Runner:
             setattr(trainer, name, value)
         trainer._stage = handler.stage = trainer.stage_teacher = None
         trainer._train_batch_size = trainer.args.train_batch_size
+        trainer._stop_request = None
         trainer.__dict__.pop("loss_is_scaled_for_ga", None)
 
     def _output(self, outputs: list[TrainOutput]) -> TrainOutput:

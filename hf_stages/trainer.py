@@ -48,6 +48,8 @@ class StagedMixin(_Base):
     """The StageRun in progress."""
     _runner: Any = None
     _in_update = False
+    _stop_request: str | None = None
+    """Asked for between stages: the next stage starts with it."""
 
     def __init__(
         self,
@@ -116,6 +118,7 @@ class StagedMixin(_Base):
 
     def request_stop(self, reason: str) -> None:
         """Ask the run to save a checkpoint after the current update and stop with ``RunInterrupted``."""
+        self._stop_request = reason
         if self._stage is not None:
             self._stage.stop_request = reason
 

@@ -85,7 +85,7 @@ def test_trackers_get_steps_that_never_restart(tmp_path):
 
     trainer = staged(tmp_path, [Stage("a", "3 steps"), Stage("b", "3 steps")], callbacks=[TensorBoardCallback()])
     trainer.train()
-    logs = [p for p in tmp_path.rglob("events.out.tfevents.*")]
+    logs = list(tmp_path.rglob("events.out.tfevents.*"))
     assert len(logs) == 1
     events = EventAccumulator(str(logs[0]))
     events.Reload()
@@ -531,7 +531,7 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("stages, message", BAD.values(), ids=BAD.keys())
+@pytest.mark.parametrize(("stages", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_recipes_fail_before_the_first_step(tmp_path, stages, message):
     trainer = staged(tmp_path, stages)
     with pytest.raises(ValueError, match=message):
