@@ -34,7 +34,7 @@ def tokens(rows: int, length: int, vocab: int = 2048) -> Dataset:
 
 
 def arguments(out: str, **changes) -> TrainingArguments:
-    given = {"per_device_train_batch_size": 8, "logging_steps": 50, "save_strategy": "no", "report_to": []}
+    given = {"per_device_train_batch_size": 8, "logging_strategy": "no", "save_strategy": "no", "report_to": []}
     given |= {"disable_tqdm": True, "optim": "adamw_torch_fused", "use_cpu": not torch.cuda.is_available()}
     return TrainingArguments(out, **{**given, **changes})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -80,16 +81,22 @@ class Duration:
         return f"{number}{suffix} {'%' if self.unit == 'percent' else self.unit}"
 
 
-def warmup_steps(warmup: int | float | str | Duration, stage_steps: int) -> int:
-    """Steps of warmup: a number of steps (>= 1), a share of the stage (< 1), ``"100 steps"`` or ``"6 %"``."""
+def warmup_steps(warmup: int | float | str | Duration, total: int) -> int:
+    """Steps of warmup: a number of steps (>= 1), a share of the whole shape (< 1), ``"100 steps"`` or ``"6 %"``.
+
+    Shares are rounded up, as Trainer's are. A shape that later stages resume is as long as all of them.
+
+    >>> warmup_steps(0.06, 101), warmup_steps("6 %", 101), warmup_steps("10 steps", 101)
+    (7, 7, 10)
+    """
     if isinstance(warmup, str):
         warmup = Duration.parse(warmup)
     if isinstance(warmup, Duration):
         if warmup.unit == "percent":
-            return round(warmup.amount / 100 * stage_steps)
+            return math.ceil(warmup.amount / 100 * total)
         if warmup.unit != "steps":
             raise ValueError(f'warmup: expected steps, a share or "6 %", got {str(warmup)!r}')
         return round(warmup.amount)
     if warmup < 0:
         raise ValueError(f"warmup: expected zero or more, got {warmup}")
-    return round(warmup * stage_steps) if 0 < warmup < 1 else int(warmup)
+    return math.ceil(warmup * total) if 0 < warmup < 1 else int(warmup)

@@ -215,12 +215,12 @@ def _span_total(
     return length(root)
 
 
-def args_defaults(args: Any, steps: int) -> Defaults:
+def args_defaults(args: Any) -> Defaults:
     """What a schedule takes from TrainingArguments."""
     kind = args.lr_scheduler_type
     return Defaults(
         learning_rate=args.learning_rate,
-        warmup=args.get_warmup_steps(steps),
+        warmup=args.warmup_steps or 0,
         shape=str(getattr(kind, "value", kind)),
         shape_kwargs=args.lr_scheduler_kwargs or {},
     )

@@ -253,7 +253,7 @@ class Runner:
         parent = self.manifest.done.get(root.parent) if root.parent else None
         own = stage_args(self.own["args"], root.stage)
         total = self.plan.spans[root.name].total
-        return span_of(root.stage, args_defaults(own, root.steps), total, parent["lr_end"] if parent else None)
+        return span_of(root.stage, args_defaults(own), total, parent["lr_end"] if parent else None)
 
     def _teacher(self, planned: PlannedStage) -> Teacher | None:
         teacher = planned.stage.teacher if planned.stage.teacher is not None else self.trainer.teacher

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_stages.plan import Plan, Size, args_defaults, make_plan, steps_of
+from hf_stages.plan import Plan, Size, args_defaults, make_plan
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args, unsupported
 
@@ -20,7 +20,7 @@ def plan_for(recipe: Recipe, args: TrainingArguments) -> Plan:
         raise ValueError(f"args: {reason}")
     own = {stage.name: stage_args(args, stage) for stage in recipe.stages}
     sizes = {stage.name: size_of(train_dataset_of(recipe, stage), own[stage.name], stage) for stage in recipe.stages}
-    defaults = {s.name: args_defaults(own[s.name], steps_of(s, sizes[s.name])) for s in recipe.stages}
+    defaults = {stage.name: args_defaults(own[stage.name]) for stage in recipe.stages}
     return make_plan(recipe, sizes, defaults)
 
 
