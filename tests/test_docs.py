@@ -22,7 +22,6 @@ def _blocks(page: Path) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, m.start(2)) + 1, m[2]) for m in found if "no-run" not in m[1].split()]
 
 
-@pytest.mark.skipif(not (ROOT / "hf_stages" / "trainer.py").exists(), reason="no trainer yet")
 @pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page)], ids=lambda page: page.name)
 def test_python_in_docs_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

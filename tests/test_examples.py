@@ -46,7 +46,6 @@ def test_blocks_are_full_and_in_order() -> None:
     assert prose(5_000)["text"][0].startswith(tokenizer.decode(data["input_ids"][0]))
 
 
-@pytest.mark.skipif(not (ROOT / "hf_stages" / "trainer.py").exists(), reason="no trainer yet")
 def test_demo_is_cut_resumed_and_shown(run_python, tmp_path: Path) -> None:
     script = ROOT / "examples" / "demo.py"
     done = run_python(
