@@ -26,6 +26,10 @@ TRAINING_STATE = "training_state"
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 
+class NewerSchema(ValueError):
+    """A folder that a newer version wrote: neither read nor written over."""
+
+
 def write_json(path: Path, data: Any) -> None:
     """Replace a JSON file in one step: readers see the old one or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.tmp")
@@ -50,7 +54,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(schema, int):
         raise ValueError(f"{path}: expected {what} with a schema number, got none; was it written by hf_stages?")
     if schema > SCHEMA:
-        raise ValueError(
+        raise NewerSchema(
             f"{path}: written with schema {schema}, this version of hf_stages reads up to {SCHEMA}; upgrade hf_stages"
         )
     return data
@@ -80,6 +84,8 @@ def broken(folder: Path) -> str | None:
     """Why a folder cannot be trusted, or None where it is whole."""
     try:
         files = read_json(folder / SEAL, "a seal")["files"]
+    except NewerSchema:
+        raise
     except (ValueError, KeyError) as error:
         return str(error) if (folder / SEAL).exists() else "it was not written to its end"
     for name, (size, digest) in files.items():

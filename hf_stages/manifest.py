@@ -41,6 +41,7 @@ class Manifest:
     def __init__(self, out: Path, recipe: Recipe, args: TrainingArguments, plan: Plan) -> None:
         self.out, self.recipe, self.args, self.plan = out, recipe, args, plan
         self.done: dict[str, dict[str, Any]] = {}
+        self.described = to_dict(recipe)  # now: stages change the very model that the recipe holds
 
     @property
     def steps_done(self) -> int:
@@ -104,10 +105,10 @@ class Manifest:
             folder = self.folder_of(planned.name)
             if not (folder / STAGE_FILE).is_file():
                 continue
-            summary = read_json(folder / STAGE_FILE, "a stage folder of hf_stages")
             if (problem := broken(folder)) is not None:
                 logger.warning(f"{folder} is passed over: {problem}; its stage will be trained again")
                 break  # stages after a lost one stand on nothing
+            summary = read_json(folder / STAGE_FILE, "a stage folder of hf_stages")
             if planned.parent is None or planned.parent in self.done:
                 self.done[planned.name] = summary
 
@@ -198,8 +199,14 @@ class Manifest:
         manifest = {
             "schema": SCHEMA,
             "status": status,
-            "recipe": to_dict(self.recipe),
+            "recipe": self.described,
             "stages": stages,
             "ledger": ledger.to_list(),
         }
-        write_json(self.out / RUN_FILE, manifest)
+        try:
+            write_json(self.out / RUN_FILE, manifest)
+        except OSError as error:
+            raise OSError(
+                f"{self.out / RUN_FILE} could not be written ({error}); every folder saved before it is whole. Free space on "
+                f"{self.out} and resume with resume_from_checkpoint=True"
+            ) from error

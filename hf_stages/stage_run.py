@@ -47,6 +47,8 @@ class StageRun:
     """Updates of the whole run as planned from here: what progress bars count up to."""
     objective: Objective | None = None
     resumed: dict[str, Any] | None = None
+    checkpoint: str | None = None
+    """The folder that ``resumed`` was read from."""
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     steps: int = 0
@@ -178,6 +180,8 @@ class StageRun:
         trainer._total_loss_scalar = loop["total_loss"]
         trainer._globalstep_last_logged = loop["last_logged"]
         trainer._initial_global_step = self.first_step
+        if self.over is not None:
+            trainer._load_rng_state(self.checkpoint)  # otherwise Trainer does, as the first epoch begins
 
     def count_update(self, state: TrainerState) -> None:
         """Before any callback sees the end of an update."""
