@@ -103,6 +103,7 @@ class Runner:
         trainer, handler = self.trainer, self.trainer.callback_handler
         parent = self._parent(planned)
         trainer.args = args = stage_args(self.own["args"], planned.stage)
+        trainer._train_batch_size = args.train_batch_size  # Trainer reads it once, when it is made
         self._use_data(planned)
         change = self._change_model(planned, checkpoint)
         if state is None:
@@ -228,7 +229,7 @@ class Runner:
         folder = self.out / self.plan[name].folder
         if (problem := broken(folder)) is not None:
             raise ValueError(f"{folder}: {problem}; move it away and resume to train that stage again")
-        model = replay(model if model is not None else self.trainer.blueprint.build(), self._transforms_up_to(name))
+        model = replay(model if model is not None else self.trainer.blueprint.build(), self.transforms_up_to(name))
         load_weights(model, folder)
         return model
 
@@ -244,7 +245,7 @@ class Runner:
             )
         return model  # a checkpoint brings its own weights
 
-    def _transforms_up_to(self, name: str) -> list[Any]:
+    def transforms_up_to(self, name: str) -> list[Any]:
         chain: list[Any] = []
         current: str | None = name
         while current is not None:
@@ -362,6 +363,7 @@ class Runner:
         for name, value in self.own.items():
             setattr(trainer, name, value)
         trainer._stage = handler.stage = trainer.stage_teacher = None
+        trainer._train_batch_size = trainer.args.train_batch_size
         trainer.__dict__.pop("loss_is_scaled_for_ga", None)
 
     def _output(self, outputs: list[TrainOutput]) -> TrainOutput:
