@@ -113,13 +113,7 @@ class Manifest:
                 self.done[planned.name] = summary
 
     def _refuse_to_overwrite(self, held: list[str]) -> None:
-        found = [str(self.folder_of(name)) for name in self.done] + held
-        if found:
-            raise ValueError(
-                f"{self.out} already holds a run ({len(self.done)} of {len(self.plan.stages)} stages done; such as {found[0]}). Go on "
-                "with resume_from_checkpoint=True, or choose another output_dir"
-            )
-        if (self.out / RUN_FILE).is_file():
+        if not self.done and (self.out / RUN_FILE).is_file():
             old = read_json(self.out / RUN_FILE, "a run manifest")
             others = [s["folder"] for s in old["stages"].values() if (self.out / s["folder"] / STAGE_FILE).is_file()]
             if others:
@@ -127,6 +121,12 @@ class Manifest:
                     f"{self.out} holds the run of another recipe (stages {', '.join(old['stages'])}; {others[0]} is done); "
                     "choose another output_dir"
                 )
+        found = [str(self.folder_of(name)) for name in self.done] + held
+        if found:
+            raise ValueError(
+                f"{self.out} already holds a run ({len(self.done)} of {len(self.plan.stages)} stages done; such as {found[0]}). Go on "
+                "with resume_from_checkpoint=True, or choose another output_dir"
+            )
 
     def _refuse_another_recipe(self) -> None:
         if not (self.out / RUN_FILE).is_file():

@@ -369,7 +369,8 @@ class Runner:
     def _output(self, outputs: list[TrainOutput]) -> TrainOutput:
         state = self.trainer.state
         if not outputs:
-            return TrainOutput(state.global_step, 0.0, {})
+            losses = [log["train_loss"] for log in state.log_history if "train_loss" in log]
+            return TrainOutput(state.global_step, losses[-1] if losses else 0.0, {})
         runtime = sum(o.metrics.get("train_runtime", 0.0) for o in outputs)
         return TrainOutput(
             state.global_step, outputs[-1].training_loss, {**outputs[-1].metrics, "train_runtime": runtime}

@@ -160,6 +160,8 @@ class StageRun:
             state.total_flos = carried.total_flos
             state.num_input_tokens_seen = carried.num_input_tokens_seen
             self.history_start = len(state.log_history)
+        elif (best := self.resumed.get("best")) is not None:
+            state.best_model_checkpoint = str(Path(self.args.output_dir) / best)  # the run's folder may have been moved
         state.max_steps = self.first_step + self.run_steps
         if self.over is not None:
             return sys.maxsize, 0  # nothing left to train, only to finish
