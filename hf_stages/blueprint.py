@@ -32,6 +32,7 @@ class Blueprint:
         self.config = copy.deepcopy(model.config) if self.buildable else None
         self.dtype = model.dtype if self.buildable else None
         self.frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        self.generation = copy.deepcopy(getattr(model, "generation_config", None))
 
     def to_dict(self) -> dict[str, Any]:
         """What ``stage.json`` records, so that a folder can be loaded without the script that made it."""
@@ -54,7 +55,7 @@ class Blueprint:
             )
         own = cls.__new__(cls)
         own.kind = getattr(importlib.import_module(module), name)
-        own.buildable = True
+        own.buildable, own.generation = True, None
         own.config = own.kind.config_class.from_dict(dict(data["config"]))
         own.dtype = getattr(torch, data["dtype"].removeprefix("torch."))
         own.frozen = set(data["frozen"])
@@ -69,6 +70,8 @@ class Blueprint:
             )
         with undisturbed(), torch.device(device):
             model = self.kind._from_config(copy.deepcopy(self.config), dtype=self.dtype)
+        if self.generation is not None:
+            model.generation_config = copy.deepcopy(self.generation)  # what the config gives is not what was loaded
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in self.frozen)
         return model

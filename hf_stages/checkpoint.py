@@ -6,6 +6,7 @@ written when the process died; a folder that disagrees with its seal was damaged
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -23,7 +24,20 @@ STAGE_FILE = "stage.json"
 STATE_FILE = "stage_state.json"
 RUN_FILE = "run.json"
 TRAINING_STATE = "training_state"
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS})
+_DISK_WORDS = (
+    "No space left",
+    "os error 28",
+    "Disk quota",
+    "PytorchStreamWriter",
+    "inline_container",
+    "iostream error",
+)
 _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+
+
+class NewerSchema(ValueError):
+    """A folder that a newer version wrote: neither read nor written over."""
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -50,7 +64,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(schema, int):
         raise ValueError(f"{path}: expected {what} with a schema number, got none; was it written by hf_stages?")
     if schema > SCHEMA:
-        raise ValueError(
+        raise NewerSchema(
             f"{path}: written with schema {schema}, this version of hf_stages reads up to {SCHEMA}; upgrade hf_stages"
         )
     return data
@@ -80,6 +94,8 @@ def broken(folder: Path) -> str | None:
     """Why a folder cannot be trusted, or None where it is whole."""
     try:
         files = read_json(folder / SEAL, "a seal")["files"]
+    except NewerSchema:
+        raise
     except (ValueError, KeyError) as error:
         return str(error) if (folder / SEAL).exists() else "it was not written to its end"
     for name, (size, digest) in files.items():
@@ -128,17 +144,31 @@ def newest_whole(out: Path, wanted: Callable[[dict], bool], say: Callable[[str],
         if problem is not None:
             say(f"{folder} is passed over: {problem}; looking for the one before")
             continue
-        if wanted(read_json(folder / STATE_FILE, "a stage state")):
-            return folder
+        state = read_json(folder / STATE_FILE, "a stage state")
+        if not wanted(state):
+            continue
+        if (problem := _best_lost(folder, state)) is not None:
+            say(f"{folder} is passed over: {problem}; looking for the one before")
+            continue
+        return folder
     return None
+
+
+def _best_lost(folder: Path, state: dict[str, Any]) -> str | None:
+    """A stage that ends with its best model needs that checkpoint, too."""
+    best = state.get("best")
+    if best is None or best == folder.name or not state["declared"]["args"]["load_best_model_at_end"]:
+        return None
+    problem = broken(folder.parent / best)
+    return f"the best model so far is in {best}, but {problem}" if problem is not None else None
 
 
 def disk_error(error: BaseException) -> bool:
     """Whether an error is the disk's: torch and safetensors wrap the system's own in types of theirs."""
-    if isinstance(error, OSError):
-        return True
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return True  # not every OSError: a failed push to the Hub is one, too
     text = str(error)
-    return any(mark in text for mark in ("No space left", "os error 28", "PytorchStreamWriter", "Disk quota"))
+    return any(mark in text for mark in _DISK_WORDS)
 
 
 def _files(folder: Path) -> list[Path]:

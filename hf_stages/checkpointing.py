@@ -38,7 +38,8 @@ def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
         _barrier(trainer)
         if args.should_save:
             _without_token(folder / "training_args.bin", args)
-            write_json(folder / STATE_FILE, state)
+            best = trainer.state.best_model_checkpoint
+            write_json(folder / STATE_FILE, {**state, "best": Path(best).name if best else None})
             seal(folder)
     except Exception as error:
         if args.should_save:

@@ -41,6 +41,7 @@ class Manifest:
     def __init__(self, out: Path, recipe: Recipe, args: TrainingArguments, plan: Plan) -> None:
         self.out, self.recipe, self.args, self.plan = out, recipe, args, plan
         self.done: dict[str, dict[str, Any]] = {}
+        self.described = to_dict(recipe)  # now: stages change the very model that the recipe holds
 
     @property
     def steps_done(self) -> int:
@@ -104,21 +105,15 @@ class Manifest:
             folder = self.folder_of(planned.name)
             if not (folder / STAGE_FILE).is_file():
                 continue
-            summary = read_json(folder / STAGE_FILE, "a stage folder of hf_stages")
             if (problem := broken(folder)) is not None:
                 logger.warning(f"{folder} is passed over: {problem}; its stage will be trained again")
                 break  # stages after a lost one stand on nothing
+            summary = read_json(folder / STAGE_FILE, "a stage folder of hf_stages")
             if planned.parent is None or planned.parent in self.done:
                 self.done[planned.name] = summary
 
     def _refuse_to_overwrite(self, held: list[str]) -> None:
-        found = [str(self.folder_of(name)) for name in self.done] + held
-        if found:
-            raise ValueError(
-                f"{self.out} already holds a run ({len(self.done)} of {len(self.plan.stages)} stages done; such as {found[0]}). Go on "
-                "with resume_from_checkpoint=True, or choose another output_dir"
-            )
-        if (self.out / RUN_FILE).is_file():
+        if not self.done and (self.out / RUN_FILE).is_file():
             old = read_json(self.out / RUN_FILE, "a run manifest")
             others = [s["folder"] for s in old["stages"].values() if (self.out / s["folder"] / STAGE_FILE).is_file()]
             if others:
@@ -126,6 +121,12 @@ class Manifest:
                     f"{self.out} holds the run of another recipe (stages {', '.join(old['stages'])}; {others[0]} is done); "
                     "choose another output_dir"
                 )
+        found = [str(self.folder_of(name)) for name in self.done] + held
+        if found:
+            raise ValueError(
+                f"{self.out} already holds a run ({len(self.done)} of {len(self.plan.stages)} stages done; such as {found[0]}). Go on "
+                "with resume_from_checkpoint=True, or choose another output_dir"
+            )
 
     def _refuse_another_recipe(self) -> None:
         if not (self.out / RUN_FILE).is_file():
@@ -198,8 +199,14 @@ class Manifest:
         manifest = {
             "schema": SCHEMA,
             "status": status,
-            "recipe": to_dict(self.recipe),
+            "recipe": self.described,
             "stages": stages,
             "ledger": ledger.to_list(),
         }
-        write_json(self.out / RUN_FILE, manifest)
+        try:
+            write_json(self.out / RUN_FILE, manifest)
+        except OSError as error:
+            raise OSError(
+                f"{self.out / RUN_FILE} could not be written ({error}); every folder saved before it is whole. Free space on "
+                f"{self.out} and resume with resume_from_checkpoint=True"
+            ) from error

@@ -79,6 +79,8 @@ class Runner:
                     break
                 self._judge(planned.name, self.manifest.done[planned.name])
             else:
+                if not outputs:
+                    self._take_up_end()
                 self.manifest.write("done", self.ledger)
         except BaseException as error:
             self._interrupted(error)
@@ -102,7 +104,7 @@ class Runner:
         trainer.args = args = stage_args(self.own["args"], planned.stage)
         trainer._train_batch_size = args.train_batch_size  # Trainer reads it once, when it is made
         self._use_data(planned)
-        change = self._change_model(planned)
+        change = self._change_model(planned, checkpoint)
         if state is None:
             self._note_change(planned, change)
         else:
@@ -118,6 +120,7 @@ class Runner:
             first_step=self.manifest.steps_done,
             run_steps=sum(p.steps for p in self.plan.stages if p.name not in self.manifest.done),
             resumed=state,
+            checkpoint=checkpoint,
             before=(parent or {}).get("metrics", {}),
             stop_request=trainer._stop_request,
         )
@@ -193,9 +196,15 @@ class Runner:
         self._judge(planned.name, summary)
         self.carried = read_boundary(self.out / planned.folder).state
 
+    def _take_up_end(self) -> None:
+        """A run that was done already leaves the trainer as it left it then: with the last stage's model and history."""
+        self._forget_wrapper()
+        self.trainer.adopt(self._saved(self.plan.stages[-1].name, self.trainer.take_fresh()))
+        self.trainer.state = self.carried
+
     # ---- what a stage works with --------------------------------------------------------------------------------------
 
-    def _change_model(self, planned: PlannedStage) -> Transition:
+    def _change_model(self, planned: PlannedStage, checkpoint: str | None) -> Transition:
         """Bring in the parent's result, apply the stage's transforms, and reset all that belonged to the old model."""
         trainer = self.trainer
         fresh = trainer.take_fresh()
@@ -203,21 +212,37 @@ class Runner:
             model = trainer.model
         else:
             self._forget_wrapper()
-            model = fresh if fresh is not None else trainer.blueprint.build()
             if planned.parent is not None:
-                folder = self.out / self.plan[planned.parent].folder
-                if (problem := broken(folder)) is not None:
-                    raise ValueError(f"{folder}: {problem}; move it away and resume to train that stage again")
-                model = replay(model, self.transforms_up_to(planned.parent))
-                load_weights(model, folder)
-                self.moments = moments_file.load(folder / "training_state")
-            elif fresh is None:
-                load_weights(model, self.out / _INITIAL)
+                model = self._saved(planned.parent, fresh)
+                self.moments = moments_file.load(self.out / self.plan[planned.parent].folder / "training_state")
+            else:
+                model = fresh if fresh is not None else self._initial(checkpoint)
         set_seed(seed_of(self.args.seed, planned.name, "transforms") & 0xFFFFFFFF)
         change = transition(trainer, model, planned)
         trainer.adopt(change.model)
         change.model = None
         return change
+
+    def _saved(self, name: str, model: Any = None) -> Any:
+        """The model of a finished stage, from its folder."""
+        folder = self.out / self.plan[name].folder
+        if (problem := broken(folder)) is not None:
+            raise ValueError(f"{folder}: {problem}; move it away and resume to train that stage again")
+        model = replay(model if model is not None else self.trainer.blueprint.build(), self.transforms_up_to(name))
+        load_weights(model, folder)
+        return model
+
+    def _initial(self, checkpoint: str | None) -> Any:
+        """The initial model a second time: an earlier ``train()`` of this trainer has changed the first."""
+        model = self.trainer.blueprint.build()
+        if (self.out / _INITIAL).is_dir():
+            load_weights(model, self.out / _INITIAL)
+        elif checkpoint is None:
+            raise ValueError(
+                "train: this trainer's model was trained already and nothing was saved to go on from; make the model and "
+                "the trainer anew"
+            )
+        return model  # a checkpoint brings its own weights
 
     def transforms_up_to(self, name: str) -> list[Any]:
         chain: list[Any] = []
@@ -261,9 +286,7 @@ class Runner:
             return None
         if isinstance(teacher, str):
             name = teacher.removeprefix("stage:")
-            model = replay(self.trainer.blueprint.build(), self.transforms_up_to(name))
-            load_weights(model, self.out / self.plan[name].folder)
-            teacher = model
+            teacher = self._saved(name)
         return Teacher(teacher, self.args.device)
 
     def restore_moments(self, optimizer: Any) -> None:
@@ -347,7 +370,8 @@ class Runner:
     def _output(self, outputs: list[TrainOutput]) -> TrainOutput:
         state = self.trainer.state
         if not outputs:
-            return TrainOutput(state.global_step, 0.0, {})
+            losses = [log["train_loss"] for log in state.log_history if "train_loss" in log]
+            return TrainOutput(state.global_step, losses[-1] if losses else 0.0, {})
         runtime = sum(o.metrics.get("train_runtime", 0.0) for o in outputs)
         return TrainOutput(
             state.global_step, outputs[-1].training_loss, {**outputs[-1].metrics, "train_runtime": runtime}

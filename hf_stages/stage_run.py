@@ -47,6 +47,8 @@ class StageRun:
     """Updates of the whole run as planned from here: what progress bars count up to."""
     objective: Objective | None = None
     resumed: dict[str, Any] | None = None
+    checkpoint: str | None = None
+    """The folder that ``resumed`` was read from."""
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     steps: int = 0
@@ -158,6 +160,8 @@ class StageRun:
             state.total_flos = carried.total_flos
             state.num_input_tokens_seen = carried.num_input_tokens_seen
             self.history_start = len(state.log_history)
+        elif (best := self.resumed.get("best")) is not None:
+            state.best_model_checkpoint = str(Path(self.args.output_dir) / best)  # the run's folder may have been moved
         state.max_steps = self.first_step + self.run_steps
         if self.over is not None:
             return sys.maxsize, 0  # nothing left to train, only to finish
@@ -179,6 +183,8 @@ class StageRun:
         trainer._total_loss_scalar = loop["total_loss"]
         trainer._globalstep_last_logged = loop["last_logged"]
         trainer._initial_global_step = self.first_step
+        if self.over is not None:
+            trainer._load_rng_state(self.checkpoint)  # otherwise Trainer does, as the first epoch begins
 
     def count_update(self, state: TrainerState) -> None:
         """Before any callback sees the end of an update."""

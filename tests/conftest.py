@@ -17,6 +17,7 @@ os.environ |= {
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait crawl on busy cores
 }
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,5 +86,39 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
         if check and done.returncode:
             pytest.fail(f"exit {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}", pytrace=False)
         return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def quick_gc():
+    """A stage collects garbage as it begins, which takes half a second among all the modules that tests import."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def driver():
+    """``driver.run(out, kill=..., resume=...)`` trains ``tests.killable_run`` in a process that may die."""
+    from tests.driver import Driver
+
+    driver = Driver()
+    yield driver
+    driver.close()
+
+
+@pytest.fixture(scope="session")
+def whole_run(driver, tmp_path_factory) -> Callable[..., Path]:
+    """``whole_run(**options)`` is the folder of the run that was never cut, trained once."""
+    runs: dict[str, Path] = {}
+
+    def run(**options) -> Path:
+        key = repr(sorted(options.items()))
+        if key not in runs:
+            out = runs[key] = tmp_path_factory.mktemp("whole") / "out"
+            assert driver.run(out, **options) == "done"
+        return runs[key]
 
     return run
