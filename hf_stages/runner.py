@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -159,6 +160,8 @@ class Runner:
             summary = write_boundary(self, planned, run, metrics, change)
         except Exception as error:
             raise _full(error, f"the stage folder {planned.folder}", self.out) from error
+        if args.world_size > 1:  # metrics with timings in them differ by rank; what is judged is what was written
+            summary = _from_main(summary, args)
         self.manifest.finished(planned.name, summary)
         self.manifest.write("running", self.ledger)
         self.carried, self.in_memory = trainer.state, planned.name
@@ -349,6 +352,12 @@ class Runner:
         return TrainOutput(
             state.global_step, outputs[-1].training_loss, {**outputs[-1].metrics, "train_runtime": runtime}
         )
+
+
+def _from_main(value: Any, args: Any) -> Any:
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0, device=args.device)
+    return box[0]
 
 
 def _full(error: Exception, what: str, out: Path) -> Exception:

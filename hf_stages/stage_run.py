@@ -70,7 +70,7 @@ class StageRun:
         self._updates_done = self._epoch = 0
         self._epoch_updates = self._epoch_batches = 0
         self._skipped = 0
-        self._save_deferred = False
+        self._save_deferred = self._stop_agreed = False
         self.sampler: StageSampler | None = None
         self.stream: EndlessStream | None = None
         if self.resumed is not None:
@@ -200,7 +200,7 @@ class StageRun:
             self._ask_gates(state, "step")
         if self.over is not None:
             self._finish(control)
-        elif self.stop_request is not None:
+        elif self._stop_agreed or (self.stop_request is not None and self.args.world_size == 1):
             self.interrupted = self.stop_request
             control.should_save = control.should_training_stop = True
         if control.should_save and self._updates_done == self._epoch_updates and self.over is None:
@@ -238,15 +238,23 @@ class StageRun:
         gates = [gate for gate in self.planned.stage.gates if gate.on == on]
         if not gates:
             return
-        history = self.history(state)
-        for gate in gates:
-            decision = gate(history)
+        for gate, decision in zip(gates, self._decisions(gates, state), strict=True):
             if decision is None:
                 continue
             if decision.action == "end":
                 self._end(decision.reason, by=type(gate).__name__)
                 return
             self.note(decision.action, decision.reason, by=type(gate).__name__)
+
+    def _decisions(self, gates: list[Any], state: TrainerState) -> list[Any]:
+        """Rank 0's answers, on all ranks: timings and metrics with noise in them differ between ranks."""
+        answers: list[Any] = [None] * len(gates)
+        if self.args.process_index == 0:
+            history = self.history(state)
+            answers = [gate(history) for gate in gates]
+        if self.args.world_size > 1:
+            torch.distributed.broadcast_object_list(answers, src=0, device=self.args.device)
+        return answers
 
     def history(self, state: TrainerState) -> History:
         return History(self.steps, int(self.tokens), self.seconds, state.log_history[self.history_start :])
@@ -268,6 +276,7 @@ class StageRun:
         extras = [elapsed if main else 0.0, 1.0 if self.stop_request else 0.0]
         tokens, self.seconds, stop = self.objective.open_update(batches, self.t, extras).tolist()
         self.tokens += tokens
+        self._stop_agreed = stop > 0  # a request that came since is for the next update, when all ranks know of it
         if stop and self.stop_request is None:
             self.stop_request = "another rank was asked to stop"
 
