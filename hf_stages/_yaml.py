@@ -41,6 +41,15 @@ _Loader.add_implicit_resolver(f"{_TAG}null", re.compile(r"^(?:~|null|Null|NULL|)
 _Loader.add_implicit_resolver(f"{_TAG}int", _INT, list("-+0123456789"))
 _Loader.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+0123456789."))
 _Loader.add_implicit_resolver(f"{_TAG}merge", re.compile(r"^<<$"), ["<"])
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    # PyYAML's plain and single-quoted styles fold Unicode's line breaks (NEL, LS, PS) into spaces.
+    unusual = value.splitlines() not in ([], [value]) or "\ufeff" in value
+    return dumper.represent_scalar(f"{_TAG}str", value, style='"' if unusual else None)
+
+
+_Dumper.add_representer(str, _text)
 _Dumper.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+0123456789."))
 
 
@@ -95,6 +104,7 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode):
             value: Any = [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
         else:
+            assert isinstance(node, yaml.MappingNode)
             value = self._mapping(node, path)
         self.open.discard(id(node))
         return value

@@ -68,7 +68,7 @@ class Blueprint:
                 "config; make the trainer anew to resume, and start no stage from an earlier one than the last"
             )
         with undisturbed(), torch.device(device):
-            model = self.kind._from_config(copy.deepcopy(self.config), dtype=self.dtype)  # type: ignore[attr-defined]
+            model = self.kind._from_config(copy.deepcopy(self.config), dtype=self.dtype)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in self.frozen)
         return model

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import AutoTokenizer, TrainingArguments, set_seed
+from transformers.utils import logging
 
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
@@ -16,6 +17,8 @@ from hf_stages.naming import did_you_mean
 from hf_stages.plan import Plan
 from hf_stages.reports._text import dataset_label
 from hf_stages.stage import Recipe, Stage
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -202,9 +205,16 @@ def _looked_up(value: Any, sources: Mapping[str, Any]) -> Any:
 
 
 def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> Any:
+    """The tokenizer; one without a padding token (GPT-2's, Llama's) gets one, since batches are padded."""
     if not isinstance(recipe.tokenizer, str):
         return recipe.tokenizer
-    return _named("tokenizer", AutoTokenizer.from_pretrained, recipe.tokenizer, trust_remote_code=trust_remote_code)
+    load = AutoTokenizer.from_pretrained
+    tokenizer = _named("tokenizer", load, recipe.tokenizer, trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token is None:
+        # The unknown token where there is one: padding is masked from labels, and the end should be learned.
+        tokenizer.pad_token = tokenizer.unk_token if tokenizer.unk_token is not None else tokenizer.eos_token
+        logger.warning(f"tokenizer: {recipe.tokenizer!r} has no padding token; {tokenizer.pad_token!r} serves as one")
+    return tokenizer
 
 
 def _data_label(recipe: Recipe, stage: Stage) -> str:

@@ -134,13 +134,23 @@ def _train(options: argparse.Namespace, prepared: Any, trainer: Any) -> int:
         except (RunInterrupted, KeyboardInterrupt) as cut:
             print(f"hf-stages: {cut or 'interrupted'}", file=sys.stderr)
             code = SIGNALLED + (stop.received or _SIGINT)
-        except Exception:
+        except Exception as error:
+            if _refused(error, trainer):
+                raise _Bad from error
             traceback.print_exc()
             code = FAILED
     _say_result(prepared.args.output_dir)
     if code != OK:
         _say(f"Resume with: {resume_command(options)}", file=sys.stderr)
     return code
+
+
+def _refused(error: Exception, trainer: Any) -> bool:
+    """Whether hf_stages itself refused before the first update, as where ``--resume`` meets another recipe's folder."""
+    if not isinstance(error, ValueError) or trainer.state.global_step > 0:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").startswith("hf_stages.")
 
 
 def resume_command(options: argparse.Namespace) -> str:

@@ -32,9 +32,7 @@ def dry_run(recipe: Recipe, skeleton: nn.Module) -> dict[str, StageShape]:
     ``skeleton`` lies on the meta device and is left as it is. A stage is left out where a transform computes with
     values, which a skeleton does not have; so are the stages that start from it.
 
-    >>> with torch.device("meta"):
-    ...     skeleton = nn.Linear(4, 2)
-    >>> dry_run(Recipe([Stage("a", "1 steps")]), skeleton)["a"]
+    >>> dry_run(Recipe([Stage("a", "1 steps")]), nn.Linear(4, 2, device="meta"))["a"]
     StageShape(params=10, trainable=10, non_embedding=10, bytes=120)
     """
     return {name: shape_of(model) for name, model in dry_models(recipe, skeleton).items()}
@@ -58,7 +56,8 @@ def shape_of(model: nn.Module) -> StageShape:
     """Count a model's parameters, on any device."""
     parameters = list(model.parameters())
     trained = [p for p in parameters if p.requires_grad]
-    looked_up, multiplied = set(), set()
+    looked_up: set[int] = set()
+    multiplied: set[int] = set()
     for module in model.modules():
         own = {id(p) for p in module.parameters(recurse=False)}
         (looked_up if isinstance(module, nn.Embedding) else multiplied).update(own)

@@ -84,7 +84,7 @@ def _content(value: Any) -> str:
 
 
 def _model(model: Any) -> str:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     known = config.to_dict() if hasattr(config, "to_dict") else {}
     known = {k: v for k, v in known.items() if k not in ("transformers_version", "_name_or_path", "name_or_path")}
     return f"({json.dumps(known, sort_keys=True, default=str)}, {sum(p.numel() for p in model.parameters())})"

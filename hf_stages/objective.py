@@ -47,6 +47,11 @@ class Objective:
         self.t = 0.0
         self.needs_task_loss = any("loss" in term.loss.needs for term in self.terms)
 
+    def reads_outputs(self, batch: Mapping[str, Any]) -> bool:
+        """Whether more than the model's own loss is needed: another term, or a graph for a batch without targets."""
+        lone = len(self.terms) == 1 and self.terms[0].loss.needs == {"loss"} and not self.terms[0].loss.uses_teacher
+        return not lone or int(self.terms[0].loss.items(batch)) == 0
+
     def open_update(self, batches: Sequence[Mapping[str, Any]], t: float, extras: Sequence[float]) -> torch.Tensor:
         """Count items over the update; ``extras`` ride along in the same all-reduce. Returns [tokens, *extras], summed."""
         counts: list[Any] = [sum(term.loss.items(batch) for batch in batches) for term in self.terms]
@@ -154,7 +159,8 @@ class Objective:
 
 def _tokens(batch: Mapping[str, Any]) -> Any:
     """Tokens that are not padding; zero where a batch has none (images)."""
-    if torch.is_tensor(mask := batch.get("attention_mask")) and mask.dim() == 2:
+    mask: Any = batch.get("attention_mask")
+    if torch.is_tensor(mask) and mask.dim() == 2:
         return mask.sum()
-    ids = batch.get("input_ids")
+    ids: Any = batch.get("input_ids")
     return ids.numel() if torch.is_tensor(ids) else 0

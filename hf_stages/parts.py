@@ -184,7 +184,7 @@ def is_part(value: Any) -> bool:
 
 
 def _is_frozen(value: Any) -> bool:
-    return is_dataclass(value) and type(value).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    return is_dataclass(value) and type(value).__dataclass_params__.frozen  # type: ignore[union-attr]
 
 
 def _is_collator(value: Any) -> bool:

@@ -66,6 +66,7 @@ def _seconds_per_update(planned: PlannedStage, chain: list[Any], prepared: Any) 
 
 def _time_updates(trainer: Trainer, accumulation: int) -> float:
     model = trainer.accelerator.prepare(trainer.model)
+    trainer.current_gradient_accumulation_steps = accumulation  # Trainer's own loop sets it
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
     batches = list(itertools.islice(trainer.get_train_dataloader(), _WARM + _TIMED))
     backward, steps = [], []

@@ -19,7 +19,7 @@ class _Position:
     steps: int
     clock_step: int | None = None
     """The first step this process saw in the stage: a resumed stage is timed from there."""
-    clock: float = field(default_factory=time.monotonic)
+    clock: float = field(default_factory=lambda: time.monotonic())
 
 
 class StageProgress(ProgressCallback):

@@ -21,9 +21,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from types import FunctionType
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 from hf_stages import _yaml
+from hf_stages.fingerprint import fingerprint
 from hf_stages.naming import FOLDERS, RecipeError, Where, check_arguments, did_you_mean, has_class
 from hf_stages.parts import (
     arguments_of,
@@ -42,12 +43,14 @@ __all__ = [
     "RecipeError",
     "diff",
     "dump",
+    "fingerprint",
     "from_dict",
     "load",
     "loads",
     "part_from_dict",
     "part_to_dict",
     "stage_from_dict",
+    "stage_to_dict",
     "to_dict",
 ]
 
@@ -308,10 +311,6 @@ def _short(value: Any) -> str:
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-@overload
-def to_dict(noun: Recipe) -> dict[str, Any]: ...
-@overload
-def to_dict(noun: Stage) -> dict[str, Any]: ...
 def to_dict(noun: Recipe | Stage) -> dict[str, Any]:
     """Plain data (JSON's types) of a recipe or of one stage; what equals its default is left out.
 
@@ -323,6 +322,10 @@ def to_dict(noun: Recipe | Stage) -> dict[str, Any]:
     if isinstance(noun, Recipe):
         written["stages"] = [to_dict(stage) for stage in noun.stages]
     return written
+
+
+def stage_to_dict(stage: Stage) -> dict[str, Any]:
+    return to_dict(stage)
 
 
 def _write(key: str, value: Any) -> Any:

@@ -102,6 +102,7 @@ class Runner:
         trainer, handler = self.trainer, self.trainer.callback_handler
         parent = self._parent(planned)
         trainer.args = args = stage_args(self.own["args"], planned.stage)
+        trainer._train_batch_size = args.train_batch_size  # Trainer reads it once, when it is made
         self._use_data(planned)
         change = self._change_model(planned)
         if state is None:
@@ -210,7 +211,7 @@ class Runner:
                 folder = self.out / self.plan[planned.parent].folder
                 if (problem := broken(folder)) is not None:
                     raise ValueError(f"{folder}: {problem}; move it away and resume to train that stage again")
-                model = replay(model, self._transforms_up_to(planned.parent))
+                model = replay(model, self.transforms_up_to(planned.parent))
                 load_weights(model, folder)
                 self.moments = moments_file.load(folder / "training_state")
             elif fresh is None:
@@ -222,7 +223,7 @@ class Runner:
         gc.collect()
         return change
 
-    def _transforms_up_to(self, name: str) -> list[Any]:
+    def transforms_up_to(self, name: str) -> list[Any]:
         chain: list[Any] = []
         current: str | None = name
         while current is not None:
@@ -264,7 +265,7 @@ class Runner:
             return None
         if isinstance(teacher, str):
             name = teacher.removeprefix("stage:")
-            model = replay(self.trainer.blueprint.build(), self._transforms_up_to(name))
+            model = replay(self.trainer.blueprint.build(), self.transforms_up_to(name))
             load_weights(model, self.out / self.plan[name].folder)
             teacher = model
         return Teacher(teacher, self.args.device)
@@ -342,6 +343,7 @@ class Runner:
         for name, value in self.own.items():
             setattr(trainer, name, value)
         trainer._stage = handler.stage = trainer.stage_teacher = None
+        trainer._train_batch_size = trainer.args.train_batch_size
         trainer.__dict__.pop("loss_is_scaled_for_ga", None)
 
     def _output(self, outputs: list[TrainOutput]) -> TrainOutput:

@@ -26,7 +26,7 @@ from hf_stages.checkpoint import (
     written_whole,
 )
 from hf_stages.plan import PlannedStage
-from hf_stages.recipe import to_dict
+from hf_stages.recipe import part_to_dict, to_dict
 from hf_stages.stage_run import StageRun
 
 _TIMED = ("_runtime", "_per_second", "train_runtime")
@@ -81,12 +81,7 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
     if planned.parent is not None:
         folder = runner.out / runner.plan[planned.parent].folder
         parents = [{"name": planned.parent, "folder": folder.name, "seal": checksum(folder / SEAL)}]
-    recipe = to_dict(runner.recipe)
-    names = [p.name for p in runner.plan.stages]
-    chain, current = [], planned
-    while current is not None:
-        chain.insert(0, recipe["stages"][names.index(current.name)].get("transforms", []))
-        current = runner.plan[current.parent] if current.parent else None
+    transforms = [part_to_dict(transform, "transforms") for transform in runner.transforms_up_to(planned.name)]
     return {
         "schema": SCHEMA,
         "index": planned.index,
@@ -94,7 +89,7 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
         "stage": to_dict(planned.stage),
         "declared": runner.manifest.declared(planned.name),
         "parents": parents,
-        "transforms": [transform for stage in chain for transform in stage],
+        "transforms": transforms,
         "base": runner.trainer.blueprint.to_dict(),
         "steps": run.steps,
         "tokens": run.tokens,

@@ -118,6 +118,7 @@ class StageRun:
     def make_sampler(self, theirs: Any) -> StageSampler:
         """Trainer's sampling strategy as a function of (seed, epoch, position)."""
         n = self.planned.size.examples
+        assert n is not None  # Trainer asks for a sampler only where there is a length
         strategy = str(getattr(self.args.train_sampling_strategy, "value", self.args.train_sampling_strategy))
         if strategy == "random":
             order = shuffled(n, self.seed)

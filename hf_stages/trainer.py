@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
@@ -29,20 +29,24 @@ from hf_stages.progress import StageProgress
 from hf_stages.runner import Runner
 from hf_stages.sizes import plan_for
 from hf_stages.stage import Recipe, Stage
-from hf_stages.stage_run import StageRun
+
+# The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
+_Base: Any = Trainer if TYPE_CHECKING else object
 
 
-class StagedMixin:
+class StagedMixin(_Base):
     """Stages for any subclass of Trainer that keeps Trainer's hooks: ``class StagedX(StagedMixin, XTrainer): ...``.
 
     Without ``stages`` nothing is changed: it is that trainer, bit for bit.
     """
 
-    recipe: Recipe | None = None
+    recipe: Any = None
+    """The run as declared; None without stages."""
     teacher: Any = None
     stage_teacher: Any = None
-    _stage: StageRun | None = None
-    _runner: Runner | None = None
+    _stage: Any = None
+    """The StageRun in progress."""
+    _runner: Any = None
     _in_update = False
 
     def __init__(
@@ -76,7 +80,7 @@ class StagedMixin:
         self.model_init = None  # it has made the model; made again for each stage, it would undo the stages
         self.blueprint = Blueprint(self.model)
         self._fresh = True
-        self.callback_handler = OneRun.around(self.callback_handler)
+        self.callback_handler: Any = OneRun.around(self.callback_handler)
         for callback in [c for c in self.callback_handler.callbacks if type(c) is ProgressCallback]:
             place = self.callback_handler.callbacks.index(callback)
             self.callback_handler.callbacks[place] = StageProgress()
@@ -242,7 +246,10 @@ class StagedMixin:
         objective, batch = self._stage.objective, dict(inputs)
         if objective.needs_task_loss:
             # Without a count of items, every trainer reports the mean over the micro-batch; TaskLoss takes it from there.
-            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=None)
+            # Outputs are asked for only where a term reads them: for TRL's fused heads they cost a second forward.
+            wanted = return_outputs or objective.reads_outputs(batch)
+            found = super().compute_loss(model, inputs, return_outputs=wanted, num_items_in_batch=None)
+            loss, outputs = found if wanted else (found, None)
         else:
             loss, outputs = None, model(**{key: v for key, v in inputs.items() if key not in self.label_names})
         teacher = self.stage_teacher(batch) if self.stage_teacher is not None else None

@@ -27,7 +27,7 @@ curves = plain_curves | st.builds(lambda a, b, u: Join((a, b), (u,)), plain_curv
 amounts = st.integers(1, 10**9) | st.floats(0.001, 1e12)
 durations = st.builds(Duration, amounts, st.sampled_from(["steps", "epochs", "tokens"]))
 texts = st.text(max_size=8) | st.sampled_from(
-    ["5e-5", "on", "no", "1:30", "2024-01-01", "0x10", "~", "<<", "1_0", "use"]
+    ["5e-5", "\x85", "a\u2028b", "\ufeff", "a\n", "on", "no", "1:30", "2024-01-01", "0x10", "~", "<<", "1_0", "use"]
 )
 
 leaves = st.builds(TaskLoss, st.sampled_from([None, True, False]))

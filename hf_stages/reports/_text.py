@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence, Sized
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from hf_stages.losses._algebra import Loss, Scaled, Sum
-
 
 def count(value: float | None, *, exact: bool = True) -> str:
     """A number of things, in at most six characters.
@@ -75,13 +73,14 @@ def part(value: Any) -> str:
     >>> part(Below("eval_loss", 3.2)), part(TaskLoss() + 0.1 * TaskLoss())
     ("Below('eval_loss', 3.2)", 'TaskLoss() + 0.1 * TaskLoss()')
     """
-    if isinstance(value, Sum):
+    names = {entry.name for entry in fields(value)} if is_dataclass(value) else set()
+    if names == {"losses"}:  # a sum
         return " + ".join(part(loss) for loss in value.losses)
-    if isinstance(value, Scaled):
+    if names == {"weight", "loss"}:  # a scaled loss
         inner = part(value.loss)
         weight = getattr(value.weight, "value", None)
         weight = f"{weight:g}" if weight is not None else part(value.weight)
-        return f"{weight} * ({inner})" if isinstance(value.loss, Sum) else f"{weight} * {inner}"
+        return f"{weight} * ({inner})" if " + " in inner else f"{weight} * {inner}"
     if is_dataclass(value) and not isinstance(value, type):
         return f"{type(value).__name__}({', '.join(_arguments(value))})"
     if isinstance(value, Mapping):
@@ -90,7 +89,7 @@ def part(value: Any) -> str:
         return "[" + ", ".join(part(item) for item in value) + "]"
     if isinstance(value, str | int | float | bool) or value is None:
         return repr(value)
-    return f"{type(value).__name__}()" if isinstance(value, Loss) else type(value).__name__
+    return type(value).__name__
 
 
 def parts(values: Sequence[Any]) -> str:

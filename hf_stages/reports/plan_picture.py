@@ -63,7 +63,10 @@ def _draw_boxes(axes: Any, plan: Plan, places: Mapping[str, tuple[int, float]], 
     axes.set_axis_off()
     for planned in plan.stages:
         left, top = places[planned.name][0] * (_BOX + _GAP), -places[planned.name][1] * _LANE
-        look = {"facecolor": _mix(colours[planned.name], 0.45), "edgecolor": _mix(colours[planned.name], 1.25)}
+        look: dict[str, Any] = {
+            "facecolor": _mix(colours[planned.name], 0.45),
+            "edgecolor": _mix(colours[planned.name], 1.25),
+        }
         style = "round,pad=0,rounding_size=0.09"
         axes.add_patch(
             FancyBboxPatch((left, top - _TALL), _BOX, _TALL, boxstyle=style, linewidth=1.4, zorder=2, **look)

@@ -111,10 +111,10 @@ def _row(
         count(planned.tokens, exact=not planned.exact),
         "-" if epochs is None else f"{'' if planned.exact else '~'}{epochs:.3g}",
         _rates(plan, planned),
-        count(shape and shape.params),
-        count(shape and shape.trainable),
+        count(shape.params if shape else None),
+        count(shape.trainable if shape else None),
         count(flops_of(planned, shapes)),
-        size(shape and shape.bytes),
+        size(shape.bytes if shape else None),
         duration((seconds or {}).get(planned.name)),
     ]
 

@@ -11,7 +11,8 @@ from hf_stages.reports._text import count, duration
 
 _HEADS = ("stage", "steps", "tokens", "time", "ended by", "before -> after", "folder")
 _SHOWN_METRICS = 2
-_QUIET = ("_runtime", "_per_second", "_time")
+_QUIET = ("runtime", "per_second")
+_PLACES = ("epoch", "step", "stage")
 
 
 def result_table(out: str | Path) -> str:
@@ -19,8 +20,9 @@ def result_table(out: str | Path) -> str:
     out = Path(out)
     manifest = read_json(out / RUN_FILE, "a run's folder")
     rows = []
-    for number, (name, entry) in enumerate(manifest["stages"].items(), start=1):
-        folder = out / entry["folder"]
+    # JSON sorts by name; folders begin with the stage's number.
+    for name, entry in sorted(manifest["stages"].items(), key=lambda item: item[1]["folder"]):
+        folder, number = out / entry["folder"], int(entry["folder"].split("-")[0])
         if entry["status"] == "done" and (folder / STAGE_FILE).is_file():
             rows.append(_row(number, name, folder, read_json(folder / STAGE_FILE, "a stage folder")))
         else:
@@ -47,8 +49,8 @@ def _change(stage: Mapping[str, Any]) -> str:
     boundary = stage.get("boundary") or {}
     before = _bare(boundary.get("after") or boundary.get("before") or {})
     after = _bare(stage.get("metrics") or {})
-    names = [name for name in after if not name.endswith(_QUIET) and name not in ("epoch", "step", "stage")]
-    names.sort(key=lambda name: name == "loss" or name.endswith("_loss"))
+    names = [n for n in after if not n.endswith(_QUIET) and not n.startswith("train_") and n not in _PLACES]
+    names.sort(key=lambda n: n == "loss" or n.endswith("_loss"))
     pieces = []
     for name in names[:_SHOWN_METRICS]:
         start = f"{before[name]:.4g} -> " if name in before else ""

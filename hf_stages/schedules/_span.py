@@ -53,12 +53,17 @@ class Defaults:
     shape_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def trainer_shape(name: str, warmup: int, total: int, kwargs: Mapping[str, Any]) -> Callable[[float], float]:
-    """Trainer's own schedule of that name as a function of the step, equal to what Trainer would do."""
+def trainer_shape(
+    name: str, warmup: int, total: int, kwargs: Mapping[str, Any], *, peak: float
+) -> Callable[[float], float]:
+    """Trainer's own schedule of that name as a function of the step, equal to what Trainer would do.
+
+    Some shapes end at a rate, not at a share of the peak (``polynomial``, ``min_lr``), so they must know the peak.
+    """
     import torch
     from transformers import get_scheduler
 
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak or 1.0)
     try:
         scheduler = get_scheduler(
             name, optimizer, num_warmup_steps=warmup, num_training_steps=total, scheduler_specific_kwargs=dict(kwargs)

@@ -40,4 +40,5 @@ class Fresh:
             return Span(peak, warmup, total, curve_shape(self.shape, warmup, total))
         name = self.shape if self.shape is not None else defaults.shape
         kwargs = defaults.shape_kwargs if self.shape is None else {}
-        return Span(peak, warmup, total, trainer_shape(str(getattr(name, "value", name)), warmup, total, kwargs))
+        name = str(getattr(name, "value", name))
+        return Span(peak, warmup, total, trainer_shape(name, warmup, total, kwargs, peak=peak))

@@ -39,7 +39,7 @@ class Rewarm:
         start = (parent_lr or 0.0) / self.to
         if isinstance(self.then, Curve):
             return Span(self.to, warmup, total, curve_shape(self.then, warmup, total, start=start))
-        after = trainer_shape(self.then, 0, max(total - warmup, 1), {})
+        after = trainer_shape(self.then, 0, max(total - warmup, 1), {}, peak=self.to)
 
         def shape(s: float) -> float:
             return start + (1 - start) * s / warmup if s < warmup else after(s - warmup)

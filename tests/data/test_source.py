@@ -129,7 +129,7 @@ def test_empty(tmp_path, streaming):
     with pytest.raises(ValueError, match="split 'train': it has no examples"):
         Source(str(tmp_path / "empty"), streaming=streaming).load()
     (tmp_path / "empty.csv").write_text("a,n\n")
-    with pytest.raises(ValueError, match="it has no examples|corresponds to no data"):
+    with pytest.raises(ValueError, match=r"it has no examples|corresponds to no data"):
         Source("csv", data_files=str(tmp_path / "empty.csv"), streaming=streaming).load()
 
 

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import builtins
+from dataclasses import replace
+
+import pytest
+
+from hf_stages import Stage
+from hf_stages.reports.plan_picture import _BOX, _GAP, _LANE, _TALL, _places, draw_plan
+from tests.plans import chain, plan_of
+
+
+class Mix:
+    def weights(self, t):
+        return {"web": 1 - t, "code": t}
+
+
+@pytest.mark.parametrize("count", [1, 4, 9, 30])
+def test_boxes_never_overlap(count):
+    corners = [(column * (_BOX + _GAP), row * _LANE) for column, row in _places(chain(count)).values()]
+    for i, (x, y) in enumerate(corners):
+        assert all(abs(x - u) >= _BOX or abs(y - v) >= _TALL for u, v in corners[:i])
+
+
+def test_a_branch_gets_a_lane_of_its_own_and_a_root_too():
+    stages = [
+        Stage("a", "5 steps"),
+        Stage("b", "5 steps"),
+        Stage("c", "5 steps", parents="a"),
+        Stage("d", "5 steps", parents=[]),
+    ]
+    assert _places(plan_of(*stages)) == {"a": (0, 0), "b": (1, 0), "c": (1, 1), "d": (0, 2)}
+
+
+@pytest.mark.parametrize(("count", "suffix"), [(1, "png"), (4, "svg"), (9, "png")])
+def test_draws(count, suffix, tmp_path):
+    path = tmp_path / f"plan.{suffix}"
+    draw_plan(chain(count), path, data={"s0": "stories"})
+    assert path.stat().st_size > 10_000
+
+
+def test_draws_mixtures(tmp_path):
+    plan = plan_of(Stage("a", "5 steps"), Stage("b", "9 steps"))
+    mixed = replace(plan.stages[0], stage=replace(plan.stages[0].stage, train_dataset=Mix()))
+    draw_plan(replace(plan, stages=(mixed, plan.stages[1])), tmp_path / "plan.svg")
+    assert (tmp_path / "plan.svg").exists()
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ImportError, match=r'pip install "hf_stages\[report\]"'):
+        draw_plan(chain(1), tmp_path / "plan.png")
