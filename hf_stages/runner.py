@@ -32,7 +32,7 @@ from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.sizes import named, train_dataset_of
 from hf_stages.stage_args import stage_args
 from hf_stages.stage_folder import read_boundary, write_boundary
-from hf_stages.stage_run import StageRun
+from hf_stages.stage_run import StageRun, all_ranks
 from hf_stages.teacher import Teacher
 from hf_stages.transition import Transition, transition
 
@@ -52,6 +52,8 @@ class Runner:
         self.manifest = Manifest(self.out, self.recipe, self.args, plan)
         self.ledger = Ledger()
         self.carried = TrainerState()
+        self.stop_request: str | None = None
+        """Why the run was asked to stop; it outlives a stage that ends before it can obey."""
         self.in_memory: str | None = None
         """The stage whose result the trainer's model is."""
         self.moments: moments_file.Moments | None = None
@@ -80,6 +82,7 @@ class Runner:
                     self.manifest.write("stopped", self.ledger)
                     break
                 self._judge(planned.name, self.manifest.done[planned.name])
+                self._stop_if_asked(planned)
             else:
                 self.manifest.write("done", self.ledger)
         except BaseException as error:
@@ -188,6 +191,14 @@ class Runner:
                     f"stage {name!r}: {decision.reason}; the run stops before the next stage. {self.manifest.folder_of(name)} "
                     "is whole: change the expectation (or the next stages) and resume"
                 )
+
+    def _stop_if_asked(self, planned: PlannedStage) -> None:
+        """A wish to stop that came too late for the stage's last update: the boundary is as good as a checkpoint."""
+        asked = [reason for reason in all_ranks(self.stop_request, self.args) if reason is not None]
+        if asked and planned is not self.plan.stages[-1]:
+            raise RunInterrupted(
+                f"stopped at step {self.trainer.state.global_step}, after stage {planned.name!r}: {asked[0]}"
+            )
 
     def _pass(self, planned: PlannedStage) -> None:
         """A stage that an earlier process finished."""

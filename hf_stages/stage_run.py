@@ -55,7 +55,6 @@ class StageRun:
     """Why the stage ended; None while it goes on."""
     ended_by: str = ""
     interrupted: str | None = None
-    stop_request: str | None = None
 
     def __post_init__(self) -> None:
         self.args.max_steps = self.planned.steps if self.planned.exact else _ENDLESS
@@ -201,8 +200,8 @@ class StageRun:
             self._ask_gates(state, "step")
         if self.over is not None:
             self._finish(control)
-        elif self._stop_agreed or (self.stop_request is not None and self.args.world_size == 1):
-            self.interrupted = self.stop_request
+        elif self._stop_agreed or (self.args.world_size == 1 and self.trainer._runner.stop_request is not None):
+            self.interrupted = self.trainer._runner.stop_request
             control.should_save = control.should_training_stop = True
         if control.should_save and self._updates_done == self._epoch_updates and self.over is None:
             # Saved after the epoch's own events, so that a resume need not repeat them.
@@ -272,14 +271,14 @@ class StageRun:
     def open_update(self, batches: list[Any]) -> None:
         """Count the update's items over all ranks. The clock and a wish to stop are rank 0's, so all ranks agree."""
         assert self.objective is not None
-        main = self.args.process_index == 0
+        main, runner = self.args.process_index == 0, self.trainer._runner
         elapsed = self.seconds_before + time.monotonic() - self.began
-        extras = [elapsed if main else 0.0, 1.0 if self.stop_request else 0.0]
+        extras = [elapsed if main else 0.0, 1.0 if runner.stop_request else 0.0]
         tokens, self.seconds, stop = self.objective.open_update(batches, self.t, extras).tolist()
         self.tokens += tokens
         self._stop_agreed = stop > 0  # a request that came since is for the next update, when all ranks know of it
-        if stop and self.stop_request is None:
-            self.stop_request = "another rank was asked to stop"
+        if stop and runner.stop_request is None:
+            runner.stop_request = "another rank was asked to stop"
 
     def watch(self, model: Any) -> dict[str, float]:
         """What a training log adds: the mean of each term, and what the stage's monitors see."""
@@ -302,7 +301,7 @@ class StageRun:
         """Collective: every rank has a part of the running loss."""
         trainer = self.trainer
         assert self.objective is not None
-        ranks = _all_ranks({"tr_loss": trainer._tr_loss.item(), "objective": self.objective.state_dict()}, self.args)
+        ranks = all_ranks({"tr_loss": trainer._tr_loss.item(), "objective": self.objective.state_dict()}, self.args)
         return {
             "stage": self.planned.name,
             "index": self.planned.index,
@@ -332,7 +331,7 @@ class StageRun:
         self.seconds_before = self.seconds = state["seconds"]
 
 
-def _all_ranks(value: Any, args: TrainingArguments) -> list[Any]:
+def all_ranks(value: Any, args: TrainingArguments) -> list[Any]:
     if args.world_size == 1:
         return [value]
     gathered: list[Any] = [None] * args.world_size

@@ -115,9 +115,12 @@ class StagedMixin(_Base):
             self._runner = None
 
     def request_stop(self, reason: str) -> None:
-        """Ask the run to save a checkpoint after the current update and stop with ``RunInterrupted``."""
-        if self._stage is not None:
-            self._stage.stop_request = reason
+        """Ask the run to save a checkpoint after the current update and stop with ``RunInterrupted``.
+
+        Asked on one rank, all stop together, an update later. Where a stage is ending, its folder is the checkpoint.
+        """
+        if self._runner is not None:
+            self._runner.stop_request = reason
 
     @classmethod
     def from_stage(cls, folder: str | Path, args=None, *, trust_remote_code: bool = False, **kwargs: Any):
