@@ -37,7 +37,8 @@ class Objective:
         self.terms = tuple(terms)
         self.device, self.world = device, world
         n = len(self.terms)
-        self.items = torch.zeros(n, dtype=torch.float64, device=device)
+        self.exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.items = torch.zeros(n, dtype=self.exact, device=device)
         self.update_sums = torch.zeros(n, device=device)
         self.log_sums = torch.zeros(n, device=device)
         self.log_updates = 0
@@ -56,7 +57,7 @@ class Objective:
         counts: list[Any] = [sum(term.loss.items(batch) for batch in batches) for term in self.terms]
         counts.append(sum(_tokens(batch) for batch in batches))
         values = [*counts, *extras]
-        totals = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values])
+        totals = torch.stack([torch.as_tensor(v, dtype=self.exact, device=self.device) for v in values])
         if self.world > 1:
             torch.distributed.all_reduce(totals)
         n = len(self.terms)
@@ -96,7 +97,10 @@ class Objective:
             self._not_finite()
         self.log_sums += self.update_sums
         self.log_updates += 1
-        self.zeros = torch.where(self.update_sums == 0, self.zeros + 1, torch.zeros_like(self.zeros))
+        zero = self.update_sums == 0
+        if idle := [i for i, term in enumerate(self.terms) if term.weight(self.t) == 0]:
+            zero[idle] = False  # not computed, so its zero says nothing
+        self.zeros = torch.where(zero, self.zeros + 1, torch.zeros_like(self.zeros))
         self.updates += 1
         if self.updates % _ZERO_LIMIT == 0:
             self._check_zeros()

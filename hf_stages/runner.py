@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -30,7 +31,7 @@ from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.sizes import named, train_dataset_of
 from hf_stages.stage_args import stage_args
 from hf_stages.stage_folder import read_boundary, write_boundary
-from hf_stages.stage_run import StageRun
+from hf_stages.stage_run import StageRun, all_ranks
 from hf_stages.teacher import Teacher
 from hf_stages.transition import Transition, transition
 
@@ -50,6 +51,8 @@ class Runner:
         self.manifest = Manifest(self.out, self.recipe, self.args, plan)
         self.ledger = Ledger()
         self.carried = TrainerState()
+        self.stop_request: str | None = trainer._stop_request
+        """Why the run was asked to stop; it outlives a stage that ends before it can obey."""
         self.in_memory: str | None = None
         """The stage whose result the trainer's model is."""
         self.moments: moments_file.Moments | None = None
@@ -78,6 +81,7 @@ class Runner:
                     self.manifest.write("stopped", self.ledger)
                     break
                 self._judge(planned.name, self.manifest.done[planned.name])
+                self._stop_if_asked(planned)
             else:
                 if not outputs:
                     self._take_up_end()
@@ -122,7 +126,6 @@ class Runner:
             resumed=state,
             checkpoint=checkpoint,
             before=(parent or {}).get("metrics", {}),
-            stop_request=trainer._stop_request,
         )
         loss = planned.stage.loss if planned.stage.loss is not None else TaskLoss()
         run.objective = Objective(terms_of(loss, trainer.model), args.device, args.world_size)
@@ -163,6 +166,8 @@ class Runner:
             summary = write_boundary(self, planned, run, metrics, change)
         except Exception as error:
             raise _full(error, f"the stage folder {planned.folder}", self.out) from error
+        if args.world_size > 1:  # metrics with timings in them differ by rank; what is judged is what was written
+            summary = _from_main(summary, args)
         self.manifest.finished(planned.name, summary)
         self.manifest.write("running", self.ledger)
         self.carried, self.in_memory = trainer.state, planned.name
@@ -188,6 +193,14 @@ class Runner:
                     f"stage {name!r}: {decision.reason}; the run stops before the next stage. {self.manifest.folder_of(name)} "
                     "is whole: change the expectation (or the next stages) and resume"
                 )
+
+    def _stop_if_asked(self, planned: PlannedStage) -> None:
+        """A wish to stop that came too late for the stage's last update: the boundary is as good as a checkpoint."""
+        asked = [reason for reason in all_ranks(self.stop_request, self.args) if reason is not None]
+        if asked and planned is not self.plan.stages[-1]:
+            raise RunInterrupted(
+                f"stopped at step {self.trainer.state.global_step}, after stage {planned.name!r}: {asked[0]}"
+            )
 
     def _pass(self, planned: PlannedStage) -> None:
         """A stage that an earlier process finished."""
@@ -376,6 +389,12 @@ class Runner:
         return TrainOutput(
             state.global_step, outputs[-1].training_loss, {**outputs[-1].metrics, "train_runtime": runtime}
         )
+
+
+def _from_main(value: Any, args: Any) -> Any:
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0, device=args.device)
+    return box[0]
 
 
 def _full(error: Exception, what: str, out: Path) -> Exception:

@@ -57,7 +57,6 @@ class StageRun:
     """Why the stage ended; None while it goes on."""
     ended_by: str = ""
     interrupted: str | None = None
-    stop_request: str | None = None
 
     def __post_init__(self) -> None:
         self.args.max_steps = self.planned.steps if self.planned.exact else _ENDLESS
@@ -72,7 +71,7 @@ class StageRun:
         self._updates_done = self._epoch = 0
         self._epoch_updates = self._epoch_batches = 0
         self._skipped = 0
-        self._save_deferred = False
+        self._save_deferred = self._stop_agreed = False
         self.sampler: StageSampler | None = None
         self.stream: EndlessStream | None = None
         if self.resumed is not None:
@@ -207,8 +206,8 @@ class StageRun:
             self._ask_gates(state, "step")
         if self.over is not None:
             self._finish(control)
-        elif self.stop_request is not None:
-            self.interrupted = self.stop_request
+        elif self._stop_agreed or (self.args.world_size == 1 and self.trainer._runner.stop_request is not None):
+            self.interrupted = self.trainer._runner.stop_request
             control.should_save = control.should_training_stop = True
         if control.should_save and self._updates_done == self._epoch_updates and self.over is None:
             # Saved after the epoch's own events, so that a resume need not repeat them.
@@ -245,15 +244,23 @@ class StageRun:
         gates = [gate for gate in self.planned.stage.gates if gate.on == on]
         if not gates:
             return
-        history = self.history(state)
-        for gate in gates:
-            decision = gate(history)
+        for gate, decision in zip(gates, self._decisions(gates, state), strict=True):
             if decision is None:
                 continue
             if decision.action == "end":
                 self._end(decision.reason, by=type(gate).__name__)
                 return
             self.note(decision.action, decision.reason, by=type(gate).__name__)
+
+    def _decisions(self, gates: list[Any], state: TrainerState) -> list[Any]:
+        """Rank 0's answers, on all ranks: timings and metrics with noise in them differ between ranks."""
+        answers: list[Any] = [None] * len(gates)
+        if self.args.process_index == 0:
+            history = self.history(state)
+            answers = [gate(history) for gate in gates]
+        if self.args.world_size > 1:
+            torch.distributed.broadcast_object_list(answers, src=0, device=self.args.device)
+        return answers
 
     def history(self, state: TrainerState) -> History:
         return History(self.steps, int(self.tokens), self.seconds, state.log_history[self.history_start :])
@@ -270,13 +277,14 @@ class StageRun:
     def open_update(self, batches: list[Any]) -> None:
         """Count the update's items over all ranks. The clock and a wish to stop are rank 0's, so all ranks agree."""
         assert self.objective is not None
-        main = self.args.process_index == 0
+        main, runner = self.args.process_index == 0, self.trainer._runner
         elapsed = self.seconds_before + time.monotonic() - self.began
-        extras = [elapsed if main else 0.0, 1.0 if self.stop_request else 0.0]
+        extras = [elapsed if main else 0.0, 1.0 if runner.stop_request else 0.0]
         tokens, self.seconds, stop = self.objective.open_update(batches, self.t, extras).tolist()
         self.tokens += tokens
-        if stop and self.stop_request is None:
-            self.stop_request = "another rank was asked to stop"
+        self._stop_agreed = stop > 0  # a request that came since is for the next update, when all ranks know of it
+        if stop and runner.stop_request is None:
+            runner.stop_request = "another rank was asked to stop"
 
     def watch(self, model: Any) -> dict[str, float]:
         """What a training log adds: the mean of each term, and what the stage's monitors see."""
@@ -299,7 +307,7 @@ class StageRun:
         """Collective: every rank has a part of the running loss."""
         trainer = self.trainer
         assert self.objective is not None
-        ranks = _all_ranks({"tr_loss": trainer._tr_loss.item(), "objective": self.objective.state_dict()}, self.args)
+        ranks = all_ranks({"tr_loss": trainer._tr_loss.item(), "objective": self.objective.state_dict()}, self.args)
         return {
             "stage": self.planned.name,
             "index": self.planned.index,
@@ -329,7 +337,7 @@ class StageRun:
         self.seconds_before = self.seconds = state["seconds"]
 
 
-def _all_ranks(value: Any, args: TrainingArguments) -> list[Any]:
+def all_ranks(value: Any, args: TrainingArguments) -> list[Any]:
     if args.world_size == 1:
         return [value]
     gathered: list[Any] = [None] * args.world_size

@@ -49,7 +49,7 @@ class StagedMixin(_Base):
     _runner: Any = None
     _in_update = False
     _stop_request: str | None = None
-    """Asked for between stages: the next stage starts with it."""
+    """Asked for before ``train()``."""
 
     def __init__(
         self,
@@ -117,10 +117,15 @@ class StagedMixin(_Base):
             self._runner = None
 
     def request_stop(self, reason: str) -> None:
-        """Ask the run to save a checkpoint after the current update and stop with ``RunInterrupted``."""
-        self._stop_request = reason
-        if self._stage is not None:
-            self._stage.stop_request = reason
+        """Ask the run to save a checkpoint after the current update and stop with ``RunInterrupted``.
+
+        Asked on one rank, all stop together, an update later. Where a stage is ending, its folder is the checkpoint.
+        Before ``train()`` it holds for the run that begins next.
+        """
+        if self._runner is not None:
+            self._runner.stop_request = reason
+        else:
+            self._stop_request = reason
 
     @classmethod
     def from_stage(cls, folder: str | Path, args=None, *, trust_remote_code: bool = False, **kwargs: Any):

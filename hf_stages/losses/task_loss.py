@@ -64,10 +64,10 @@ def _rows(batch: Mapping[str, Any]) -> int:
 
 def _zero_with_graph(outputs: Any) -> torch.Tensor:
     values = outputs.values() if isinstance(outputs, Mapping) else outputs
-    for value in values:
-        if torch.is_tensor(value) and value.requires_grad and value.dim() > 0:
-            return value.sum() * 0.0
-    raise ValueError(
-        "TaskLoss: a micro-batch has no target (every label is -100) and the model returned nothing but its loss; "
-        "drop such examples from the dataset"
-    )
+    heads = [v for v in values if torch.is_tensor(v) and v.requires_grad and v.dim() > 0]
+    if not heads:
+        raise ValueError(
+            "TaskLoss: a micro-batch has no target (every label is -100) and the model returned nothing but its loss; "
+            "drop such examples from the dataset"
+        )
+    return torch.stack([head.sum() for head in heads]).sum() * 0.0

@@ -1,0 +1,111 @@
+"""Two ranks on the CPU (torchrun, gloo): equal weights, every layer trained, and the numbers of a single process.
+
+One launch runs every scenario of ``tests/workers/ddp.py``; each test reads what became of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+from tests.workers import ddp
+from tests.workers.cases import CASES, apart, gradient
+
+SAME = 1e-5
+
+
+def launch(worker: str, out: Path, *names: str, timeout: float = 280) -> dict:
+    """Run scenarios of a worker on two ranks; their results by name."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    command += [f"--master-port={port}", str(ROOT / "tests" / "workers" / worker), str(out), *names]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    # One thread per rank: the ranks wait for each other at every step.
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    with open(out / "log.txt", "w", encoding="utf-8") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        try:
+            process.wait(timeout)
+        except BaseException:
+            os.killpg(process.pid, 9)
+            raise
+    results = out / "results.json"
+    return json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ddp")
+    return out, launch("ddp.py", out)
+
+
+def result(two_ranks, name: str):
+    out, results = two_ranks
+    if name not in results:
+        pytest.fail(f"the worker died before {name}:\n{(out / 'log.txt').read_text()[-4000:]}", pytrace=False)
+    if results[name]["problems"]:
+        pytest.fail("\n".join(results[name]["problems"]), pytrace=False)
+    return results[name]["data"]
+
+
+COMPARED = ("transitions", "transitions_accumulated", "gradients", "data_order")
+
+
+@pytest.mark.parametrize("name", [name for name in ddp.SCENARIOS if name not in COMPARED])
+def test_two_ranks(two_ranks, name):
+    result(two_ranks, name)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("single")
+    ddp.staged(out / "8", ddp.chain(), 8).train()
+    ddp.staged(out / "2x4", ddp.chain(), 2, 4).train()
+    return out
+
+
+@pytest.mark.parametrize("cut", ["transitions", "transitions_accumulated"])
+def test_staged_run_on_two_ranks_equals_one_process(two_ranks, one_process, cut):
+    result(two_ranks, cut)
+    for number, stage in enumerate(ddp.chain(), 1):
+        folder = f"{number:02d}-{stage.name}"
+        whole, *others = (
+            load_file(at / folder / "model.safetensors")
+            for at in (one_process / "8", one_process / "2x4", two_ranks[0] / cut / "run")
+        )
+        for other in others:
+            assert apart(whole, other) < SAME, folder
+        a, b = (
+            json.loads((at / folder / "stage.json").read_text())
+            for at in (one_process / "8", two_ranks[0] / cut / "run")
+        )
+        assert a["tokens"] == b["tokens"]
+        assert a["metrics"]["train_loss"] == pytest.approx(b["metrics"]["train_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradient_on_two_ranks_equals_one_process(two_ranks, name, tmp_path):
+    result(two_ranks, "gradients")
+    whole = gradient(name, tmp_path, 8)
+    for cut in (name, f"{name}.accumulated"):
+        assert apart(whole, load_file(two_ranks[0] / "gradients" / f"{cut}.safetensors")) < SAME, cut
+
+
+def test_data_order_does_not_depend_on_the_ranks(two_ranks, tmp_path):
+    found = result(two_ranks, "data_order")
+    alone = [[list(row) for row in sorted(rows)] for rows in ddp.order(tmp_path / "8", 8)]
+    assert len({str(rows) for rows in alone}) > 3
+    assert found["4"] == alone
+    assert found["2x2"] == alone
+    stream = [[list(row) for row in sorted(rows)] for rows in ddp.order(tmp_path / "stream", 8, stream=True)]
+    assert found["stream"] == stream

@@ -1,0 +1,432 @@
+"""Two ranks on the CPU, started by torchrun: ``ddp.py OUT [scenario ...]``. Rank 0 writes ``OUT/results.json``.
+
+Each scenario is a function of its folder that asserts on every rank and may return data for the test to compare.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+from hf_stages import Stage, StagedTrainer
+from hf_stages.errors import RunInterrupted, StageStopped
+from hf_stages.gates import Above, Budget, Expect
+from hf_stages.losses import Loss, TaskLoss
+from hf_stages.schedules import Resume
+from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, Unfreeze
+from tests import tiny
+from tests.workers.cases import CASES, Pad, Rows, arguments, gradient, text
+
+SCENARIOS: dict[str, Callable[[Path], Any]] = {}
+
+
+def scenario(function: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    SCENARIOS[function.__name__] = function
+    return function
+
+
+# ---- shared with the single process that the ranks are compared with ------------------------------------------------
+
+
+def chain() -> list[Stage]:
+    """Every kind of transition, one after another, from a causal model to a classifier."""
+    lora = AddLora(r=2, target_modules=["q_proj", "v_proj"])
+    return [
+        Stage("start", "2 steps"),
+        Stage("plain", "3 steps", schedule=Resume()),
+        Stage("frozen", "2 steps", transforms=[Freeze(["model.layers.0", "lm_head"])]),
+        Stage("unfrozen", "2 steps", transforms=[Unfreeze(["model.layers.0", "lm_head"])], schedule=Resume()),
+        Stage("resized", "2 steps", transforms=[ResizeVocab(80)]),
+        Stage("lora", "3 steps", transforms=[lora]),
+        Stage("merged", "2 steps", transforms=[MergeLora()]),
+        Stage(
+            "classes",
+            "2 steps",
+            transforms=[SetTask("AutoModelForSequenceClassification", num_labels=3)],
+            train_dataset=classes(),
+        ),
+    ]
+
+
+def classes() -> Rows:
+    return Rows([{**row, "attention_mask": [1] * len(row["input_ids"])} for row in tiny.class_data(16)])
+
+
+def staged(out: Path, stages: list[Stage], batch: int, accumulation: int = 1, **changes: Any) -> StagedTrainer:
+    keys = ("callbacks", "compute_metrics", "eval_dataset", "model", "train_dataset", "kind")
+    own = {key: changes.pop(key) for key in keys if key in changes}
+    args = arguments(out, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **changes)
+    kind = own.pop("kind", StagedTrainer)
+    model = own.pop("model", None)
+    own.setdefault("train_dataset", Rows(CASES["causal"].rows() * 2))
+    return kind(
+        model if model is not None else tiny.llama(pad_token_id=0),
+        args,
+        data_collator=Pad(),
+        stages=stages,
+        **own,
+    )
+
+
+class Recorded(StagedTrainer):
+    """Notes which rows each update saw, by their first tokens."""
+
+    def get_batch_samples(self, *args, **kwargs):
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        rows = [tuple(row[:4].tolist()) for batch in batches for row in batch["input_ids"]]
+        self.__dict__.setdefault("seen", []).append(rows)
+        return batches, items
+
+
+def order(out: Path, batch: int, accumulation: int = 1, *, stream: bool = False) -> list[list[tuple[int, ...]]]:
+    data = tiny.lm_data(24, 4)
+    stages = [Stage("a", "5 steps"), Stage("b", "2 steps", args={"train_sampling_strategy": "sequential"})]
+    rows: Any = Rows([dict(row) for row in data])
+    if stream:
+        rows, stages = data.to_iterable_dataset(), stages[:1]
+    more = {"max_steps": 5} if stream else {}
+    trainer = staged(out, stages, batch, accumulation, kind=Recorded, train_dataset=rows, **more)
+    trainer.train()
+    return trainer.seen
+
+
+# ---- what is watched ----------------------------------------------------------------------------------------------
+
+
+class Watch(TrainerCallback):
+    """After every update the ranks' weights must be equal; by a stage's end every trainable parameter must have moved."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+        self.start: dict[str, dict[str, torch.Tensor]] = {}
+        self.still: dict[str, list[str]] = {}
+        self.frozen_moved: dict[str, list[str]] = {}
+        self.updates = 0
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        name = self.trainer._stage.planned.name
+        if name not in self.start:
+            self.start[name] = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        name, self.updates = self.trainer._stage.planned.name, self.updates + 1
+        before = self.start[name]
+        equal = {n: torch.equal(p, before[n]) for n, p in model.named_parameters()}
+        wanted = {n for n, p in model.named_parameters() if p.requires_grad}
+        self.still[name] = sorted(n for n in wanted if equal[n])
+        self.frozen_moved[name] = sorted(n for n in before if n not in wanted and not equal[n])
+        same_on_ranks(model, f"{name}, update {self.updates}")
+
+
+def same_on_ranks(model: Any, where: str) -> None:
+    flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    both = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
+    dist.all_gather(both, flat)
+    assert torch.equal(both[0], both[1]), f"{where}: ranks differ by {(both[0] - both[1]).abs().max()}"
+
+
+def watched(
+    out: Path, stages: list[Stage], batch: int = 4, accumulation: int = 1, **changes: Any
+) -> tuple[StagedTrainer, Watch]:
+    watch = Watch()
+    trainer = staged(out, stages, batch, accumulation, callbacks=[watch, *changes.pop("callbacks", [])], **changes)
+    watch.trainer = trainer
+    return trainer, watch
+
+
+def agree(value: Any) -> Any:
+    both: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(both, value)
+    assert both[0] == both[1], both
+    return value
+
+
+def weights(trainer: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+
+
+def all_moved(watch: Watch, stages: list[Stage]) -> None:
+    assert {name: still for name, still in watch.still.items() if still} == {}
+    assert {name: moved for name, moved in watch.frozen_moved.items() if moved} == {}
+    assert list(watch.still) == [stage.name for stage in stages]
+
+
+# ---- scenarios ------------------------------------------------------------------------------------------------------
+
+
+@scenario
+def transitions(out: Path) -> None:
+    trainer, watch = watched(out / "run", chain())
+    trainer.train()
+    all_moved(watch, chain())
+    same_on_ranks(trainer.model, "the end")
+
+
+@scenario
+def transitions_accumulated(out: Path) -> None:
+    trainer, watch = watched(out / "run", chain(), 2, 2)
+    trainer.train()
+    all_moved(watch, chain())
+
+
+@scenario
+def without_search_for_unused(out: Path) -> None:
+    """ddp_find_unused_parameters=False: frozen parameters are not waited for, in any stage."""
+    stages = chain()
+    trainer, watch = watched(out / "run", stages, ddp_find_unused_parameters=False)
+    trainer.train()
+    all_moved(watch, stages)
+
+
+@scenario
+def checkpointed_activations(out: Path) -> None:
+    stages = chain()
+    trainer, watch = watched(out / "run", stages, activation_checkpointing=True)
+    trainer.train()
+    all_moved(watch, stages)
+
+
+@scenario
+def gradients(out: Path) -> None:
+    for name in CASES:
+        found = gradient(name, out / name / "4", 4)
+        cut = gradient(name, out / name / "1", 1, 4)
+        if dist.get_rank() == 0:
+            save_file(found, out / f"{name}.safetensors")
+            save_file(cut, out / f"{name}.accumulated.safetensors")
+
+
+@scenario
+def data_order(out: Path) -> dict[str, Any]:
+    found = {}
+    for name, how in {"4": (4, 1), "2x2": (2, 2)}.items():
+        both: list[Any] = [None, None]
+        dist.all_gather_object(both, order(out / name, *how))
+        found[name] = [sorted(a + b) for a, b in zip(*both, strict=True)]
+    both = [None, None]
+    dist.all_gather_object(both, order(out / "stream", 4, stream=True))
+    found["stream"] = [sorted(a + b) for a, b in zip(*both, strict=True)]
+    return found
+
+
+class AskToStop(TrainerCallback):
+    """One rank alone is asked to stop: in the midst of an update, or at its end."""
+
+    def __init__(self, rank: int, step: int, event: str) -> None:
+        self.rank, self.step, self.event, self.trainer = rank, step, event, None
+
+    def _ask(self, event: str, step: int) -> None:
+        if event == self.event and step == self.step and dist.get_rank() == self.rank:
+            self.trainer.request_stop("asked")
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self._ask("substep", state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._ask("step", state.global_step)
+
+
+ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
+
+
+@scenario
+def stop_on_one_rank(out: Path) -> None:
+    """Asked on either rank, at any moment, both stop with a checkpoint; resumed, the run is as if never cut."""
+    whole = staged(out / "whole", chain()[:6], 2, 2, **ADAM)
+    whole.train()
+    # The stages end at 2, 5, 7, 9, 11 and 14: asked in their midst, at their last update but one, and at their last.
+    for rank, step, event in [(1, 2, "substep"), (0, 3, "substep"), (1, 7, "step"), (1, 8, "step"), (0, 11, "substep")]:
+        folder = out / f"{rank}-{step}-{event}"
+        stop = AskToStop(rank, step, event)
+        stop.trainer = cut = staged(folder, chain()[:6], 2, 2, callbacks=[stop], **ADAM)
+        try:
+            cut.train()
+        except RunInterrupted as error:
+            agree(str(error).split(":")[0])
+        else:
+            raise AssertionError(f"rank {rank} at {step} ({event}): nothing was interrupted")
+        agree(cut.state.global_step)
+        dist.barrier()
+        assert step <= cut.state.global_step <= step + 2, f"stopped at {cut.state.global_step}"
+        resumed, watch = watched(folder, chain()[:6], 2, 2, **ADAM)
+        resumed.train(resume_from_checkpoint=True)
+        end, wanted = weights(resumed), weights(whole)
+        assert all(torch.equal(end[n], wanted[n]) for n in wanted), f"{folder.name}: not as if never cut"
+        assert not any(watch.still.values()), watch.still
+
+
+@scenario
+def boundary_resume(out: Path) -> None:
+    """Stopped by an expectation between two stages, on all ranks; resumed without it."""
+    whole = staged(out / "whole", chain(), 4, **ADAM)
+    whole.train()
+    for name in ["plain", "frozen", "resized", "lora", "merged"]:
+        stages = chain()
+        at = [stage.name for stage in stages].index(name)
+        stages[at] = Stage(
+            name, stages[at].until, transforms=stages[at].transforms, schedule=stages[at].schedule,
+            gates=[Expect("train_loss", high=-1.0)],
+        )  # fmt: skip
+        try:
+            staged(out / name, stages, 4, **ADAM).train()
+        except StageStopped as error:
+            agree(str(error))
+        else:
+            raise AssertionError(f"{name}: not stopped")
+        dist.barrier()
+        resumed, watch = watched(out / name, chain(), **ADAM)
+        resumed.train(resume_from_checkpoint=True)
+        all_moved(watch, chain()[at + 1 :])
+        end, wanted = weights(resumed), weights(whole)
+        assert all(torch.equal(end[n], wanted[n]) for n in wanted), f"{name}: not as if never cut"
+
+
+class Slow(TrainerCallback):
+    """Rank 1 has a slow clock."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        time.sleep(0.02 if dist.get_rank() == 0 else 0.05)
+
+
+@scenario
+def time_gate(out: Path) -> None:
+    stages = [Stage("a", "400 steps", gates=[Budget("1 seconds")]), Stage("b", "2 steps")]
+    trainer, _ = watched(out / "run", stages, callbacks=[Slow()])
+    trainer.train()
+    assert 2 < agree(trainer.state.global_step) < 100
+
+
+@scenario
+def metric_gates(out: Path) -> None:
+    """A metric that the ranks do not agree on (a timing, noise) still ends the stage on all of them at once."""
+
+    def noisy(prediction: Any) -> dict[str, float]:
+        noisy.calls += 1
+        return {"score": noisy.calls / (3.0 if dist.get_rank() == 0 else 5.0)}
+
+    noisy.calls = 0
+    stages = [
+        Stage("a", "30 steps", gates=[Above("eval_score", 0.99)], args={"eval_strategy": "steps", "eval_steps": 2}),
+        Stage("b", "4 steps", gates=[Expect("eval_score", high=2.45, action="warn")]),
+        Stage("c", "2 steps"),
+    ]
+    trainer, _ = watched(out / "run", stages, compute_metrics=noisy, eval_dataset=Rows(CASES["causal"].rows()))
+    trainer.train()
+    agree(trainer.state.global_step)
+    assert trainer.state.global_step == 4 + 4 + 2  # once before the first update, then at 2 and 4
+
+
+class OneRank(Loss):
+    """NaN on one rank; or without any item; or exactly zero."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    name = "OneRank"
+
+    def items(self, batch):
+        return 0 if self.how == "empty" else batch["labels"].shape[0]
+
+    def __call__(self, student, teacher, batch, t):
+        value = student.logits.sum()
+        if self.how == "nan" and dist.get_rank() == 1:
+            return value * float("nan")
+        if self.how == "half":
+            return value if dist.get_rank() == 1 else value * 0.0
+        return value.detach() if self.how == "no graph" else value * 0.0
+
+
+@scenario
+def refusals(out: Path) -> None:
+    """An error on all ranks together, before the optimizer's step."""
+    expected = {
+        "nan": ("not finite on another rank", "OneRank: its value is nan"),
+        "empty": ("OneRank: an update without a single item",) * 2,
+        "no graph": ("OneRank: its value has no graph",) * 2,
+        "zero": ("OneRank: exactly zero for 20 updates",) * 2,
+    }
+    for how, messages in expected.items():
+        model = tiny.llama()
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        trainer = staged(
+            out / how.replace(" ", "-"),
+            [Stage("a", "30 steps", loss=TaskLoss() + 1e-3 * OneRank(how))],
+            2,
+            2,
+            model=model,
+        )
+        try:
+            trainer.train()
+        except ValueError as error:
+            assert messages[dist.get_rank()] in str(error), error
+        else:
+            raise AssertionError(f"{how}: nothing was refused")
+        agree(trainer.state.global_step)
+        if how != "zero":
+            assert all(torch.equal(p, before[n]) for n, p in model.named_parameters()), f"{how}: it stepped"
+    # zero on one rank alone is not broken
+    staged(out / "half", [Stage("a", "21 steps", loss=TaskLoss() + 1e-6 * OneRank("half"))], 2, 2).train()
+
+
+@scenario
+def unlabelled(out: Path) -> None:
+    """One rank's micro-batches hold no label: they contribute nothing. No rank has any: an error on both."""
+    rows = text(lambda g, ids: ids)()
+    half = [{**r, "labels": [-100] * len(r["labels"])} if i % 4 > 1 else r for i, r in enumerate(rows)]
+    stage = Stage("a", "1 steps", args={"train_sampling_strategy": "sequential"})
+    trainer, watch = watched(out / "half", [stage], 2, 2, train_dataset=Rows(half))
+    trainer.train()
+    all_moved(watch, [stage])
+    none = [{**r, "labels": [-100] * len(r["labels"])} for r in rows]
+    try:
+        staged(out / "none", [stage], 2, 2, train_dataset=Rows(none)).train()
+    except ValueError as error:
+        assert "TaskLoss: an update without a single item" in str(error), error
+    else:
+        raise AssertionError("nothing was refused")
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    gc.freeze()
+    from accelerate import PartialState
+
+    PartialState(cpu=True, backend="gloo")
+    chosen = sys.argv[2:] or list(SCENARIOS)
+    results: dict[str, Any] = {}
+    for name in chosen:
+        began, problem, data = time.monotonic(), None, None
+        try:
+            (out / name).mkdir(parents=True, exist_ok=True)
+            data = SCENARIOS[name](out / name)
+        except Exception:
+            problem = traceback.format_exc()
+        try:
+            problems: list[Any] = [None, None]
+            dist.all_gather_object(problems, problem)
+        except Exception:  # the other rank is elsewhere
+            problems = [problem or traceback.format_exc()]
+        results[name] = {"problems": [p for p in problems if p], "data": data, "seconds": time.monotonic() - began}
+        if dist.get_rank() == 0:
+            (out / "results.json").write_text(json.dumps(results), encoding="utf-8")
+            print(
+                f"{name}: {'failed' if results[name]['problems'] else 'ok'}, {time.monotonic() - began:.1f} s",
+                flush=True,
+            )
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
