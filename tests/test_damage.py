@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
 from hf_stages.checkpoint import NewerSchema, broken, newest_whole, seal, write_json, written_whole
 from tests.sameness import assert_same
