@@ -153,6 +153,7 @@ class StageRun:
     def place(self, trainer: Any, updates_per_epoch: int, carried: TrainerState) -> tuple[int, int]:
         """Set the fresh (or restored) TrainerState to where the run stands. Returns Trainer's (epoch, skip)."""
         state = trainer.state
+        trainer.current_flos = 0  # of an update that was cut in this very process
         if self.resumed is None:
             state.global_step = self.first_step
             state.log_history = carried.log_history

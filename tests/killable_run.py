@@ -108,7 +108,7 @@ def stages(o: dict[str, Any]) -> list[Stage]:
             "20 steps",
             transforms=[AddLora(r=4, target_modules=["q_proj", "v_proj"], dropout=0.2)],
             schedule=Rewarm(to=2e-3, warmup="2 steps"),
-            gates=[Plateau("eval_loss", patience=1, min_delta=9.0)],  # has fired at the second evaluation
+            gates=[Plateau("eval_loss", patience=2, min_delta=9.0)],  # fires at the third evaluation
         ),
         Stage(
             "merged",
@@ -148,7 +148,9 @@ def build(out: Path, options: dict[str, Any]) -> RecordedTrainer:
         args,
         stages=stages(o),
         data_collator=masked,
-        train_dataset=Dataset.from_list(rows(21, seed=1)),  # 11 batches, the last of 1: updates of 4, 4 and 3 batches
+        train_dataset=Dataset.from_list(
+            rows(27, seed=1)
+        ),  # 14 batches, the last of 1: updates of 4, 4, 4 and 2 batches
         eval_dataset=Dataset.from_list(rows(5, seed=2)),
     )
 

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 TIMED = ("_runtime", "_per_second", "seconds")
+WHEN_SAVED = ("seal", "save_steps", "TrainerControl")
+"""A parent's seal is over its seconds, too; Trainer's flags are those of its last save."""
 
 
 def assert_same(cut: Path, whole: Path) -> None:
@@ -60,8 +62,7 @@ def plain(path: Path) -> Any:
 
 def _without_clocks(value: Any, path: str) -> Any:
     if isinstance(value, dict):
-        # A parent's seal is over its seconds, too.
-        kept = {k: v for k, v in value.items() if not k.endswith(TIMED) and k not in ("seal", "save_steps")}
+        kept = {k: v for k, v in value.items() if not k.endswith(TIMED) and k not in WHEN_SAVED}
         return {k: _without_clocks(v, path) for k, v in kept.items()}
     if isinstance(value, list):
         return [_without_clocks(v, path) for v in value]

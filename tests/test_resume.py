@@ -39,11 +39,11 @@ QUICK = {
 POINTS = {
     "before-the-first-checkpoint": [("update", 2, "step 2.")],
     "first-update": [("update", 1)],
-    "first-update-after-a-boundary": [("update", 1, "step 6.")],
-    "second-micro-batch-after-a-boundary": [("update", 2, "step 6.")],
+    "first-update-after-a-boundary": [("update", 1, "step 8.")],
+    "second-micro-batch-after-a-boundary": [("update", 2, "step 8.")],
     "after-the-boundary's-rename": [("replace:after", 1, "01-head")],
     "before-the-boundary's-rename": [("replace", 1, "02-more")],
-    "boundary-measured": [("evaluate", 1, "step 6.")],
+    "boundary-measured": [("evaluate", 1, "step 8.")],
     "in-evaluation": [("evaluate", 1, "step 9.")],
     "in-the-last-evaluation": [("finish", 1, "merged"), ("evaluate", 2)],
     "as-it-logs": [("log", 1, "step 8.")],
@@ -78,8 +78,8 @@ def test_the_run_is_what_the_kills_need(whole_run):
     out = whole_run()
     ends = [plain(out / name / "stage.json") for name in ("01-head", "02-more", "03-lora", "04-merged")]
     assert [end["ended_by"] for end in ends] == ["until", "until", "Plateau", "until"]
-    assert {len(line["ids"]) for line in updates(out)} == {4, 3}
-    assert sum(len(ids) for ids in updates(out)[2]["ids"]) == 5
+    assert {len(line["ids"]) for line in updates(out)} == {4, 2}
+    assert sum(len(ids) for ids in updates(out)[3]["ids"]) == 3
     assert any(entry["kind"] == "notice" for entry in ends[-1]["ledger"])
     assert (
         plain(out / "04-merged" / "training_state" / "trainer_state.json")["best_global_step"] < ends[-1]["global_step"]
