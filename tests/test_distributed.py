@@ -17,9 +17,12 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.workers import ddp
+from tests.workers import fsdp as fsdp_worker
 from tests.workers.cases import CASES, apart, gradient
 
 SAME = 1e-5
+COMPARED = ("transitions", "transitions_accumulated", "gradients", "data_order")
+SLOW = ("stop_anywhere", "boundary_resume", "without_search_for_unused", "checkpointed_activations")
 
 
 def launch(worker: str, out: Path, *names: str, timeout: float = 280) -> dict:
@@ -46,7 +49,19 @@ def launch(worker: str, out: Path, *names: str, timeout: float = 280) -> dict:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     out = tmp_path_factory.mktemp("ddp")
-    return out, launch("ddp.py", out)
+    return out, launch("ddp.py", out, *(name for name in ddp.SCENARIOS if name not in SLOW))
+
+
+@pytest.fixture(scope="module")
+def two_ranks_longer(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ddp")
+    return out, launch("ddp.py", out, *SLOW)
+
+
+@pytest.fixture(scope="module")
+def two_shards(tmp_path_factory):
+    out = tmp_path_factory.mktemp("fsdp")
+    return out, launch("fsdp.py", out, "transitions", "folders")
 
 
 def result(two_ranks, name: str):
@@ -58,12 +73,15 @@ def result(two_ranks, name: str):
     return results[name]["data"]
 
 
-COMPARED = ("transitions", "transitions_accumulated", "gradients", "data_order")
-
-
-@pytest.mark.parametrize("name", [name for name in ddp.SCENARIOS if name not in COMPARED])
+@pytest.mark.parametrize("name", [name for name in ddp.SCENARIOS if name not in COMPARED and name not in SLOW])
 def test_two_ranks(two_ranks, name):
     result(two_ranks, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_two_ranks_longer(two_ranks_longer, name):
+    result(two_ranks_longer, name)
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +127,24 @@ def test_data_order_does_not_depend_on_the_ranks(two_ranks, tmp_path):
     assert found["2x2"] == alone
     stream = [[list(row) for row in sorted(rows)] for rows in ddp.order(tmp_path / "stream", 8, stream=True)]
     assert found["stream"] == stream
+
+
+# ---- FSDP2 ----------------------------------------------------------------------------------------------------------
+
+
+def test_sharded_run_equals_one_process(two_shards, tmp_path):
+    result(two_shards, "transitions")
+    fsdp_worker.staged(tmp_path, fsdp_worker.chain(), 8).train()
+    for number, stage in enumerate(fsdp_worker.chain(), 1):
+        path = f"{number:02d}-{stage.name}/model.safetensors"
+        sharded = two_shards[0] / "transitions" / "run" / path
+        assert apart(load_file(tmp_path / path), load_file(sharded)) < SAME, path
+
+
+def test_folders_of_sharded_stages_load_anywhere(two_shards):
+    result(two_shards, "folders")
+
+
+@pytest.mark.slow
+def test_sharded_run_resumes(tmp_path):
+    result((tmp_path, launch("fsdp.py", tmp_path, "resumed")), "resumed")

@@ -240,13 +240,22 @@ class AskToStop(TrainerCallback):
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
 
 
+# The stages end at 2, 5, 7, 9, 11 and 14: (rank, step, event) asked in their midst and at their last updates.
 @scenario
 def stop_on_one_rank(out: Path) -> None:
     """Asked on either rank, at any moment, both stop with a checkpoint; resumed, the run is as if never cut."""
+    _stop_and_resume(out, [(1, 2, "substep"), (1, 7, "step")])
+
+
+@scenario
+def stop_anywhere(out: Path) -> None:
+    _stop_and_resume(out, [(0, 0, "substep"), (0, 3, "substep"), (1, 8, "step"), (0, 11, "substep"), (1, 12, "step")])
+
+
+def _stop_and_resume(out: Path, moments: list[tuple[int, int, str]]) -> None:
     whole = staged(out / "whole", chain()[:6], 2, 2, **ADAM)
     whole.train()
-    # The stages end at 2, 5, 7, 9, 11 and 14: asked in their midst, at their last update but one, and at their last.
-    for rank, step, event in [(1, 2, "substep"), (0, 3, "substep"), (1, 7, "step"), (1, 8, "step"), (0, 11, "substep")]:
+    for rank, step, event in moments:
         folder = out / f"{rank}-{step}-{event}"
         stop = AskToStop(rank, step, event)
         stop.trainer = cut = staged(folder, chain()[:6], 2, 2, callbacks=[stop], **ADAM)
@@ -397,20 +406,20 @@ def unlabelled(out: Path) -> None:
         raise AssertionError("nothing was refused")
 
 
-def main() -> None:
+def main(scenarios: dict[str, Callable[[Path], Any]]) -> None:
     out = Path(sys.argv[1])
     torch.set_num_threads(1)
     gc.freeze()
     from accelerate import PartialState
 
     PartialState(cpu=True, backend="gloo")
-    chosen = sys.argv[2:] or list(SCENARIOS)
+    chosen = sys.argv[2:] or list(scenarios)
     results: dict[str, Any] = {}
     for name in chosen:
         began, problem, data = time.monotonic(), None, None
         try:
             (out / name).mkdir(parents=True, exist_ok=True)
-            data = SCENARIOS[name](out / name)
+            data = scenarios[name](out / name)
         except Exception:
             problem = traceback.format_exc()
         try:
@@ -429,4 +438,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(SCENARIOS)
