@@ -1,19 +1,13 @@
-"""Two ranks on the CPU, started by torchrun: ``ddp.py OUT [scenario ...]``. Rank 0 writes ``OUT/results.json``.
-
-Each scenario is a function of its folder that asserts on every rank and may return data for the test to compare.
-"""
+"""Scenarios for two ranks of DDP on the CPU. See ``two_ranks.py``."""
 
 from __future__ import annotations
 
-import gc
-import json
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
@@ -375,12 +369,8 @@ def refusals(out: Path) -> None:
             2,
             model=model,
         )
-        try:
+        with pytest.raises(ValueError, match=messages[dist.get_rank()]):
             trainer.train()
-        except ValueError as error:
-            assert messages[dist.get_rank()] in str(error), error
-        else:
-            raise AssertionError(f"{how}: nothing was refused")
         agree(trainer.state.global_step)
         if how != "zero":
             assert all(torch.equal(p, before[n]) for n, p in model.named_parameters()), f"{how}: it stepped"
@@ -398,44 +388,5 @@ def unlabelled(out: Path) -> None:
     trainer.train()
     all_moved(watch, [stage])
     none = [{**r, "labels": [-100] * len(r["labels"])} for r in rows]
-    try:
+    with pytest.raises(ValueError, match="TaskLoss: an update without a single item"):
         staged(out / "none", [stage], 2, 2, train_dataset=Rows(none)).train()
-    except ValueError as error:
-        assert "TaskLoss: an update without a single item" in str(error), error
-    else:
-        raise AssertionError("nothing was refused")
-
-
-def main(scenarios: dict[str, Callable[[Path], Any]]) -> None:
-    out = Path(sys.argv[1])
-    torch.set_num_threads(1)
-    gc.freeze()
-    from accelerate import PartialState
-
-    PartialState(cpu=True, backend="gloo")
-    chosen = sys.argv[2:] or list(scenarios)
-    results: dict[str, Any] = {}
-    for name in chosen:
-        began, problem, data = time.monotonic(), None, None
-        try:
-            (out / name).mkdir(parents=True, exist_ok=True)
-            data = scenarios[name](out / name)
-        except Exception:
-            problem = traceback.format_exc()
-        try:
-            problems: list[Any] = [None, None]
-            dist.all_gather_object(problems, problem)
-        except Exception:  # the other rank is elsewhere
-            problems = [problem or traceback.format_exc()]
-        results[name] = {"problems": [p for p in problems if p], "data": data, "seconds": time.monotonic() - began}
-        if dist.get_rank() == 0:
-            (out / "results.json").write_text(json.dumps(results), encoding="utf-8")
-            print(
-                f"{name}: {'failed' if results[name]['problems'] else 'ok'}, {time.monotonic() - began:.1f} s",
-                flush=True,
-            )
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(SCENARIOS)

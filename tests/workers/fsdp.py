@@ -1,4 +1,4 @@
-"""Two ranks of FSDP2 on the CPU, started by torchrun: ``fsdp.py OUT [scenario ...]``. As ``ddp.py``."""
+"""Scenarios for two ranks of FSDP2 on the CPU. See ``two_ranks.py``."""
 
 from __future__ import annotations
 
@@ -26,12 +26,6 @@ FSDP = {
     "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"], "state_dict_type": "FULL_STATE_DICT"},
 }  # fmt: skip
 ADAM = {**FSDP, **ddp.ADAM, "max_grad_norm": 1.0}
-SCENARIOS: dict[str, Any] = {}
-
-
-def scenario(function: Any) -> Any:
-    SCENARIOS[function.__name__] = function
-    return function
 
 
 def allow_fsdp_on_cpu() -> None:
@@ -94,8 +88,8 @@ def sharded(out: Path, stages: list[Stage], batch: int = 4, accumulation: int = 
     return trainer, watch
 
 
-@scenario
-def transitions(out: Path) -> None:
+@ddp.scenario
+def sharded_transitions(out: Path) -> None:
     """Compared with a single process by the test."""
     trainer, watch = sharded(out / "run", chain(), 2, 2, **FSDP)
     trainer.train()
@@ -103,8 +97,8 @@ def transitions(out: Path) -> None:
     assert not any(watch.still.values()), watch.still
 
 
-@scenario
-def folders(out: Path) -> None:
+@ddp.scenario
+def sharded_folders(out: Path) -> None:
     """Each stage folder is what stock transformers loads, with the moments that the ranks held."""
     held: dict[str, Any] = {}
 
@@ -134,8 +128,8 @@ def folders(out: Path) -> None:
     assert set(steps.values()) == {6.0}, steps  # three updates of "start" and three of its own
 
 
-@scenario
-def resumed(out: Path) -> None:
+@ddp.scenario
+def sharded_resumed(out: Path) -> None:
     """Cut in the midst of stages and at boundaries; resumed, the same weights, bit for bit."""
     whole, _ = sharded(out / "whole", chain(), 2, 2, **ADAM)
     whole.train()
@@ -172,8 +166,3 @@ def resumed(out: Path) -> None:
         again.train(resume_from_checkpoint=True)
         end = full(again.model)
         assert all(torch.equal(end[n], wanted[n]) for n in wanted), f"after {name}: not as if never cut"
-
-
-if __name__ == "__main__":
-    allow_fsdp_on_cpu()
-    ddp.main(SCENARIOS)
