@@ -230,6 +230,7 @@ class Runner:
                 self.moments = moments_file.load(self.out / self.plan[planned.parent].folder / "training_state")
             else:
                 model = fresh if fresh is not None else self._initial(checkpoint)
+        _unprepare(model)
         set_seed(seed_of(self.args.seed, planned.name, "transforms") & 0xFFFFFFFF)
         change = transition(trainer, model, planned)
         trainer.adopt(change.model)
@@ -389,6 +390,18 @@ class Runner:
         return TrainOutput(
             state.global_step, outputs[-1].training_loss, {**outputs[-1].metrics, "train_runtime": runtime}
         )
+
+
+def _unprepare(model: Any) -> None:
+    """Take off what accelerate put on the model itself, not on a wrapper of it.
+
+    Its mark makes it pass over the model the next time, which then runs uncompiled; its autocast would nest.
+    """
+    model.__dict__.pop("_is_accelerate_prepared", None)
+    if (forward := model.__dict__.pop("_original_forward", None)) is not None:
+        del model.forward
+        if getattr(forward, "__func__", None) is not type(model).forward:
+            model.forward = forward
 
 
 def _from_main(value: Any, args: Any) -> Any:

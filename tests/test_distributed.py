@@ -1,6 +1,6 @@
 """Two ranks on the CPU (torchrun, gloo): equal weights, every layer trained, and the numbers of a single process.
 
-One launch runs every scenario of ``tests/workers/ddp.py``; each test reads what became of its own.
+One launch runs every scenario of ``tests/workers/ddp.py`` and ``fsdp.py``; each test reads what became of its own.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.workers import ddp
+from tests.workers import ddp, fsdp
 from tests.workers.cases import CASES, apart, gradient
 
 SAME = 1e-5
+COMPARED = ("transitions", "transitions_accumulated", "gradients", "data_order", "sharded_transitions")
+SLOW = ("stop_anywhere", "boundary_resume", "without_search_for_unused", "checkpointed_activations", "sharded_resumed")
+# The sharded ones run last: accelerate leaves an environment variable behind.
 
 
-def launch(worker: str, out: Path, *names: str, timeout: float = 280) -> dict:
+def launch(out: Path, *names: str, timeout: float = 280) -> dict:
     """Run scenarios of a worker on two ranks; their results by name."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    command += [f"--master-port={port}", str(ROOT / "tests" / "workers" / worker), str(out), *names]
+    command += [f"--master-port={port}", str(ROOT / "tests" / "workers" / "two_ranks.py"), str(out), *names]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     # One thread per rank: the ranks wait for each other at every step.
     env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
@@ -46,7 +49,13 @@ def launch(worker: str, out: Path, *names: str, timeout: float = 280) -> dict:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     out = tmp_path_factory.mktemp("ddp")
-    return out, launch("ddp.py", out)
+    return out, launch(out, *(name for name in ddp.SCENARIOS if name not in SLOW))
+
+
+@pytest.fixture(scope="module")
+def two_ranks_longer(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ddp")
+    return out, launch(out, *SLOW)
 
 
 def result(two_ranks, name: str):
@@ -58,12 +67,15 @@ def result(two_ranks, name: str):
     return results[name]["data"]
 
 
-COMPARED = ("transitions", "transitions_accumulated", "gradients", "data_order")
-
-
-@pytest.mark.parametrize("name", [name for name in ddp.SCENARIOS if name not in COMPARED])
+@pytest.mark.parametrize("name", [name for name in ddp.SCENARIOS if name not in COMPARED and name not in SLOW])
 def test_two_ranks(two_ranks, name):
     result(two_ranks, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_two_ranks_longer(two_ranks_longer, name):
+    result(two_ranks_longer, name)
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +121,15 @@ def test_data_order_does_not_depend_on_the_ranks(two_ranks, tmp_path):
     assert found["2x2"] == alone
     stream = [[list(row) for row in sorted(rows)] for rows in ddp.order(tmp_path / "stream", 8, stream=True)]
     assert found["stream"] == stream
+
+
+# ---- FSDP2 ----------------------------------------------------------------------------------------------------------
+
+
+def test_sharded_run_equals_one_process(two_ranks, tmp_path):
+    result(two_ranks, "sharded_transitions")
+    fsdp.staged(tmp_path, fsdp.chain(), 8).train()
+    for number, stage in enumerate(fsdp.chain(), 1):
+        path = f"{number:02d}-{stage.name}/model.safetensors"
+        sharded = two_ranks[0] / "sharded_transitions" / "run" / path
+        assert apart(load_file(tmp_path / path), load_file(sharded)) < SAME, path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ class Watched(StagedTrainer):
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        self.__dict__.setdefault("begun", {})[self._stage.planned.name] = moments.collect(self.optimizer, self.model)
+        self.__dict__.setdefault("begun", {})[self._stage.planned.name] = deepcopy(
+            moments.collect(self.optimizer, self.model)
+        )
         return scheduler
 
 

@@ -21,12 +21,10 @@ SAME = 1e-5
 def test_gradient_does_not_depend_on_the_cut(name, tmp_path):
     whole = gradient(name, tmp_path / "8", 8)
     assert max(g.abs().max().item() for g in whole.values()) > 1e-4
-    for batch, accumulation in ((2, 4), (1, 8)):
-        cut = gradient(name, tmp_path / f"{batch}x{accumulation}", batch, accumulation)
-        assert apart(whole, cut) < SAME, f"{batch} x {accumulation}"
+    assert apart(whole, gradient(name, tmp_path / "2x4", 2, 4)) < SAME
     if CASES[name].padded:
         assert apart(whole, gradient(name, tmp_path / "padded", 8, extra=5)) < SAME
-        assert apart(whole, gradient(name, tmp_path / "padded4", 4, 2, extra=3)) < SAME
+        assert apart(whole, gradient(name, tmp_path / "padded-1x8", 1, 8, extra=3)) < SAME
 
 
 def _plain_gradient(out, batch, accumulation):

@@ -1,19 +1,13 @@
-"""Two ranks on the CPU, started by torchrun: ``ddp.py OUT [scenario ...]``. Rank 0 writes ``OUT/results.json``.
-
-Each scenario is a function of its folder that asserts on every rank and may return data for the test to compare.
-"""
+"""Scenarios for two ranks of DDP on the CPU. See ``two_ranks.py``."""
 
 from __future__ import annotations
 
-import gc
-import json
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
@@ -240,13 +234,22 @@ class AskToStop(TrainerCallback):
 ADAM = {"optim": "adamw_torch", "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
 
 
+# The stages end at 2, 5, 7, 9, 11 and 14: (rank, step, event) asked in their midst and at their last updates.
 @scenario
 def stop_on_one_rank(out: Path) -> None:
     """Asked on either rank, at any moment, both stop with a checkpoint; resumed, the run is as if never cut."""
+    _stop_and_resume(out, [(1, 2, "substep"), (1, 7, "step")])
+
+
+@scenario
+def stop_anywhere(out: Path) -> None:
+    _stop_and_resume(out, [(0, 0, "substep"), (0, 3, "substep"), (1, 8, "step"), (0, 11, "substep"), (1, 12, "step")])
+
+
+def _stop_and_resume(out: Path, moments: list[tuple[int, int, str]]) -> None:
     whole = staged(out / "whole", chain()[:6], 2, 2, **ADAM)
     whole.train()
-    # The stages end at 2, 5, 7, 9, 11 and 14: asked in their midst, at their last update but one, and at their last.
-    for rank, step, event in [(1, 2, "substep"), (0, 3, "substep"), (1, 7, "step"), (1, 8, "step"), (0, 11, "substep")]:
+    for rank, step, event in moments:
         folder = out / f"{rank}-{step}-{event}"
         stop = AskToStop(rank, step, event)
         stop.trainer = cut = staged(folder, chain()[:6], 2, 2, callbacks=[stop], **ADAM)
@@ -366,12 +369,8 @@ def refusals(out: Path) -> None:
             2,
             model=model,
         )
-        try:
+        with pytest.raises(ValueError, match=messages[dist.get_rank()]):
             trainer.train()
-        except ValueError as error:
-            assert messages[dist.get_rank()] in str(error), error
-        else:
-            raise AssertionError(f"{how}: nothing was refused")
         agree(trainer.state.global_step)
         if how != "zero":
             assert all(torch.equal(p, before[n]) for n, p in model.named_parameters()), f"{how}: it stepped"
@@ -389,44 +388,5 @@ def unlabelled(out: Path) -> None:
     trainer.train()
     all_moved(watch, [stage])
     none = [{**r, "labels": [-100] * len(r["labels"])} for r in rows]
-    try:
+    with pytest.raises(ValueError, match="TaskLoss: an update without a single item"):
         staged(out / "none", [stage], 2, 2, train_dataset=Rows(none)).train()
-    except ValueError as error:
-        assert "TaskLoss: an update without a single item" in str(error), error
-    else:
-        raise AssertionError("nothing was refused")
-
-
-def main() -> None:
-    out = Path(sys.argv[1])
-    torch.set_num_threads(1)
-    gc.freeze()
-    from accelerate import PartialState
-
-    PartialState(cpu=True, backend="gloo")
-    chosen = sys.argv[2:] or list(SCENARIOS)
-    results: dict[str, Any] = {}
-    for name in chosen:
-        began, problem, data = time.monotonic(), None, None
-        try:
-            (out / name).mkdir(parents=True, exist_ok=True)
-            data = SCENARIOS[name](out / name)
-        except Exception:
-            problem = traceback.format_exc()
-        try:
-            problems: list[Any] = [None, None]
-            dist.all_gather_object(problems, problem)
-        except Exception:  # the other rank is elsewhere
-            problems = [problem or traceback.format_exc()]
-        results[name] = {"problems": [p for p in problems if p], "data": data, "seconds": time.monotonic() - began}
-        if dist.get_rank() == 0:
-            (out / "results.json").write_text(json.dumps(results), encoding="utf-8")
-            print(
-                f"{name}: {'failed' if results[name]['problems'] else 'ok'}, {time.monotonic() - began:.1f} s",
-                flush=True,
-            )
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
