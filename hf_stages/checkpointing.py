@@ -37,7 +37,6 @@ def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
         write()
         _barrier(trainer)
         if args.should_save:
-            _without_token(folder / "training_args.bin", args)
             best = trainer.state.best_model_checkpoint
             write_json(folder / STATE_FILE, {**state, "best": Path(best).name if best else None})
             seal(folder)
@@ -62,8 +61,8 @@ def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
     _barrier(trainer)
 
 
-def _without_token(path: Path, args: Any) -> None:
-    """Trainer pickles its args with the checkpoint, a Hub token among them."""
+def without_token(path: Path, args: Any) -> None:
+    """Trainer pickles its args beside the model, a Hub token among them."""
     if path.is_file() and args.hub_token is not None:
         clean = copy.copy(args)
         clean.hub_token = None

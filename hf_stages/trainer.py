@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils.generic import can_return_loss, find_labels
 
 from hf_stages.blueprint import Blueprint
-from hf_stages.checkpointing import save_checkpoint
+from hf_stages.checkpointing import save_checkpoint, without_token
 from hf_stages.data._random import undisturbed
 from hf_stages.dry_run import dry_run
 from hf_stages.flow import OneRun
@@ -276,6 +277,11 @@ class StagedMixin(_Base):
             return super()._save_checkpoint(model, trial)
         inner = super()._save_checkpoint
         save_checkpoint(self, lambda: inner(model, trial))
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.recipe is not None and self.args.should_save:
+            without_token(Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME, self.args)
 
     def _finalize_training(self, trial, num_train_samples, start_time):
         if self._stage is not None:
