@@ -98,7 +98,7 @@ def stages(o: dict[str, Any]) -> list[Stage]:
     if o.get("sampling"):
         return [
             Stage("grouped", "3 epochs", args={"train_sampling_strategy": "group_by_length"}),
-            Stage("in-order", "5 steps", args={"train_sampling_strategy": "sequential"}),
+            Stage("in-order", "12 steps", args={"train_sampling_strategy": "sequential"}),
         ]
     return [
         Stage("head", "2 epochs", transforms=[Freeze("embed_tokens")], schedule=Fresh(warmup=2, shape=Linear(1, 0.1))),

@@ -205,7 +205,7 @@ FULL = {
     "seal-of-a-checkpoint": (("replace:full", 2, "seal.json"), "{out}/checkpoint-6"),
     "weights-of-a-stage": (("save_file:full", 1, ".02-more.tmp"), "the stage folder 02-more"),
     "generators-of-a-stage": (("torch_save:full", 1, ".03-lora.tmp"), "the stage folder 03-lora"),
-    "rename-of-a-stage": (("replace:full", 1, "03-lora"), "the stage folder 03-lora"),
+    "rename-of-a-stage": (("replace:full", 1, "/03-lora"), "the stage folder 03-lora"),
     "manifest": (("replace:full", 4, "run.json"), "{out}/run.json"),
 }
 

@@ -33,7 +33,7 @@ def killed_and_resumed(driver, out: Path, kills: list[tuple], **options) -> int:
 
 QUICK = {
     "from-outside": [("outside", 4, 0.01)],
-    "in-a-checkpoint,at-a-boundary": [("torch_save:half", 2, "optimizer.pt"), ("replace:after", 1, "02-more")],
+    "in-a-checkpoint,at-a-boundary": [("torch_save:half", 2, "optimizer.pt"), ("replace:after", 1, "/02-more")],
     "in-a-stage-folder,before-the-end": [("save_file:half", 1, ".03-lora.tmp"), ("best", 1)],
 }
 POINTS = {
@@ -41,8 +41,8 @@ POINTS = {
     "first-update": [("update", 1)],
     "first-update-after-a-boundary": [("update", 1, "step 8.")],
     "second-micro-batch-after-a-boundary": [("update", 2, "step 8.")],
-    "after-the-boundary's-rename": [("replace:after", 1, "01-head")],
-    "before-the-boundary's-rename": [("replace", 1, "02-more")],
+    "after-the-boundary's-rename": [("replace:after", 1, "/01-head")],
+    "before-the-boundary's-rename": [("replace", 1, "/02-more")],
     "boundary-measured": [("evaluate", 1, "step 8.")],
     "in-evaluation": [("evaluate", 1, "step 9.")],
     "in-the-last-evaluation": [("finish", 1, "merged"), ("evaluate", 2)],
@@ -137,7 +137,7 @@ def test_killed_at_random(driver, whole_run, tmp_path, name):
         out = tmp_path / str(seed) / "out"
         struck += killed_and_resumed(driver, out, spread(f"{name}-{seed}", 4), **options)
         assert_same(out, whole_run(**options))
-    assert struck >= 3
+    assert struck >= 2
 
 
 SCRIPT = """
