@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
 from hf_stages.blueprint import Blueprint, load_weights, replay
 from hf_stages.checkpoint import STAGE_FILE, TRAINING_STATE, broken, read_json
 from hf_stages.recipe import part_from_dict
@@ -22,6 +24,8 @@ def load_stage(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
     ]
     model = replay(blueprint.build(), transforms)
     load_weights(model, folder)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval(), _processing_class(folder)
 
 

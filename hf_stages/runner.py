@@ -16,12 +16,11 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from hf_stages import moments as moments_file
-from hf_stages.blueprint import load_weights, replay, save_weights
-from hf_stages.checkpoint import broken, disk_error, written_whole
+from hf_stages.checkpoint import disk_error
 from hf_stages.data._random import seed_of
 from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.gates import History
+from hf_stages.handover import Handover
 from hf_stages.ledger import Ledger
 from hf_stages.losses import TaskLoss
 from hf_stages.losses._algebra import terms_of
@@ -33,10 +32,9 @@ from hf_stages.stage_args import stage_args
 from hf_stages.stage_folder import read_boundary, write_boundary
 from hf_stages.stage_run import StageRun, all_ranks
 from hf_stages.teacher import Teacher
-from hf_stages.transition import Transition, transition
+from hf_stages.transition import Transition
 
 logger = logging.get_logger(__name__)
-_INITIAL = "00-initial"
 
 
 class Runner:
@@ -53,9 +51,7 @@ class Runner:
         self.carried = TrainerState()
         self.stop_request: str | None = trainer._stop_request
         """Why the run was asked to stop; it outlives a stage that ends before it can obey."""
-        self.in_memory: str | None = None
-        """The stage whose result the trainer's model is."""
-        self.moments: moments_file.Moments | None = None
+        self.handover = Handover(trainer, plan)
         self.own = {
             name: getattr(trainer, name)
             for name in ("train_dataset", "eval_dataset", "data_collator", "compute_metrics", "args")
@@ -66,7 +62,9 @@ class Runner:
     def run(self, resume: bool | str | None, inner: Callable[[str | None], TrainOutput]) -> TrainOutput:
         trainer, handler = self.trainer, self.trainer.callback_handler
         checkpoint, state = self.manifest.open(resume, main=self.args.should_save, barrier=self._barrier)
-        self._need_initial_copy()
+        if not self.manifest.done:
+            self.handover.keep_initial()
+        self._barrier()
         outputs: list[TrainOutput] = []
         begun = handler.begun
         handler.begun = False
@@ -84,7 +82,8 @@ class Runner:
                 self._stop_if_asked(planned)
             else:
                 if not outputs:
-                    self._take_up_end()
+                    self.handover.take_up(self.plan.stages[-1].name)
+                    trainer.state = self.carried
                 self.manifest.write("done", self.ledger)
         except BaseException as error:
             self._interrupted(error)
@@ -108,7 +107,7 @@ class Runner:
         trainer.args = args = stage_args(self.own["args"], planned.stage)
         trainer._train_batch_size = args.train_batch_size  # Trainer reads it once, when it is made
         self._use_data(planned)
-        change = self._change_model(planned, checkpoint)
+        change = self.handover.begin(planned, checkpoint)
         if state is None:
             self._note_change(planned, change)
         else:
@@ -132,10 +131,6 @@ class Runner:
         if state is not None:
             run.objective.load_state_dict(state["objective"][args.process_index])
         trainer.stage_teacher = self._teacher(planned)
-        self._moves, self._reset = (
-            change.moves,
-            planned.stage.schedule is None or planned.stage.schedule.optimizer == "reset",
-        )
         handler.stage = trainer._stage = run
         trainer.loss_is_scaled_for_ga = True  # the objective divides by the items of the whole update
         self._progress(planned, run)
@@ -161,16 +156,16 @@ class Runner:
             trainer._load_optimizer_and_scheduler(trainer.state.best_model_checkpoint)
         metrics = self._final_metrics(run)
         trainer._stage = None  # from here on no update is counted
-        self.moments = moments_file.collect(trainer.optimizer, trainer.model)
+        moments = self.handover.keep(planned.name)
         try:
-            summary = write_boundary(self, planned, run, metrics, change)
+            summary = write_boundary(self, planned, run, metrics, change, moments)
         except Exception as error:
             raise _full(error, f"the stage folder {planned.folder}", self.out) from error
         if args.world_size > 1:  # metrics with timings in them differ by rank; what is judged is what was written
             summary = _from_main(summary, args)
         self.manifest.finished(planned.name, summary)
         self.manifest.write("running", self.ledger)
-        self.carried, self.in_memory = trainer.state, planned.name
+        self.carried = trainer.state
         self._barrier()
         if args.should_save:
             for exporter in planned.stage.exporters:
@@ -209,68 +204,7 @@ class Runner:
         self._judge(planned.name, summary)
         self.carried = read_boundary(self.out / planned.folder).state
 
-    def _take_up_end(self) -> None:
-        """A run that was done already leaves the trainer as it left it then: with the last stage's model and history."""
-        self._forget_wrapper()
-        self.trainer.adopt(self._saved(self.plan.stages[-1].name, self.trainer.take_fresh()))
-        self.trainer.state = self.carried
-
     # ---- what a stage works with --------------------------------------------------------------------------------------
-
-    def _change_model(self, planned: PlannedStage, checkpoint: str | None) -> Transition:
-        """Bring in the parent's result, apply the stage's transforms, and reset all that belonged to the old model."""
-        trainer = self.trainer
-        fresh = trainer.take_fresh()
-        if planned.parent is not None and planned.parent == self.in_memory and not trainer.is_fsdp_enabled:
-            model = trainer.model
-        else:
-            self._forget_wrapper()
-            if planned.parent is not None:
-                model = self._saved(planned.parent, fresh)
-                self.moments = moments_file.load(self.out / self.plan[planned.parent].folder / "training_state")
-            else:
-                model = fresh if fresh is not None else self._initial(checkpoint)
-        _unprepare(model)
-        set_seed(seed_of(self.args.seed, planned.name, "transforms") & 0xFFFFFFFF)
-        change = transition(trainer, model, planned)
-        trainer.adopt(change.model)
-        change.model = None
-        return change
-
-    def _saved(self, name: str, model: Any = None) -> Any:
-        """The model of a finished stage, from its folder."""
-        folder = self.out / self.plan[name].folder
-        if (problem := broken(folder)) is not None:
-            raise ValueError(f"{folder}: {problem}; move it away and resume to train that stage again")
-        model = replay(model if model is not None else self.trainer.blueprint.build(), self.transforms_up_to(name))
-        load_weights(model, folder)
-        return model
-
-    def _initial(self, checkpoint: str | None) -> Any:
-        """The initial model a second time: an earlier ``train()`` of this trainer has changed the first."""
-        model = self.trainer.blueprint.build()
-        if (self.out / _INITIAL).is_dir():
-            load_weights(model, self.out / _INITIAL)
-        elif checkpoint is None:
-            raise ValueError(
-                "train: this trainer's model was trained already and nothing was saved to go on from; make the model and "
-                "the trainer anew"
-            )
-        return model  # a checkpoint brings its own weights
-
-    def transforms_up_to(self, name: str) -> list[Any]:
-        chain: list[Any] = []
-        current: str | None = name
-        while current is not None:
-            chain = [*self.plan[current].stage.transforms, *chain]
-            current = self.plan[current].parent
-        return chain
-
-    def _forget_wrapper(self) -> None:
-        trainer = self.trainer
-        trainer.model_wrapped = trainer.model
-        trainer.optimizer = trainer.lr_scheduler = None
-        trainer.accelerator.free_memory()
 
     def _use_data(self, planned: PlannedStage) -> None:
         trainer, stage = self.trainer, planned.stage
@@ -300,24 +234,8 @@ class Runner:
             return None
         if isinstance(teacher, str):
             name = teacher.removeprefix("stage:")
-            teacher = self._saved(name)
+            teacher = self.handover.saved(name)
         return Teacher(teacher, self.args.device)
-
-    def restore_moments(self, optimizer: Any) -> None:
-        """Called when a stage's optimizer is made: carry the parent's moments, by name, where the stage says so."""
-        run = self.trainer._stage
-        if run.resumed is not None or self._reset or self.moments is None:
-            return
-        report = moments_file.restore(optimizer, self.trainer.model, self.moments, self._moves)
-        self.moments = None  # the optimizer has taken the tensors over
-        if report.reset:
-            first = next(iter(report.reset.items()))
-            run.note(
-                "notice",
-                f"moments of {len(report.carried)} parameters carried, {len(report.reset)} start empty, "
-                f"such as {first[0]}: {first[1]}",
-                by="optimizer",
-            )
 
     # ---- small parts ----------------------------------------------------------------------------------------------------
 
@@ -345,15 +263,6 @@ class Runner:
                     self.manifest.steps_done, planned.name, "alert", f"{name} claims to keep the model's function, but its "
                     f"outputs moved by {deviation:.2e} (relative)", by=name,
                 )  # fmt: skip
-
-    def _need_initial_copy(self) -> None:
-        """A later stage that starts from the initial model needs it kept."""
-        again = any(p.parent is None for p in self.plan.stages[1:])
-        if again and self.args.should_save and not (self.out / _INITIAL).exists() and not self.manifest.done:
-            with written_whole(self.out / _INITIAL) as folder:
-                save_weights(self.trainer.model, folder)
-        if again:
-            self._barrier()
 
     def _progress(self, planned: PlannedStage, run: StageRun) -> None:
         for callback in self.trainer.callback_handler.callbacks:
@@ -390,18 +299,6 @@ class Runner:
         return TrainOutput(
             state.global_step, outputs[-1].training_loss, {**outputs[-1].metrics, "train_runtime": runtime}
         )
-
-
-def _unprepare(model: Any) -> None:
-    """Take off what accelerate put on the model itself, not on a wrapper of it.
-
-    Its mark makes it pass over the model the next time, which then runs uncompiled; its autocast would nest.
-    """
-    model.__dict__.pop("_is_accelerate_prepared", None)
-    if (forward := model.__dict__.pop("_original_forward", None)) is not None:
-        del model.forward
-        if getattr(forward, "__func__", None) is not type(model).forward:
-            model.forward = forward
 
 
 def _from_main(value: Any, args: Any) -> Any:

@@ -47,7 +47,9 @@ def read_boundary(folder: str | Path) -> Boundary:
     return Boundary(summary, state)
 
 
-def write_boundary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, change: Any) -> dict[str, Any]:
+def write_boundary(
+    runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, change: Any, moments: moments_file.Moments
+) -> dict[str, Any]:
     """Write the folder whole or not at all. Collective: sharded weights are gathered from every rank."""
     trainer = runner.trainer
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
@@ -58,7 +60,7 @@ def write_boundary(runner: Any, planned: PlannedStage, run: StageRun, metrics: d
             save_weights(model, folder, state_dict=state_dict)
             if trainer.processing_class is not None:
                 trainer.processing_class.save_pretrained(folder)
-            _write_training_state(folder / TRAINING_STATE, trainer, runner.moments, run)
+            _write_training_state(folder / TRAINING_STATE, trainer, moments, run)
             write_json(folder / STAGE_FILE, summary)
     return summary
 
@@ -81,7 +83,7 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
     if planned.parent is not None:
         folder = runner.out / runner.plan[planned.parent].folder
         parents = [{"name": planned.parent, "folder": folder.name, "seal": checksum(folder / SEAL)}]
-    transforms = [part_to_dict(transform, "transforms") for transform in runner.transforms_up_to(planned.name)]
+    transforms = [part_to_dict(transform, "transforms") for transform in runner.handover.transforms_up_to(planned.name)]
     return {
         "schema": SCHEMA,
         "index": planned.index,

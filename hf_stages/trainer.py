@@ -215,7 +215,7 @@ class StagedMixin(_Base):
         if self._stage is None:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer if optimizer is not None else self.optimizer
-        self._runner.restore_moments(optimizer)
+        self._runner.handover.carry(optimizer)
         multiplier = self._stage.multiplier
         self.lr_scheduler = LambdaLR(optimizer, lambda step: multiplier(step))
         return self.lr_scheduler
