@@ -20,8 +20,8 @@ _COERCE = {
     "logging_strategy": IntervalStrategy,
     "save_strategy": SaveStrategy,
 }
-ALLOWED = frozenset(
-    [
+_OPTIMIZATION = (
+    *(
         "learning_rate",
         "lr_scheduler_type",
         "lr_scheduler_kwargs",
@@ -29,38 +29,24 @@ ALLOWED = frozenset(
         "optim",
         "optim_args",
         "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "max_grad_norm",
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "eval_strategy",
-        "eval_steps",
-        "eval_delay",
-        "logging_strategy",
-        "logging_steps",
-        "logging_first_step",
-        "save_strategy",
-        "save_steps",
-        "save_total_limit",
-        "load_best_model_at_end",
-        "metric_for_best_model",
-        "greater_is_better",
-        "dataloader_num_workers",
-        "dataloader_drop_last",
-        "dataloader_pin_memory",
-        "dataloader_prefetch_factor",
-        "eval_accumulation_steps",
-        "prediction_loss_only",
-        "remove_unused_columns",
-        "label_names",
-        "train_sampling_strategy",
-        "length_column_name",
-        "torch_empty_cache_steps",
-    ]
+    ),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
 )
+_BATCHES = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("train_sampling_strategy", "dataloader_drop_last"),
+)
+_BEST = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
+_WATCHING = (
+    *("per_device_eval_batch_size", "eval_strategy", "eval_steps", "eval_delay", "eval_accumulation_steps"),
+    *("logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_total_limit"),
+    "prediction_loss_only",
+)
+_LOADING = (
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "remove_unused_columns"),
+    *("label_names", "length_column_name", "torch_empty_cache_steps"),
+)
+ALLOWED = frozenset({*_OPTIMIZATION, *_BATCHES, *_BEST, *_WATCHING, *_LOADING})
 _ONE_RUN = "it belongs to the run as a whole; set it in the trainer's args"
 _ACCELERATOR = "the accelerator is made once, for all stages; set it in the trainer's args"
 _INIT = "Trainer reads it once, when it is made; set it in the trainer's args"
@@ -136,31 +122,6 @@ def unsupported(args: TrainingArguments) -> str | None:
 
 def facts(args: TrainingArguments) -> dict[str, Any]:
     """What of the args decides the numbers of a stage: recorded with it, compared on resume."""
-    names = [
-        "learning_rate",
-        "lr_scheduler_type",
-        "lr_scheduler_kwargs",
-        "warmup_steps",
-        "optim",
-        "optim_args",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "max_grad_norm",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "train_sampling_strategy",
-        "dataloader_drop_last",
-        "seed",
-        "data_seed",
-        "bf16",
-        "fp16",
-        "label_smoothing_factor",
-        "neftune_noise_alpha",
-        "load_best_model_at_end",
-        "metric_for_best_model",
-        "greater_is_better",
-    ]
-    values = {name: getattr(args, name) for name in names}
+    whole = ("seed", "data_seed", "bf16", "fp16", "label_smoothing_factor", "neftune_noise_alpha")
+    values = {name: getattr(args, name) for name in (*_OPTIMIZATION, *_BATCHES, *_BEST, *whole)}
     return {name: getattr(value, "value", value) for name, value in values.items()}
