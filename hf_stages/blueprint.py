@@ -113,7 +113,7 @@ def load_weights(model: Any, folder: Path) -> None:
         from peft import set_peft_model_state_dict
 
         state = {full: state[plain] for full, plain in _base_names(model).items() if plain in state}
-        _load(model, state, folder, ignore=_is_adapter_key)
+        _load(model, state, folder, ignore=is_adapter_key)
         set_peft_model_state_dict(model, load_file(folder / _ADAPTER), adapter_name=model.active_adapter)
         return
     try:
@@ -147,14 +147,14 @@ def _base_names(model: Any) -> dict[str, str]:
     prefix = "base_model.model."
     names = {}
     for full in model.state_dict():
-        if _is_adapter_key(full):
+        if is_adapter_key(full):
             continue
         plain = full.removeprefix(prefix).replace(".base_layer.", ".").replace(".original_module.", ".")
         names[full] = plain
     return names
 
 
-def _is_adapter_key(name: str) -> bool:
+def is_adapter_key(name: str) -> bool:
     return ".lora_" in name or ".modules_to_save." in name
 
 

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.trainer_utils import rotate_checkpoints
 
+from hf_stages.blueprint import is_adapter_key, is_peft
 from hf_stages.checkpoint import SCHEMA, STATE_FILE, disk_error, seal, write_json
+
+_BESIDE = "trained_beside_adapter.safetensors"
 
 
 def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
@@ -37,6 +41,7 @@ def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
         write()
         _barrier(trainer)
         if args.should_save:
+            _save_beside_adapter(trainer, folder)
             best = trainer.state.best_model_checkpoint
             write_json(folder / STATE_FILE, {**state, "best": Path(best).name if best else None})
             seal(folder)
@@ -59,6 +64,22 @@ def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
             use_mtime=True,
         )
     _barrier(trainer)
+
+
+def _save_beside_adapter(trainer: Any, folder: Path) -> None:
+    """Trainer's checkpoint of a PEFT model is its adapter; weights of the base that train too would be lost."""
+    model = trainer.model
+    if not is_peft(model) or trainer.is_fsdp_enabled:
+        return
+    own = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad and not is_adapter_key(n)}
+    if own:
+        save_file({name: tensor.cpu() for name, tensor in own.items()}, folder / _BESIDE)
+
+
+def load_beside_adapter(model: Any, folder: Path) -> None:
+    """The base's trained weights of a PEFT checkpoint, where it has any."""
+    if (folder / _BESIDE).is_file():
+        model.load_state_dict(load_file(folder / _BESIDE), strict=False)
 
 
 def without_token(path: Path, args: Any) -> None:

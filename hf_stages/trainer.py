@@ -17,7 +17,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.utils.generic import can_return_loss, find_labels
 
 from hf_stages.blueprint import Blueprint
-from hf_stages.checkpointing import save_checkpoint, without_token
+from hf_stages.checkpointing import load_beside_adapter, save_checkpoint, without_token
 from hf_stages.data._random import undisturbed
 from hf_stages.dry_run import dry_run
 from hf_stages.flow import OneRun
@@ -195,6 +195,10 @@ class StagedMixin(_Base):
             raise ValueError(
                 "DeepSpeed with transforms that change parameters is not tested and refused; use DDP or FSDP2"
             )
+        if self.args.fsdp and not self.is_fsdp_enabled:
+            raise ValueError(
+                "fsdp: accelerate does not shard on this device and would silently run DDP; leave fsdp out (CPU), or use GPUs"
+            )
         if self.is_fsdp_enabled and getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
             raise ValueError("FSDP version 1 cannot carry moments by name; set fsdp_version: 2")
 
@@ -277,6 +281,16 @@ class StagedMixin(_Base):
             return super()._save_checkpoint(model, trial)
         inner = super()._save_checkpoint
         save_checkpoint(self, lambda: inner(model, trial))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._stage is not None:
+            load_beside_adapter(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self._stage is not None:
+            load_beside_adapter(self.model, Path(self.state.best_model_checkpoint))
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)

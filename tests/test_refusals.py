@@ -14,6 +14,7 @@ from hf_stages.checkpoint import seal, write_json
 from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.gates import Expect
 from hf_stages.schedules import Resume
+from hf_stages.transforms import AddLora, Unfreeze
 from tests import tiny
 from tests.sameness import assert_equal, assert_same_folder, plain
 
@@ -223,4 +224,17 @@ def test_the_path_of_a_checkpoint(begun, tmp_path, whole):
     cut(tmp_path, 9, save_steps=2)
     again = trainer(tmp_path, save_steps=2)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert_like(again, whole)
+
+
+def test_base_weights_that_train_beside_an_adapter_survive_a_cut(tmp_path):
+    """Trainer's checkpoint of a PEFT model holds the adapter alone."""
+    lora = [AddLora(r=2, target_modules=["q_proj"]), Unfreeze("lm_head")]
+    stages = (A, Stage("b", "6 steps", transforms=lora))
+    whole = trainer(tmp_path / "whole", stages)
+    whole.train()
+    cut(tmp_path / "cut", 8, stages=stages)
+    again = trainer(tmp_path / "cut", stages)
+    again.train(resume_from_checkpoint=True)
+    assert (tmp_path / "cut" / "checkpoint-6").is_dir()
     assert_like(again, whole)
