@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import time
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 
 def llama(hidden: int = 256, layers: int = 4, vocab: int = 2048) -> LlamaForCausalLM:
@@ -37,23 +36,6 @@ def arguments(out: str, **changes) -> TrainingArguments:
     given = {"per_device_train_batch_size": 8, "logging_strategy": "no", "save_strategy": "no", "report_to": []}
     given |= {"disable_tqdm": True, "optim": "adamw_torch_fused", "use_cpu": not torch.cuda.is_available()}
     return TrainingArguments(out, **{**given, **changes})
-
-
-class StepTimes(TrainerCallback):
-    """Seconds from one update's end to the next one's: data, forward, backward, optimizer and all overhead."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.last: float | None = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.last = None
-
-    def on_step_end(self, args, state, control, **kwargs):
-        now = time.perf_counter()
-        if self.last is not None:
-            self.seconds.append(now - self.last)
-        self.last = now
 
 
 def spread(values: list[float]) -> dict[str, float]:
