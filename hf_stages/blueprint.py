@@ -27,11 +27,17 @@ class Blueprint:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.adapter = None
+        if is_peft(model) and len(model.peft_config) == 1:
+            self.adapter = copy.deepcopy(next(iter(model.peft_config.values())))
+        self.dtypes = {name: p.dtype for name, p in model.named_parameters()}
+        model, outer = model.get_base_model() if self.adapter is not None else model, model
         self.kind = type(model)
         self.buildable = isinstance(model, PreTrainedModel) and getattr(model, "hf_quantizer", None) is None
         self.config = copy.deepcopy(model.config) if self.buildable else None
         self.dtype = model.dtype if self.buildable else None
-        self.frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        self.frozen = {name for name, p in outer.named_parameters() if not p.requires_grad}
+        self.dtypes = {name: dtype for name, dtype in self.dtypes.items() if dtype != self.dtype}
         self.generation = copy.deepcopy(getattr(model, "generation_config", None))
 
     def to_dict(self) -> dict[str, Any]:
@@ -40,7 +46,15 @@ class Blueprint:
         if not self.buildable:
             return {"class": name, "config": None}
         config = self.config.to_dict()  # type: ignore[union-attr]
-        return {"class": name, "config": config, "dtype": str(self.dtype), "frozen": sorted(self.frozen)}
+        adapter = None if self.adapter is None else _plain(self.adapter.to_dict())
+        return {
+            "class": name,
+            "config": config,
+            "dtype": str(self.dtype),
+            "dtypes": {name: str(dtype) for name, dtype in self.dtypes.items()},
+            "frozen": sorted(self.frozen),
+            "adapter": adapter,
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, trust_remote_code: bool = False) -> Blueprint:
@@ -58,6 +72,12 @@ class Blueprint:
         own.buildable, own.generation = True, None
         own.config = own.kind.config_class.from_dict(dict(data["config"]))
         own.dtype = getattr(torch, data["dtype"].removeprefix("torch."))
+        own.dtypes = {name: getattr(torch, dtype.removeprefix("torch.")) for name, dtype in data["dtypes"].items()}
+        own.adapter = None
+        if data["adapter"] is not None:
+            from peft import get_peft_config
+
+            own.adapter = get_peft_config(dict(data["adapter"]))
         own.frozen = set(data["frozen"])
         return own
 
@@ -72,9 +92,25 @@ class Blueprint:
             model = self.kind._from_config(copy.deepcopy(self.config), dtype=self.dtype)
         if self.generation is not None:
             model.generation_config = copy.deepcopy(self.generation)  # what the config gives is not what was loaded
+        if self.adapter is not None:
+            from peft import get_peft_model
+
+            with undisturbed():
+                model = get_peft_model(model, copy.deepcopy(self.adapter))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in self.frozen)
+            if name in self.dtypes:
+                parameter.data = parameter.data.to(self.dtypes[name])
         return model
+
+
+def _plain(value: Any) -> Any:
+    """PEFT's config as JSON takes it: sets become lists, enums their values."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset | list | tuple):
+        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    return getattr(value, "value", value)
 
 
 def replay(model: Any, transforms: Iterable[Any]) -> Any:

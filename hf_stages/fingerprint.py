@@ -11,6 +11,8 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
+_LONG = 64
+
 
 def fingerprint(value: Any) -> str:
     """Of a dataset, a model, a function, a tokenizer or plain data. Best effort: it reads a dataset's ends, not all.
@@ -23,6 +25,8 @@ def fingerprint(value: Any) -> str:
         return own
     if isinstance(value, FunctionType | BuiltinFunctionType | type):
         return _name(value)
+    if isinstance(value, list | tuple) and len(value) > _LONG:  # examples in memory: a dataset like any other
+        return hashlib.sha256(_ends(value).encode()).hexdigest()[:16]
     return hashlib.sha256(_describe(value).encode()).hexdigest()[:16]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_callback import CallbackHandler, ProgressCallback
 
 
 class OneRun(CallbackHandler):
@@ -15,13 +17,33 @@ class OneRun(CallbackHandler):
 
     stage: Any = None
     """The StageRun in progress; None outside a staged run, where this is Trainer's handler and nothing more."""
+    callbacks: list[Any]
     begun = False
+    _measuring = False
 
     @classmethod
     def around(cls, handler: CallbackHandler) -> OneRun:
         own = cls.__new__(cls)
         own.__dict__.update(handler.__dict__)
         return own
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """An evaluation that callbacks see in the log alone: its metrics carry another prefix than theirs."""
+        self._measuring = True
+        try:
+            yield
+        finally:
+            self._measuring = False
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        everyone = self.callbacks
+        if self._measuring:
+            self.callbacks = [c for c in everyone if isinstance(c, ProgressCallback)]  # it closes its bar here
+        try:
+            return super().on_evaluate(args, state, control, metrics, **kwargs)
+        finally:
+            self.callbacks = everyone
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.stage is None or not self.begun:

@@ -21,6 +21,7 @@ from hf_stages.checkpoint import (
     read_json,
     write_json,
 )
+from hf_stages.data._random import seed_data, undisturbed
 from hf_stages.fingerprint import fingerprint
 from hf_stages.ledger import Ledger
 from hf_stages.plan import Plan
@@ -41,6 +42,7 @@ class Manifest:
     def __init__(self, out: Path, recipe: Recipe, args: TrainingArguments, plan: Plan) -> None:
         self.out, self.recipe, self.args, self.plan = out, recipe, args, plan
         self.done: dict[str, dict[str, Any]] = {}
+        self._declared: dict[str, dict[str, Any]] = {}
         self.described = to_dict(recipe)  # now: stages change the very model that the recipe holds
 
     @property
@@ -52,15 +54,21 @@ class Manifest:
 
     def declared(self, name: str) -> dict[str, Any]:
         """Everything that decides what a stage does, with what it takes from the recipe and the args."""
+        if name not in self._declared:
+            # Fingerprints read examples, which may be augmented at random: under a fixed seed they are always the same.
+            with undisturbed():
+                seed_data(0)
+                self._declared[name] = self._declare(name)
+        return self._declared[name]
+
+    def _declare(self, name: str) -> dict[str, Any]:
         stage = self.recipe[name]
         declared = to_dict(stage)
         # Expectations judge a stage and do not change it: they may be edited after it is done.
         gates = [g for g, part in zip(declared.get("gates", []), stage.gates, strict=True) if part.on != "end"]
         collator = stage.data_collator if stage.data_collator is not None else self.recipe.data_collator
         return {
-            **{
-                k: v for k, v in declared.items() if k not in ("gates", "args", "eval_dataset", "exporters", "monitors")
-            },
+            **{key: value for key, value in declared.items() if key not in _JUDGES},
             "gates": gates,
             "parent": self.plan[name].parent,
             "train_dataset": fingerprint(train_dataset_of(self.recipe, stage)),
@@ -87,7 +95,9 @@ class Manifest:
             self._sweep()
         barrier()
         if checkpoint is None:
-            where = f"after {list(self.done)[-1]!r}" if self.done else "afresh: nothing was saved yet"
+            where = f"after {list(self.done)[-1]!r}" if self.done else "afresh: nothing was saved to go on from"
+            if held and self.args.save_only_model:
+                where += f" ({held[0]} holds weights alone: save_only_model)"
             logger.warning(f"resuming {self.out} {where}")
             return None, None
         state = read_json(checkpoint / STATE_FILE, "a stage state")
@@ -124,8 +134,8 @@ class Manifest:
         found = [str(self.folder_of(name)) for name in self.done] + held
         if found:
             raise ValueError(
-                f"{self.out} already holds a run ({len(self.done)} of {len(self.plan.stages)} stages done; such as {found[0]}). Go on "
-                "with resume_from_checkpoint=True, or choose another output_dir"
+                f"{self.out} already holds a run ({len(self.done)} of {len(self.plan.stages)} stages done; such as {found[0]}). Resume "
+                "it (resume_from_checkpoint=True, or hf-stages run --resume), or choose another output_dir"
             )
 
     def _refuse_another_recipe(self) -> None:

@@ -6,7 +6,8 @@ That makes the gradient the same for one batch of 8, for 4 accumulated x 2 and f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,9 @@ class Objective:
         """Whether more than the model's own loss is needed: another term, or a graph for a batch without targets."""
         lone = len(self.terms) == 1 and self.terms[0].loss.needs == {"loss"} and not self.terms[0].loss.uses_teacher
         return not lone or int(self.terms[0].loss.items(batch)) == 0
+
+    def task_items(self, batch: Mapping[str, Any]) -> Any:
+        return next(term.loss.items(batch) for term in self.terms if "loss" in term.loss.needs)
 
     def open_update(self, batches: Sequence[Mapping[str, Any]], t: float, extras: Sequence[float]) -> torch.Tensor:
         """Count items over the update; ``extras`` ride along in the same all-reduce. Returns [tokens, *extras], summed."""
@@ -155,6 +159,22 @@ class Objective:
         self.log_sums = torch.tensor(state["log_sums"], device=self.device)
         self.zeros = torch.tensor(state["zeros"], device=self.device)
         self.log_updates, self.updates = state["log_updates"], state["updates"]
+
+
+@contextmanager
+def counted(trainer: Any, items: Any) -> Iterator[None]:
+    """Give a user's ``compute_loss_func`` the items of the micro-batch: its sum over them is the mean that is asked for."""
+    own = trainer.compute_loss_func
+    if own is None:
+        yield
+        return
+    trainer.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: own(
+        outputs, labels, num_items_in_batch=items
+    )
+    try:
+        yield
+    finally:
+        trainer.compute_loss_func = own
 
 
 def _tokens(batch: Mapping[str, Any]) -> Any:

@@ -16,7 +16,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from hf_stages.checkpoint import disk_error
+from hf_stages.checkpoint import disk_error, written_whole
 from hf_stages.data._random import seed_of
 from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.gates import History
@@ -76,6 +76,7 @@ class Runner:
                 mine = state if state is not None and state["stage"] == planned.name else None
                 outputs.append(self._stage(planned, checkpoint if mine else None, mine, inner))
                 if handler.stage.interrupted is not None:
+                    logger.warning(f"stage {planned.name!r}: a callback stopped training; the run can be resumed")
                     self.manifest.write("stopped", self.ledger)
                     break
                 self._judge(planned.name, self.manifest.done[planned.name])
@@ -144,7 +145,8 @@ class Runner:
             raise RunInterrupted(
                 f"stopped at step {trainer.state.global_step} in stage {planned.name!r}: {run.interrupted}"
             )
-        self._finish(planned, run, change)
+        if run.over is not None:  # else a callback stopped it half-way: its checkpoint is there, the stage stays open
+            self._finish(planned, run, change)
         return output
 
     def _finish(self, planned: PlannedStage, run: StageRun, change: Transition) -> None:
@@ -155,6 +157,7 @@ class Runner:
             # Trainer hands over the best weights; moments of other weights would not belong to them.
             trainer._load_optimizer_and_scheduler(trainer.state.best_model_checkpoint)
         metrics = self._final_metrics(run)
+        run.note_silent_gates(trainer.state)
         trainer._stage = None  # from here on no update is counted
         moments = self.handover.keep(planned.name)
         try:
@@ -167,9 +170,16 @@ class Runner:
         self.manifest.write("running", self.ledger)
         self.carried = trainer.state
         self._barrier()
-        if args.should_save:
+        self._export(planned)
+
+    def _export(self, planned: PlannedStage) -> None:
+        """Exports are whole or not there; where a process died before they were, the next one makes them."""
+        target = self.out / f"{planned.folder}-exports"
+        if not planned.stage.exporters or not self.args.should_save or target.exists():
+            return
+        with written_whole(target) as folder:
             for exporter in planned.stage.exporters:
-                exporter(self.out / planned.folder, self.out / f"{planned.folder}-exports")
+                exporter(self.out / planned.folder, folder)
 
     def _judge(self, name: str, summary: dict) -> None:
         """Expectations, on the stage's recorded metrics: a resumed run is held to them as the first one was."""
@@ -201,6 +211,7 @@ class Runner:
         """A stage that an earlier process finished."""
         summary = self.manifest.done[planned.name]
         self.ledger = Ledger.from_list(summary["ledger"])
+        self._export(planned)
         self._judge(planned.name, summary)
         self.carried = read_boundary(self.out / planned.folder).state
 
@@ -251,10 +262,18 @@ class Runner:
             for log in logs:
                 if log["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
                     seen.update({k: v for k, v in log.items() if k.startswith("eval_")})
-            metrics.update(seen or trainer.evaluate())
+            metrics.update(seen or self._evaluate())
         last = next((log["train_loss"] for log in reversed(logs) if "train_loss" in log), None)
         metrics = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
         return {**metrics, **({"train_loss": last} if last is not None else {})}
+
+    def _evaluate(self) -> dict[str, float]:
+        """Outside of training, bf16_full_eval would cast the model itself, and the folder would hold the cast."""
+        self.trainer.is_in_train = True
+        try:
+            return self.trainer.evaluate()
+        finally:
+            self.trainer.is_in_train = False
 
     def _note_change(self, planned: PlannedStage, change: Transition) -> None:
         for name, deviation in change.deviations.items():

@@ -38,8 +38,8 @@ _BATCHES = (
 )
 _BEST = ("load_best_model_at_end", "metric_for_best_model", "greater_is_better")
 _WATCHING = (
-    *("per_device_eval_batch_size", "eval_strategy", "eval_steps", "eval_delay", "eval_accumulation_steps"),
-    *("logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_total_limit"),
+    *("per_device_eval_batch_size", "eval_strategy", "eval_steps", "eval_accumulation_steps"),
+    *("logging_strategy", "logging_steps", "save_strategy", "save_steps", "save_total_limit"),
     "prediction_loss_only",
 )
 _LOADING = (
@@ -49,6 +49,7 @@ _LOADING = (
 ALLOWED = frozenset({*_OPTIMIZATION, *_BATCHES, *_BEST, *_WATCHING, *_LOADING})
 _ONE_RUN = "it belongs to the run as a whole; set it in the trainer's args"
 _ACCELERATOR = "the accelerator is made once, for all stages; set it in the trainer's args"
+_RUN_STEPS = "it counts steps from the run's start; set it in the trainer's args"
 _INIT = "Trainer reads it once, when it is made; set it in the trainer's args"
 _REASONS = {
     "max_steps": "the stage's `until` says how long it is",
@@ -56,6 +57,8 @@ _REASONS = {
     "seed": "a stage's seed comes from (seed, stage name); set the run's seed in the trainer's args",
     "data_seed": "a stage's order comes from (seed, stage name); set the run's seed in the trainer's args",
     "eval_on_start": "each stage is evaluated before its first step anyway, where there is an eval_dataset",
+    "eval_delay": _RUN_STEPS,
+    "logging_first_step": _RUN_STEPS,
     "ignore_data_skip": "the data position is restored by arithmetic; there is nothing to skip",
     "auto_find_batch_size": "a batch size that changes by itself cannot be planned or resumed exactly",
     "label_smoothing_factor": _INIT,

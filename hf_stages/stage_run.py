@@ -5,6 +5,7 @@ Everything that must survive a cut is in ``state_dict``; everything else is comp
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -61,6 +62,10 @@ class StageRun:
     def __post_init__(self) -> None:
         self.args.max_steps = self.planned.steps if self.planned.exact else _ENDLESS
         self.args.learning_rate = self.span.peak
+        for name in ("logging_steps", "eval_steps", "save_steps"):  # a fraction is one of the stage
+            value = getattr(self.args, name)
+            if value is not None and 0 < value < 1:
+                setattr(self.args, name, math.ceil(value * self.planned.steps))
         self.seed = seed_of(
             self.args.data_seed if self.args.data_seed is not None else self.args.seed, self.planned.name
         )
@@ -174,7 +179,7 @@ class StageRun:
         self.began = time.monotonic()
         if self.resumed is None:
             if trainer.eval_dataset is not None:
-                with undisturbed():
+                with undisturbed(), trainer.callback_handler.measuring():
                     metrics = trainer.evaluate(metric_key_prefix="after")
                 self.after = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
             return
@@ -197,10 +202,10 @@ class StageRun:
 
     def after_update(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
         """After the callbacks: is the stage over, is a save to wait for the epoch's end?"""
-        if control.should_training_stop and state.global_step < state.max_steps and self.over is None:
-            self._end("a callback asked training to stop", by="callback")
-            self.interrupted = "callback"
         capped = self._capped()
+        if control.should_training_stop and state.global_step < state.max_steps and self.over is None:
+            self.interrupted = "callback"
+            control.should_save = control.should_save or capped is None
         if self.over is None and capped is not None:
             self._end(capped, by="until")
         if self.over is None:
@@ -232,6 +237,7 @@ class StageRun:
     def _finish(self, control: TrainerControl) -> None:
         """The stage folder is written at once, with an evaluation; only a best-model choice needs its own save."""
         control.should_training_stop = True
+        control.should_log = control.should_log or self.args.logging_strategy != "no"  # the updates since the last log
         best = self.args.load_best_model_at_end
         control.should_save = best and self.args.save_strategy != "no"
         control.should_evaluate = control.should_evaluate or best
@@ -265,6 +271,15 @@ class StageRun:
 
     def history(self, state: TrainerState) -> History:
         return History(self.steps, int(self.tokens), self.seconds, state.log_history[self.history_start :])
+
+    def note_silent_gates(self, state: TrainerState) -> None:
+        """A gate whose metric was never logged could not have fired: say so."""
+        history = self.history(state)
+        for gate in self.planned.stage.gates:
+            metric = getattr(gate, "metric", None)
+            if gate.on == "log" and metric is not None and not history.values(metric):
+                known = sorted({key for log in history.logs for key in log})
+                self.note("notice", f"{metric} was never logged; there are {', '.join(known)}", by=type(gate).__name__)
 
     def _end(self, reason: str, *, by: str) -> None:
         self.over, self.ended_by = reason, by
@@ -330,9 +345,18 @@ class StageRun:
                 "last_logged": trainer._globalstep_last_logged,
             },
             "objective": [rank["objective"] for rank in ranks],
+            "parts": {key: part.state_dict() for key, part in self._remembering()},
         }
 
+    def _remembering(self) -> list[tuple[str, Any]]:
+        """Monitors and gates that have a memory."""
+        stage = self.planned.stage
+        parts = [(f"{kind}.{i}", p) for kind in ("monitors", "gates") for i, p in enumerate(getattr(stage, kind))]
+        return [(key, part) for key, part in parts if hasattr(part, "state_dict")]
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        for key, part in self._remembering():
+            part.load_state_dict(state["parts"][key])
         for name in ("first_step", "s0", "steps", "tokens", "over", "ended_by", "history_start", "before", "after"):
             setattr(self, name, state[name])
         self.seconds_before = self.seconds = state["seconds"]

@@ -14,9 +14,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
+from transformers.utils import logging
 from transformers.utils.generic import can_return_loss, find_labels
 
 from hf_stages.blueprint import Blueprint
+from hf_stages.checking import check_no_rebuild, check_stage
 from hf_stages.checkpointing import load_beside_adapter, save_checkpoint, without_token
 from hf_stages.data._random import undisturbed
 from hf_stages.dry_run import dry_run
@@ -24,13 +26,14 @@ from hf_stages.flow import OneRun
 from hf_stages.loading import load_stage
 from hf_stages.losses import TaskLoss
 from hf_stages.losses._algebra import terms_of
-from hf_stages.objective import Signals
+from hf_stages.objective import Signals, counted
 from hf_stages.plan import Plan
 from hf_stages.progress import StageProgress
 from hf_stages.runner import Runner
 from hf_stages.sizes import plan_for
 from hf_stages.stage import Recipe, Stage
 
+logger = logging.get_logger(__name__)
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
 _Base: Any = Trainer if TYPE_CHECKING else object
 
@@ -80,6 +83,10 @@ class StagedMixin(_Base):
             **shared,
         )
         self._refuse()
+        if self.args.max_steps > 0 or self.args.num_train_epochs != 3.0:
+            logger.warning(
+                "max_steps and num_train_epochs have no effect with stages: each stage's `until` says how long it is"
+            )
         self.model_init = None  # it has made the model; made again for each stage, it would undo the stages
         self.blueprint = Blueprint(self.model)
         self._fresh = True
@@ -97,6 +104,9 @@ class StagedMixin(_Base):
         plan = plan_for(self.recipe, self.args)
         for stage in self.recipe.stages:
             self._check_teacher(stage)
+            check_stage(self, stage)
+        if not self.blueprint.buildable:
+            check_no_rebuild(self.recipe, plan)
         if self.blueprint.buildable:
             dry_run(self.recipe, self.blueprint.build("meta"))
         return plan
@@ -261,7 +271,9 @@ class StagedMixin(_Base):
             # Without a count of items, every trainer reports the mean over the micro-batch; TaskLoss takes it from there.
             # Outputs are asked for only where a term reads them: for TRL's fused heads they cost a second forward.
             wanted = return_outputs or objective.reads_outputs(batch)
-            found = super().compute_loss(model, inputs, return_outputs=wanted, num_items_in_batch=None)
+            inner = super().compute_loss
+            with counted(self, objective.task_items(batch)):
+                found = inner(model, inputs, return_outputs=wanted, num_items_in_batch=None)
             loss, outputs = found if wanted else (found, None)
         else:
             loss, outputs = None, model(**{key: v for key, v in inputs.items() if key not in self.label_names})

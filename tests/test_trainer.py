@@ -371,14 +371,28 @@ def test_expect_may_only_warn(tmp_path):
     assert "expected 0.1-0.2" in alerts[0]["reason"]
 
 
-@pytest.mark.parametrize("at", [2, 3])
-def test_a_callback_that_stops_ends_the_run(tmp_path, at):
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = control.should_training_stop or state.global_step == at
+class StopAt(TrainerCallback):
+    def __init__(self, at: int):
+        self.at = at
 
-    staged(tmp_path, [Stage("a", "3 steps"), Stage("b", "3 steps")], callbacks=[Stop()]).train()
-    assert summary(tmp_path, "01-a")["ended_by"] == "callback"
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step == self.at
+
+
+def test_a_callback_that_stops_ends_the_run_and_leaves_the_stage_open(tmp_path):
+    """As a scheduler's preemption does: a checkpoint is saved, and a resume trains the rest of the stage."""
+    stages = [Stage("a", "3 steps"), Stage("b", "3 steps")]
+    staged(tmp_path, stages, callbacks=[StopAt(2)]).train()
+    assert (tmp_path / "checkpoint-2").is_dir()
+    assert not (tmp_path / "01-a").exists()
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "stopped"
+    again = staged(tmp_path, stages)
+    assert again.train(resume_from_checkpoint=True).global_step == 6
+
+
+def test_a_callback_that_stops_at_a_stages_end_ends_the_run_there(tmp_path):
+    staged(tmp_path, [Stage("a", "3 steps"), Stage("b", "3 steps")], callbacks=[StopAt(3)]).train()
+    assert summary(tmp_path, "01-a")["ended_by"] == "until"
     assert not (tmp_path / "02-b").exists()
 
 
@@ -415,6 +429,157 @@ def test_best_checkpoint_is_handed_over(tmp_path):
     steps = {float(state["step"]) for state in load(tmp_path / "01-a" / "training_state").state.values()}
     assert steps == {min(logs, key=lambda log: log["eval_loss"])["step"]}
     assert trainer.state.best_model_checkpoint is None  # a stage's best is its own
+
+
+# ---- what watches a run ---------------------------------------------------------------------------------------------
+
+
+class Counter:
+    """A monitor with a memory."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, view):
+        self.count += 1
+        return {"count": self.count}
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def test_a_monitor_is_logged_and_remembers_over_a_cut(tmp_path):
+    args = {"save_strategy": "steps", "save_steps": 2}
+    staged(tmp_path, [Stage("a", "6 steps", monitors=[Counter()])], args=args, callbacks=[StopAt(3)]).train()
+    again = staged(tmp_path, [Stage("a", "6 steps", monitors=[Counter()])], args=args)
+    again.train(resume_from_checkpoint=True)
+    assert [log["count"] for log in again.state.log_history if "count" in log] == [1, 2, 3, 4, 5, 6]
+
+
+class Export:
+    fails = 0
+
+    def __call__(self, folder, out):
+        if Export.fails:
+            Export.fails -= 1
+            raise RuntimeError("the exporter broke")
+        (out / "name.txt").write_text(folder.name)
+
+
+def test_an_export_is_whole_and_made_up_for_on_resume(tmp_path):
+    Export.fails = 1
+    stages = [Stage("a", "1 steps", exporters=[Export()]), Stage("b", "1 steps")]
+    with pytest.raises(RuntimeError, match="the exporter broke"):
+        staged(tmp_path, stages).train()
+    assert not (tmp_path / "01-a-exports").exists()
+    staged(tmp_path, stages).train(resume_from_checkpoint=True)
+    assert (tmp_path / "01-a-exports" / "name.txt").read_text() == "01-a"
+
+
+def test_callbacks_do_not_take_the_boundary_for_their_evaluation(tmp_path):
+    class Reads(TrainerCallback):
+        seen = 0
+
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+            Reads.seen += metrics["eval_loss"] > 0
+
+    staged(tmp_path, [Stage("a", "1 steps")], eval_dataset=tiny.lm_data(4), callbacks=[Reads()]).train()
+    assert Reads.seen == 1
+
+
+def test_every_update_is_in_some_log(tmp_path):
+    stages = [Stage("a", "3 steps"), Stage("b", "3 steps")]
+    trainer = staged(tmp_path, stages, args={"logging_steps": 4})
+    trainer.train()
+    assert [log["step"] for log in trainer.state.log_history if "loss" in log] == [3, 4, 6]
+
+
+def test_fractions_of_steps_are_of_the_stage(tmp_path):
+    args = {"logging_steps": 0.25, "save_strategy": "steps", "save_steps": 0.5}
+    trainer = staged(tmp_path, [Stage("a", "512 tokens")], args=args)
+    trainer.train()
+    assert [log["step"] for log in trainer.state.log_history if "loss" in log] == [2, 4, 6, 8]
+    assert (tmp_path / "checkpoint-4").is_dir()
+
+
+def test_evaluating_in_half_precision_leaves_the_model_alone(tmp_path):
+    trainer = staged(
+        tmp_path,
+        [Stage("a", "1 steps"), Stage("b", "1 steps")],
+        eval_dataset=tiny.lm_data(4),
+        args={"bf16_full_eval": True},
+    )
+    trainer.train()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "02-b").dtype == torch.float32
+
+
+def test_a_branch_keeps_every_weights_precision(tmp_path):
+    model = tiny.llama().to(torch.bfloat16)
+    model.lm_head.float()
+    model.lm_head.register_forward_pre_hook(lambda module, inputs: (inputs[0].float(),))
+    stages = [Stage("a", "1 steps"), Stage("b", "1 steps")]
+    trainer = staged(tmp_path, stages, model=model)
+    trainer.train()
+    dtypes = {name: p.dtype for name, p in trainer.blueprint.build().named_parameters()}
+    assert dtypes == {name: p.dtype for name, p in model.named_parameters()}
+    assert set(dtypes.values()) == {torch.float32, torch.bfloat16}
+
+
+def test_a_peft_model_may_branch_and_load(tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])
+    stages = [
+        Stage("a", "2 steps"),
+        Stage("b", "2 steps"),
+        Stage("c", "1 steps", parents="a", args={"learning_rate": 0.0}),
+    ]
+    model = peft.get_peft_model(tiny.llama(), config)
+    trainer = staged(tmp_path, stages, model=model, eval_dataset=tiny.lm_data(4))
+    trainer.train()
+    losses = [summary(tmp_path, folder)["metrics"]["eval_loss"] for folder in ("01-a", "02-b", "03-c")]
+    assert losses[2] == losses[0] != losses[1]
+    loaded = StagedTrainer.from_stage(tmp_path / "02-b", trainer.args, eval_dataset=tiny.lm_data(4))
+    assert loaded.evaluate()["eval_loss"] == losses[1]
+    assert {n for n, p in loaded.model.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
+def test_data_that_is_drawn_at_random_can_be_resumed(tmp_path):
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self):
+            return 16
+
+        def __getitem__(self, index):
+            ids = torch.randint(3, tiny.VOCAB, (8,))
+            return {"input_ids": ids, "labels": ids}
+
+    args = {"save_strategy": "steps", "save_steps": 1}
+    stages = [Stage("a", "4 steps", train_dataset=Noisy())]
+    whole = staged(tmp_path / "whole", stages)
+    whole.train()
+    staged(tmp_path / "cut", stages, args=args, callbacks=[StopAt(2)]).train()
+    again = staged(tmp_path / "cut", stages, args=args)
+    again.train(resume_from_checkpoint=True)
+    assert all(torch.equal(t, whole.model.state_dict()[n]) for n, t in again.model.state_dict().items())
+
+
+def test_a_loss_function_that_divides_by_the_items_is_given_them(tmp_path):
+    def divided(outputs, labels, num_items_in_batch=None):
+        logits = outputs.logits[:, :-1].reshape(-1, outputs.logits.shape[-1])
+        return (
+            torch.nn.functional.cross_entropy(logits, labels[:, 1:].reshape(-1), reduction="sum") / num_items_in_batch
+        )
+
+    own = staged(tmp_path / "own", [Stage("a", "3 steps")], compute_loss_func=divided)
+    models = staged(tmp_path / "models", [Stage("a", "3 steps")])
+    own.train()
+    models.train()
+    losses = [[log["loss"] for log in t.state.log_history if "loss" in log] for t in (own, models)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 # ---- losses and teachers -------------------------------------------------------------------------------------------------
@@ -514,6 +679,12 @@ def test_stage_args_differ_by_stage(tmp_path):
 
 # ---- bad input -------------------------------------------------------------------------------------------------------------
 
+
+@dataclass(frozen=True)
+class Hidden(Loss):
+    needs = frozenset({"hidden"})
+
+
 BAD = {
     "unknown argument": ([Stage("a", "2 steps", args={"learning_rat": 1})], r"unknown argument 'learning_rat'; did you mean 'learning_rate'"),
     "refused argument": ([Stage("a", "2 steps", args={"seed": 1})], r"stage 'a': args: 'seed' cannot differ by stage: a stage's seed comes from"),
@@ -527,6 +698,9 @@ BAD = {
     "empty": ([Stage("a", "2 steps", train_dataset=tiny.lm_data(0))], r"stage 'a': train_dataset: expected at least one example"),
     "stream epochs": ([Stage("a", "2 epochs", train_dataset=Stream(4))], r"stage 'a': until: '2 epochs' on a stream without a length"),
     "no batch": ([Stage("a", "2 epochs", train_dataset=tiny.lm_data(3), args={"dataloader_drop_last": True})], r"3 examples give no batch of 4"),
+    "unmeasured gate": ([Stage("a", "2 steps", gates=[Plateau("eval_loss")])], r"stage 'a': gates\[0\] Plateau: eval_loss is never measured"),
+    "no eval data": ([Stage("a", "2 steps", args={"eval_strategy": "steps"})], r"stage 'a': eval_dataset: eval_strategy='steps', but there is none"),
+    "capture": ([Stage("a", "2 steps", loss=Hidden())], r"stage 'a': loss Hidden: needs hidden, which is not captured"),
     "unknown source": ([Stage("a", "2 steps", train_dataset="nope")], r"no source is called 'nope'"),
 }  # fmt: skip
 

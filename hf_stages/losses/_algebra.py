@@ -20,8 +20,6 @@ class Loss:
     """What to capture beside the model's outputs, e.g. ``{"hidden"}``; ``"loss"`` is the model's own loss."""
     uses_teacher: bool = False
     """True where ``teacher`` is read: the stage must then have one."""
-    couples_rows: bool = False
-    """True for contrastive losses: a sum over rows does not exist, so accumulation changes them."""
 
     @property
     def name(self) -> str:
