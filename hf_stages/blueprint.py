@@ -133,6 +133,7 @@ def save_weights(model: Any, folder: Path, *, state_dict: dict | None = None) ->
         _save_pretrained(base, folder, clean)
         model.save_pretrained(folder, state_dict=state_dict)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
+        _sort_targets(folder / "adapter_config.json")
     elif isinstance(model, PreTrainedModel):
         _save_pretrained(model, folder, state_dict)
     else:
@@ -140,6 +141,17 @@ def save_weights(model: Any, folder: Path, *, state_dict: dict | None = None) ->
 
         state = state_dict if state_dict is not None else model.state_dict()
         save_file({k: v.contiguous() for k, v in state.items()}, folder / _WEIGHTS, metadata={"format": "pt"})
+
+
+def _sort_targets(path: Path) -> None:
+    """PEFT writes a set in whatever order the process has it; equal runs leave equal files."""
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config = {
+            key: sorted(value) if key == "target_modules" and isinstance(value, list) else value
+            for key, value in config.items()
+        }
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_weights(model: Any, folder: Path) -> None:

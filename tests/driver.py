@@ -139,7 +139,8 @@ def _wrap(module: Any, attribute: str, path_of: Callable, when: str, left: list[
 
 def _fill(path: str, written: Any) -> None:
     """Fail as a full disk does, with half a file there; torch raises an error of its own."""
-    if not os.path.exists(path):
+    folder = isinstance(written, str | os.PathLike) and os.path.isdir(written)  # a rename that fails leaves nothing
+    if not os.path.exists(path) and not folder:
         Path(path).write_bytes(b"\0" * 100)
     if isinstance(written, dict) and not path.endswith(".safetensors"):
         raise RuntimeError("[enforce fail at inline_container.cc:664] . PytorchStreamWriter failed writing file data/0")
@@ -212,7 +213,7 @@ POINTS: dict[str, Callable[[], Iterator[tuple]]] = {
     "evaluate": _method("transformers", "Trainer", "prediction_step", _step),
     "log": _method("transformers", "Trainer", "log", _step),
     "best": _method("transformers", "Trainer", "_load_best_model", _step),
-    "begin": _method("hf_stages.runner", "Runner", "_change_model", _stage),
+    "begin": _method("hf_stages.handover", "Handover", "begin", _stage),
     "judge": _method("hf_stages.runner", "Runner", "_judge", _stage),
     "finish": _method("hf_stages.runner", "Runner", "_finish", _stage),
     "torch_save": _torch_save,
