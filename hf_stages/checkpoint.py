@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,12 @@ def checksum(path: Path) -> str:
 
 def seal(folder: Path) -> str:
     """Write everything through to the disk, then the seal. Returns the seal's own checksum: the folder's identity."""
-    files = {}
-    for path in _files(folder):
-        _sync_file(path)
-        files[path.relative_to(folder).as_posix()] = [path.stat().st_size, checksum(path)]
+    paths = _files(folder)
+    with ThreadPoolExecutor(2) as pool:  # checksums are the processor's work, syncing is the disk's: both at once
+        digests = pool.map(checksum, paths)
+        for path in paths:
+            _sync_file(path)
+        files = {p.relative_to(folder).as_posix(): [p.stat().st_size, d] for p, d in zip(paths, digests, strict=True)}
     for path in [p for p in folder.rglob("*") if p.is_dir()]:
         _sync_folder(path)
     write_json(folder / SEAL, {"schema": SCHEMA, "files": files})
