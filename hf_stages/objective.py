@@ -8,27 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hf_stages.losses._algebra import Term
+from hf_stages.losses._signals import Signals
 
 _ZERO_LIMIT = 20
 """Updates that a term of positive weight may be exactly zero before it counts as broken."""
-
-
-@dataclass(frozen=True)
-class Signals:
-    """What a loss sees of a model: its outputs, and the loss it computed itself (a mean over the micro-batch)."""
-
-    outputs: Any
-    loss: torch.Tensor | None = None
-
-    @property
-    def logits(self) -> torch.Tensor:
-        return self.outputs["logits"] if isinstance(self.outputs, Mapping) else self.outputs[1]
 
 
 class Objective:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_stages.objective import Signals
+from hf_stages.losses._signals import Signals
 
 
 class Teacher:

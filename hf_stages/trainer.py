@@ -26,7 +26,8 @@ from hf_stages.flow import OneRun
 from hf_stages.loading import load_stage
 from hf_stages.losses import TaskLoss
 from hf_stages.losses._algebra import terms_of
-from hf_stages.objective import Signals, counted
+from hf_stages.losses._signals import Signals
+from hf_stages.objective import counted
 from hf_stages.plan import Plan
 from hf_stages.progress import StageProgress
 from hf_stages.runner import Runner

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from hf_stages.curves import Const, Curve, as_curve
 
 
@@ -17,17 +19,28 @@ class Loss:
     """
 
     needs: frozenset[str] = frozenset()
-    """What to capture beside the model's outputs, e.g. ``{"hidden"}``; ``"loss"`` is the model's own loss."""
+    """What the student must show (keys as in ``_signals``): ``loss``, ``logits``, ``final``, ``hidden.3``, ``attention.3``."""
+    teacher_needs: frozenset[str] = frozenset()
+    """What the teacher must show: it is run no further than that."""
     uses_teacher: bool = False
     """True where ``teacher`` is read: the stage must then have one."""
+    modules: nn.Module | None = None
+    """Weights of the loss's own (projections): trained and checkpointed with the stage, no part of the saved model."""
 
     @property
     def name(self) -> str:
         return type(self).__name__
 
-    def for_model(self, model: Any) -> Loss:
-        """Called once at the stage's start, after transforms: a loss may adapt to the model (and refuse it)."""
+    def for_models(self, student: Any, teacher: Any) -> Loss:
+        """Called at plan time and at the stage's start: choose layers, say ``needs``, refuse what cannot work.
+
+        ``student`` is the transformed model, ``teacher`` a model or None; at plan time both may lie on the meta device.
+        """
         return self
+
+    def inside(self, captured: Mapping[str, Any]) -> Mapping[str, Any]:
+        """More signals, made from the student's within its forward: where ``modules`` work, so that DDP sees them."""
+        return {}
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         """Over how many items the sum runs: an int or a scalar tensor, zero for an empty micro-batch."""
@@ -83,8 +96,8 @@ class Term:
         return product
 
 
-def terms_of(loss: Loss, model: Any = None) -> tuple[Term, ...]:
-    """Flatten sums and weights into named terms, each adapted to ``model``.
+def terms_of(loss: Loss, student: Any = None, teacher: Any = None) -> tuple[Term, ...]:
+    """Flatten sums and weights into named terms, each adapted to the models where they are given.
 
     >>> from hf_stages.losses import TaskLoss
     >>> [(t.name, t.weight(0)) for t in terms_of(2 * (TaskLoss() + 0.5 * TaskLoss()))]
@@ -95,7 +108,9 @@ def terms_of(loss: Loss, model: Any = None) -> tuple[Term, ...]:
     for weights, leaf in _leaves(loss, ()):
         seen[leaf.name] = count = seen.get(leaf.name, 0) + 1
         name = leaf.name if count == 1 else f"{leaf.name}_{count}"
-        terms.append(Term(name, weights or (Const(1.0),), leaf.for_model(model) if model is not None else leaf))
+        terms.append(
+            Term(name, weights or (Const(1.0),), leaf.for_models(student, teacher) if student is not None else leaf)
+        )
     return tuple(terms)
 
 

@@ -25,10 +25,10 @@ class TaskLoss(Loss):
     shift: bool | None = None
     """Whether the model shifts labels (position 0 is then no target). None: read off the model."""
 
-    def for_model(self, model: Any) -> TaskLoss:
+    def for_models(self, student: Any, teacher: Any) -> TaskLoss:
         if self.shift is not None:
             return self
-        base = getattr(model, "get_base_model", lambda: model)()
+        base = getattr(student, "get_base_model", lambda: student)()
         causal = LOSS_MAPPING.get(getattr(base, "loss_type", None)) is ForCausalLMLoss
         return replace(self, shift=causal and not getattr(getattr(base, "config", None), "is_encoder_decoder", False))
 
