@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from hf_stages.losses import TaskLoss
-from hf_stages.losses._algebra import terms_of
+import torch
+from torch import nn
+
+from hf_stages.capture import WHOLE, Capture
+from hf_stages.data._random import undisturbed
+from hf_stages.losses._algebra import Term
 from hf_stages.plan import Plan
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
-
-_CAPTURED = {"loss"}
+from hf_stages.stage_losses import adapted_terms
+from hf_stages.teacher import BASE
 
 
 def check_stage(trainer: Any, stage: Stage) -> None:
@@ -29,14 +35,77 @@ def check_stage(trainer: Any, stage: Stage) -> None:
                 f"{where}: gates[{index}] {type(gate).__name__}: {metric} is never measured inside the stage, because "
                 'eval_strategy is "no"; set eval_strategy="steps" and eval_steps'
             )
-    for term in terms_of(stage.loss if stage.loss is not None else TaskLoss()):
-        if unknown := sorted(set(term.loss.needs) - _CAPTURED):
+
+
+def check_teacher(trainer: Any, stage: Stage) -> None:
+    teacher = stage.teacher if stage.teacher is not None else trainer.teacher
+    wanted = trainer.wants_teacher(stage)
+    where = f"stage {stage.name!r}: teacher"
+    if wanted and teacher is None:
+        raise ValueError(f"{where}: its loss compares with a teacher, but there is none here and none in the trainer")
+    if stage.teacher is not None and not wanted:
+        raise ValueError(f"{where}: given, but no loss of the stage uses a teacher; leave it out or add such a loss")
+    if teacher is trainer.model:
+        raise ValueError(
+            f"{where}: it is the model that is trained; expected another one, or {BASE!r} for a LoRA student's own base"
+        )
+    if isinstance(teacher, str):
+        before = [s.name for s in trainer.recipe.stages[: trainer.recipe.stages.index(stage)]]
+        known = {BASE, *(f"stage:{name}" for name in before)}
+        if teacher not in known:
+            earlier = ", ".join(f"'stage:{name}'" for name in before) or "none before it"
+            raise ValueError(f"{where}: expected a model, {BASE!r} or an earlier stage ({earlier}), got {teacher!r}")
+    elif isinstance(teacher, nn.Module):
+        trained = {id(p) for p in trainer.model.parameters()}
+        if shared := [name for name, p in teacher.named_parameters() if id(p) in trained]:
             raise ValueError(
-                f"{where}: loss {term.name}: needs {', '.join(unknown)}, which is not captured; there is {', '.join(_CAPTURED)} "
-                "(a model's outputs are always there)"
+                f"{where}: it shares weights with the student, such as {shared[0]}, and would be trained with it; load it apart "
+                "(copy.deepcopy, or from_pretrained once more)"
             )
-        if any(True for _ in getattr(term.loss, "parameters", lambda: ())()):
-            raise ValueError(f"{where}: loss {term.name}: has weights of its own, which no optimizer would train")
+
+
+def check_losses(trainer: Any, skeletons: Mapping[str, Any]) -> None:
+    """Adapt each stage's losses to skeletons of its models: wrong layers, widths and label sets show here."""
+    for stage in trainer.recipe.stages:
+        if (student := skeletons.get(stage.name)) is None:
+            continue
+        teacher = stage.teacher if stage.teacher is not None else trainer.teacher
+        if teacher == BASE:
+            teacher = student
+        elif isinstance(teacher, str):
+            teacher = skeletons.get(teacher.removeprefix("stage:"))
+        if teacher is None and trainer.wants_teacher(stage):
+            continue
+        with undisturbed(), torch.device("meta"):
+            terms = adapted_terms(stage, student, teacher)
+        _check_needs(trainer, stage, terms, student)
+
+
+def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any) -> None:
+    where = f"stage {stage.name!r}: loss"
+    for term in terms:
+        with _placing(f"{where} {term.name}"):
+            Capture(student, term.loss.needs).remove()
+        own = sum(1 for _ in getattr(term.loss, "parameters", lambda: ())())
+        if own:
+            raise ValueError(
+                f"{where} {term.name}: has weights of its own that no optimizer would train; put them in `modules`"
+            )
+    captured = [key for term in terms for key in term.loss.needs if key not in WHOLE | {"final"}]
+    args = stage_args(trainer.args, stage)
+    if captured and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise ValueError(
+            f"{where}: {captured[0]} cannot be captured under reentrant activation checkpointing, which runs layers without a "
+            "graph and would silently drop the term; set gradient_checkpointing_kwargs={'use_reentrant': False}"
+        )
+
+
+@contextmanager
+def _placing(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def check_no_rebuild(recipe: Recipe, plan: Plan) -> None:

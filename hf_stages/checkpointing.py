@@ -42,6 +42,7 @@ def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
         _barrier(trainer)
         if args.should_save:
             _save_beside_adapter(trainer, folder)
+            stage.losses.save(folder)
             best = trainer.state.best_model_checkpoint
             write_json(folder / STATE_FILE, {**state, "best": Path(best).name if best else None})
             seal(folder)

@@ -22,16 +22,15 @@ from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.gates import History
 from hf_stages.handover import Handover
 from hf_stages.ledger import Ledger
-from hf_stages.losses import TaskLoss
-from hf_stages.losses._algebra import terms_of
 from hf_stages.manifest import Manifest
 from hf_stages.objective import Objective
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.sizes import named, train_dataset_of
 from hf_stages.stage_args import stage_args
 from hf_stages.stage_folder import read_boundary, write_boundary
+from hf_stages.stage_losses import StageLosses, adapted_terms
 from hf_stages.stage_run import StageRun, all_ranks
-from hf_stages.teacher import Teacher
+from hf_stages.teacher import BASE, BaseTeacher, LiveTeacher
 from hf_stages.transition import Transition
 
 logger = logging.get_logger(__name__)
@@ -127,17 +126,20 @@ class Runner:
             checkpoint=checkpoint,
             before=(parent or {}).get("metrics", {}),
         )
-        loss = planned.stage.loss if planned.stage.loss is not None else TaskLoss()
-        run.objective = Objective(terms_of(loss, trainer.model), args.device, args.world_size)
+        run.losses = losses = self._losses(planned, args)
+        run.objective = Objective(losses.terms, args.device, args.world_size)
         if state is not None:
             run.objective.load_state_dict(state["objective"][args.process_index])
-        trainer.stage_teacher = self._teacher(planned)
+        trainer.stage_teacher = losses.teacher
         handler.stage = trainer._stage = run
         trainer.loss_is_scaled_for_ga = True  # the objective divides by the items of the whole update
         self._progress(planned, run)
         self.manifest.write("running", self.ledger, running=planned.name)
         set_seed(seed_of(args.seed, planned.name) & 0xFFFFFFFF)
-        output = inner(checkpoint)
+        try:
+            output = inner(checkpoint)
+        finally:
+            losses.remove()
         if run.over is None and run.interrupted is None:
             run._end("a callback asked training to stop", by="callback")
             run.interrupted = "callback"
@@ -239,14 +241,31 @@ class Runner:
         total = self.plan.spans[root.name].total
         return span_of(root.stage, args_defaults(own), total, parent["lr_end"] if parent else None)
 
-    def _teacher(self, planned: PlannedStage) -> Teacher | None:
+    def _losses(self, planned: PlannedStage, args: Any) -> StageLosses:
+        """Adapt the stage's losses to its models and hang in their hooks, before anything wraps or compiles the model."""
+        model = self.trainer.model
+        source = self._teacher(planned)
+        set_seed(seed_of(args.seed, planned.name, "losses") & 0xFFFFFFFF)  # projections begin alike on all ranks
+        terms = adapted_terms(planned.stage, model, model if source == BASE else source)
+        needs = frozenset().union(*(term.loss.teacher_needs for term in terms))
+        teacher: Any = None
+        if source is not None:
+            teacher = BaseTeacher(model, needs) if source == BASE else LiveTeacher(source, needs, args.device)
+        losses = StageLosses(terms, model, teacher, defer_head=not self.trainer.is_fsdp_enabled)
+        if losses.modules is not None and self.trainer.is_fsdp_enabled:
+            raise ValueError(f"stage {planned.name!r}: loss: projections are not supported under FSDP; use DDP")
+        if losses.features_only and args.world_size > 1:
+            args.ddp_find_unused_parameters = True  # the head takes no part
+        return losses
+
+    def _teacher(self, planned: PlannedStage) -> Any:
+        """The stage's teacher: a model, or the word for the student's own base; None where no loss asks."""
         teacher = planned.stage.teacher if planned.stage.teacher is not None else self.trainer.teacher
         if teacher is None or not self.trainer.wants_teacher(planned.stage):
             return None
-        if isinstance(teacher, str):
-            name = teacher.removeprefix("stage:")
-            teacher = self.handover.saved(name)
-        return Teacher(teacher, self.args.device)
+        if isinstance(teacher, str) and teacher != BASE:
+            return self.handover.saved(teacher.removeprefix("stage:"))
+        return teacher
 
     # ---- small parts ----------------------------------------------------------------------------------------------------
 

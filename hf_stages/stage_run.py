@@ -47,6 +47,8 @@ class StageRun:
     run_steps: int
     """Updates of the whole run as planned from here: what progress bars count up to."""
     objective: Objective | None = None
+    losses: Any = None
+    """The StageLosses in place while the stage trains."""
     resumed: dict[str, Any] | None = None
     checkpoint: str | None = None
     """The folder that ``resumed`` was read from."""

@@ -1,26 +1,82 @@
-"""A live teacher: a model that is run without gradient beside the student."""
+"""Teachers at work: each gives a stage's losses the signals they need of a batch, and does no more work than that."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from hf_stages.capture import Capture
+from hf_stages.data._random import undisturbed
 from hf_stages.losses._signals import Signals
+from hf_stages.model_inputs import model_inputs
+
+BASE = "base"
+"""As a stage's teacher: the student's own base model, its adapters off."""
 
 
-class Teacher:
-    """Runs a model in evaluation mode; it is never trained, saved or wrapped.
+class LiveTeacher:
+    """A model run in evaluation mode without gradient. It is never trained, saved or wrapped.
 
-    Labels are withheld: a teacher that computes its own loss wastes time and may refuse labels of another shape.
+    Where no loss reads its logits it stops at the deepest layer that one reads. Labels are withheld: a teacher that
+    computes its own loss wastes time and may refuse labels of another shape.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        self.model = model.to(device).eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, needs: frozenset[str], device: torch.device) -> None:
+        self.model = _placed(model, device).eval().requires_grad_(False)
+        self.capture = Capture(self.model, needs, stop=True)
 
     def __call__(self, batch: Mapping[str, Any]) -> Signals:
-        inputs = {key: value for key, value in batch.items() if "label" not in key}
-        with torch.no_grad():
-            return Signals(self.model(**inputs))
+        return _run(self.model, self.capture, batch)
+
+    def remove(self) -> None:
+        self.capture.remove()
+
+
+class BaseTeacher:
+    """The student's own base with its adapter off: no second copy of the weights."""
+
+    def __init__(self, model: nn.Module, needs: frozenset[str]) -> None:
+        self.model = model
+        self.capture = Capture(model, needs, stop=True)
+
+    def __call__(self, batch: Mapping[str, Any]) -> Signals:
+        with adapters_off(self.model), undisturbed():
+            return _run(self.model, self.capture, batch)
+
+    def remove(self) -> None:
+        self.capture.remove()
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Run what is below every adapter, in evaluation mode. PEFT's own switch would also reset what trains."""
+    modes = {module: module.training for module in model.modules()}
+    switches = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
+    before = [m._disable_adapters for m in switches]
+    model.eval()
+    for module in switches:
+        module._disable_adapters = True
+    try:
+        yield
+    finally:
+        for module, value in zip(switches, before, strict=True):
+            module._disable_adapters = value
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _run(model: nn.Module, capture: Capture, batch: Mapping[str, Any]) -> Signals:
+    with torch.no_grad(), capture.collecting() as captured:
+        outputs = capture.run(model, model_inputs(model, batch))
+    return Signals(outputs, captured=captured)
+
+
+def _placed(model: nn.Module, device: torch.device) -> nn.Module:
+    """Quantized and dispatched models are where they belong, and refuse to be moved."""
+    if getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None) is not None:
+        return model
+    return model.to(device)

@@ -6,6 +6,7 @@ Thin on purpose: each override hands over to the stage in progress (``_stage``) 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,10 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_loss, find_labels
 
 from hf_stages.blueprint import Blueprint
-from hf_stages.checking import check_no_rebuild, check_stage
+from hf_stages.checking import check_losses, check_no_rebuild, check_stage, check_teacher
 from hf_stages.checkpointing import load_beside_adapter, save_checkpoint, without_token
 from hf_stages.data._random import undisturbed
-from hf_stages.dry_run import dry_run
+from hf_stages.dry_run import dry_models
 from hf_stages.flow import OneRun
 from hf_stages.loading import load_stage
 from hf_stages.losses import TaskLoss
@@ -104,12 +105,11 @@ class StagedMixin(_Base):
             raise ValueError("plan: expected a trainer with stages")
         plan = plan_for(self.recipe, self.args)
         for stage in self.recipe.stages:
-            self._check_teacher(stage)
+            check_teacher(self, stage)
             check_stage(self, stage)
         if not self.blueprint.buildable:
             check_no_rebuild(self.recipe, plan)
-        if self.blueprint.buildable:
-            dry_run(self.recipe, self.blueprint.build("meta"))
+        check_losses(self, dry_models(self.recipe, self.blueprint.build("meta")) if self.blueprint.buildable else {})
         return plan
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None, **kwargs):
@@ -174,26 +174,6 @@ class StagedMixin(_Base):
     def wants_teacher(self, stage: Stage) -> bool:
         loss = stage.loss if stage.loss is not None else TaskLoss()
         return any(term.loss.uses_teacher for term in terms_of(loss))
-
-    def _check_teacher(self, stage: Stage) -> None:
-        teacher = stage.teacher if stage.teacher is not None else self.teacher
-        wanted = self.wants_teacher(stage)
-        where = f"stage {stage.name!r}: teacher"
-        if wanted and teacher is None:
-            raise ValueError(
-                f"{where}: its loss compares with a teacher, but there is none here and none in the trainer"
-            )
-        if stage.teacher is not None and not wanted:
-            raise ValueError(
-                f"{where}: given, but no loss of the stage uses a teacher; leave it out or add such a loss"
-            )
-        if teacher is self.model:
-            raise ValueError(f"{where}: it is the model that is trained; expected another one")
-        if isinstance(teacher, str):
-            before = [s.name for s in self.recipe.stages[: self.recipe.stages.index(stage)]]
-            if not teacher.startswith("stage:") or teacher.removeprefix("stage:") not in before:
-                known = ", ".join(f"'stage:{name}'" for name in before) or "none before it"
-                raise ValueError(f"{where}: expected a model or an earlier stage ({known}), got {teacher!r}")
 
     def _refuse(self) -> None:
         structural = any(t.structural for stage in self.recipe.stages for t in stage.transforms)
@@ -267,20 +247,31 @@ class StagedMixin(_Base):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self._in_update:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        objective, batch = self._stage.objective, dict(inputs)
-        if objective.needs_task_loss:
-            # Without a count of items, every trainer reports the mean over the micro-batch; TaskLoss takes it from there.
-            # Outputs are asked for only where a term reads them: for TRL's fused heads they cost a second forward.
-            wanted = return_outputs or objective.reads_outputs(batch)
-            inner = super().compute_loss
-            with counted(self, objective.task_items(batch)):
-                found = inner(model, inputs, return_outputs=wanted, num_items_in_batch=None)
-            loss, outputs = found if wanted else (found, None)
-        else:
-            loss, outputs = None, model(**{key: v for key, v in inputs.items() if key not in self.label_names})
-        teacher = self.stage_teacher(batch) if self.stage_teacher is not None else None
-        total = objective.loss(Signals(outputs, loss), teacher, batch)
+        objective, losses, batch = self._stage.objective, self._stage.losses, dict(inputs)
+        with self.accelerator.autocast():
+            teacher = losses.teach(batch, objective.t)  # before the student's activations take their room
+        with losses.watching() as captured:
+            if objective.needs_task_loss:
+                self._check_labels(batch)
+                # Without a count of items, every trainer reports the mean over the micro-batch; TaskLoss takes it from
+                # there. Outputs are asked for only where a term reads them: for TRL's fused heads they cost a second forward.
+                wanted = return_outputs or objective.reads_outputs(batch)
+                inner = super().compute_loss
+                with counted(self, objective.task_items(batch)):
+                    found = inner(model, inputs, return_outputs=wanted, num_items_in_batch=None)
+                loss, outputs = found if wanted else (found, None)
+            else:
+                loss, outputs = None, losses.student(model, batch)
+        total = objective.loss(Signals(outputs, loss, captured), teacher, batch)
         return (total, outputs) if return_outputs else total
+
+    def _check_labels(self, batch):
+        if self.can_return_loss or any(batch.get(name) is not None for name in (*self.label_names, "shift_labels")):
+            return
+        raise ValueError(
+            f"stage {self._stage.planned.name!r}: TaskLoss: the batch has no labels (expected {', '.join(self.label_names)}; it has "
+            f"{', '.join(batch)}); add labels to the data, or use a loss that compares with a teacher"
+        )
 
     def log(self, logs, *args, **kwargs):
         if self._stage is not None:
@@ -296,17 +287,23 @@ class StagedMixin(_Base):
         save_checkpoint(self, lambda: inner(model, trial))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self._stage is not None:
-            load_beside_adapter(self.model, Path(resume_from_checkpoint))
+        if self._stage is None:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with self._stage.losses.detached():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_beside_adapter(self.model, Path(resume_from_checkpoint))
+        self._stage.losses.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self):
-        super()._load_best_model()
-        if self._stage is not None:
-            load_beside_adapter(self.model, Path(self.state.best_model_checkpoint))
+        if self._stage is None:
+            return super()._load_best_model()
+        with self._stage.losses.detached():
+            super()._load_best_model()
+        load_beside_adapter(self.model, Path(self.state.best_model_checkpoint))
 
     def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
+        with self._stage.losses.detached() if self._stage is not None else nullcontext():
+            super()._save(output_dir, state_dict)
         if self.recipe is not None and self.args.should_save:
             without_token(Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME, self.args)
 

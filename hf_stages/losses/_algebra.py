@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,14 @@ def terms_of(loss: Loss, student: Any = None, teacher: Any = None) -> tuple[Term
             Term(name, weights or (Const(1.0),), leaf.for_models(student, teacher) if student is not None else leaf)
         )
     return tuple(terms)
+
+
+def adapted(loss: Any, **found: Any) -> Any:
+    """A copy of a frozen loss that knows what it found in the models."""
+    known = copy.copy(loss)
+    for name, value in found.items():
+        object.__setattr__(known, name, value)
+    return known
 
 
 def _leaves(loss: Loss, weights: tuple[Curve, ...]) -> Iterator[tuple[tuple[Curve, ...], Loss]]:

@@ -29,6 +29,10 @@ class Attention:
     """As given to the attention function: boolean (True is seen) or added to the scores; None where nothing is masked."""
     causal: bool
     """True where the function itself hides later tokens, the mask being None."""
+    softcap: float | None = None
+    """Gemma 2 squashes scores by ``tanh(s / softcap) * softcap``."""
+    bias: torch.Tensor | None = None
+    """T5's relative positions, added to the scores."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""What the losses on attention have in common: the mapped layers and what must be captured of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hf_stages.losses import _layers
+from hf_stages.losses._algebra import adapted
+from hf_stages.losses._signals import key_of
+from hf_stages.losses._width import heads_of
+
+_HIDDEN = -1e9
+
+
+def mapped(loss: Any, student: Any, teacher: Any, *, same_heads: bool = True) -> Any:
+    """``loss`` with its layer pairs and needs for these models."""
+    name = type(loss).__name__
+    depths = _layers.depth_of(student, loss.stack), _layers.depth_of(teacher, loss.stack)
+    found = _layers.pairs(loss.layers, *depths, embeddings=False, where=f"{name}: layers")
+    if same_heads and (heads := (heads_of(student, loss.stack), heads_of(teacher, loss.stack)))[0] != heads[1]:
+        raise ValueError(
+            f"{name}: the student has {heads[0]} attention heads, the teacher {heads[1]}; use AttentionRelation, which "
+            "compares across head counts"
+        )
+    return adapted(
+        loss,
+        pairs=found,
+        needs=frozenset(key_of("attention", s, loss.stack) for s, _ in found),
+        teacher_needs=frozenset(key_of("attention", t, loss.stack) for _, t in found),
+    )
+
+
+def log_shares(values: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+    """Log-softmax over the visible keys. Hidden ones get a large negative number: -inf would make 0 x inf of a NaN."""
+    if seen is not None:
+        values = values.masked_fill(~seen, _HIDDEN)
+    return torch.log_softmax(values, dim=-1)
+
+
+def divergence(targets: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
+    """KL(targets || logs) over the last dimension, both given as logarithms."""
+    return torch.nn.functional.kl_div(logs, targets, reduction="none", log_target=True).sum(-1)

@@ -1,0 +1,57 @@
+"""Which tokens of a micro-batch count in losses over hidden states and attention: real ones, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+def token_items(batch: Mapping[str, Any], stack: str | None) -> Any:
+    """How many tokens count; rows where the batch does not say (images: every row has as many patches)."""
+    mask = _mask(batch, stack)
+    if mask is not None:
+        return mask.sum()
+    shape = _token_shape(batch, stack)
+    return shape[0] * shape[1] if shape is not None else _rows(batch)
+
+
+def token_weights(batch: Mapping[str, Any], like: torch.Tensor, stack: str | None) -> torch.Tensor:
+    """(batch, tokens) for states ``like`` (batch, tokens, ...), summing up to ``token_items``."""
+    rows, tokens = like.shape[:2]
+    mask = _mask(batch, stack)
+    if mask is not None:
+        if tuple(mask.shape) != (rows, tokens):
+            raise ValueError(
+                f"the batch masks {tuple(mask.shape)} tokens, but the model has states of {(rows, tokens)}: a model that "
+                "shortens or lengthens its input (speech, prompt tuning) is not supported by this loss"
+            )
+        return mask.to(torch.float32)
+    share = 1.0 if _token_shape(batch, stack) is not None else 1.0 / tokens
+    return torch.full((rows, tokens), share, device=like.device)
+
+
+def _mask(batch: Mapping[str, Any], stack: str | None) -> torch.Tensor | None:
+    if stack == "decoder":
+        mask: Any = batch.get("decoder_attention_mask")
+        labels: Any = batch.get("labels")
+        if mask is None and torch.is_tensor(labels) and labels.dim() == 2 and not labels.is_floating_point():
+            return labels.ne(-100)
+    else:
+        mask = batch.get("attention_mask")
+    return mask.ne(0) if torch.is_tensor(mask) and mask.dim() == 2 else None
+
+
+def _token_shape(batch: Mapping[str, Any], stack: str | None) -> tuple[int, int] | None:
+    for key in ("decoder_input_ids", "decoder_inputs_embeds") if stack == "decoder" else ("input_ids", "inputs_embeds"):
+        if torch.is_tensor(batch.get(key)):
+            return batch[key].shape[0], batch[key].shape[1]
+    return None
+
+
+def _rows(batch: Mapping[str, Any]) -> int:
+    for value in batch.values():
+        if torch.is_tensor(value) and value.dim() > 0:
+            return value.shape[0]
+    raise ValueError(f"the batch holds no tensor to count rows of, only {sorted(batch)}; check the data collator")

@@ -1,0 +1,88 @@
+"""How tokens relate to each other in queries, keys and values, pulled towards the teacher's relations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hf_stages.losses import _attention, _layers
+from hf_stages.losses._algebra import Loss, adapted
+from hf_stages.losses._signals import key_of
+from hf_stages.losses._tokens import token_items, token_weights
+from hf_stages.losses._width import heads_of
+
+_PARTS = {"Q": "query", "K": "key", "V": "value"}
+
+
+@dataclass(frozen=True)
+class AttentionRelation(Loss):
+    """KL(teacher || student) of softmax(A Aᵀ) for A in queries, keys and values (MiniLMv2, BitDistill).
+
+    Heads are joined and cut anew into ``heads`` relation heads, so widths and head counts may differ. Averaged over
+    relation heads, summed over relations and layers, averaged over real tokens; padding is left out, and so is nothing
+    else: causal models relate to later tokens too. Queries and keys are taken as attention gets them, after RoPE.
+    """
+
+    relations: str = "QKV"
+    layers: str | list[int] | dict[int, int] = field(default_factory=lambda: {-1: -1})
+    """As elsewhere; by default the last layer of both, as MiniLM has it. BitDistill takes a single layer too."""
+    heads: int | None = None
+    """Relation heads; more of them tell finer (MiniLMv2 takes 48). None: as many heads as the student has keys."""
+    form: str = "scaled"
+    """``scaled``: divided by the root of the head's size (MiniLMv2); ``cosine``: normalized (BitDistill's code)."""
+    temperature: float = 1.0
+    stack: str | None = None
+    """``encoder`` or ``decoder`` where a model has both."""
+    pairs: tuple[tuple[int, int], ...] = field(default=(), init=False, repr=False, compare=False)
+
+    uses_teacher = True
+
+    def __post_init__(self) -> None:
+        _layers.check(self.layers, "AttentionRelation: layers")
+        if not self.relations or set(self.relations) - set(_PARTS) or len(set(self.relations)) < len(self.relations):
+            raise ValueError(f"AttentionRelation: relations: expected letters of 'QKV', got {self.relations!r}")
+        if self.form not in ("scaled", "cosine"):
+            raise ValueError(f"AttentionRelation: form: expected 'scaled' or 'cosine', got {self.form!r}")
+        if self.heads is not None and self.heads < 1:
+            raise ValueError(f"AttentionRelation: heads: expected at least 1, got {self.heads}")
+        if not self.temperature > 0:
+            raise ValueError(f"AttentionRelation: temperature: expected more than 0, got {self.temperature}")
+
+    def for_models(self, student: Any, teacher: Any) -> AttentionRelation:
+        known = _attention.mapped(self, student, teacher, same_heads=False)
+        return known if self.heads is not None else adapted(known, heads=heads_of(student, self.stack, keys=True))
+
+    def items(self, batch: Mapping[str, Any]) -> Any:
+        return token_items(batch, self.stack)
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
+        total: Any = 0.0
+        for s, other in self.pairs:
+            mine, theirs = student[key_of("attention", s, self.stack)], teacher[key_of("attention", other, self.stack)]
+            weights = token_weights(batch, mine.query.transpose(1, 2), self.stack)
+            real = (weights > 0)[:, None, None, :]
+            for letter in self.relations:
+                logs = self._relation(getattr(mine, _PARTS[letter]), real, "student")
+                with torch.no_grad():
+                    targets = self._relation(getattr(theirs, _PARTS[letter]), real, "teacher")
+                total = total + _attention.divergence(targets, logs).mean(1)
+        return (total * weights).sum()
+
+    def _relation(self, states: torch.Tensor, real: torch.Tensor, whose: str) -> torch.Tensor:
+        """(batch, heads, tokens, size) to log shares (batch, relation heads, tokens, tokens)."""
+        assert self.heads is not None
+        batch, heads, tokens, size = states.shape
+        if heads * size % self.heads:
+            raise ValueError(
+                f"AttentionRelation: heads: the {whose}'s {heads} heads of {size} cannot be cut into {self.heads} relation "
+                "heads; choose a divisor of both models' widths"
+            )
+        joined = states.float().transpose(1, 2).reshape(batch, tokens, self.heads, -1).transpose(1, 2)
+        if self.form == "cosine":
+            joined = torch.nn.functional.normalize(joined, dim=-1)
+        scale = 1.0 if self.form == "cosine" else joined.shape[-1] ** -0.5
+        found = torch.matmul(joined, joined.transpose(2, 3)) * (scale / self.temperature)
+        return _attention.log_shares(found, real)

@@ -1,0 +1,105 @@
+"""The losses of one stage at work: its terms adapted to the models, the hooks they need, the weights they bring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hf_stages.capture import WHOLE, Capture
+from hf_stages.losses import TaskLoss
+from hf_stages.losses._algebra import Term, terms_of
+from hf_stages.losses._signals import Signals
+from hf_stages.model_inputs import model_inputs
+from hf_stages.stage import Stage
+
+_NAME = "hf_stages_losses"
+_FILE = "loss_weights.safetensors"
+
+
+def adapted_terms(stage: Stage, student: Any, teacher: Any) -> tuple[Term, ...]:
+    """The stage's terms for these models, which may be skeletons; what cannot work is refused, by name."""
+    loss = stage.loss if stage.loss is not None else TaskLoss()
+    try:
+        return terms_of(loss, student, teacher)
+    except ValueError as error:
+        raise ValueError(f"stage {stage.name!r}: loss: {error}") from error
+
+
+class StageLosses:
+    """Installed before the stage's model is wrapped; ``remove()`` leaves the model as it was."""
+
+    def __init__(self, terms: tuple[Term, ...], model: nn.Module, teacher: Any, *, defer_head: bool) -> None:
+        self.terms, self.model, self.teacher = terms, model, teacher
+        needs = frozenset().union(*(term.loss.needs for term in terms))
+        self.capture = None if needs <= WHOLE else Capture(model, needs, defer_head=defer_head)
+        self.features_only = not needs & (WHOLE | {"final"})
+        """Nothing reads the model's head: under DDP its parameters take no part."""
+        own = {str(i): term.loss.modules for i, term in enumerate(terms) if term.loss.modules is not None}
+        self.modules = nn.ModuleDict(own).to(_device(model)) if own else None
+        if self.modules is not None:
+            assert self.capture is not None
+            self.capture.makers = [term.loss.inside for term in terms if term.loss.modules is not None]
+            self._attach()
+
+    def teach(self, batch: Mapping[str, Any], t: float) -> Signals | None:
+        """The teacher's signals; None while no term that reads them has weight."""
+        if self.teacher is None or not any(term.loss.uses_teacher and term.weight(t) for term in self.terms):
+            return None
+        return self.teacher(batch)
+
+    @contextmanager
+    def watching(self) -> Iterator[Mapping[str, Any]]:
+        """One forward of the student, in which what the losses need is kept."""
+        if self.capture is None:
+            yield {}
+            return
+        with self.capture.collecting() as captured:
+            yield captured
+
+    def student(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
+        """Outputs of the wrapped model for a batch whose labels no term takes from the model."""
+        return model(**model_inputs(self.model, batch))
+
+    def remove(self) -> None:
+        if self.capture is not None:
+            self.capture.remove()
+        if self.teacher is not None and hasattr(self.teacher, "remove"):
+            self.teacher.remove()
+        self.model._modules.pop(_NAME, None)
+
+    # ---- weights of the losses' own: the stage trains and checkpoints them, no saved model holds them ---------------
+
+    def _attach(self) -> None:
+        """As part of the student they are optimized, clipped and synchronized as everything else."""
+        self.model.add_module(_NAME, self.modules)
+
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """While the model is saved or loaded."""
+        if self.modules is None:
+            yield
+            return
+        self.model._modules.pop(_NAME, None)
+        try:
+            yield
+        finally:
+            self._attach()
+
+    def save(self, folder: Path) -> None:
+        if self.modules is not None:
+            state = {key: value.detach().cpu().contiguous() for key, value in self.modules.state_dict().items()}
+            save_file(state, folder / _FILE)
+
+    def load(self, folder: Path) -> None:
+        if self.modules is not None:
+            self.modules.load_state_dict(load_file(folder / _FILE))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
