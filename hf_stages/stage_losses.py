@@ -31,6 +31,10 @@ def adapted_terms(stage: Stage, student: Any, teacher: Any) -> tuple[Term, ...]:
         raise ValueError(f"stage {stage.name!r}: loss: {error}") from error
 
 
+def wants_teacher(stage: Stage) -> bool:
+    return stage.loss is not None and any(term.loss.uses_teacher for term in terms_of(stage.loss))
+
+
 class StageLosses:
     """Installed before the stage's model is wrapped; ``remove()`` leaves the model as it was."""
 

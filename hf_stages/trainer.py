@@ -19,14 +19,12 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_loss, find_labels
 
 from hf_stages.blueprint import Blueprint
-from hf_stages.checking import check_losses, check_no_rebuild, check_stage, check_teacher
+from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_beside_adapter, save_checkpoint, without_token
 from hf_stages.data._random import undisturbed
 from hf_stages.dry_run import dry_models
 from hf_stages.flow import OneRun
 from hf_stages.loading import load_stage
-from hf_stages.losses import TaskLoss
-from hf_stages.losses._algebra import terms_of
 from hf_stages.losses._signals import Signals
 from hf_stages.objective import counted
 from hf_stages.plan import Plan
@@ -34,6 +32,7 @@ from hf_stages.progress import StageProgress
 from hf_stages.runner import Runner
 from hf_stages.sizes import plan_for
 from hf_stages.stage import Recipe, Stage
+from hf_stages.stage_losses import wants_teacher
 
 logger = logging.get_logger(__name__)
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
@@ -104,13 +103,10 @@ class StagedMixin(_Base):
         if self.recipe is None:
             raise ValueError("plan: expected a trainer with stages")
         plan = plan_for(self.recipe, self.args)
-        for stage in self.recipe.stages:
-            check_teacher(self, stage)
-            check_stage(self, stage)
         if not self.blueprint.buildable:
             check_no_rebuild(self.recipe, plan)
-        check_losses(self, dry_models(self.recipe, self.blueprint.build("meta")) if self.blueprint.buildable else {})
-        return plan
+        models = dry_models(self.recipe, self.blueprint.build("meta")) if self.blueprint.buildable else {}
+        return plan.with_taught(check_stages(self.recipe, self.args, models))
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None, **kwargs):
         """Run every stage that is not done. ``resume_from_checkpoint=True`` goes on where the run was cut."""
@@ -172,8 +168,7 @@ class StagedMixin(_Base):
             model.config.use_cache = self.args.use_cache
 
     def wants_teacher(self, stage: Stage) -> bool:
-        loss = stage.loss if stage.loss is not None else TaskLoss()
-        return any(term.loss.uses_teacher for term in terms_of(loss))
+        return wants_teacher(stage)
 
     def _refuse(self) -> None:
         structural = any(t.structural for stage in self.recipe.stages for t in stage.transforms)
