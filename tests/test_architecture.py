@@ -31,7 +31,7 @@ ALLOWED = {
     "recipes": "*",
     "cli __main__ build probe doctor": "*",
     "__init__": f"{NOUNS} trainer",
-    "losses": NOUNS,
+    "losses": f"{NOUNS} layers",
     "layers": NOUNS,
     "transforms": f"{NOUNS} layers",
     "data": NOUNS,
