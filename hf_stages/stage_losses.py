@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,22 @@ def wants_teacher(stage: Stage) -> bool:
     return stage.loss is not None and any(term.loss.uses_teacher for term in terms_of(stage.loss))
 
 
+def needs_of(terms: Iterable[Term]) -> frozenset[str]:
+    """What the student must show. A loss that does not say is given the model's whole outputs."""
+    return frozenset[str]().union(*(term.loss.needs or {"outputs"} for term in terms))
+
+
+def teacher_needs_of(terms: Iterable[Term]) -> frozenset[str]:
+    return frozenset[str]().union(*(t.loss.teacher_needs or {"outputs"} for t in terms if t.loss.uses_teacher))
+
+
 class StageLosses:
     """Installed before the stage's model is wrapped; ``remove()`` leaves the model as it was."""
 
     def __init__(self, terms: tuple[Term, ...], model: nn.Module, teacher: Any, *, defer_head: bool) -> None:
         self.terms, self.model, self.teacher = terms, model, teacher
-        needs = frozenset().union(*(term.loss.needs for term in terms))
+        self.removed = False
+        needs = needs_of(terms)
         self.capture = None if needs <= WHOLE else Capture(model, needs, defer_head=defer_head)
         self.features_only = not needs & (WHOLE | {"final"})
         """Nothing reads the model's head: under DDP its parameters take no part."""
@@ -58,19 +68,27 @@ class StageLosses:
         return self.teacher(batch)
 
     @contextmanager
-    def watching(self) -> Iterator[Mapping[str, Any]]:
-        """One forward of the student, in which what the losses need is kept."""
+    def watching(self, *, whole: bool = False) -> Iterator[dict[str, Any]]:
+        """One forward of the student, in which what the losses need is kept; ``whole``: its outputs are, too."""
         if self.capture is None:
             yield {}
             return
-        with self.capture.collecting() as captured:
+        with self.capture.collecting(whole=whole) as captured:
             yield captured
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the terms can be measured on other data than the stage trains on: a cache has only that."""
+        return self.capture is not None and not self.removed and getattr(self.teacher, "evaluates", False)
 
     def student(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         """Outputs of the wrapped model for a batch whose labels no term takes from the model."""
         return model(**model_inputs(self.model, batch))
 
     def remove(self) -> None:
+        if self.removed:
+            return
+        self.removed = True
         if self.capture is not None:
             self.capture.remove()
         if self.teacher is not None and hasattr(self.teacher, "remove"):

@@ -13,6 +13,7 @@ from hf_stages.losses._algebra import Term
 from hf_stages.model_source import ModelSource
 from hf_stages.parts import arguments_of, is_part
 from hf_stages.plan import Taught
+from hf_stages.stage_losses import teacher_needs_of
 from hf_stages.teacher import BASE
 
 _SHOWN = 10
@@ -25,8 +26,7 @@ def taught(terms: Sequence[Term], teacher: Any) -> Taught:
     """Of terms that know their models (``adapted_terms``); ``teacher`` as it was declared, None without one."""
     if teacher is None or not any(term.loss.uses_teacher for term in terms):
         return Taught(tuple(map(_term, terms)))
-    needs = frozenset().union(*(term.loss.teacher_needs for term in terms))
-    return Taught(tuple(map(_term, terms)), _teacher(teacher), _reach(needs))
+    return Taught(tuple(map(_term, terms)), _teacher(teacher), _reach(teacher_needs_of(terms)))
 
 
 def _term(term: Term) -> str:
