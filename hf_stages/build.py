@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 from transformers.utils import logging
 
+from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.checking import check_stages
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
@@ -60,6 +61,7 @@ class Prepared:
 
         nouns = (recipe, *recipe.stages)
         known = {repr(noun.teacher): noun.teacher for noun in nouns if isinstance(noun.teacher, ModelSource)}
+        check_teacher_tokenizers(recipe, self.tokenizer)
         models = dry_models(recipe, self.skeleton())
         return check_stages(recipe, self.args, models, lambda t: read(repr(t)) if isinstance(t, ModelSource) else t)
 

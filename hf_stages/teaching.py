@@ -35,6 +35,7 @@ def _term(term: Term) -> str:
     hidden = {*_ALWAYS, *(("layers",) if getattr(loss, "pairs", ()) else ())}
     own = arguments_of(loss) if is_part(loss) and loss.uses_teacher else ()
     said += [f"{key}={_short(value)}" for key, value in own if key not in hidden and value is not None]
+    said += ["balanced"] if term.balance is not None else []
     return " ".join([term.name, *_pairs(getattr(loss, "pairs", ())), *said, *_weight(term)])
 
 

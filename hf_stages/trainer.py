@@ -18,6 +18,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 from transformers.utils.generic import can_return_loss, find_labels
 
+from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.blueprint import Blueprint
 from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_beside_adapter, save_checkpoint, without_token
@@ -50,6 +51,8 @@ class StagedMixin(_Base):
     """The run as declared; None without stages."""
     teacher: Any = None
     stage_teacher: Any = None
+    probe_teacher = True
+    """Whether each stage tries its teacher on some of its rows first: other label orders and other tokens are refused."""
     _stage: Any = None
     """The StageRun in progress."""
     _runner: Any = None
@@ -107,6 +110,7 @@ class StagedMixin(_Base):
         if not self.blueprint.buildable:
             check_no_rebuild(self.recipe, plan)
         models = dry_models(self.recipe, self.blueprint.build("meta")) if self.blueprint.buildable else {}
+        check_teacher_tokenizers(self.recipe, self.processing_class)
         return plan.with_taught(check_stages(self.recipe, self.args, models))
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None, **kwargs):
