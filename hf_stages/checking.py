@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.data._random import undisturbed
-from hf_stages.losses._algebra import Term
+from hf_stages.losses._algebra import Term, groups_of
 from hf_stages.plan import Plan
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
@@ -91,9 +91,13 @@ def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any
             raise ValueError(
                 f"{where} {term.name}: has weights of its own that no optimizer would train; put them in `modules`"
             )
+    gradients = [group for group in groups_of(stage.loss) if group.by == "gradient"]
+    reentrant = (stage_args(trainer.args, stage).gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    if gradients and (reentrant or trainer.is_fsdp_enabled):
+        what = "reentrant activation checkpointing" if reentrant else "FSDP"
+        raise ValueError(f"{where}: Balanced: gradients of single terms cannot be taken under {what}; use by='loss'")
     captured = [key for term in terms for key in term.loss.needs if key not in WHOLE | {"final"}]
-    args = stage_args(trainer.args, stage)
-    if captured and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+    if captured and reentrant:
         raise ValueError(
             f"{where}: {captured[0]} cannot be captured under reentrant activation checkpointing, which runs layers without a "
             "graph and would silently drop the term; set gradient_checkpointing_kwargs={'use_reentrant': False}"
