@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.data._random import undisturbed
-from hf_stages.losses._algebra import Term, terms_of
+from hf_stages.losses._algebra import Term, groups_of, terms_of
 from hf_stages.plan import Plan, Taught
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
@@ -119,13 +120,21 @@ def _check_needs(args: Any, stage: Stage, terms: Sequence[Term], student: Any) -
             raise ValueError(
                 f"{where} {term.name}: has weights of its own that no optimizer would train; put them in `modules`"
             )
+    gradients = [group for group in groups_of(stage.loss) if group.by == "gradient"]
+    reentrant = (stage_args(args, stage).gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    if gradients and (reentrant or _sharded(args)):
+        what = "reentrant activation checkpointing" if reentrant else "FSDP"
+        raise ValueError(f"{where}: Balanced: gradients of single terms cannot be taken under {what}; use by='loss'")
     captured = [key for term in terms for key in term.loss.needs if key not in WHOLE | {"final"}]
-    own_args = stage_args(args, stage)
-    if captured and (own_args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+    if captured and reentrant:
         raise ValueError(
             f"{where}: {captured[0]} cannot be captured under reentrant activation checkpointing, which runs layers without a "
             "graph and would silently drop the term; set gradient_checkpointing_kwargs={'use_reentrant': False}"
         )
+
+
+def _sharded(args: Any) -> bool:
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from hf_stages.eval_terms import EvalTerms
 from hf_stages.gates import History
 from hf_stages.handover import Handover
 from hf_stages.ledger import Ledger
+from hf_stages.losses._algebra import groups_of
 from hf_stages.manifest import Manifest
 from hf_stages.objective import Objective
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
@@ -131,7 +132,8 @@ class Runner:
         run.losses = losses = self._losses(planned, args)
         if state is None:
             self._probe_teacher(planned, losses)
-        run.objective = Objective(losses.terms, args.device, args.world_size)
+        groups, weights = groups_of(planned.stage.loss), list(trainer.model.parameters())
+        run.objective = Objective(losses.terms, args.device, args.world_size, groups, weights)
         run.evaluated = EvalTerms(losses, args.device, args.world_size)
         if state is not None:
             run.objective.load_state_dict(state["objective"][args.process_index])

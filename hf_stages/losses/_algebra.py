@@ -124,10 +124,10 @@ def adapted(loss: Any, **found: Any) -> Any:
     return known
 
 
-def groups_of(loss: Loss) -> tuple[Any, ...]:
+def groups_of(loss: Loss | None) -> tuple[Any, ...]:
     """The ``Balanced`` parts of a loss, in the order that ``Term.balance`` counts them."""
     groups: list[Any] = []
-    for _ in _leaves(loss, (), groups):
+    for _ in _leaves(loss, (), groups) if loss is not None else ():
         pass
     return tuple(groups)
 
