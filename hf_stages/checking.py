@@ -12,6 +12,7 @@ from torch import nn
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.data._random import undisturbed
 from hf_stages.losses._algebra import Term, groups_of
+from hf_stages.losses._on_source import OnSource
 from hf_stages.plan import Plan
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
@@ -96,6 +97,14 @@ def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any
     if gradients and (reentrant or trainer.is_fsdp_enabled):
         what = "reentrant activation checkpointing" if reentrant else "FSDP"
         raise ValueError(f"{where}: Balanced: gradients of single terms cannot be taken under {what}; use by='loss'")
+    smoothed = (
+        getattr(trainer, "label_smoother", None) is not None or getattr(trainer, "compute_loss_func", None) is not None
+    )
+    if smoothed and any(isinstance(t.loss, OnSource) and t.loss.inner.name == "TaskLoss" for t in terms):
+        raise ValueError(
+            f"{where}: TaskLoss by source is computed from the logits, without label_smoothing_factor and compute_loss_func; "
+            "leave these out, or use one TaskLoss for all sources"
+        )
     captured = [key for term in terms for key in term.loss.needs if key not in WHOLE | {"final"}]
     if captured and reentrant:
         raise ValueError(
