@@ -68,7 +68,7 @@ def _squares(mine, theirs):
 
 
 def _kl(mine, theirs):
-    p, q = theirs[0].log_softmax(-1), mine[0].log_softmax(-1)
+    p, q = (values.masked_fill(~shown, -1e9).log_softmax(-1) for values, shown in (theirs, mine))
     return torch.where(theirs[1], p.exp() * (p - q), 0.0).sum(-1)
 
 
@@ -238,8 +238,8 @@ def test_cut_of_the_relation_heads_is_refused_before_a_forward():
         AttentionRelation(heads=5).for_models(student, teacher)
     with pytest.raises(ValueError, match="the student's 4 heads of 8 cannot be cut into 24"):
         AttentionRelation(heads=24).for_models(student, teacher)
+    grouped = tiny.llama(hidden_size=48, num_attention_heads=4, head_dim=12)
     with pytest.raises(ValueError, match="the teacher's 2 heads of 12 cannot be cut into 16"):
-        grouped = tiny.llama(hidden_size=48, num_attention_heads=4, head_dim=12)
         AttentionRelation("V", heads=16).for_models(tiny.llama(), grouped)
 
 
