@@ -31,7 +31,7 @@ class Capture:
     def __init__(self, model: nn.Module, needs: frozenset[str], *, defer_head: bool = True, stop: bool = False) -> None:
         self.model, self.needs = model, needs
         self.store: dict[str, Any] = {}
-        self.on = False
+        self.on = self.leave = False
         self.makers: Sequence[Callable[[Mapping[str, Any]], Mapping[str, Any]]] = ()
         """Make more signals from the captured ones within the model's forward (projections)."""
         self.whole = bool(needs & WHOLE)
@@ -47,15 +47,18 @@ class Capture:
         self._add(model.register_forward_hook(self._finish))
 
     @contextmanager
-    def collecting(self) -> Iterator[dict[str, Any]]:
-        """One forward; what it left is the caller's. Off outside: evaluation and recomputation keep nothing."""
+    def collecting(self, *, whole: bool = False) -> Iterator[dict[str, Any]]:
+        """One forward; what it left is the caller's. Off outside: evaluation and recomputation keep nothing.
+
+        ``whole``: the model's outputs are left as they are, and kept under ``outputs``.
+        """
         self.store.clear()
-        self.on = True
+        self.on, self.leave = True, whole
         found: dict[str, Any] = {}
         try:
             yield found
         finally:
-            self.on = False
+            self.on = self.leave = False
             found.update(self.store)
             self.store.clear()
 
@@ -121,7 +124,7 @@ class Capture:
         )
 
     def _behead(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        if not self.on:
+        if not self.on or self.leave:
             return None
         if "final" in self.needs:
             self.store["head"] = Head(args[0], module)
@@ -135,6 +138,9 @@ class Capture:
         for maker in self.makers:
             made.update(maker(self.store))
         self.store.update(made)
+        if self.leave:
+            self.store["outputs"] = outputs
+            return None
         if self.whole:
             return _with(outputs, made) if made else None
         if "final" in self.needs and self.head is None:

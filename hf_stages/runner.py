@@ -19,6 +19,7 @@ from transformers.utils import logging
 from hf_stages.checkpoint import disk_error, written_whole
 from hf_stages.data._random import seed_of
 from hf_stages.errors import RunInterrupted, StageStopped
+from hf_stages.eval_terms import EvalTerms
 from hf_stages.gates import History
 from hf_stages.handover import Handover
 from hf_stages.ledger import Ledger
@@ -128,6 +129,7 @@ class Runner:
         )
         run.losses = losses = self._losses(planned, args)
         run.objective = Objective(losses.terms, args.device, args.world_size)
+        run.evaluated = EvalTerms(losses, args.device, args.world_size)
         if state is not None:
             run.objective.load_state_dict(state["objective"][args.process_index])
         trainer.stage_teacher = losses.teacher
@@ -138,18 +140,22 @@ class Runner:
         set_seed(seed_of(args.seed, planned.name) & 0xFFFFFFFF)
         try:
             output = inner(checkpoint)
+            self._after(planned, run, change)
         finally:
             losses.remove()
+        return output
+
+    def _after(self, planned: PlannedStage, run: StageRun, change: Transition) -> None:
+        """Training has ended: is the stage done, or only stopped?"""
         if run.over is None and run.interrupted is None:
             run._end("a callback asked training to stop", by="callback")
             run.interrupted = "callback"
         if run.interrupted is not None and run.interrupted != "callback":
             raise RunInterrupted(
-                f"stopped at step {trainer.state.global_step} in stage {planned.name!r}: {run.interrupted}"
+                f"stopped at step {self.trainer.state.global_step} in stage {planned.name!r}: {run.interrupted}"
             )
         if run.over is not None:  # else a callback stopped it half-way: its checkpoint is there, the stage stays open
             self._finish(planned, run, change)
-        return output
 
     def _finish(self, planned: PlannedStage, run: StageRun, change: Transition) -> None:
         """Evaluate, judge nothing yet, and write the boundary; only then does the stage count as done."""
@@ -159,6 +165,7 @@ class Runner:
             # Trainer hands over the best weights; moments of other weights would not belong to them.
             trainer._load_optimizer_and_scheduler(trainer.state.best_model_checkpoint)
         metrics = self._final_metrics(run)
+        run.losses.remove()  # the stage's folder holds the model alone
         run.note_silent_gates(trainer.state)
         trainer._stage = None  # from here on no update is counted
         moments = self.handover.keep(planned.name)

@@ -36,6 +36,7 @@ class StageLosses:
 
     def __init__(self, terms: tuple[Term, ...], model: nn.Module, teacher: Any, *, defer_head: bool) -> None:
         self.terms, self.model, self.teacher = terms, model, teacher
+        self.removed = False
         needs = frozenset().union(*(term.loss.needs for term in terms))
         self.capture = None if needs <= WHOLE else Capture(model, needs, defer_head=defer_head)
         self.features_only = not needs & (WHOLE | {"final"})
@@ -54,19 +55,27 @@ class StageLosses:
         return self.teacher(batch)
 
     @contextmanager
-    def watching(self) -> Iterator[Mapping[str, Any]]:
-        """One forward of the student, in which what the losses need is kept."""
+    def watching(self, *, whole: bool = False) -> Iterator[dict[str, Any]]:
+        """One forward of the student, in which what the losses need is kept; ``whole``: its outputs are, too."""
         if self.capture is None:
             yield {}
             return
-        with self.capture.collecting() as captured:
+        with self.capture.collecting(whole=whole) as captured:
             yield captured
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the terms can be measured on other data than the stage trains on: a cache has only that."""
+        return self.capture is not None and not self.removed and getattr(self.teacher, "evaluates", False)
 
     def student(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         """Outputs of the wrapped model for a batch whose labels no term takes from the model."""
         return model(**model_inputs(self.model, batch))
 
     def remove(self) -> None:
+        if self.removed:
+            return
+        self.removed = True
         if self.capture is not None:
             self.capture.remove()
         if self.teacher is not None and hasattr(self.teacher, "remove"):

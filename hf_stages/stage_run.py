@@ -49,6 +49,8 @@ class StageRun:
     objective: Objective | None = None
     losses: Any = None
     """The StageLosses in place while the stage trains."""
+    evaluated: Any = None
+    """The EvalTerms of an evaluation within the stage."""
     resumed: dict[str, Any] | None = None
     checkpoint: str | None = None
     """The folder that ``resumed`` was read from."""

@@ -25,6 +25,8 @@ class LiveTeacher:
     computes its own loss wastes time and may refuse labels of another shape.
     """
 
+    evaluates = True
+
     def __init__(self, model: nn.Module, needs: frozenset[str], device: torch.device) -> None:
         self.model = _placed(model, device).eval().requires_grad_(False)
         self.capture = Capture(self.model, needs, stop=True)
@@ -38,6 +40,8 @@ class LiveTeacher:
 
 class BaseTeacher:
     """The student's own base with its adapter off: no second copy of the weights."""
+
+    evaluates = True
 
     def __init__(self, model: nn.Module, needs: frozenset[str]) -> None:
         self.model = model

@@ -23,6 +23,7 @@ from hf_stages.checking import check_losses, check_no_rebuild, check_stage, chec
 from hf_stages.checkpointing import load_beside_adapter, save_checkpoint, without_token
 from hf_stages.data._random import undisturbed
 from hf_stages.dry_run import dry_models
+from hf_stages.eval_terms import BULKY
 from hf_stages.flow import OneRun
 from hf_stages.loading import load_stage
 from hf_stages.losses import TaskLoss
@@ -272,6 +273,25 @@ class StagedMixin(_Base):
             f"stage {self._stage.planned.name!r}: TaskLoss: the batch has no labels (expected {', '.join(self.label_names)}; it has "
             f"{', '.join(batch)}); add labels to the data, or use a loss that compares with a teacher"
         )
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if self.recipe is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if ignore_keys is None:
+            ignore_keys = getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", [])
+        ignore_keys = [*ignore_keys, *BULKY]
+        if self._stage is None or self._stage.evaluated is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with self._stage.evaluated.step(dict(inputs), self._stage.t, self.accelerator.autocast()):
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def evaluation_loop(self, *args, **kwargs):
+        output = super().evaluation_loop(*args, **kwargs)
+        if self._stage is not None and self._stage.evaluated is not None:
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            output.metrics.update(self._stage.evaluated.metrics(prefix))
+        return output
 
     def log(self, logs, *args, **kwargs):
         if self._stage is not None:

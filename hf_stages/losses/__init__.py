@@ -4,7 +4,20 @@ from hf_stages.losses._algebra import Loss as Loss
 from hf_stages.losses.attention_kl import AttentionKL as AttentionKL
 from hf_stages.losses.attention_mse import AttentionMSE as AttentionMSE
 from hf_stages.losses.attention_relation import AttentionRelation as AttentionRelation
+from hf_stages.losses.embedding_cosine import EmbeddingCosine as EmbeddingCosine
 from hf_stages.losses.hidden_mse import HiddenMSE as HiddenMSE
+from hf_stages.losses.logit_kl import LogitKL as LogitKL
+from hf_stages.losses.logit_mse import LogitMSE as LogitMSE
 from hf_stages.losses.task_loss import TaskLoss as TaskLoss
 
-__all__ = ["AttentionKL", "AttentionMSE", "AttentionRelation", "HiddenMSE", "Loss", "TaskLoss"]
+__all__ = [
+    "AttentionKL",
+    "AttentionMSE",
+    "AttentionRelation",
+    "EmbeddingCosine",
+    "HiddenMSE",
+    "LogitKL",
+    "LogitMSE",
+    "Loss",
+    "TaskLoss",
+]

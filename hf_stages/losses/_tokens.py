@@ -14,7 +14,7 @@ def token_items(batch: Mapping[str, Any], stack: str | None) -> Any:
     if mask is not None:
         return mask.sum()
     shape = _token_shape(batch, stack)
-    return shape[0] * shape[1] if shape is not None else _rows(batch)
+    return shape[0] * shape[1] if shape is not None else rows_of(batch)
 
 
 def token_weights(batch: Mapping[str, Any], like: torch.Tensor, stack: str | None) -> torch.Tensor:
@@ -50,7 +50,8 @@ def _token_shape(batch: Mapping[str, Any], stack: str | None) -> tuple[int, int]
     return None
 
 
-def _rows(batch: Mapping[str, Any]) -> int:
+def rows_of(batch: Mapping[str, Any]) -> int:
+    """How many examples a micro-batch holds."""
     for value in batch.values():
         if torch.is_tensor(value) and value.dim() > 0:
             return value.shape[0]

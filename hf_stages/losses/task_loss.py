@@ -10,6 +10,7 @@ import torch
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from hf_stages.losses._algebra import Loss
+from hf_stages.losses._tokens import rows_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TaskLoss(Loss):
         shifted = labels is not None
         labels = labels if shifted else batch.get("labels")
         if not torch.is_tensor(labels):
-            return _rows(batch)
+            return rows_of(batch)
         if labels.is_floating_point():
             return labels.numel()
         if self.shift and not shifted:
@@ -51,15 +52,6 @@ class TaskLoss(Loss):
         if int(items) == 0:
             return _zero_with_graph(student.outputs)
         return student.loss * items
-
-
-def _rows(batch: Mapping[str, Any]) -> int:
-    for value in batch.values():
-        if torch.is_tensor(value) and value.dim() > 0:
-            return value.shape[0]
-    raise ValueError(
-        f"TaskLoss: the batch holds no tensor to count rows of, only {sorted(batch)}; check the data collator"
-    )
 
 
 def _zero_with_graph(outputs: Any) -> torch.Tensor:

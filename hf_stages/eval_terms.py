@@ -1,0 +1,53 @@
+"""Terms that compare with a teacher, measured in evaluation too: a stage without labels has no other sign of progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from hf_stages.losses._signals import Signals
+from hf_stages.stage_losses import StageLosses
+
+BULKY = (
+    "hidden_states", "attentions", "past_key_values", "encoder_hidden_states", "decoder_hidden_states",
+    "encoder_attentions", "decoder_attentions", "cross_attentions", "encoder_last_hidden_state", "image_hidden_states",
+)  # fmt: skip
+"""Outputs that no metric reads and that gathered over a dataset fill the memory."""
+
+
+class EvalTerms:
+    """Sums and items of each teacher term over one evaluation."""
+
+    def __init__(self, losses: StageLosses, device: torch.device, world: int) -> None:
+        self.losses, self.device, self.world = losses, device, world
+        self.terms = [term for term in losses.terms if term.loss.uses_teacher]
+        self.totals = torch.zeros(len(self.terms), 2, dtype=torch.float32, device=device)
+
+    @contextmanager
+    def step(self, batch: Mapping[str, Any], t: float, context: Any) -> Iterator[None]:
+        """Around one forward of the student, which keeps its outputs whole."""
+        if not self.terms or not self.losses.evaluates:
+            yield
+            return
+        with torch.no_grad(), self.losses.watching(whole=True) as captured:
+            yield
+        with torch.no_grad(), context:
+            teacher = self.losses.teacher(batch)
+            student = Signals(captured.pop("outputs"), captured=captured)
+            for place, term in enumerate(self.terms):
+                value = term.loss(student, teacher, batch, t)
+                self.totals[place] += torch.stack([value.float(), torch.as_tensor(term.loss.items(batch)).to(value)])
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """The mean of each term; collective."""
+        totals, self.totals = self.totals, torch.zeros_like(self.totals)
+        if self.world > 1 and self.terms:
+            torch.distributed.all_reduce(totals)
+        return {
+            f"{prefix}_{term.name}": sums / items
+            for term, (sums, items) in zip(self.terms, totals.tolist(), strict=True)
+            if items
+        }

@@ -1,0 +1,152 @@
+"""What a model's logits are, and whether two models' logits mean the same."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+_ROWS = ("ForSequenceClassification", "ForImageClassification", "ForVideoClassification", "ForAudioClassification")
+_LANGUAGE = ("ForCausalLM", "ForConditionalGeneration")
+_UNSHIFTED = (
+    "XLMWithLMHeadModel",
+    "XLNetLMHeadModel",
+    "FlaubertWithLMHeadModel",
+)  # in that mapping, but labels stay put
+_MEANT = {
+    "rows": "one output per row",
+    "tokens": "one per token, for that token",
+    "next": "one per token, for the next token",
+    "decoder": "one per token of its decoder",
+}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One model's logits, read off its class and config (it may lie on the meta device)."""
+
+    model: str
+    kind: str | None
+    """As in ``Targets``."""
+    classes: int | None
+    source: str
+    """Where ``classes`` was read."""
+    labels: tuple[str, ...] | None = None
+    """Names of the classes, None where they are the default ones or tokens."""
+    problem_type: str | None = None
+    pad: int | None = None
+
+    @property
+    def meant(self) -> str:
+        return _MEANT.get(self.kind or "", "outputs of an unknown kind")
+
+
+def outputs_of(model: Any, where: str) -> Outputs:
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    config: Any = getattr(base, "config", None)
+    kind, language = _kind(base, config, where)
+    problem = getattr(config, "problem_type", None)
+    pad = getattr(config, "pad_token_id", None)
+    about: dict[str, Any] = {"model": type(base).__name__, "kind": kind, "problem_type": problem, "pad": pad}
+    if not language:
+        classes = getattr(config, "num_labels", None)
+        return Outputs(**about, classes=classes, source="config.num_labels", labels=_names(config))
+    rows = _vocabulary(base)
+    if rows is not None:
+        return Outputs(**about, classes=rows, source="rows of the output embedding")
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return Outputs(**about, classes=getattr(text, "vocab_size", None), source="config.vocab_size")
+
+
+def check_same(student: Outputs, teacher: Outputs, where: str) -> None:
+    """Refuse two models whose logits cannot be compared class by class."""
+    if None not in (student.kind, teacher.kind) and student.kind != teacher.kind:
+        raise ValueError(
+            f"{where}: the student ({student.model}) gives {student.meant}, the teacher ({teacher.model}) "
+            f"{teacher.meant}; expected two models of one task"
+        )
+    if None not in (student.classes, teacher.classes) and student.classes != teacher.classes:
+        mend = (
+            "train a teacher for the same classes, or give the student its head with SetTask(num_labels=...)"
+            if student.source == "config.num_labels"
+            else "ResizeVocab makes them equal where the tokenizer is the same and only padding rows differ"
+        )
+        raise ValueError(
+            f"{where}: the student ({student.model}) has {student.classes} outputs ({student.source}), the teacher "
+            f"({teacher.model}) {teacher.classes} ({teacher.source}); expected the same number; {mend}"
+        )
+    problems = (student.problem_type, teacher.problem_type)
+    if None not in problems and problems[0] != problems[1]:
+        raise ValueError(
+            f"{where}: config.problem_type is {problems[0]!r} for the student and {problems[1]!r} for the teacher; "
+            "expected the same"
+        )
+    _check_names(student, teacher, where)
+
+
+def _check_names(student: Outputs, teacher: Outputs, where: str) -> None:
+    if student.labels is None or teacher.labels is None:
+        return
+    mine, theirs = ([name.strip().casefold() for name in side.labels or ()] for side in (student, teacher))
+    if mine == theirs:
+        return
+    at = next(i for i, pair in enumerate(zip(mine, theirs, strict=True)) if pair[0] != pair[1])
+    apart = f"class {at} is {student.labels[at]!r} for the student and {teacher.labels[at]!r} for the teacher"
+    if sorted(mine) == sorted(theirs):
+        raise ValueError(
+            f"{where}: the same labels in another order: {apart} (config.id2label). Number the data's labels as the teacher "
+            f"does and give the student a head in that order: SetTask(..., id2label={list(teacher.labels)})"
+        )
+    raise ValueError(
+        f"{where}: the models name different classes: {apart} (config.id2label); expected one task. If they mean the same, "
+        "set id2label alike in both configs"
+    )
+
+
+def _kind(base: Any, config: Any, where: str) -> tuple[str | None, bool]:
+    """The kind of the logits, and whether they are over tokens of a vocabulary."""
+    task, names = getattr(base, "loss_type", None), {cls.__name__ for cls in type(base).__mro__}
+    decoder = bool(getattr(config, "is_encoder_decoder", False))
+    if task in _ROWS:
+        return "rows", False
+    if task == "ForTokenClassification":
+        return "tokens", False
+    if task == "ForMaskedLM":
+        return "tokens", True
+    if task in _LANGUAGE or names & _causal_names():
+        return "decoder" if decoder else "next", True
+    if task is not None:
+        raise ValueError(
+            f"{where}: {type(base).__name__} has no logits over classes per row or per token; expected a model for "
+            "classification or language modeling"
+        )
+    if _vocabulary(base) is not None:
+        return "decoder" if decoder else "tokens", True
+    return None, False
+
+
+def _causal_names() -> set[str]:
+    found: set[str] = set()
+    for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        found.update([value] if isinstance(value, str) else value)
+    return found - set(_UNSHIFTED)
+
+
+def _vocabulary(base: Any) -> int | None:
+    """Rows of the output embedding: the real number of logits, whatever the config says. None: no such head."""
+    try:
+        head = base.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    weight = getattr(head, "weight", None)
+    return None if weight is None else int(weight.shape[0])
+
+
+def _names(config: Any) -> tuple[str, ...] | None:
+    mapping = getattr(config, "id2label", None)
+    if not mapping:
+        return None
+    names = tuple(str(name) for _, name in sorted(mapping.items(), key=lambda item: int(item[0])))
+    return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
