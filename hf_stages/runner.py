@@ -29,7 +29,7 @@ from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.sizes import named, train_dataset_of
 from hf_stages.stage_args import stage_args
 from hf_stages.stage_folder import read_boundary, write_boundary
-from hf_stages.stage_losses import StageLosses, adapted_terms
+from hf_stages.stage_losses import StageLosses, adapted_terms, teacher_needs_of
 from hf_stages.stage_run import StageRun, all_ranks
 from hf_stages.teacher import BASE, BaseTeacher, LiveTeacher
 from hf_stages.transition import Transition
@@ -254,7 +254,7 @@ class Runner:
         source = self._teacher(planned)
         set_seed(seed_of(args.seed, planned.name, "losses") & 0xFFFFFFFF)  # projections begin alike on all ranks
         terms = adapted_terms(planned.stage, model, model if source == BASE else source)
-        needs = frozenset().union(*(term.loss.teacher_needs for term in terms))
+        needs = teacher_needs_of(terms)
         teacher: Any = None
         if source is not None:
             teacher = BaseTeacher(model, needs) if source == BASE else LiveTeacher(source, needs, args.device)

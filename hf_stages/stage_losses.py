@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,22 @@ def adapted_terms(stage: Stage, student: Any, teacher: Any) -> tuple[Term, ...]:
         raise ValueError(f"stage {stage.name!r}: loss: {error}") from error
 
 
+def needs_of(terms: Iterable[Term]) -> frozenset[str]:
+    """What the student must show. A loss that does not say is given the model's whole outputs."""
+    return frozenset[str]().union(*(term.loss.needs or {"outputs"} for term in terms))
+
+
+def teacher_needs_of(terms: Iterable[Term]) -> frozenset[str]:
+    return frozenset[str]().union(*(t.loss.teacher_needs or {"outputs"} for t in terms if t.loss.uses_teacher))
+
+
 class StageLosses:
     """Installed before the stage's model is wrapped; ``remove()`` leaves the model as it was."""
 
     def __init__(self, terms: tuple[Term, ...], model: nn.Module, teacher: Any, *, defer_head: bool) -> None:
         self.terms, self.model, self.teacher = terms, model, teacher
         self.removed = False
-        needs = frozenset().union(*(term.loss.needs for term in terms))
+        needs = needs_of(terms)
         self.capture = None if needs <= WHOLE else Capture(model, needs, defer_head=defer_head)
         self.features_only = not needs & (WHOLE | {"final"})
         """Nothing reads the model's head: under DDP its parameters take no part."""

@@ -89,6 +89,8 @@ class Term:
     name: str
     weights: tuple[Curve, ...]
     loss: Loss
+    balance: int | None = None
+    """Which of the stage's ``Balanced`` groups it belongs to, in the order of ``groups_of``."""
 
     def weight(self, t: float) -> float:
         product = 1.0
@@ -106,12 +108,11 @@ def terms_of(loss: Loss, student: Any = None, teacher: Any = None) -> tuple[Term
     """
     seen: dict[str, int] = {}
     terms = []
-    for weights, leaf in _leaves(loss, ()):
+    for weights, leaf, group in _leaves(loss, (), []):
         seen[leaf.name] = count = seen.get(leaf.name, 0) + 1
         name = leaf.name if count == 1 else f"{leaf.name}_{count}"
-        terms.append(
-            Term(name, weights or (Const(1.0),), leaf.for_models(student, teacher) if student is not None else leaf)
-        )
+        adapted = leaf.for_models(student, teacher) if student is not None else leaf
+        terms.append(Term(name, weights or (Const(1.0),), adapted, group))
     return tuple(terms)
 
 
@@ -123,14 +124,29 @@ def adapted(loss: Any, **found: Any) -> Any:
     return known
 
 
-def _leaves(loss: Loss, weights: tuple[Curve, ...]) -> Iterator[tuple[tuple[Curve, ...], Loss]]:
+def groups_of(loss: Loss) -> tuple[Any, ...]:
+    """The ``Balanced`` parts of a loss, in the order that ``Term.balance`` counts them."""
+    groups: list[Any] = []
+    for _ in _leaves(loss, (), groups):
+        pass
+    return tuple(groups)
+
+
+def _leaves(
+    loss: Loss, weights: tuple[Curve, ...], groups: list[Any], group: int | None = None
+) -> Iterator[tuple[tuple[Curve, ...], Loss, int | None]]:
+    from hf_stages.losses.balanced import Balanced  # it is made of what stands here
+
     if isinstance(loss, Sum):
         for part in loss.losses:
-            yield from _leaves(part, weights)
+            yield from _leaves(part, weights, groups, group)
     elif isinstance(loss, Scaled):
-        yield from _leaves(loss.loss, (*weights, loss.weight))
+        yield from _leaves(loss.loss, (*weights, loss.weight), groups, group)
+    elif isinstance(loss, Balanced):
+        groups.append(loss)  # Balanced refuses another inside itself
+        yield from _leaves(loss.loss, weights, groups, len(groups) - 1)
     else:
-        yield weights, loss
+        yield weights, loss, group
 
 
 def _parts(loss: Loss) -> tuple[Loss, ...]:
