@@ -60,6 +60,9 @@ class AttentionRelation(Loss):
                 known._check_cut(heads_of(model, self.stack, keys=letter != "Q"), size_of(model, self.stack), whose)
         return known
 
+    def used(self, captured: Mapping[str, Any]) -> Any:
+        return _attention.parts(self, captured, *(_PARTS[letter] for letter in self.relations))
+
     def items(self, batch: Mapping[str, Any]) -> Any:
         return token_items(batch, self.stack)
 
