@@ -256,7 +256,8 @@ class StagedMixin(_Base):
         objective, losses, batch = self._stage.objective, self._stage.losses, {**inputs, **self._sources}
         with self.accelerator.autocast():
             teacher = losses.teach(batch, objective.t)  # before the student's activations take their room
-        with losses.watching() as captured:
+            losses.prepare(batch, objective.t)
+        with losses.watching(objective.t) as captured:
             if objective.needs_task_loss:
                 self._check_labels(batch)
                 # Without a count of items, every trainer reports the mean over the micro-batch; TaskLoss takes it from

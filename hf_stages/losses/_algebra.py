@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,10 @@ class Loss:
     def inside(self, captured: Mapping[str, Any]) -> Mapping[str, Any]:
         """More signals, made from the student's within its forward: where ``modules`` work, so that DDP sees them."""
         return {}
+
+    def used(self, captured: Mapping[str, Any]) -> Any:
+        """Those of the captured tensors that the value depends on: under DDP all that lies below them gets a gradient."""
+        return [captured[key] for key in self.needs if key in captured]
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         """Over how many items the sum runs: an int or a scalar tensor, zero for an empty micro-batch."""
@@ -114,6 +118,11 @@ def terms_of(loss: Loss | Mapping[str, Loss], student: Any = None, teacher: Any 
         adapted = leaf.for_models(student, teacher) if student is not None else leaf
         terms.append(Term(name, weights or (Const(1.0),), adapted, group))
     return tuple(terms)
+
+
+def weighted(terms: Sequence[Term], t: float) -> tuple[Term, ...]:
+    """Those that are computed at ``t``: a term without weight is not, unless it is all there is."""
+    return tuple(term for term in terms if len(terms) == 1 or term.weight(t) != 0.0)
 
 
 def adapted(loss: Any, **found: Any) -> Any:
