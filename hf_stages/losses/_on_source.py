@@ -50,6 +50,9 @@ class OnSource(Loss):
     def inside(self, captured: Mapping[str, Any]) -> Mapping[str, Any]:
         return self.inner.inside(captured)
 
+    def used(self, captured: Mapping[str, Any]) -> Any:
+        return self.inner.used(captured)
+
     def for_models(self, student: Any, teacher: Any) -> OnSource:
         inner = self.inner.for_models(student, teacher)
         if isinstance(inner, TaskLoss):
