@@ -112,7 +112,7 @@ def test_distillation_on_two_ranks_equals_one_process(two_ranks, tmp_path):
         whole = load_file(folder / "model.safetensors")
         for cut in ("4", "2x2", "checkpointed"):
             found = load_file(two_ranks[0] / "distillation" / cut / folder.name / "model.safetensors")
-            assert apart(whole, found) < 1e-4, f"{folder.name}, {cut}"
+            assert apart(whole, found) < 3e-4, f"{folder.name}, {cut}"
 
 
 @pytest.mark.parametrize("name", CASES)
