@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_stages.blueprint import is_adapter_key, is_peft
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.data._random import undisturbed
 from hf_stages.losses._algebra import Term, groups_of, terms_of
+from hf_stages.losses._on_source import OnSource
 from hf_stages.plan import Plan, Taught
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
@@ -24,15 +26,18 @@ from hf_stages.teaching import taught
 _LOGITS = frozenset({"logits", "final", "outputs"})
 
 
-def check_stages(recipe: Recipe, args: Any, skeletons: Mapping[str, Any], read: Any = None) -> dict[str, Taught]:
+def check_stages(
+    recipe: Recipe, args: Any, skeletons: Mapping[str, Any], read: Any = None, *, own_loss: bool = False
+) -> dict[str, Taught]:
     """All that can be told of the stages from shapes; returns what each is taught. No weight is read.
 
-    ``skeletons`` are the stages' models on the meta device; ``read`` makes one of a teacher that is given by name.
+    ``skeletons`` are the stages' models on the meta device; ``read`` makes one of a teacher that is given by name;
+    ``own_loss`` says that the trainer has a ``compute_loss_func``.
     """
     for stage in recipe.stages:
         check_teacher(recipe, stage)
         check_stage(recipe, args, stage)
-    return check_losses(recipe, args, skeletons, read)
+    return check_losses(recipe, args, skeletons, read, own_loss=own_loss)
 
 
 def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
@@ -86,7 +91,9 @@ def check_teacher(recipe: Recipe, stage: Stage) -> None:
             )
 
 
-def check_losses(recipe: Recipe, args: Any, skeletons: Mapping[str, Any], read: Any = None) -> dict[str, Taught]:
+def check_losses(
+    recipe: Recipe, args: Any, skeletons: Mapping[str, Any], read: Any = None, *, own_loss: bool = False
+) -> dict[str, Taught]:
     """Adapt each stage's losses to skeletons of its models: wrong layers, widths and label sets show here."""
     found = {}
     for stage in recipe.stages:
@@ -96,6 +103,7 @@ def check_losses(recipe: Recipe, args: Any, skeletons: Mapping[str, Any], read: 
         if not wants_teacher(stage):
             teacher = None
         elif teacher == BASE:
+            _check_base(stage, student)
             teacher = student
         elif isinstance(teacher, str):
             teacher = skeletons.get(teacher.removeprefix("stage:"))
@@ -105,12 +113,27 @@ def check_losses(recipe: Recipe, args: Any, skeletons: Mapping[str, Any], read: 
             continue
         with undisturbed(), torch.device("meta"):
             terms = adapted_terms(stage, student, teacher)
-        _check_needs(args, stage, terms, student)
+        _check_needs(args, stage, terms, student, own_loss)
         found[stage.name] = taught(terms, declared)
     return found
 
 
-def _check_needs(args: Any, stage: Stage, terms: Sequence[Term], student: Any) -> None:
+def _check_base(stage: Stage, student: Any) -> None:
+    where = f"stage {stage.name!r}: teacher"
+    if not is_peft(student):
+        raise ValueError(
+            f"{where}: {BASE!r} is the model below a student's adapter, but {type(student).__name__} has no adapter; add one with "
+            "AddLora, or give a model"
+        )
+    own = [name for name, p in student.named_parameters() if p.requires_grad and not is_adapter_key(name)]
+    if own:
+        raise ValueError(
+            f"{where}: {BASE!r} must stay as it is, but {own[0]} of it trains ({len(own)} weights do); freeze them, or give a "
+            "model of its own as the teacher"
+        )
+
+
+def _check_needs(args: Any, stage: Stage, terms: Sequence[Term], student: Any, own_loss: bool) -> None:
     where = f"stage {stage.name!r}: loss"
     for term in terms:
         with _placing(f"{where} {term.name}"):
@@ -125,6 +148,13 @@ def _check_needs(args: Any, stage: Stage, terms: Sequence[Term], student: Any) -
     if gradients and (reentrant or _sharded(args)):
         what = "reentrant activation checkpointing" if reentrant else "FSDP"
         raise ValueError(f"{where}: Balanced: gradients of single terms cannot be taken under {what}; use by='loss'")
+    if (own_loss or args.label_smoothing_factor) and any(
+        isinstance(t.loss, OnSource) and t.loss.inner.name == "TaskLoss" for t in terms
+    ):
+        raise ValueError(
+            f"{where}: TaskLoss by source is computed from the logits, without label_smoothing_factor and compute_loss_func; "
+            "leave these out, or use one TaskLoss for all sources"
+        )
     captured = [key for term in terms for key in term.loss.needs if key not in WHOLE | {"final"}]
     if captured and reentrant:
         raise ValueError(

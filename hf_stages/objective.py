@@ -14,7 +14,7 @@ import torch
 
 from hf_stages.balance import Balance, gradient_norms
 from hf_stages.losses import Balanced
-from hf_stages.losses._algebra import Term
+from hf_stages.losses._algebra import Term, weighted
 from hf_stages.losses._signals import Signals
 
 _ZERO_LIMIT = 20
@@ -47,7 +47,10 @@ class Objective:
         self.zeros = torch.zeros(n, device=device)
         self.updates = 0
         self.t = 0.0
-        self.needs_task_loss = any("loss" in term.loss.needs for term in self.terms)
+
+    @property
+    def needs_task_loss(self) -> bool:
+        return any("loss" in term.loss.needs for term in weighted(self.terms, self.t))
 
     def reads_outputs(self, batch: Mapping[str, Any]) -> bool:
         """Whether more than the model's own loss is needed: another term, or a graph for a batch without targets."""
@@ -76,10 +79,11 @@ class Objective:
         """The weighted loss of one micro-batch, ready for backward under DDP's averaging."""
         total: torch.Tensor | None = None
         shares: dict[int, torch.Tensor] = {}
+        computed = weighted(self.terms, self.t)
         for i, term in enumerate(self.terms):
-            weight = term.weight(self.t)
-            if weight == 0.0 and len(self.terms) > 1:
+            if term not in computed:
                 continue
+            weight = term.weight(self.t)
             part = term.loss(student, teacher, batch, self.t)
             if not part.requires_grad:
                 raise ValueError(

@@ -24,11 +24,12 @@ from hf_stages.eval_terms import EvalTerms
 from hf_stages.gates import History
 from hf_stages.handover import Handover
 from hf_stages.ledger import Ledger
-from hf_stages.losses._algebra import groups_of
+from hf_stages.losses._algebra import groups_of, sources_of
 from hf_stages.manifest import Manifest
 from hf_stages.objective import Objective
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.sizes import named, train_dataset_of
+from hf_stages.source_collator import SourceCollator
 from hf_stages.stage_args import stage_args
 from hf_stages.stage_folder import read_boundary, write_boundary
 from hf_stages.stage_losses import StageLosses, adapted_terms, teacher_needs_of
@@ -54,6 +55,7 @@ class Runner:
         self.stop_request: str | None = trainer._stop_request
         """Why the run was asked to stop; it outlives a stage that ends before it can obey."""
         self.handover = Handover(trainer, plan)
+        self.finds_unused = getattr(trainer.accelerator.ddp_handler, "find_unused_parameters", False)
         self.own = {
             name: getattr(trainer, name)
             for name in ("train_dataset", "eval_dataset", "data_collator", "compute_metrics", "args")
@@ -243,6 +245,8 @@ class Runner:
         for name in ("data_collator", "compute_metrics"):
             own = getattr(stage, name)
             setattr(trainer, name, own if own is not None else self.own[name])
+        if sources := sources_of(stage.loss):
+            trainer.data_collator = SourceCollator(trainer.data_collator, sources)
         trainer.__dict__.pop("_eval_dataloaders", None)  # persistent workers hold the stage before's data
 
     def _span(self, planned: PlannedStage, args: Any) -> Any:
@@ -266,8 +270,9 @@ class Runner:
         losses = StageLosses(terms, model, teacher, defer_head=not self.trainer.is_fsdp_enabled)
         if losses.modules is not None and self.trainer.is_fsdp_enabled:
             raise ValueError(f"stage {planned.name!r}: loss: projections are not supported under FSDP; use DDP")
-        if losses.features_only and args.world_size > 1:
-            args.ddp_find_unused_parameters = True  # the head takes no part
+        ddp = self.trainer.accelerator.ddp_handler  # made once, from the run's args; read at each wrapping
+        if ddp is not None:
+            ddp.find_unused_parameters = self.finds_unused or losses.partial
         return losses
 
     def _probe_teacher(self, planned: PlannedStage, losses: StageLosses) -> None:
@@ -350,9 +355,11 @@ class Runner:
         trainer = self.trainer
         for name, value in self.own.items():
             setattr(trainer, name, value)
+        if trainer.accelerator.ddp_handler is not None:
+            trainer.accelerator.ddp_handler.find_unused_parameters = self.finds_unused
         trainer._stage = handler.stage = trainer.stage_teacher = None
         trainer._train_batch_size = trainer.args.train_batch_size
-        trainer._stop_request = None
+        trainer._stop_request, trainer._sources = None, {}
         trainer.__dict__.pop("loss_is_scaled_for_ga", None)
 
     def _output(self, outputs: list[TrainOutput]) -> TrainOutput:

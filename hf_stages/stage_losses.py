@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_stages.capture import WHOLE, Capture
+from hf_stages.curves import Const
 from hf_stages.losses import TaskLoss
-from hf_stages.losses._algebra import Term, terms_of
+from hf_stages.losses._algebra import Term, terms_of, weighted
 from hf_stages.losses._signals import Signals
 from hf_stages.model_inputs import model_inputs
 from hf_stages.stage import Stage
@@ -52,28 +53,36 @@ class StageLosses:
         self.removed = False
         needs = needs_of(terms)
         self.capture = None if needs <= WHOLE else Capture(model, needs, defer_head=defer_head)
-        self.features_only = not needs & (WHOLE | {"final"})
-        """Nothing reads the model's head: under DDP its parameters take no part."""
+        self.now = terms
+        steady = [term for term in terms if len(terms) == 1 or _steady(term)]
+        at_times = any(term.loss.modules is not None for term in terms if term not in steady)
+        self.partial = at_times or not needs_of(steady) & (WHOLE | {"final"})
+        """At times some parameters take no part in the loss, such as the head where features alone are compared."""
+        if self.capture is not None:
+            self.capture.inside = self._inside
         own = {str(i): term.loss.modules for i, term in enumerate(terms) if term.loss.modules is not None}
         self.modules = nn.ModuleDict(own).to(_device(model)) if own else None
         if self.modules is not None:
             assert self.capture is not None
-            self.capture.makers = [term.loss.inside for term in terms if term.loss.modules is not None]
             self._attach()
 
     def teach(self, batch: Mapping[str, Any], t: float) -> Signals | None:
         """The teacher's signals; None while no term that reads them has weight."""
-        if self.teacher is None or not any(term.loss.uses_teacher and term.weight(t) for term in self.terms):
+        if self.teacher is None or not any(term.loss.uses_teacher for term in weighted(self.terms, t)):
             return None
         return self.teacher(batch)
 
     @contextmanager
-    def watching(self, *, whole: bool = False) -> Iterator[dict[str, Any]]:
-        """One forward of the student, in which what the losses need is kept; ``whole``: its outputs are, too."""
+    def watching(self, t: float | None = None, *, whole: bool = False) -> Iterator[dict[str, Any]]:
+        """One forward of the student, in which is kept what the losses need that have weight at ``t`` (all, without).
+
+        ``whole``: its outputs are kept, too.
+        """
+        self.now = self.terms if t is None else weighted(self.terms, t)
         if self.capture is None:
             yield {}
             return
-        with self.capture.collecting(whole=whole) as captured:
+        with self.capture.collecting(whole=whole, now=needs_of(self.now)) as captured:
             yield captured
 
     @property
@@ -84,6 +93,21 @@ class StageLosses:
     def student(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         """Outputs of the wrapped model for a batch whose labels no term takes from the model."""
         return model(**model_inputs(self.model, batch))
+
+    def prepare(self, batch: Mapping[str, Any], t: float) -> None:
+        """Before the stage's first forward whose logits may be left to the losses: find out whether they may."""
+        if self.capture is not None and self.capture.unsure:
+            self.capture.now = needs_of(weighted(self.terms, t))
+            self.capture.confirm_head(lambda: self.model(**model_inputs(self.model, batch)))
+
+    def _inside(self, store: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+        made: dict[str, Any] = {}
+        used: list[Any] = []
+        for term in self.now:
+            own = term.loss.inside(store)
+            used += [*own.values(), term.loss.used(store)]
+            made.update(own)
+        return made, used
 
     def remove(self) -> None:
         if self.removed:
@@ -121,6 +145,10 @@ class StageLosses:
     def load(self, folder: Path) -> None:
         if self.modules is not None:
             self.modules.load_state_dict(load_file(folder / _FILE))
+
+
+def _steady(term: Term) -> bool:
+    return all(isinstance(weight, Const) and weight.value for weight in term.weights)
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -76,6 +76,6 @@ def _reach(needs: frozenset[str]) -> str:
         return "runs whole"
     if not needs:
         return ""
-    stack, layer = deepest(needs)
-    where = f"{stack} block" if stack else "block"
-    return f"runs to {where} {layer}, no head" if layer else "runs to its embeddings"
+    places = sorted(deepest(needs), key=lambda place: place[0] == "decoder")
+    ends = [f"{f'{stack} ' if stack else ''}block {layer}" for stack, layer in places if layer]
+    return f"runs to {' and '.join(ends)}, no head" if ends else "runs to its embeddings"

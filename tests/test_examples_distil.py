@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from examples import distil_classifier, distil_decoder, distil_vit, lora_self_distillation
 
-pytestmark = pytest.mark.usefixtures("quick_gc")
+pytestmark = pytest.mark.usefixtures("quick_gc", "one_thread")
+
+
+@pytest.fixture
+def one_thread():
+    """Models as small as these lose more by sharing work than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_a_classifier_cut_in_half_recovers_without_a_label(tmp_path):

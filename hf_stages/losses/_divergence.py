@@ -22,7 +22,7 @@ from hf_stages.losses._signals import Head
 
 _CHUNK = {"cpu": 2**25}
 """Logits per chunk, counted in one model: 256 positions at a vocabulary of 128k. Each chunk adds a gradient of the head's
-size to the sum of those before: with 2**23 that makes the loss a third slower, with 2**25 no slower than written plainly
+size to the sum of those before: with 2**23 the loss measured slower than written plainly, with 2**25 not
 (width 512, 1024 tokens; benchmarks/logit_memory.py)."""
 _LARGER = 2**27
 """On accelerators, whose multiplications are faster in relation to such sums. By arithmetic, not measured."""
