@@ -74,7 +74,10 @@ def check_teacher_tokenizers(recipe: Recipe, processing_class: Any) -> None:
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if not hasattr(tokenizer, "get_vocab"):
         return
-    nouns = [("teacher", recipe), *((f"stage {stage.name!r}: teacher", stage) for stage in recipe.stages)]
+    nouns: list[tuple[str, Any]] = [
+        ("teacher", recipe),
+        *((f"stage {stage.name!r}: teacher", stage) for stage in recipe.stages),
+    ]
     for where, noun in nouns:
         folder = folder_of(noun.teacher)
         if folder is None or not any((folder / name).is_file() for name in _FILES):

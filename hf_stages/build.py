@@ -59,7 +59,7 @@ class Prepared:
                 trust_remote_code=self.trust_remote_code,
             )
 
-        nouns = (recipe, *recipe.stages)
+        nouns: tuple[Any, ...] = (recipe, *recipe.stages)
         known = {repr(noun.teacher): noun.teacher for noun in nouns if isinstance(noun.teacher, ModelSource)}
         check_teacher_tokenizers(recipe, self.tokenizer)
         models = dry_models(recipe, self.skeleton())
