@@ -30,7 +30,7 @@ def taught(terms: Sequence[Term], teacher: Any) -> Taught:
 
 
 def _term(term: Term) -> str:
-    loss = term.loss
+    loss: Any = getattr(term.loss, "inner", term.loss)  # of one source
     said = [_ALWAYS[key].format(_short(getattr(loss, key))) for key in _ALWAYS if hasattr(loss, key)]
     hidden = {*_ALWAYS, *(("layers",) if getattr(loss, "pairs", ()) else ())}
     own = arguments_of(loss) if is_part(loss) and loss.uses_teacher else ()
