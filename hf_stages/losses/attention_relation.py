@@ -67,17 +67,19 @@ class AttentionRelation(Loss):
         return token_items(batch, self.stack)
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
-        total: Any = 0.0
+        layers = []
         for s, other in self.pairs:
             mine, theirs = student[key_of("attention", s, self.stack)], teacher[key_of("attention", other, self.stack)]
             weights = token_weights(batch, mine.query.transpose(1, 2), self.stack)
             real = (weights > 0)[:, None, None, :]
+            found: Any = 0.0
             for letter in self.relations:
                 logs = self._relation(getattr(mine, _PARTS[letter]), real, "student")
                 with torch.no_grad():
                     targets = self._relation(getattr(theirs, _PARTS[letter]), real, "teacher")
-                total = total + _attention.divergence(targets, logs).mean(1)
-        return (total * weights).sum()
+                found = found + _attention.divergence(targets, logs).mean(1)
+            layers.append((found * weights).sum())
+        return torch.stack(layers)
 
     def _check_cut(self, heads: int, size: int, whose: str) -> None:
         assert self.heads is not None
