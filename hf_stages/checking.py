@@ -109,7 +109,7 @@ def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any
             raise ValueError(
                 f"{where} {term.name}: has weights of its own that no optimizer would train; put them in `modules`"
             )
-    captured = [key for term in terms for key in term.loss.needs if key not in WHOLE | {"final"}]
+    captured = sorted(key for term in terms for key in term.loss.needs if key not in WHOLE | {"final"})
     args = stage_args(trainer.args, stage)
     if captured and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         raise ValueError(
