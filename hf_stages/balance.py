@@ -31,6 +31,8 @@ class Balance:
         self.reference = torch.tensor(references, dtype=torch.long, device=device)
         momenta = [0.0 if group is None else self.groups[group].momentum for group in self.group]
         self.momentum = torch.tensor(momenta, dtype=exact, device=device)
+        limits = [1.0 if group is None else float(self.groups[group].limit) for group in self.group]
+        self.limit = torch.tensor(limits, dtype=exact, device=device)
         self.means = torch.zeros(n, dtype=exact, device=device)
         """Not yet corrected for having begun at zero."""
         self.counts = torch.zeros(n, dtype=torch.long, device=device)
@@ -58,7 +60,8 @@ class Balance:
         """What to multiply each term by."""
         norms = self.norms()
         references = norms[self.reference]
-        return torch.where((norms > 0) & (references > 0), references / norms, torch.ones_like(norms))
+        found = torch.where((norms > 0) & (references > 0), references / norms, torch.ones_like(norms))
+        return torch.minimum(found, self.limit)
 
     def state_dict(self) -> dict[str, Any]:
         return {"means": self.means.tolist(), "counts": self.counts.tolist()}

@@ -23,10 +23,12 @@ from hf_stages.eval_terms import EvalTerms
 from hf_stages.gates import History
 from hf_stages.handover import Handover
 from hf_stages.ledger import Ledger
+from hf_stages.losses._algebra import groups_of, sources_of
 from hf_stages.manifest import Manifest
 from hf_stages.objective import Objective
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.sizes import named, train_dataset_of
+from hf_stages.source_collator import SourceCollator
 from hf_stages.stage_args import stage_args
 from hf_stages.stage_folder import read_boundary, write_boundary
 from hf_stages.stage_losses import StageLosses, adapted_terms, teacher_needs_of
@@ -129,7 +131,8 @@ class Runner:
             before=(parent or {}).get("metrics", {}),
         )
         run.losses = losses = self._losses(planned, args)
-        run.objective = Objective(losses.terms, args.device, args.world_size)
+        groups, weights = groups_of(planned.stage.loss), list(trainer.model.parameters())
+        run.objective = Objective(losses.terms, args.device, args.world_size, groups, weights)
         run.evaluated = EvalTerms(losses, args.device, args.world_size)
         if state is not None:
             run.objective.load_state_dict(state["objective"][args.process_index])
@@ -239,6 +242,8 @@ class Runner:
         for name in ("data_collator", "compute_metrics"):
             own = getattr(stage, name)
             setattr(trainer, name, own if own is not None else self.own[name])
+        if sources := sources_of(stage.loss):
+            trainer.data_collator = SourceCollator(trainer.data_collator, sources)
         trainer.__dict__.pop("_eval_dataloaders", None)  # persistent workers hold the stage before's data
 
     def _span(self, planned: PlannedStage, args: Any) -> Any:
@@ -336,7 +341,7 @@ class Runner:
             trainer.accelerator.ddp_handler.find_unused_parameters = self.finds_unused
         trainer._stage = handler.stage = trainer.stage_teacher = None
         trainer._train_batch_size = trainer.args.train_batch_size
-        trainer._stop_request = None
+        trainer._stop_request, trainer._sources = None, {}
         trainer.__dict__.pop("loss_is_scaled_for_ga", None)
 
     def _output(self, outputs: list[TrainOutput]) -> TrainOutput:

@@ -6,10 +6,15 @@ import json
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
+from hf_stages import Stage, StagedTrainer
 from hf_stages.balance import Balance, gradient_norms
-from hf_stages.losses import Balanced, TaskLoss
+from hf_stages.errors import RunInterrupted
+from hf_stages.losses import Balanced, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses._algebra import groups_of, terms_of
+from hf_stages.losses._signals import Signals
+from tests.workers.cases import Pad, Rows, arguments, bert, text
 
 THREE = TaskLoss() + TaskLoss() + TaskLoss()
 
@@ -34,7 +39,7 @@ def test_scales_bring_each_running_norm_to_the_first(momentum):
     for step, row in enumerate(norms):
         ours.update(torch.tensor(row))
         means = [running(column, momentum) for column in list(zip(*norms[: step + 1], strict=True))[1:]]
-        expected = [1.0, *(means[0] / mean if mean else 1.0 for mean in means)]
+        expected = [1.0, *(min(means[0] / mean, 100.0) if mean else 1.0 for mean in means)]  # 100: the limit
         assert ours.scales().tolist() == pytest.approx(expected, rel=1e-6)
 
 
@@ -97,3 +102,97 @@ def test_gradient_norms_are_those_of_backward(dtype):
         share.backward(retain_graph=True)
         expected = sum(p.grad.double().square().sum() for p in model.parameters() if p.grad is not None)
         assert square.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# ---- in a run ------------------------------------------------------------------------------------------------------
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.trainer.request_stop("test")
+
+
+def _trainer(out, by, callbacks=(), **changes):
+    rows = text(lambda g, ids: ids[0] % 3)()
+    args = arguments(out, per_device_train_batch_size=2, optim="adamw_torch", learning_rate=1e-3, **changes)
+    loss = Balanced(TaskLoss() + 0.5 * HiddenMSE() + LogitKL(), by=by, momentum=0.9)
+    return StagedTrainer(
+        bert()(), args, train_dataset=Rows(rows), data_collator=Pad(), teacher=bert(num_hidden_layers=4)(),
+        callbacks=list(callbacks), stages=[Stage("one", "6 steps", loss=loss)],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("by", ["gradient", "loss"])
+def test_a_balanced_run_resumes_bit_for_bit(by, tmp_path):
+    whole = _trainer(tmp_path / "whole", by)
+    whole.train()
+    stop = StopAt(3)
+    cut = _trainer(tmp_path / "cut", by, [stop], save_strategy="steps", save_steps=100)
+    stop.trainer = cut
+    with pytest.raises(RunInterrupted):
+        cut.train()
+    resumed = _trainer(tmp_path / "cut", by, save_strategy="steps", save_steps=100)
+    resumed.train(resume_from_checkpoint=True)
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+    first, second = ([log for log in t.state.log_history if "scale_HiddenMSE" in log] for t in (whole, resumed))
+    assert [log["scale_HiddenMSE"] for log in first] == [log["scale_HiddenMSE"] for log in second]
+
+
+def test_gradients_are_brought_to_the_first_terms(tmp_path):
+    """From the second update on, each term's gradient is the first one's in length, times its own weight."""
+    trainer = _trainer(tmp_path, "gradient", logging_steps=1)
+    found = []
+
+    class Norms(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "scale_LogitKL" in logs:
+                objective = trainer._stage.objective
+                found.append((objective.balance.norms().tolist(), logs))
+
+    trainer.add_callback(Norms())
+    trainer.train()
+    for norms, logs in found:
+        scales = [logs[f"scale_{name}"] for name in ("TaskLoss", "HiddenMSE", "LogitKL")]
+        assert scales[0] == 1.0
+        assert [s * n for s, n in zip(scales, norms, strict=True)] == pytest.approx([norms[0]] * 3, rel=1e-5)
+    assert found[0][1]["scale_HiddenMSE"] != 1.0
+
+
+def test_the_scales_are_what_multiplies(tmp_path):
+    """The update's gradient is the sum of the terms' own, each times weight and scale."""
+    trainer = _trainer(tmp_path, "gradient")
+    seen = {}
+    step = trainer.training_step
+
+    def checked(model, inputs, *rest):
+        objective = trainer._stage.objective
+        if objective.updates == 2:
+            seen["scales"] = objective.scales.tolist()
+            losses, batch = trainer._stage.losses, trainer._prepare_inputs(dict(inputs))
+            sums = {}
+            trainer.model.train()
+            for i, term in enumerate(objective.terms):
+                with torch.random.fork_rng(), losses.watching() as captured:
+                    outputs = trainer.model(**batch)
+                teacher = losses.teach(batch, objective.t)
+                share = term.loss(Signals(outputs, outputs.loss, captured), teacher, batch, 0.5) / objective.items[i]
+                weights = list(trainer.model.parameters())
+                grads = torch.autograd.grad(share * term.weight(0.5) * seen["scales"][i], weights, allow_unused=True)
+                for p, grad in enumerate(grads):
+                    if grad is not None:
+                        sums[p] = sums.get(p, 0) + grad
+            step(model, inputs, *rest)
+            seen["apart"] = max((p.grad - sums[i]).abs().max().item() for i, p in enumerate(weights) if i in sums)
+            seen["largest"] = max(g.abs().max().item() for g in sums.values())
+            return outputs.loss.detach()
+        return step(model, inputs, *rest)
+
+    trainer.training_step = checked
+    trainer.train()
+    assert seen["scales"][1] != 1.0
+    assert seen["apart"] < 1e-5 * seen["largest"]

@@ -103,7 +103,7 @@ class Term:
         return product
 
 
-def terms_of(loss: Loss, student: Any = None, teacher: Any = None) -> tuple[Term, ...]:
+def terms_of(loss: Loss | Mapping[str, Loss], student: Any = None, teacher: Any = None) -> tuple[Term, ...]:
     """Flatten sums and weights into named terms, each adapted to the models where they are given.
 
     >>> from hf_stages.losses import TaskLoss
@@ -133,20 +133,22 @@ def adapted(loss: Any, **found: Any) -> Any:
     return known
 
 
-def groups_of(loss: Loss) -> tuple[Any, ...]:
+def groups_of(loss: Any) -> tuple[Any, ...]:
     """The ``Balanced`` parts of a loss, in the order that ``Term.balance`` counts them."""
     groups: list[Any] = []
-    for _ in _leaves(loss, (), groups):
+    for _ in _leaves(loss, (), groups) if loss is not None else ():
         pass
     return tuple(groups)
 
 
 def _leaves(
-    loss: Loss, weights: tuple[Curve, ...], groups: list[Any], group: int | None = None
+    loss: Any, weights: tuple[Curve, ...], groups: list[Any], group: int | None = None
 ) -> Iterator[tuple[tuple[Curve, ...], Loss, int | None]]:
     from hf_stages.losses.balanced import Balanced  # it is made of what stands here
 
-    if isinstance(loss, Sum):
+    if isinstance(loss, Mapping):
+        yield from _by_source(loss, weights, groups, group)
+    elif isinstance(loss, Sum):
         for part in loss.losses:
             yield from _leaves(part, weights, groups, group)
     elif isinstance(loss, Scaled):
@@ -156,6 +158,22 @@ def _leaves(
         yield from _leaves(loss.loss, weights, groups, len(groups) - 1)
     else:
         yield weights, loss, group
+
+
+def _by_source(
+    losses: Mapping[str, Loss], weights: tuple[Curve, ...], groups: list[Any], group: int | None
+) -> Iterator[tuple[tuple[Curve, ...], Loss, int | None]]:
+    from hf_stages.losses._on_source import OnSource
+
+    sources = sources_of(losses)
+    for source, loss in losses.items():
+        for scales, leaf, own in _leaves(loss, weights, groups, group):
+            yield scales, OnSource(leaf, source, sources.index(source)), own
+
+
+def sources_of(loss: Any) -> tuple[str, ...]:
+    """The sources that a loss by source tells apart, in the order of their numbers; none where it is one loss for all."""
+    return tuple(sorted(loss)) if isinstance(loss, Mapping) else ()
 
 
 def _parts(loss: Loss) -> tuple[Loss, ...]:

@@ -30,6 +30,8 @@ class Balanced(Loss):
     """Of the running mean: about ``1 / (1 - momentum)`` measurements count."""
     every: int = 1
     """Measured in every so many updates."""
+    limit: float = 100.0
+    """No term is scaled up by more: one that is nearly met, as in self-distillation, would else pull at noise."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.loss, Loss):
@@ -48,5 +50,7 @@ class Balanced(Loss):
             raise ValueError(f"Balanced: by: expected one of {', '.join(_BY)}, got {self.by!r}")
         if isinstance(self.momentum, bool) or not isinstance(self.momentum, int | float) or not 0 <= self.momentum < 1:
             raise ValueError(f"Balanced: momentum: expected a number from 0 to below 1, got {self.momentum!r}")
+        if not self.limit >= 1:
+            raise ValueError(f"Balanced: limit: expected at least 1, got {self.limit!r}")
         if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
             raise ValueError(f"Balanced: every: expected a whole number, at least 1, got {self.every!r}")
