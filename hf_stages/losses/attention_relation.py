@@ -10,6 +10,7 @@ import torch
 
 from hf_stages.losses import _attention, _layers
 from hf_stages.losses._algebra import Loss, adapted
+from hf_stages.losses._scores import exact
 from hf_stages.losses._signals import key_of
 from hf_stages.losses._tokens import token_items, token_weights
 from hf_stages.losses._width import heads_of, size_of
@@ -97,5 +98,6 @@ class AttentionRelation(Loss):
         if self.form == "cosine":
             joined = torch.nn.functional.normalize(joined, dim=-1)
         scale = 1.0 if self.form == "cosine" else joined.shape[-1] ** -0.5
-        found = torch.matmul(joined, joined.transpose(2, 3)) * (scale / self.temperature)
+        with exact(joined):
+            found = torch.matmul(joined, joined.transpose(2, 3)) * (scale / self.temperature)
         return _attention.log_shares(found, real)
