@@ -5,7 +5,8 @@ and optimizer, each in a process of its own. They take turns of a few steps; a r
 finds another's data in the caches and does not count, nor does the first round.
 
 HF_STAGES_PEERS_PYTHON names the Pythons (separated like PATH) to look for TextBrewer, nvidia-modelopt, TRL and DistillKit
-in, besides this one. Each Python that runs an arm has its own bound. What is nowhere is left out with a notice.
+in, besides this one. A Python with another torch or transformers has its own bound. What is nowhere is left out with a
+notice. ``again`` is half of the bound measured against itself: no ratio says more than that one allows.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from benchmarks._turns import Player
 from benchmarks.common import say, spread
 
 BOUND = ("bound_student", "bound_teacher")
+AGAIN = "bound_student again"
+_BELOW = ("torch", "transformers")
 TASKS = {
     "bert": ("textbrewer_logit", "textbrewer_hidden_attention", *OURS),
     "llama": ("modelopt_logit", "trl_gkd_logit", "distillkit_logit", "ours_logit"),
@@ -44,18 +47,25 @@ print(json.dumps({n: " ".join(f"{d} {version(d)}" for d in sorted(set(owner[n.sp
 """
 
 
-def pythons() -> dict[str, tuple[str, str]]:
-    """For each peer's arm, the first Python that has its package, and the package's version."""
-    names = sorted(set(PACKAGES.values()))
-    places = [sys.executable, *filter(None, os.environ.get("HF_STAGES_PEERS_PYTHON", "").split(os.pathsep))]
-    found: dict[str, tuple[str, str]] = {}
-    for python in places:
-        answer = subprocess.run([python, "-c", FIND, *names], capture_output=True, text=True, check=True, cwd="/")
-        has = json.loads(answer.stdout.splitlines()[-1])
-        for arm, package in PACKAGES.items():
-            if package in has:
-                found.setdefault(arm, (python, has[package]))
-    return found
+class Peers:
+    """Where each peer's arm can run: the first Python that has its package."""
+
+    def __init__(self) -> None:
+        self.python: dict[str, str] = {}
+        self.version: dict[str, str] = {}
+        self.bound: dict[str, str] = {}
+        """{Python: the first one with the same torch and transformers}, whose bound is its bound too."""
+        names = sorted({*PACKAGES.values(), *_BELOW})
+        places = [sys.executable, *filter(None, os.environ.get("HF_STAGES_PEERS_PYTHON", "").split(os.pathsep))]
+        below: dict[tuple[str, ...], str] = {}
+        for python in places:
+            answer = subprocess.run([python, "-c", FIND, *names], capture_output=True, text=True, check=True, cwd="/")
+            has = json.loads(answer.stdout.splitlines()[-1])
+            self.bound[python] = below.setdefault(tuple(has.get(name, "") for name in _BELOW), python)
+            for arm, package in PACKAGES.items():
+                if package in has:
+                    self.version.setdefault(arm, has[package])
+                    self.python.setdefault(arm, python)
 
 
 def start(task: str, arm: str, python: str, options: argparse.Namespace, log: IO[str]) -> Player | None:
@@ -71,24 +81,22 @@ def start(task: str, arm: str, python: str, options: argparse.Namespace, log: IO
     return None
 
 
-def players(
-    task: str, where: dict[str, tuple[str, str]], options: argparse.Namespace, log: IO[str]
-) -> dict[Any, Player]:
+def players(task: str, peers: Peers, options: argparse.Namespace, log: IO[str]) -> dict[Any, Player]:
     """{(arm, Python): player}, the bound of each Python that takes part among them."""
     started: dict[Any, Player] = {}
     for arm in ("trainer", *TASKS[task]):
         if options.arms and arm not in options.arms:
             continue
-        if arm in PEERS and arm not in where:
+        if arm in PEERS and arm not in peers.python:
             print(f"left out: {task} {arm}: no {PACKAGES[arm]} here or in HF_STAGES_PEERS_PYTHON", flush=True)
             continue
-        python = where[arm][0] if arm in PEERS else sys.executable
+        python = peers.python.get(arm, sys.executable)
         player = start(task, arm, python, options, log)
         if player is not None:
             started[arm, python] = player
-    for python in {python for _, python in started}:
-        for arm in BOUND:
-            started[arm, python] = start(task, arm, python, options, log)  # type: ignore[assignment]
+    for python in sorted({sys.executable} | {peers.bound[python] for _, python in started}):
+        for arm in (*BOUND, AGAIN) if python == sys.executable else BOUND:
+            started[arm, python] = start(task, arm.split()[0], python, options, log)  # type: ignore[assignment]
     return started
 
 
@@ -102,8 +110,8 @@ def turns(started: dict[Any, Player], options: argparse.Namespace) -> list[dict[
     return rounds[1:]
 
 
-def measure(task: str, where: dict[str, tuple[str, str]], options: argparse.Namespace, log: IO[str]) -> dict[str, Any]:
-    started = players(task, where, options, log)
+def measure(task: str, peers: Peers, options: argparse.Namespace, log: IO[str]) -> dict[str, Any]:
+    started = players(task, peers, options, log)
     try:
         rounds = turns(started, options)
     finally:
@@ -111,23 +119,28 @@ def measure(task: str, where: dict[str, tuple[str, str]], options: argparse.Name
             player.close()
     results = {}
     for arm, python in started:
-        if arm in BOUND and python != sys.executable:
-            continue
-        steps = [r[arm, python][0] for r in rounds]
-        found: dict[str, Any] = {"step_ms": _ms(statistics.median(steps)), "least_ms": _ms(min(steps))}
         if arm not in BOUND:
-            halves = [[r[half, python] for half in BOUND] for r in rounds]
-            both = [[sum(kind) for kind in zip(*half, strict=True)] for half in halves]
-            least = sum(min(half[i][0] for half in halves) for i in range(len(BOUND)))
-            found |= {"bound_ms": _ms(statistics.median(wall for wall, _ in both)), "least_bound_ms": _ms(least)}
-            found |= {"to_bound": _spread(s / wall for s, (wall, _) in zip(steps, both, strict=True))}
-            found |= {"least_to_least": round(min(steps) / least, 3)}
-            found |= {
-                "cpu_to_bound": _spread(r[arm, python][1] / cpu for r, (_, cpu) in zip(rounds, both, strict=True))
-            }
-        results[arm] = found
-        print(f"{task:5} {arm:27} {found}", flush=True)
+            halves = [(half, peers.bound[python]) for half in (BOUND[:1] if arm == AGAIN else BOUND)]
+            results[arm] = compared((arm, python), halves, rounds)
+            print(f"{task:5} {arm:27} {results[arm]}", flush=True)
     return results
+
+
+def compared(key: Any, halves: list[Any], rounds: list[dict[Any, list[float]]]) -> dict[str, Any]:
+    """One arm against the sum of the halves: by the clock (by rounds, and the least of all rounds) and in CPU time."""
+    steps = [r[key] for r in rounds]
+    bounds = [[sum(kind) for kind in zip(*(r[half] for half in halves), strict=True)] for r in rounds]
+    ratios = [[a / b for a, b in zip(s, bound, strict=True)] for s, bound in zip(steps, bounds, strict=True)]
+    least, least_bound = min(wall for wall, _ in steps), sum(min(r[half][0] for r in rounds) for half in halves)
+    return {
+        "step_ms": _ms(statistics.median(wall for wall, _ in steps)),
+        "bound_ms": _ms(statistics.median(wall for wall, _ in bounds)),
+        "least_ms": _ms(least),
+        "least_bound_ms": _ms(least_bound),
+        "to_bound": _spread(wall for wall, _ in ratios),
+        "least_to_least": round(least / least_bound, 3),
+        "cpu_to_bound": _spread(cpu for _, cpu in ratios),
+    }
 
 
 def _ms(seconds: float) -> float:
@@ -140,21 +153,21 @@ def _spread(values: Iterable[float]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--turn", type=int, default=4, help="steps in a turn")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--turn", type=int, default=3, help="steps in a turn")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--arms", nargs="*", help="these alone, and the bound")
     options = parser.parse_args()
-    where = pythons()
+    peers = Peers()
     with tempfile.TemporaryFile("w+") as log:
-        results = {task: measure(task, where, options, log) for task in options.tasks}
+        results = {task: measure(task, peers, options, log) for task in options.tasks}
     say(
         "distill_step",
         batch=options.batch,
         length=options.length,
-        peers={arm: version for arm, (_, version) in where.items()},
+        peers=peers.version,
         **results,
     )
 

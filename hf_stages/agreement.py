@@ -31,8 +31,6 @@ _TOKENS = 2048
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model", "tokenizer.model")
 _ENCODING = ("cls", "sep", "mask")
 """Special tokens that change what a model reads. Others differ between a base model and its chat version, harmlessly."""
-_SCALES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-"""Configs that change logits after the head: the probe, which applies the head itself, would misjudge these teachers."""
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------
@@ -114,9 +112,8 @@ def probe(trainer: Any, dataset: Any, teacher: Any, where: str) -> str | None:
 
 
 def _answers(trainer: Any, dataset: Any, teacher: Any) -> tuple[str | None, Any]:
-    outputs, config = outputs_of(teacher.model, "teacher"), teacher.model.config
+    outputs = outputs_of(teacher.model, "teacher")
     masked = outputs.kind == "tokens" and outputs.source != "config.num_labels"
-    plain = all(getattr(config.get_text_config(), name, None) in (None, 1.0) for name in _SCALES)
     if outputs.kind == "rows" and 2 <= (outputs.classes or 0) <= _CLASSES:
         counts = torch.zeros(outputs.classes, outputs.classes, dtype=torch.long)
         for batch in _batches(trainer, dataset):
@@ -127,7 +124,7 @@ def _answers(trainer: Any, dataset: Any, teacher: Any) -> tuple[str | None, Any]
             for pair in zip(said.tolist(), labels.tolist(), strict=True):
                 counts[pair] += 1
         return "rows", counts.tolist()
-    if plain and (outputs.kind == "next" or masked):
+    if outputs.kind == "next" or masked:
         return "tokens", _surprise(trainer, dataset, teacher, shift=outputs.kind == "next", pad=outputs.pad)
     return None, None
 
