@@ -37,7 +37,7 @@ def lines(split: str, count: int) -> Dataset:
 
 def main(out: Path, steps: int) -> dict[str, float]:
     set_seed(0)
-    train, held_out = lines("train", 4000), lines("eval", 800)
+    train, held_out = lines("train", 4000), lines("eval", 400)
     config = BertConfig(
         vocab_size=len(TOKENIZER), hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
         max_position_embeddings=LENGTH, num_labels=2, initializer_range=0.08,

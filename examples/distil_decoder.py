@@ -32,7 +32,7 @@ def model(width: int, layers: int) -> LlamaForCausalLM:
 
 
 def main(out: Path, steps: int) -> dict[str, float]:
-    train, held_out = blocks(prose(200_000), TOKENIZER, 64), blocks(prose(20_000, split="eval"), TOKENIZER, 64)
+    train, held_out = blocks(prose(200_000), TOKENIZER, 64), blocks(prose(10_000, split="eval"), TOKENIZER, 64)
     args = TrainingArguments(
         str(out / "teacher"), max_steps=2 * steps, learning_rate=4e-3, per_device_train_batch_size=16, logging_steps=20,
         per_device_eval_batch_size=64, optim="adamw_torch_fused", save_strategy="no", report_to="none", use_cpu=True,

@@ -47,7 +47,7 @@ def main(out: Path, steps: int) -> dict[str, float]:
     taught = [replace(stage, teacher="stage:whole", parents="whole") for stage in (cut, half)]
     trainer = StagedTrainer(
         ViTForImageClassification(config), args, stages=[Stage("whole", f"{steps} steps"), *taught],
-        train_dataset=pictures(1000, seed=0), eval_dataset=pictures(400, seed=1), compute_metrics=Metrics("accuracy"),
+        train_dataset=pictures(1000, seed=0), eval_dataset=pictures(200, seed=1), compute_metrics=Metrics("accuracy"),
     )  # fmt: skip
     trainer.train()
     names = {"01-whole": "teacher, 4 layers", "02-cut": "every other layer", "03-all": "the same, distilled"}

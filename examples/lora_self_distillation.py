@@ -26,7 +26,7 @@ def main(out: Path, steps: int) -> dict[str, tuple[float, float]]:
     set_seed(0)
     texts = {"prose": prose, "code": code}
     train = {name: blocks(text(200_000), TOKENIZER, 64) for name, text in texts.items()}
-    held_out = {name: blocks(text(20_000, split="eval"), TOKENIZER, 64) for name, text in texts.items()}
+    held_out = {name: blocks(text(10_000, split="eval"), TOKENIZER, 64) for name, text in texts.items()}
     config = LlamaConfig(
         vocab_size=len(TOKENIZER), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         initializer_range=0.08,
