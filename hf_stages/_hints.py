@@ -17,7 +17,7 @@ _SHOWN |= {Curve: "a curve such as Linear(1, 0)", Duration: 'a duration such as 
 def hints_of(target: Any) -> dict[str, Any]:
     """The type hints of the constructor's arguments; none where they cannot be read (they are advice)."""
     try:
-        own = get_type_hints(target.__init__) if isinstance(target, type) else {}  # type: ignore[misc]
+        own = get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
         return {**(get_type_hints(target) if isinstance(target, type) else {}), **own}
     except (NameError, TypeError, AttributeError):
         return {}

@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 from transformers.utils import logging
 
+from hf_stages.agreement import check_teacher_tokenizers
+from hf_stages.checking import check_stages
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
+from hf_stages.dry_run import dry_models
 from hf_stages.model_source import ModelSource
 from hf_stages.naming import did_you_mean
-from hf_stages.plan import Plan
+from hf_stages.plan import Plan, Taught
 from hf_stages.reports._text import dataset_label
 from hf_stages.stage import Recipe, Stage
+from hf_stages.teacher import BASE
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +43,27 @@ class Prepared:
         from hf_stages.sizes import plan_for, train_dataset_of
 
         stages = [replace(stage, train_dataset=train_dataset_of(self.recipe, stage)) for stage in self.recipe.stages]
-        return plan_for(replace(self.recipe, stages=stages), self.args)
+        plan = plan_for(replace(self.recipe, stages=stages), self.args)
+        return plan.with_taught(self._check())
+
+    def _check(self) -> dict[str, Taught]:
+        """What the trainer would refuse, found in the models' configs alone."""
+        own = [replace(stage, teacher=self._source(stage.teacher)) for stage in self.recipe.stages]
+        recipe = replace(self.recipe, stages=own, teacher=self._source(self.recipe.teacher))
+
+        @lru_cache
+        def read(key: str) -> Any:
+            return _named(
+                f"teacher {known[key].path or ''}".strip(),
+                known[key].skeleton,
+                trust_remote_code=self.trust_remote_code,
+            )
+
+        nouns: tuple[Any, ...] = (recipe, *recipe.stages)
+        known = {repr(noun.teacher): noun.teacher for noun in nouns if isinstance(noun.teacher, ModelSource)}
+        check_teacher_tokenizers(recipe, self.tokenizer)
+        models = dry_models(recipe, self.skeleton())
+        return check_stages(recipe, self.args, models, lambda t: read(repr(t)) if isinstance(t, ModelSource) else t)
 
     def skeleton(self) -> Any:
         """The initial model on the meta device: its config is read, its weights are not."""
@@ -86,14 +111,19 @@ class Prepared:
 
     def _load(self, source: Any, loaded: dict[str, Any], where: str) -> Any:
         """Load a model that is given by name; the same name is loaded once. ``stage:<name>`` is the trainer's matter."""
-        if isinstance(source, str) and not source.startswith("stage:"):
-            source = ModelSource(path=source, auto_class=self._model().auto_class)
+        source = self._source(source)
         if not isinstance(source, ModelSource):
             return source
         key = repr(source)
         if key not in loaded:
             loaded[key] = _named(where, source.load, trust_remote_code=self.trust_remote_code)
         return loaded[key]
+
+    def _source(self, teacher: Any) -> Any:
+        """A path becomes a model's source of the student's kind; ``base`` and ``stage:<name>`` are the trainer's matter."""
+        if not isinstance(teacher, str) or teacher == BASE or teacher.startswith("stage:"):
+            return teacher
+        return ModelSource(path=teacher, auto_class=self._model().auto_class)
 
     def _collator(self, collator: Any, model: Any, where: str = "") -> Any:
         if not isinstance(collator, Collator):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,20 +14,37 @@ from torch import nn
 from hf_stages.blueprint import is_adapter_key, is_peft
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.data._random import undisturbed
-from hf_stages.losses._algebra import Term, groups_of
+from hf_stages.losses._algebra import Term, groups_of, terms_of
 from hf_stages.losses._on_source import OnSource
-from hf_stages.plan import Plan
+from hf_stages.plan import Plan, Taught
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
-from hf_stages.stage_losses import adapted_terms
+from hf_stages.stage_losses import adapted_terms, wants_teacher
 from hf_stages.teacher import BASE
+from hf_stages.teaching import taught
+
+_LOGITS = frozenset({"logits", "final", "outputs"})
 
 
-def check_stage(trainer: Any, stage: Stage) -> None:
+def check_stages(
+    recipe: Recipe, args: Any, skeletons: Mapping[str, Any], read: Any = None, *, own_loss: bool = False
+) -> dict[str, Taught]:
+    """All that can be told of the stages from shapes; returns what each is taught. No weight is read.
+
+    ``skeletons`` are the stages' models on the meta device; ``read`` makes one of a teacher that is given by name;
+    ``own_loss`` says that the trainer has a ``compute_loss_func``.
+    """
+    for stage in recipe.stages:
+        check_teacher(recipe, stage)
+        check_stage(recipe, args, stage)
+    return check_losses(recipe, args, skeletons, read, own_loss=own_loss)
+
+
+def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
     where = f"stage {stage.name!r}"
-    own = stage_args(trainer.args, stage)
+    own = stage_args(args, stage)
     strategy = str(getattr(own.eval_strategy, "value", own.eval_strategy))
-    evaluated = stage.eval_dataset if stage.eval_dataset is not None else trainer.recipe.eval_dataset
+    evaluated = stage.eval_dataset if stage.eval_dataset is not None else recipe.eval_dataset
     if strategy != "no" and evaluated is None:
         raise ValueError(
             f"{where}: eval_dataset: eval_strategy={strategy!r}, but there is none here and none in the trainer"
@@ -37,28 +56,34 @@ def check_stage(trainer: Any, stage: Stage) -> None:
                 f"{where}: gates[{index}] {type(gate).__name__}: {metric} is never measured inside the stage, because "
                 'eval_strategy is "no"; set eval_strategy="steps" and eval_steps'
             )
+    reads = [t.name for t in terms_of(stage.loss) if t.loss.needs & _LOGITS] if stage.loss is not None else []
+    if own.use_liger_kernel and reads:
+        raise ValueError(
+            f"{where}: loss {reads[0]}: it reads logits, which Liger's fused loss never makes (use_liger_kernel); leave "
+            "use_liger_kernel out (LogitKL is computed in chunks anyway), or use losses on hidden states and attention"
+        )
 
 
-def check_teacher(trainer: Any, stage: Stage) -> None:
-    teacher = stage.teacher if stage.teacher is not None else trainer.teacher
-    wanted = trainer.wants_teacher(stage)
+def check_teacher(recipe: Recipe, stage: Stage) -> None:
+    teacher = stage.teacher if stage.teacher is not None else recipe.teacher
+    wanted = wants_teacher(stage)
     where = f"stage {stage.name!r}: teacher"
     if wanted and teacher is None:
         raise ValueError(f"{where}: its loss compares with a teacher, but there is none here and none in the trainer")
     if stage.teacher is not None and not wanted:
         raise ValueError(f"{where}: given, but no loss of the stage uses a teacher; leave it out or add such a loss")
-    if teacher is trainer.model:
+    if teacher is not None and teacher is recipe.model:
         raise ValueError(
             f"{where}: it is the model that is trained; expected another one, or {BASE!r} for a LoRA student's own base"
         )
     if isinstance(teacher, str):
-        before = [s.name for s in trainer.recipe.stages[: trainer.recipe.stages.index(stage)]]
+        before = [s.name for s in itertools.takewhile(lambda s: s is not stage, recipe.stages)]
         known = {BASE, *(f"stage:{name}" for name in before)}
         if teacher not in known:
             earlier = ", ".join(f"'stage:{name}'" for name in before) or "none before it"
             raise ValueError(f"{where}: expected a model, {BASE!r} or an earlier stage ({earlier}), got {teacher!r}")
     elif isinstance(teacher, nn.Module):
-        trained = {id(p) for p in trainer.model.parameters()}
+        trained = {id(p) for p in recipe.model.parameters()}
         if shared := [name for name, p in teacher.named_parameters() if id(p) in trained]:
             raise ValueError(
                 f"{where}: it shares weights with the student, such as {shared[0]}, and would be trained with it; load it apart "
@@ -66,23 +91,31 @@ def check_teacher(trainer: Any, stage: Stage) -> None:
             )
 
 
-def check_losses(trainer: Any, skeletons: Mapping[str, Any]) -> None:
+def check_losses(
+    recipe: Recipe, args: Any, skeletons: Mapping[str, Any], read: Any = None, *, own_loss: bool = False
+) -> dict[str, Taught]:
     """Adapt each stage's losses to skeletons of its models: wrong layers, widths and label sets show here."""
-    for stage in trainer.recipe.stages:
+    found = {}
+    for stage in recipe.stages:
         if (student := skeletons.get(stage.name)) is None:
             continue
-        teacher = stage.teacher if stage.teacher is not None else trainer.teacher
-        if teacher == BASE and trainer.wants_teacher(stage):
+        teacher = declared = stage.teacher if stage.teacher is not None else recipe.teacher
+        if not wants_teacher(stage):
+            teacher = None
+        elif teacher == BASE:
             _check_base(stage, student)
-        if teacher == BASE:
             teacher = student
         elif isinstance(teacher, str):
             teacher = skeletons.get(teacher.removeprefix("stage:"))
-        if teacher is None and trainer.wants_teacher(stage):
+        elif read is not None:
+            teacher = read(teacher)
+        if teacher is None and wants_teacher(stage):
             continue
         with undisturbed(), torch.device("meta"):
             terms = adapted_terms(stage, student, teacher)
-        _check_needs(trainer, stage, terms, student)
+        _check_needs(args, stage, terms, student, own_loss)
+        found[stage.name] = taught(terms, declared)
+    return found
 
 
 def _check_base(stage: Stage, student: Any) -> None:
@@ -100,7 +133,7 @@ def _check_base(stage: Stage, student: Any) -> None:
         )
 
 
-def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any) -> None:
+def _check_needs(args: Any, stage: Stage, terms: Sequence[Term], student: Any, own_loss: bool) -> None:
     where = f"stage {stage.name!r}: loss"
     for term in terms:
         with _placing(f"{where} {term.name}"):
@@ -111,14 +144,13 @@ def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any
                 f"{where} {term.name}: has weights of its own that no optimizer would train; put them in `modules`"
             )
     gradients = [group for group in groups_of(stage.loss) if group.by == "gradient"]
-    reentrant = (stage_args(trainer.args, stage).gradient_checkpointing_kwargs or {}).get("use_reentrant")
-    if gradients and (reentrant or trainer.is_fsdp_enabled):
+    reentrant = (stage_args(args, stage).gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    if gradients and (reentrant or _sharded(args)):
         what = "reentrant activation checkpointing" if reentrant else "FSDP"
         raise ValueError(f"{where}: Balanced: gradients of single terms cannot be taken under {what}; use by='loss'")
-    smoothed = (
-        getattr(trainer, "label_smoother", None) is not None or getattr(trainer, "compute_loss_func", None) is not None
-    )
-    if smoothed and any(isinstance(t.loss, OnSource) and t.loss.inner.name == "TaskLoss" for t in terms):
+    if (own_loss or args.label_smoothing_factor) and any(
+        isinstance(t.loss, OnSource) and t.loss.inner.name == "TaskLoss" for t in terms
+    ):
         raise ValueError(
             f"{where}: TaskLoss by source is computed from the logits, without label_smoothing_factor and compute_loss_func; "
             "leave these out, or use one TaskLoss for all sources"
@@ -129,6 +161,10 @@ def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any
             f"{where}: {captured[0]} cannot be captured under reentrant activation checkpointing, which runs layers without a "
             "graph and would silently drop the term; set gradient_checkpointing_kwargs={'use_reentrant': False}"
         )
+
+
+def _sharded(args: Any) -> bool:
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
 @contextmanager

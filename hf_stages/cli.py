@@ -71,6 +71,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--output-dir", metavar="DIR", help="instead of the recipe's args.output_dir")
     run.set_defaults(command=_run)
 
+    ready = commands.add_parser(
+        "recipe",
+        parents=[shared],
+        help="print a ready recipe's stages as YAML, to edit: hf-stages recipe three_stage > run.yaml",
+        description="Print a ready recipe's stages as YAML, to edit. Without a name, list the ready recipes.",
+        epilog="e.g. hf-stages recipe three_stage until='9 epochs' reduce=[2,4,6] logits='{use: LogitKL, temperature: 2}'",
+    )
+    ready.add_argument("name", nargs="?", help="one_stage, two_stage or three_stage")
+    ready.add_argument("settings", nargs="*", metavar="key=value", help="its arguments, as YAML")
+    ready.set_defaults(command=_ready)
+
     doctor = commands.add_parser("doctor", parents=[shared], help="what this machine has and what is missing")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
@@ -159,6 +170,27 @@ def resume_command(options: argparse.Namespace) -> str:
     words += ["--output-dir", options.output_dir] if options.output_dir else []
     words += ["--trust-remote-code"] if options.trust_remote_code else []
     return shlex.join(words)
+
+
+def _ready(options: argparse.Namespace) -> int:
+    from hf_stages import recipe as recipes
+    from hf_stages.naming import find_ready, ready_names
+
+    if options.name is None:
+        for name in ready_names():
+            print(f"{name:<12} {sys.modules[find_ready(name).__module__].__doc__}")
+        return OK
+    try:
+        for setting in options.settings:
+            if "=" not in setting:
+                raise ValueError(f"{setting}: expected key=value, such as until='6 epochs'")
+        lines = [f"  {setting.replace('=', ': ', 1)}" for setting in options.settings]
+        found = recipes.loads("\n".join(["stages:", f"  use: {options.name}", *lines, ""]))
+    except ValueError as error:
+        raise _Bad from error
+    print("# to run it, add: model, teacher, tokenizer, args: {output_dir: ...}, sources, train_dataset, eval_dataset")
+    print(recipes.dump(found), end="")
+    return OK
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -116,6 +116,18 @@ def find_class(name: str, folders: Iterable[str], where: Where) -> type:
     )
 
 
+def find_ready(name: str, where: Where = Where()) -> Any:
+    """A ready recipe: the function of that name in the file of that name in ``recipes/``."""
+    known = ready_names()
+    if name not in known:
+        raise where.error(f"unknown recipe {name!r} in hf_stages.recipes; {did_you_mean(name, known)}")
+    return getattr(importlib.import_module(f"hf_stages.recipes.{name}"), name)
+
+
+def ready_names() -> list[str]:
+    return [path.stem for path in _files("recipes")]
+
+
 def has_class(name: str, folders: Iterable[str]) -> bool:
     return any(_module_of(name, folder) is not None for folder in folders)
 

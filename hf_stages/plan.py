@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_stages.duration import Duration
@@ -51,6 +51,17 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Taught:
+    """What a stage learns from, in words; the layers are those of the models at hand."""
+
+    losses: tuple[str, ...]
+    """``HiddenMSE 0-0 1-2`` is the student's layer 1 from the teacher's layer 2."""
+    teacher: str | None = None
+    reach: str = ""
+    """How far the teacher is run."""
+
+
+@dataclass(frozen=True)
 class PlannedStage:
     """One stage in absolute numbers."""
 
@@ -69,6 +80,8 @@ class PlannedStage:
     s1: float
     lr_in: float
     lr_out: float
+    taught: Taught | None = None
+    """None where the models' shapes are not known."""
 
     @property
     def name(self) -> str:
@@ -101,6 +114,10 @@ class Plan:
 
     def __getitem__(self, name: str) -> PlannedStage:
         return next(stage for stage in self.stages if stage.name == name)
+
+    def with_taught(self, taught: Mapping[str, Taught]) -> Plan:
+        stages = [replace(stage, taught=taught.get(stage.name, stage.taught)) for stage in self.stages]
+        return Plan(tuple(stages), self.spans)
 
     def lr_at(self, name: str, t: float) -> float:
         """The planned learning rate of a stage at progress t."""

@@ -24,12 +24,23 @@ from types import FunctionType
 from typing import Any, TypeVar
 
 from hf_stages import _yaml
+from hf_stages._hints import hints_of
 from hf_stages.fingerprint import fingerprint
-from hf_stages.naming import FOLDERS, RecipeError, Where, check_arguments, did_you_mean, has_class
+from hf_stages.naming import (
+    FOLDERS,
+    RecipeError,
+    Where,
+    check_arguments,
+    did_you_mean,
+    find_custom,
+    find_ready,
+    has_class,
+)
 from hf_stages.parts import (
     arguments_of,
     build,
     in_memory,
+    read_argument,
     read_loss,
     read_part,
     refuse_in_memory,
@@ -141,14 +152,33 @@ def _read_recipe(data: Any, where: Where) -> Recipe:
     _check_keys(data, _RECIPE_KEYS, "a recipe", where)
     if "stages" not in data:
         raise where.error("'stages' is missing: expected a list of stages, each with a name and until")
-    if not isinstance(data["stages"], list | tuple):
-        found = _short(data["stages"])
-        raise (where / "stages").error(f"expected a list of stages (lines that begin with '- '), got {found}")
-    stages = [_read_stage(stage, where / "stages" / i) for i, stage in enumerate(data["stages"])]
+    stages = _read_stages(data["stages"], where / "stages")
     read = {key: _read_value(key, value, where / key) for key, value in data.items() if key != "stages"}
     _check_references(data, where)
     with where.wrap(["stages"]):
         return Recipe(tuple(stages), **read)
+
+
+def _read_stages(value: Any, where: Where) -> tuple[Stage, ...]:
+    """A list of stages, or a ready recipe's: ``{use: three_stage, until: 6 epochs}``."""
+    if isinstance(value, list | tuple):
+        return tuple(_read_stage(stage, where / i) for i, stage in enumerate(value))
+    if not isinstance(value, Mapping) or "use" not in value:
+        found = _short(value)
+        raise where.error(
+            f"expected a list of stages (lines that begin with '- '), got {found}; a ready recipe is {{use: three_stage}}"
+        )
+    use, arguments = split_use(value, where)
+    make = find_custom(use, where) if ":" in use else find_ready(use, where)
+    check_arguments(make, arguments, where)
+    hints = hints_of(make)
+    read = {}
+    for key, given in arguments.items():
+        bare = isinstance(given, str) and has_class(given, ["losses"])
+        at = where / key
+        read[key] = read_loss(given, at) if bare else read_argument(key, given, hints.get(key), ["losses"], at)
+    with where.wrap(arguments):
+        return tuple(make(**read).stages)
 
 
 def _read_stage(data: Any, where: Where) -> Stage:
@@ -275,8 +305,9 @@ def _read_collator(value: Any, where: Where) -> Any:
 def _check_references(data: Mapping[str, Any], where: Where) -> None:
     """Names of sources and of teacher stages must lead somewhere. Without sources, the trainer may bring its own."""
     sources = data.get("sources") or {}
-    names = [stage["name"] for stage in data["stages"]]
-    nouns = [(data, where, names), *((s, where / "stages" / i, names[:i]) for i, s in enumerate(data["stages"]))]
+    written = data["stages"] if isinstance(data["stages"], list | tuple) else ()  # a ready recipe names no other stage
+    names = [stage["name"] for stage in written]
+    nouns = [(data, where, names), *((s, where / "stages" / i, names[:i]) for i, s in enumerate(written))]
     for noun, place, before in nouns:
         for at, name in _dataset_names(noun, place):
             if sources and name not in sources:

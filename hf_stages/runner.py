@@ -16,6 +16,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from hf_stages.agreement import probe
 from hf_stages.checkpoint import disk_error, written_whole
 from hf_stages.data._random import seed_of
 from hf_stages.errors import RunInterrupted, StageStopped
@@ -131,6 +132,8 @@ class Runner:
             before=(parent or {}).get("metrics", {}),
         )
         run.losses = losses = self._losses(planned, args)
+        if state is None:
+            self._probe_teacher(planned, losses)
         groups, weights = groups_of(planned.stage.loss), list(trainer.model.parameters())
         run.objective = Objective(losses.terms, args.device, args.world_size, groups, weights)
         run.evaluated = EvalTerms(losses, args.device, args.world_size)
@@ -271,6 +274,21 @@ class Runner:
         if ddp is not None:
             ddp.find_unused_parameters = self.finds_unused or losses.partial
         return losses
+
+    def _probe_teacher(self, planned: PlannedStage, losses: StageLosses) -> None:
+        """A teacher whose answers are compared must mean the same by them. Once, where the stage begins."""
+        teacher, trainer = losses.teacher, self.trainer
+        if not trainer.probe_teacher or not isinstance(teacher, LiveTeacher | BaseTeacher):
+            return
+        if not teacher.capture.needs & {"final", "logits", "outputs"}:
+            return
+        where = f"stage {planned.name!r}: teacher"
+        wrong = probe(trainer, trainer.train_dataset, teacher, where)
+        if self.args.world_size > 1:
+            wrong = _from_main(wrong, self.args)
+        if wrong is not None:
+            losses.remove()
+            raise ValueError(f"{where}: {wrong}. If it is as it should be: trainer.probe_teacher = False")
 
     def _teacher(self, planned: PlannedStage) -> Any:
         """The stage's teacher: a model, or the word for the student's own base; None where no loss asks."""

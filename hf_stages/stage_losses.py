@@ -32,6 +32,10 @@ def adapted_terms(stage: Stage, student: Any, teacher: Any) -> tuple[Term, ...]:
         raise ValueError(f"stage {stage.name!r}: loss: {error}") from error
 
 
+def wants_teacher(stage: Stage) -> bool:
+    return stage.loss is not None and any(term.loss.uses_teacher for term in terms_of(stage.loss))
+
+
 def needs_of(terms: Iterable[Term]) -> frozenset[str]:
     """What the student must show. A loss that does not say is given the model's whole outputs."""
     return frozenset[str]().union(*(term.loss.needs or {"outputs"} for term in terms))

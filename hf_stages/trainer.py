@@ -19,16 +19,15 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 from transformers.utils.generic import can_return_loss, find_labels
 
+from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.blueprint import Blueprint
-from hf_stages.checking import check_losses, check_no_rebuild, check_stage, check_teacher
+from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_beside_adapter, save_checkpoint, without_token
 from hf_stages.data._random import undisturbed
 from hf_stages.dry_run import dry_models
 from hf_stages.eval_terms import BULKY
 from hf_stages.flow import OneRun
 from hf_stages.loading import load_stage
-from hf_stages.losses import TaskLoss
-from hf_stages.losses._algebra import terms_of
 from hf_stages.losses._on_source import SOURCE
 from hf_stages.losses._signals import Signals
 from hf_stages.objective import counted
@@ -38,6 +37,7 @@ from hf_stages.runner import Runner
 from hf_stages.sizes import plan_for
 from hf_stages.source_collator import SourceCollator
 from hf_stages.stage import Recipe, Stage
+from hf_stages.stage_losses import wants_teacher
 
 logger = logging.get_logger(__name__)
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
@@ -54,6 +54,8 @@ class StagedMixin(_Base):
     """The run as declared; None without stages."""
     teacher: Any = None
     stage_teacher: Any = None
+    probe_teacher = True
+    """Whether each stage tries its teacher on some of its rows first: other label orders and other tokens are refused."""
     _stage: Any = None
     """The StageRun in progress."""
     _runner: Any = None
@@ -110,13 +112,12 @@ class StagedMixin(_Base):
         if self.recipe is None:
             raise ValueError("plan: expected a trainer with stages")
         plan = plan_for(self.recipe, self.args)
-        for stage in self.recipe.stages:
-            check_teacher(self, stage)
-            check_stage(self, stage)
         if not self.blueprint.buildable:
             check_no_rebuild(self.recipe, plan)
-        check_losses(self, dry_models(self.recipe, self.blueprint.build("meta")) if self.blueprint.buildable else {})
-        return plan
+        models = dry_models(self.recipe, self.blueprint.build("meta")) if self.blueprint.buildable else {}
+        own_loss = self.compute_loss_func is not None
+        check_teacher_tokenizers(self.recipe, self.processing_class)
+        return plan.with_taught(check_stages(self.recipe, self.args, models, own_loss=own_loss))
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None, **kwargs):
         """Run every stage that is not done. ``resume_from_checkpoint=True`` goes on where the run was cut."""
@@ -178,8 +179,7 @@ class StagedMixin(_Base):
             model.config.use_cache = self.args.use_cache
 
     def wants_teacher(self, stage: Stage) -> bool:
-        loss = stage.loss if stage.loss is not None else TaskLoss()
-        return any(term.loss.uses_teacher for term in terms_of(loss))
+        return wants_teacher(stage)
 
     def _refuse(self) -> None:
         structural = any(t.structural for stage in self.recipe.stages for t in stage.transforms)

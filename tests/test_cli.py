@@ -13,6 +13,9 @@ import pytest
 
 from hf_stages import Stage, StagedTrainer, cli
 from hf_stages.errors import RunInterrupted, StageStopped
+from hf_stages.losses import LogitKL
+from hf_stages.recipe import loads
+from hf_stages.recipes import three_stage
 from tests.plans import plan_of, skeleton
 from tests.test_build import CONFIG
 
@@ -277,3 +280,13 @@ def test_module_and_version():
         [sys.executable, "-m", "hf_stages", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("hf-stages ")
+
+
+def test_a_ready_recipe_is_printed_as_yaml_to_edit(capsys):
+    assert cli.main(["recipe", "three_stage", "until=9 epochs", "logits={use: LogitKL, temperature: 2}"]) == 0
+    found = loads(capsys.readouterr().out)
+    assert found == three_stage("9 epochs", logits=LogitKL(temperature=2))
+    assert cli.main(["recipe"]) == 0
+    assert capsys.readouterr().out.count("Distillation in") == 3
+    assert cli.main(["recipe", "three_stage", "until"]) == 2
+    assert "expected key=value" in capsys.readouterr().err

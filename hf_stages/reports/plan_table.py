@@ -66,6 +66,9 @@ def plan_dict(
                 "trainable": shape and shape.trainable,
                 "flops_estimate": flops_of(planned, shapes),
                 "checkpoint_bytes": shape and shape.bytes,
+                "losses": list(planned.taught.losses) if planned.taught else None,
+                "teacher": planned.taught and planned.taught.teacher,
+                "teacher_reach": planned.taught and (planned.taught.reach or None),
                 "seconds_estimate": (seconds or {}).get(planned.name),
             }
         )
@@ -159,10 +162,15 @@ def _details(planned: PlannedStage, plan: Plan, data: str | None, width: int) ->
     if planned.parent != before:
         yield from _detail("from", planned.parent or "the initial model", width)
     yield from _detail("data", _data(sized, data), width)
-    yield from _detail("loss", part(stage.loss) if stage.loss is not None else "the model's own", width)
-    if stage.teacher is not None:
-        teacher = stage.teacher.removeprefix("stage:") if isinstance(stage.teacher, str) else None
-        yield from _detail("teacher", f"stage {teacher}" if teacher else part(stage.teacher), width)
+    taught = planned.taught
+    if taught is not None and taught.teacher is not None:
+        yield from _detail("loss", " · ".join(taught.losses), width)
+        yield from _detail("teacher", ", ".join(filter(None, [taught.teacher, taught.reach])), width)
+    else:
+        yield from _detail("loss", part(stage.loss) if stage.loss is not None else "the model's own", width)
+        if stage.teacher is not None:
+            teacher = stage.teacher.removeprefix("stage:") if isinstance(stage.teacher, str) else None
+            yield from _detail("teacher", f"stage {teacher}" if teacher else part(stage.teacher), width)
     for label, values in (("becomes", stage.transforms), ("gates", stage.gates), ("exports", stage.exporters)):
         if values:
             yield from _detail(label, parts(values), width)

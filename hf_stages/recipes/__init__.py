@@ -1,0 +1,19 @@
+"""Ready recipes: functions that return a few plain stages, to run as they are or to print, edit and keep.
+
+The distillations ``one_stage``, ``two_stage`` and ``three_stage`` take the same arguments:
+
+``until``: the length of the whole run, split evenly into whole epochs, steps or tokens, the first stages taking what is
+left over. So the three can be compared at equal steps. Or a list: one duration for each stage.
+``layers``: the layer map of hidden states and attention (attention goes without layer 0). Left out, it is ``uniform``,
+or, with ``reduce``, each kept layer learns from the one it was.
+``hidden``, ``attention``, ``logits``, ``task``: a weight or a curve that multiplies ``HiddenMSE``, ``AttentionMSE``,
+``LogitKL`` and ``TaskLoss``, or a loss of your own in its place; 0 leaves the part out. ``task`` goes with the logits.
+``learning_rate``: one, or one for each stage; left out, it is the run's.
+``reduce``: the layers that the student keeps (``ReduceLayers``) before the first stage, such as [2, 4, 6].
+"""
+
+from hf_stages.recipes.one_stage import one_stage as one_stage
+from hf_stages.recipes.three_stage import three_stage as three_stage
+from hf_stages.recipes.two_stage import two_stage as two_stage
+
+__all__ = ["one_stage", "three_stage", "two_stage"]

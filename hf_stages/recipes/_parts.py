@@ -1,0 +1,109 @@
+"""What the ready recipes of distillation have in common: their losses, their durations, their stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_stages.curves import Const, as_curve
+from hf_stages.duration import Duration
+from hf_stages.losses import AttentionMSE, HiddenMSE, LogitKL, Loss, TaskLoss
+from hf_stages.stage import Recipe, Stage
+
+
+def layer_maps(layers: Any, reduce: Sequence[int] | None) -> tuple[Any, Any]:
+    """The layer maps of hidden states and of attention, which has no layer 0.
+
+    >>> layer_maps(None, [2, 4, 6]), layer_maps({0: 0, 2: 6}, None)
+    (({0: 0, 1: 2, 2: 4, 3: 6}, {1: 2, 2: 4, 3: 6}), ({0: 0, 2: 6}, {2: 6}))
+    """
+    if layers is None:
+        layers = "uniform" if reduce is None else {0: 0, **dict(enumerate(reduce, start=1))}
+    if not isinstance(layers, Mapping):
+        layers = layers if isinstance(layers, str) else list(layers)
+        return layers, layers
+    return dict(layers), {s: t for s, t in layers.items() if s != 0 and t != 0}
+
+
+def features_of(hidden: Any, attention: Any, layers: Any, reduce: Any) -> list[Loss]:
+    of_hidden, of_attention = layer_maps(layers, reduce)
+    parts = (("hidden", hidden, HiddenMSE, of_hidden), ("attention", attention, AttentionMSE, of_attention))
+    return [loss for name, part, cls, map_ in parts for loss in _part(name, part, lambda c=cls, m=map_: c(layers=m))]
+
+
+def logits_of(logits: Any, task: Any) -> list[Loss]:
+    return [*_part("logits", logits, LogitKL), *_part("task", task, TaskLoss)]
+
+
+def _part(name: str, given: Any, default: Any) -> list[Loss]:
+    """A loss as it is, or the default one with a weight; nothing for a weight of zero."""
+    if isinstance(given, Loss):
+        return [given]
+    try:
+        if given is None or isinstance(given, bool):
+            raise ValueError
+        weight = as_curve(given)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"{name}: expected a weight (0 leaves the part out), a curve or a loss, got {given!r}"
+        ) from None
+    if isinstance(weight, Const):
+        return [] if weight.value == 0 else [default() if weight.value == 1 else weight.value * default()]
+    return [weight * default()]
+
+
+def split(until: Any, parts: int) -> list[Duration]:
+    """A whole run's length in so many pieces that add up to it exactly; the first ones take what is left over.
+
+    >>> [str(piece) for piece in split("100 steps", 3)]
+    ['34 steps', '33 steps', '33 steps']
+    """
+    if isinstance(until, list | tuple):
+        if len(until) != parts:
+            raise ValueError(f"until: expected one duration, or one for each of {parts} stages, got {len(until)}")
+        return [_parsed(one) for one in until]
+    whole = _parsed(until)
+    if parts == 1:
+        return [whole]
+    amount = int(whole.amount)
+    # Thirds of an epoch are rounded up to updates three times: only whole epochs add up whatever the data.
+    if amount != whole.amount or amount < parts:
+        raise ValueError(
+            f"until: {str(whole)!r} does not split into {parts} whole numbers of {whole.unit}; give steps, more of them, or "
+            f"one duration for each stage: until={[str(whole)] * parts}"
+        )
+    return [Duration(amount // parts + (i < amount % parts), whole.unit) for i in range(parts)]
+
+
+def _parsed(until: Any) -> Duration:
+    try:
+        return Duration.parse(until)
+    except ValueError as error:
+        raise ValueError(f"until: {error}") from None
+
+
+def recipe_of(stages: Mapping[str, Sequence[Loss]], *, until: Any, learning_rate: Any, reduce: Any) -> Recipe:
+    """One stage for each name, whose losses are added up."""
+    for name, losses in stages.items():
+        if not losses:
+            raise ValueError(f"stage {name!r}: every part of its loss has weight 0, so nothing would be learned")
+    rates = list(learning_rate) if isinstance(learning_rate, list | tuple) else [learning_rate] * len(stages)
+    if len(rates) != len(stages):
+        raise ValueError(f"learning_rate: expected one, or one for each of {len(stages)} stages, got {len(rates)}")
+    made = []
+    for index, ((name, losses), piece) in enumerate(zip(stages.items(), split(until, len(stages)), strict=True)):
+        loss = losses[0]
+        for more in losses[1:]:
+            loss = loss + more
+        args = {} if rates[index] is None else {"learning_rate": rates[index]}
+        transforms = _reduced(reduce) if index == 0 else ()
+        made.append(Stage(name, piece, loss=loss, transforms=transforms, args=args))
+    return Recipe(made)
+
+
+def _reduced(reduce: Sequence[int] | None) -> tuple[Any, ...]:
+    if reduce is None:
+        return ()
+    from hf_stages.transforms import ReduceLayers
+
+    return (ReduceLayers(list(reduce)),)

@@ -1,0 +1,31 @@
+"""Distillation in two stages: hidden states and attention, then logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from hf_stages.duration import Duration
+from hf_stages.losses import Loss
+from hf_stages.recipes._parts import features_of, logits_of, recipe_of
+from hf_stages.stage import Recipe
+
+
+def two_stage(
+    until: str | Duration | Sequence[str] = "6 epochs",
+    *,
+    layers: str | Sequence[int] | Mapping[int, int] | None = None,
+    hidden: float | str | Loss = 1.0,
+    attention: float | str | Loss = 1.0,
+    logits: float | str | Loss = 1.0,
+    task: float | str | Loss = 0.0,
+    learning_rate: float | Sequence[float] | None = None,
+    reduce: Sequence[int] | None = None,
+) -> Recipe:
+    """Hidden states and attention first, then logits (TinyBERT, BinaryBERT; the latter gives the first stage 2.5 times the
+    learning rate of the second: ``learning_rate=[2.5e-5, 1e-5]``).
+
+    The arguments are those of all ready recipes: see ``hf_stages.recipes``.
+    """
+    features = features_of(hidden, attention, layers, reduce)
+    answers = logits_of(logits, task)
+    return recipe_of({"features": features, "logits": answers}, until=until, learning_rate=learning_rate, reduce=reduce)

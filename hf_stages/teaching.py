@@ -1,0 +1,81 @@
+"""What each stage is taught, in words: its terms with their layers and weights, by whom, and how far that one runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from hf_stages.capture import WHOLE, deepest
+from hf_stages.losses._algebra import Term
+from hf_stages.model_source import ModelSource
+from hf_stages.parts import arguments_of, is_part
+from hf_stages.plan import Taught
+from hf_stages.stage_losses import teacher_needs_of
+from hf_stages.teacher import BASE
+
+_SHOWN = 10
+"""Layer pairs that are listed one by one."""
+_ALWAYS = {"temperature": "T={}", "direction": "{}"}
+"""What a reader asks of a divergence even where it is the default."""
+
+
+def taught(terms: Sequence[Term], teacher: Any) -> Taught:
+    """Of terms that know their models (``adapted_terms``); ``teacher`` as it was declared, None without one."""
+    if teacher is None or not any(term.loss.uses_teacher for term in terms):
+        return Taught(tuple(map(_term, terms)))
+    return Taught(tuple(map(_term, terms)), _teacher(teacher), _reach(teacher_needs_of(terms)))
+
+
+def _term(term: Term) -> str:
+    loss: Any = getattr(term.loss, "inner", term.loss)  # of one source
+    said = [_ALWAYS[key].format(_short(getattr(loss, key))) for key in _ALWAYS if hasattr(loss, key)]
+    hidden = {*_ALWAYS, *(("layers",) if getattr(loss, "pairs", ()) else ())}
+    own = arguments_of(loss) if is_part(loss) and loss.uses_teacher else ()
+    said += [f"{key}={_short(value)}" for key, value in own if key not in hidden and value is not None]
+    said += ["balanced"] if term.balance is not None else []
+    return " ".join([term.name, *_pairs(getattr(loss, "pairs", ())), *said, *_weight(term)])
+
+
+def _pairs(pairs: Sequence[tuple[int, int]]) -> list[str]:
+    """
+    >>> _pairs([(0, 0), (1, 2)]), _pairs([(i, 2 * i) for i in range(25)])
+    (['0-0', '1-2'], ['0-0', '1-2', '..', '24-48'])
+    """
+    named = [f"{s}-{t}" for s, t in pairs]
+    strides = {(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(pairs)}
+    return [*named[:2], "..", named[-1]] if len(named) > _SHOWN and len(strides) == 1 else named
+
+
+def _weight(term: Term) -> list[str]:
+    ends = [f"{term.weight(t):.3g}" for t in (0.0, 0.5, 1.0)]
+    if len(set(ends)) == 1:
+        return [] if ends[0] == "1" else [f"(x{ends[0]})"]
+    return [f"(x{ends[0]} -> {ends[2]})"]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _teacher(teacher: Any) -> str:
+    if isinstance(teacher, str):
+        return "the student's own base, adapters off" if teacher == BASE else teacher.replace("stage:", "stage ", 1)
+    if isinstance(teacher, ModelSource):
+        return teacher.path or f"{(teacher.config or {}).get('model_type')} with random weights"
+    if isinstance(teacher, nn.Module):
+        path = getattr(teacher, "name_or_path", "")
+        return f"{type(teacher).__name__}{f' {path}' if path else ''}"
+    return type(teacher).__name__
+
+
+def _reach(needs: frozenset[str]) -> str:
+    if needs & (WHOLE | {"final"}):
+        return "runs whole"
+    if not needs:
+        return ""
+    places = sorted(deepest(needs), key=lambda place: place[0] == "decoder")
+    ends = [f"{f'{stack} ' if stack else ''}block {layer}" for stack, layer in places if layer]
+    return f"runs to {' and '.join(ends)}, no head" if ends else "runs to its embeddings"
