@@ -17,6 +17,8 @@ from hf_stages.naming import did_you_mean
 from hf_stages.plan import Plan
 from hf_stages.reports._text import dataset_label
 from hf_stages.stage import Recipe, Stage
+from hf_stages.teacher import BASE
+from hf_stages.teacher_source import Teacher
 
 logger = logging.get_logger(__name__)
 
@@ -65,7 +67,7 @@ class Prepared:
             )
             for stage in recipe.stages
         ]
-        return StagedTrainer(
+        trainer = StagedTrainer(
             model,
             self.args,
             recipe=replace(recipe, stages=stages),
@@ -76,6 +78,8 @@ class Prepared:
             compute_metrics=recipe.compute_metrics,
             processing_class=self.tokenizer,
         )
+        trainer.trust_remote_code = self.trust_remote_code
+        return trainer
 
     def collator(self) -> Any:
         """The recipe's own collator, without a model; None where Trainer chooses."""
@@ -86,8 +90,10 @@ class Prepared:
 
     def _load(self, source: Any, loaded: dict[str, Any], where: str) -> Any:
         """Load a model that is given by name; the same name is loaded once. ``stage:<name>`` is the trainer's matter."""
-        if isinstance(source, str) and not source.startswith("stage:"):
+        if isinstance(source, str) and source != BASE and not source.startswith("stage:"):
             source = ModelSource(path=source, auto_class=self._model().auto_class)
+        if isinstance(source, Teacher) and source.auto_class is None and isinstance(source.model, str):
+            return replace(source, auto_class=self._model().auto_class)  # a stage loads it when it begins
         if not isinstance(source, ModelSource):
             return source
         key = repr(source)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_stages.cached_teacher import check_needs
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.data._random import undisturbed
 from hf_stages.losses._algebra import Term
@@ -17,6 +18,8 @@ from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
 from hf_stages.stage_losses import adapted_terms
 from hf_stages.teacher import BASE
+from hf_stages.teacher_source import CachedTeacher, Teacher
+from hf_stages.teachers import check_declared, structure_of, teacher_of
 
 
 def check_stage(trainer: Any, stage: Stage) -> None:
@@ -38,7 +41,9 @@ def check_stage(trainer: Any, stage: Stage) -> None:
 
 
 def check_teacher(trainer: Any, stage: Stage) -> None:
-    teacher = stage.teacher if stage.teacher is not None else trainer.teacher
+    teacher = teacher_of(trainer, stage)
+    if isinstance(teacher, Teacher) and not isinstance(teacher.model, str):
+        teacher = teacher.model
     wanted = trainer.wants_teacher(stage)
     where = f"stage {stage.name!r}: teacher"
     if wanted and teacher is None:
@@ -62,6 +67,8 @@ def check_teacher(trainer: Any, stage: Stage) -> None:
                 f"{where}: it shares weights with the student, such as {shared[0]}, and would be trained with it; load it apart "
                 "(copy.deepcopy, or from_pretrained once more)"
             )
+    if wanted:
+        check_declared(trainer, stage)
 
 
 def check_losses(trainer: Any, skeletons: Mapping[str, Any]) -> None:
@@ -69,16 +76,21 @@ def check_losses(trainer: Any, skeletons: Mapping[str, Any]) -> None:
     for stage in trainer.recipe.stages:
         if (student := skeletons.get(stage.name)) is None:
             continue
-        teacher = stage.teacher if stage.teacher is not None else trainer.teacher
-        if teacher == BASE:
-            teacher = student
-        elif isinstance(teacher, str):
-            teacher = skeletons.get(teacher.removeprefix("stage:"))
+        declared = teacher_of(trainer, stage)
+        if isinstance(declared, str) and declared != BASE:
+            teacher = skeletons.get(declared.removeprefix("stage:"))
+        else:
+            with _placing(f"stage {stage.name!r}: teacher"):
+                teacher = structure_of(declared, student, trust_remote_code=trainer.trust_remote_code)
         if teacher is None and trainer.wants_teacher(stage):
             continue
         with undisturbed(), torch.device("meta"):
             terms = adapted_terms(stage, student, teacher)
         _check_needs(trainer, stage, terms, student)
+        if isinstance(declared, CachedTeacher):
+            for term in terms:
+                with _placing(f"stage {stage.name!r}: loss {term.name}"):
+                    check_needs(declared, term.loss.teacher_needs)
 
 
 def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any) -> None:
@@ -104,7 +116,7 @@ def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any
 def _placing(where: str) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 

@@ -51,6 +51,8 @@ class StagedMixin(_Base):
     """The run as declared; None without stages."""
     teacher: Any = None
     stage_teacher: Any = None
+    trust_remote_code = False
+    """Whether a teacher's own code may run, where it is loaded by its name."""
     _stage: Any = None
     """The StageRun in progress."""
     _runner: Any = None
