@@ -33,12 +33,14 @@ def numpy_dtype(name: str) -> np.dtype:
     return np.dtype(_AS_NUMPY.get(name, name))
 
 
+def content_of(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a cache's content; how it was cut into batches and shards does not."""
+    return {key: request[key] for key in ("teacher", "data", "collator", "tokenizer", "k", "hidden", "logits", "dtype")}
+
+
 def address_of(request: Mapping[str, Any]) -> str:
     """The content's address: equal where teacher, data, tokenizer and what is kept are."""
-    parts = {
-        key: request[key] for key in ("teacher", "data", "collator", "tokenizer", "k", "hidden", "logits", "dtype")
-    }
-    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
+    return xxhash.xxh3_128_hexdigest(json.dumps(content_of(request), sort_keys=True).encode())
 
 
 class CacheFolder:

@@ -6,7 +6,6 @@ name when all of it is there.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence, Sized
@@ -21,7 +20,17 @@ from torch.utils.data import DataLoader, Subset
 from transformers import DataCollatorWithPadding, default_data_collator
 from transformers.utils import logging
 
-from hf_stages.cache_folder import COLUMNS, KEYS, MANIFEST, PLACES, SCHEMA, address_of, read_manifest, shard_name
+from hf_stages.cache_folder import (
+    COLUMNS,
+    KEYS,
+    MANIFEST,
+    PLACES,
+    SCHEMA,
+    address_of,
+    content_of,
+    read_manifest,
+    shard_name,
+)
 from hf_stages.capture import parse
 from hf_stages.checkpoint import SEAL, broken, checksum, read_json, write_json, written_whole
 from hf_stages.data._random import undisturbed
@@ -125,18 +134,18 @@ class Job:
 
     def _shards(self, work: Path, keys: Sequence[str]) -> None:
         request = read_json(work / "plan.json", "the plan of a cache")["request"]
-        size, rows = request["shard_rows"], len(self.dataset)
-        missing = [i for i in range(-(-rows // size)) if broken(work / shard_name(i)) is not None]
-        todo = sum(min(size, rows - i * size) for i in missing)
-        if todo < rows:
-            logger.warning(f"{self.folder}: {rows - todo} of {rows} rows are there already; going on behind them")
+        size, total = request["shard_rows"], len(self.dataset)
+        missing = [i for i in range(-(-total // size)) if broken(work / shard_name(i)) is not None]
+        todo = sum(min(size, total - i * size) for i in missing)
+        if todo < total:
+            logger.warning(f"{self.folder}: {total - todo} of {total} rows are there already; going on behind them")
         device = self.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         needs = frozenset(keys) | ({"logits"} if self.logits else frozenset())
         teacher = LiveTeacher(self.model, needs, device)
         progress = logging.tqdm(total=todo, desc="teacher", unit=" rows")
         try:
             for shard in missing:
-                part = range(shard * size, min((shard + 1) * size, rows))
+                part = range(shard * size, min((shard + 1) * size, total))
                 with (
                     written_whole(work / shard_name(shard)) as new,
                     undisturbed(),
@@ -321,7 +330,7 @@ def _inside(values: torch.Tensor, frame: str, rows: Rows) -> torch.Tensor:
 def _refuse_another(folder: Path, request: Mapping[str, Any]) -> None:
     found = read_manifest(folder)
     if found["address"] != address_of(request):
-        changed = "; ".join(diff(found["request"], json.loads(json.dumps(request)))[:3])
+        changed = "; ".join(diff(content_of(found["request"]), content_of(request))[:3])
         raise ValueError(
             f"{folder} holds another cache ({changed}); choose another folder, or delete it to write it anew"
         )
