@@ -47,7 +47,7 @@ def distil(out: Path, teacher, steps: int, data, held_out) -> StagedTrainer:
 
 def main(out: Path, steps: int) -> None:
     shutil.rmtree(out, ignore_errors=True)
-    data, held_out = blocks(code(150_000), TOKENIZER, 64), blocks(code(20_000, split="eval"), TOKENIZER, 64)
+    data, held_out = blocks(code(50_000), TOKENIZER, 64), blocks(code(20_000, split="eval"), TOKENIZER, 64)
     teacher = model(4)
     Trainer(teacher, arguments(out / "teacher", max_steps=2 * steps), train_dataset=data).train()
 

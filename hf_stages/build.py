@@ -7,18 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch.utils.data import ConcatDataset
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
+from hf_stages.losses import TaskLoss
+from hf_stages.losses._algebra import terms_of
 from hf_stages.model_source import ModelSource
 from hf_stages.naming import did_you_mean
 from hf_stages.plan import Plan
 from hf_stages.reports._text import dataset_label
+from hf_stages.sizes import train_dataset_of
 from hf_stages.stage import Recipe, Stage
 from hf_stages.teacher import BASE
-from hf_stages.teacher_source import Teacher
+from hf_stages.teacher_source import CachedTeacher, Teacher
 
 logger = logging.get_logger(__name__)
 
@@ -80,6 +84,25 @@ class Prepared:
         )
         trainer.trust_remote_code = self.trust_remote_code
         return trainer
+
+    def cache_teacher(self, folder: str, **options: Any) -> CachedTeacher:
+        """Run the recipe's teachers' one model over all data that stages learn from a teacher with; see ``Teacher.cache``."""
+        declared, datasets = [], []
+        for stage in self.recipe.stages:
+            if any(term.loss.uses_teacher for term in terms_of(stage.loss if stage.loss is not None else TaskLoss())):
+                declared.append(stage.teacher if stage.teacher is not None else self.recipe.teacher)
+                datasets.append(train_dataset_of(self.recipe, stage))
+        teachers = {repr(teacher): teacher for teacher in declared}
+        if len(teachers) != 1:
+            raise ValueError(f"teacher: expected one that some stage's loss uses, got {', '.join(teachers) or 'none'}")
+        teacher = self._load(declared[0], {}, "teacher")
+        if teacher is None or isinstance(teacher, str | CachedTeacher):
+            raise ValueError(f"teacher: expected {{path: ...}} or {{use: Teacher, ...}}, got {declared[0]!r}")
+        apart = list({id(dataset): dataset for dataset in datasets}.values())
+        dataset = apart[0] if len(apart) == 1 else ConcatDataset(apart)
+        teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+        given = {"collator": self.collator(), "tokenizer": self.tokenizer, **options}
+        return _named("teacher", teacher.cache, dataset, folder, **given)
 
     def collator(self) -> Any:
         """The recipe's own collator, without a model; None where Trainer chooses."""

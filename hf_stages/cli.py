@@ -71,6 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--output-dir", metavar="DIR", help="instead of the recipe's args.output_dir")
     run.set_defaults(command=_run)
 
+    cache = commands.add_parser(
+        "cache-teacher", parents=[recipe], help="run a recipe's teacher once, keep what it says"
+    )
+    cache.add_argument(
+        "--to", metavar="DIR", required=True, help="the cache; then: teacher: {use: CachedTeacher, folder: DIR}"
+    )
+    cache.add_argument("--k", type=int, help="logits to keep per position (all of them if left out)")
+    cache.add_argument("--hidden", metavar="LAYER", nargs="*", default=[], help="hidden states to keep, such as 2 4")
+    cache.add_argument("--no-logits", action="store_true", help="keep hidden states alone")
+    cache.add_argument("--dtype", default="float32", help="float32, float16 or bfloat16")
+    cache.add_argument("--batch-size", type=int, default=32)
+    cache.set_defaults(command=_cache)
+
     doctor = commands.add_parser("doctor", parents=[shared], help="what this machine has and what is missing")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
@@ -159,6 +172,19 @@ def resume_command(options: argparse.Namespace) -> str:
     words += ["--output-dir", options.output_dir] if options.output_dir else []
     words += ["--trust-remote-code"] if options.trust_remote_code else []
     return shlex.join(words)
+
+
+def _cache(options: argparse.Namespace) -> int:
+    try:
+        layers = [int(layer) if layer.lstrip("-").isdecimal() else layer for layer in options.hidden]
+        given = {"k": options.k, "hidden": layers, "logits": not options.no_logits, "dtype": options.dtype}
+        cached = _prepare(options, output_dir=None).cache_teacher(options.to, batch_size=options.batch_size, **given)
+    except (ValueError, ImportError) as error:
+        raise _Bad from error
+    _say(
+        f"{cached.folder}: {cached.summary()}\nIn the recipe: teacher: {{use: CachedTeacher, folder: {cached.folder}}}"
+    )
+    return OK
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -419,3 +419,34 @@ stages:
     (tmp_path / "big").mkdir()
     found = recipes.resolve_paths(recipe, tmp_path)
     assert (found.teacher.model, found["a"].teacher.folder) == (str(tmp_path / "big"), str(tmp_path / "cache"))
+
+
+def test_a_recipe_is_cached_and_run_from_the_command_line(tmp_path, monkeypatch, capsys):
+    from hf_stages.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    tiny.llama(7).save_pretrained("big")
+    tiny.llama(0).save_pretrained("small")
+    for name, seed in (("one", 0), ("two", 1)):
+        rows = "\n".join(json.dumps(row) for row in tiny.lm_data(16, seed=seed))
+        Path(f"{name}.jsonl").write_text(rows)
+    text = """
+model: {path: small}
+args: {output_dir: out, use_cpu: true, report_to: none, logging_strategy: "no"}
+sources: {one: {path: json, data_files: one.jsonl}, two: {path: json, data_files: two.jsonl}}
+teacher: TEACHER
+train_dataset: one
+stages:
+  - {name: a, until: 2 steps, loss: [{use: LogitKL}, {use: HiddenMSE, layers: {1: 2}}]}
+  - {name: b, until: 2 steps, loss: [TaskLoss, LogitKL], train_dataset: two}
+"""
+    Path("run.yaml").write_text(text.replace("TEACHER", "{use: Teacher, model: big}"))
+    assert main(["cache-teacher", "run.yaml", "--to", "cache", "--k", "8", "--hidden", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "32 rows, 512 tokens" in shown
+    assert "k=8 of 64 logits" in shown
+    Path("cached.yaml").write_text(text.replace("TEACHER", "{use: CachedTeacher, folder: cache}"))
+    shutil.rmtree("big")
+    assert main(["run", "cached.yaml"]) == 0
+    assert main(["cache-teacher", "cached.yaml", "--to", "again"]) == 2
+    assert "expected {path: ...} or {use: Teacher, ...}, got CachedTeacher(" in capsys.readouterr().err
