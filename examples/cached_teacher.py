@@ -47,7 +47,7 @@ def distil(out: Path, teacher, steps: int, data, held_out) -> StagedTrainer:
 
 def main(out: Path, steps: int) -> None:
     shutil.rmtree(out, ignore_errors=True)
-    data, held_out = blocks(code(50_000), TOKENIZER, 64), blocks(code(20_000, split="eval"), TOKENIZER, 64)
+    data, held_out = blocks(code(40_000), TOKENIZER, 64), blocks(code(10_000, split="eval"), TOKENIZER, 64)
     teacher = model(4)
     Trainer(teacher, arguments(out / "teacher", max_steps=2 * steps), train_dataset=data).train()
 
@@ -57,13 +57,15 @@ def main(out: Path, steps: int) -> None:
     students = {"live": teacher, "all logits": CachedTeacher(full.folder), "16 logits, bfloat16": small}
     trained = {name: distil(out / f"from {name}", source, steps, data, held_out) for name, source in students.items()}
 
+    losses = {name: trainer.evaluate()["eval_loss"] for name, trainer in trained.items()}
+
     print("\nall logits:", full.summary())
     print("16 logits: ", small.summary())
     live = dict(trained["live"].model.named_parameters())
     print(f"\n{'taught by':<22}{'loss on unseen text':>20}{'largest weight difference to live':>36}")
     for name, trainer in trained.items():
         apart = max((p - live[n]).abs().max().item() for n, p in trainer.model.named_parameters())
-        print(f"{name:<22}{trainer.evaluate()['eval_loss']:>20.4f}{apart:>36.1e}")
+        print(f"{name:<22}{losses[name]:>20.4f}{apart:>36.1e}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def tap(module: nn.Module, note: Callable[[Attention], None]) -> Callable[[], No
                 f"attn_implementation={implementation!r}: losses on attention read the masks of {' and '.join(_SUPPORTED)} only; load "
                 "the model with attn_implementation='sdpa'"
             )
-        taps = module.__dict__[_MARK] = _Taps(_function(module, implementation), own)
+        taps = module.__dict__[_MARK] = _Taps(_function(module, implementation), own, implementation)
         config: Any = copy.copy(own)
         config._attn_implementation_internal = _NAME  # the setter would reach into configs shared with other layers
         module.config = config
@@ -66,8 +66,10 @@ def tap(module: nn.Module, note: Callable[[Attention], None]) -> Callable[[], No
 
 
 class _Taps:
-    def __init__(self, function: Callable[..., Any], config: Any) -> None:
+    def __init__(self, function: Callable[..., Any], config: Any, implementation: str) -> None:
         self.function, self.config = function, config
+        self.may_be_causal = implementation == "sdpa"
+        """Eager attention hides what its mask hides, and nothing else."""
         self.notes: list[Callable[[Attention], None]] = []
 
 
@@ -85,7 +87,7 @@ def _noting(
         query.shape[-1] ** -0.5 if scaling is None else scaling,
         attention_mask,
         # As SDPA has it: the flag counts where there is no mask, and for more than one query.
-        bool(causal) and attention_mask is None and query.shape[2] > 1,
+        taps.may_be_causal and bool(causal) and attention_mask is None and query.shape[2] > 1,
         kwargs.get("softcap"),
         bias,
     )

@@ -27,7 +27,7 @@ class CacheReader:
     def __init__(self, cached: CachedTeacher, needs: frozenset[str]) -> None:
         self.cached, self.store, self.model = cached, cached.store, cached.model
         self.hidden = sorted(needs & set(self.store.arrays))
-        self.final, self.logits = "final" in needs, "logits" in needs
+        self.final, self.logits = "final" in needs, bool(needs & {"logits", "outputs"})
 
     def __call__(self, batch: Mapping[str, Any]) -> Signals:
         with torch.no_grad():
@@ -39,7 +39,7 @@ class CacheReader:
                 if self.final:
                     captured["head"] = logits
                 logits = logits.module(logits.hidden) if self.logits else None
-        return Signals({"logits": logits}, captured=captured)
+        return Signals(_Outputs(logits=logits), captured=captured)
 
     def _gather(self, name: str, places: Any, rows: Rows) -> torch.Tensor:
         frame = self.store.arrays[name]["frame"]
@@ -56,6 +56,18 @@ class CacheReader:
             return self._gather("logits", places, rows)
         slots = self.store.slots(frame, places, rows.spans[frame], rows.sizes[frame])
         return Head(slots.to(rows.device), _Read(self.store, classes))
+
+
+class _Outputs(dict):
+    """The outputs of a model as far as a cache has them, for losses that do not say what they read."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(
+            f"the teacher's {key} is not in its cache, which has logits and hidden states; use a live teacher"
+        )
+
+    def __getattr__(self, key: str) -> Any:
+        return self[key]
 
 
 class _Read(nn.Module):
@@ -111,11 +123,11 @@ def check_needs(cached: CachedTeacher, needs: frozenset[str]) -> None:
     """Refuse what the cache cannot give."""
     request, arrays = cached.store.manifest["request"], cached.store.arrays
     for key in sorted(needs):
-        if key in ("loss", "outputs"):
+        if key == "loss":
             raise ValueError(
-                f"needs the teacher's {key}, of which a cache has nothing; use a live teacher for this stage"
+                "needs the teacher's own loss, which a cache does not have; use a live teacher for this stage"
             )
-        if key in ("final", "logits"):
+        if key in ("final", "logits", "outputs"):
             if not request["logits"]:
                 raise ValueError(
                     f"needs the teacher's logits, but {cached.folder} was written with logits=False; write it anew, or "
@@ -164,5 +176,5 @@ def check_vocabulary(teacher: Teacher | CachedTeacher, tokenizer: Any) -> None:
 
 
 def _layers(needs: frozenset[str]) -> list[int | str]:
-    keys = [key for key in sorted(needs) if key not in ("final", "logits") and parse(key)[1] == "hidden"]
+    keys = [key for key in sorted(needs) if key not in ("final", "logits", "outputs") and parse(key)[1] == "hidden"]
     return [parse(key)[2] if parse(key)[0] is None else key for key in keys]

@@ -6,7 +6,7 @@ them. They only keep references, so activation checkpointing recomputes exactly 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hf_stages.attention_tap import attention_module, tap
+from hf_stages.data._random import undisturbed
 from hf_stages.layers.blocks import base_of, blocks_of
 from hf_stages.losses._signals import Attention, Head
 
@@ -32,28 +33,67 @@ class Capture:
         self.model, self.needs = model, needs
         self.store: dict[str, Any] = {}
         self.on = self.leave = False
-        self.makers: Sequence[Callable[[Mapping[str, Any]], Mapping[str, Any]]] = ()
-        """Make more signals from the captured ones within the model's forward (projections)."""
-        self.whole = bool(needs & WHOLE)
+        self.now = needs
+        """Those of the needs that the forward in progress must meet."""
+        self.inside: Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], Any]] = lambda store: ({}, dict(store))
+        """Makes more signals of the captured ones within the model's forward (projections), and says which tensors the
+        losses read: DDP waits for a gradient of every parameter below what the forward returns."""
+        self.unsure = True
         self._undo: list[Callable[[], None]] = []
         # Without a need for whole logits the output head runs on one token: for a large vocabulary it is most of the work.
-        self.head = base_of(model).get_output_embeddings() if defer_head and not self.whole else None
-        for key in sorted(needs - WHOLE - {"final"}):
+        self.head = getattr(base_of(model), "get_output_embeddings", lambda: None)() if defer_head else None
+        try:
+            self._install(stop)
+        except BaseException:
+            self.remove()
+            raise
+
+    def _install(self, stop: bool) -> None:
+        for key in sorted(self.needs - WHOLE - {"final"}):
             self._watch(key)
-        if stop and not self.whole and "final" not in needs:
+        if stop and not self.needs & (WHOLE | {"final"}):
             self._stop_at_deepest()
         if self.head is not None:
             self._add(self.head.register_forward_pre_hook(self._behead))
-        self._add(model.register_forward_hook(self._finish))
+        self._add(self.model.register_forward_hook(self._finish))
+
+    @property
+    def whole(self) -> bool:
+        return bool(self.now & WHOLE)
+
+    def confirm_head(self, run: Callable[[], Any]) -> None:
+        """Keep the head to itself no longer where the model changes what it made: a scale, a soft cap, a bias.
+
+        Known values are put in the place of the head's output, once; logits that are not those values were changed.
+        Weights and data have no say in it, so every rank and every resumed run comes to the same answer.
+        """
+        if not self.unsure or self.head is None or self.whole or "final" not in self.now:
+            return
+        self.unsure = False
+        planted: list[torch.Tensor] = []
+
+        def plant(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+            values = torch.linspace(-40, 40, output.shape[-1], device=output.device).to(output.dtype)
+            planted.append(values.expand_as(output).contiguous())
+            return planted[-1].clone()
+
+        handle = self.head.register_forward_hook(plant)
+        try:
+            with torch.no_grad(), evaluating(self.model), undisturbed(), self.collecting(now=self.now):
+                found = _logits(run())
+        finally:
+            handle.remove()
+        if found is None or len(planted) != 1 or not torch.equal(found.float(), planted[0].float()):
+            self.head = None
 
     @contextmanager
-    def collecting(self, *, whole: bool = False) -> Iterator[dict[str, Any]]:
+    def collecting(self, *, whole: bool = False, now: frozenset[str] | None = None) -> Iterator[dict[str, Any]]:
         """One forward; what it left is the caller's. Off outside: evaluation and recomputation keep nothing.
 
-        ``whole``: the model's outputs are left as they are, and kept under ``outputs``.
+        ``whole``: the model's outputs are left as they are, and kept under ``outputs``. ``now``: the needs of this forward.
         """
         self.store.clear()
-        self.on, self.leave = True, whole
+        self.on, self.leave, self.now = True, whole, self.needs if now is None else now
         found: dict[str, Any] = {}
         try:
             yield found
@@ -111,22 +151,25 @@ class Capture:
 
     def _stop_at_deepest(self) -> None:
         """End the forward where the last need is met."""
-        stack, layer = deepest(self.needs)
-        blocks = blocks_of(self.model, stack)
 
         def enough(*_: Any) -> None:
-            if self.on:
+            if self.on and self.needs <= self.store.keys():
                 raise _Enough
 
-        # Hooks run in the order they were set: what is kept of this block is kept by now.
-        self._add(
-            blocks[layer - 1].register_forward_hook(enough) if layer else blocks[0].register_forward_pre_hook(enough)
-        )
+        # Hooks run in the order they were set: what is kept of this block is kept by now. Which of several stacks runs
+        # last is not known, so that each asks.
+        for stack, layer in deepest(self.needs):
+            blocks = blocks_of(self.model, stack)
+            self._add(
+                blocks[layer - 1].register_forward_hook(enough)
+                if layer
+                else blocks[0].register_forward_pre_hook(enough)
+            )
 
     def _behead(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        if not self.on or self.leave:
+        if not self.on or self.leave or self.whole or (self.head is None and "final" in self.now):
             return None
-        if "final" in self.needs:
+        if "final" in self.now:
             self.store["head"] = Head(args[0], module)
         return (args[0][..., :1, :], *args[1:])
 
@@ -134,18 +177,27 @@ class Capture:
         """Within the wrapper's forward: DDP looks in the outputs for the parameters that take part."""
         if not self.on:
             return None
-        made: dict[str, Any] = {}
-        for maker in self.makers:
-            made.update(maker(self.store))
+        made, used = self.inside(self.store)
         self.store.update(made)
         if self.leave:
             self.store["outputs"] = outputs
             return None
-        if self.whole:
-            return _with(outputs, made) if made else None
-        if "final" in self.needs and self.head is None:
-            return None
-        return {"captured": dict(self.store), "logits": _logits(outputs) if "final" in self.needs else None}
+        if self.whole or ("final" in self.now and "head" not in self.store):
+            return _Marked(_named(outputs), made_for_losses=used) if made else None
+        return {"captured": used, "logits": _logits(outputs) if "final" in self.now else None}
+
+
+class _Marked(dict):
+    """A model's outputs and what losses made. DDP looks into it, but does not build it anew as it does a ModelOutput."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
 
 
 def parse(key: str) -> tuple[str | None, str, int]:
@@ -159,19 +211,33 @@ def parse(key: str) -> tuple[str | None, str, int]:
     return (".".join(stack) or None), kind, int(layer)
 
 
-def deepest(needs: frozenset[str]) -> tuple[str | None, int]:
-    """The last block that any need looks at; a decoder comes after its encoder."""
-    places = [(stack == "decoder", layer, stack) for stack, _, layer in map(parse, needs)]
-    _, layer, stack = max(places, key=lambda place: place[:2])
-    return stack, layer
+def deepest(needs: frozenset[str]) -> list[tuple[str | None, int]]:
+    """The last block of each stack that any need looks at.
+
+    >>> deepest(frozenset({"hidden.3", "attention.4"}))
+    [(None, 4)]
+    """
+    found: dict[str | None, int] = {}
+    for stack, _, layer in map(parse, needs):
+        found[stack] = max(layer, found.get(stack, 0))
+    return list(found.items())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, each module as it was afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _logits(outputs: Any) -> torch.Tensor | None:
     return outputs.get("logits") if isinstance(outputs, Mapping) else outputs[0]
 
 
-def _with(outputs: Any, made: Mapping[str, Any]) -> Any:
-    if isinstance(outputs, dict):
-        outputs["made_for_losses"] = dict(made)
-        return outputs
-    return (*outputs, dict(made))
+def _named(outputs: Any) -> dict[str, Any]:
+    return dict(outputs) if isinstance(outputs, Mapping) else {str(i): value for i, value in enumerate(outputs)}

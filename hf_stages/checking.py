@@ -12,11 +12,12 @@ from torch import nn
 from hf_stages.cached_teacher import check_needs
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.data._random import undisturbed
-from hf_stages.losses._algebra import Term
+from hf_stages.losses._algebra import Term, groups_of
+from hf_stages.losses._on_source import OnSource
 from hf_stages.plan import Plan
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
-from hf_stages.stage_losses import adapted_terms
+from hf_stages.stage_losses import adapted_terms, teacher_needs_of
 from hf_stages.teacher import BASE
 from hf_stages.teacher_source import CachedTeacher, Teacher
 from hf_stages.teachers import check_declared, structure_of, teacher_of
@@ -90,7 +91,7 @@ def check_losses(trainer: Any, skeletons: Mapping[str, Any]) -> None:
         if isinstance(declared, CachedTeacher):
             for term in terms:
                 with _placing(f"stage {stage.name!r}: loss {term.name}"):
-                    check_needs(declared, term.loss.teacher_needs)
+                    check_needs(declared, teacher_needs_of([term]))
 
 
 def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any) -> None:
@@ -103,9 +104,21 @@ def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any
             raise ValueError(
                 f"{where} {term.name}: has weights of its own that no optimizer would train; put them in `modules`"
             )
+    gradients = [group for group in groups_of(stage.loss) if group.by == "gradient"]
+    reentrant = (stage_args(trainer.args, stage).gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    if gradients and (reentrant or trainer.is_fsdp_enabled):
+        what = "reentrant activation checkpointing" if reentrant else "FSDP"
+        raise ValueError(f"{where}: Balanced: gradients of single terms cannot be taken under {what}; use by='loss'")
+    smoothed = (
+        getattr(trainer, "label_smoother", None) is not None or getattr(trainer, "compute_loss_func", None) is not None
+    )
+    if smoothed and any(isinstance(t.loss, OnSource) and t.loss.inner.name == "TaskLoss" for t in terms):
+        raise ValueError(
+            f"{where}: TaskLoss by source is computed from the logits, without label_smoothing_factor and compute_loss_func; "
+            "leave these out, or use one TaskLoss for all sources"
+        )
     captured = [key for term in terms for key in term.loss.needs if key not in WHOLE | {"final"}]
-    args = stage_args(trainer.args, stage)
-    if captured and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+    if captured and reentrant:
         raise ValueError(
             f"{where}: {captured[0]} cannot be captured under reentrant activation checkpointing, which runs layers without a "
             "graph and would silently drop the term; set gradient_checkpointing_kwargs={'use_reentrant': False}"

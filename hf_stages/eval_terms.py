@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hf_stages.losses._on_source import SOURCE, OnSource
 from hf_stages.losses._signals import Signals
 from hf_stages.stage_losses import StageLosses
 
@@ -29,7 +30,8 @@ class EvalTerms:
     @contextmanager
     def step(self, batch: Mapping[str, Any], t: float, context: Any) -> Iterator[None]:
         """Around one forward of the student, which keeps its outputs whole."""
-        if not self.terms or not self.losses.evaluates:
+        by_source = any(isinstance(term.loss, OnSource) for term in self.terms) and SOURCE not in batch
+        if not self.terms or not self.losses.evaluates or by_source:
             yield
             return
         with torch.no_grad(), self.losses.watching(whole=True) as captured:

@@ -10,12 +10,13 @@ import torch
 from transformers.utils.generic import find_labels
 
 from hf_stages.layers.blocks import base_of
+from hf_stages.losses._on_source import SOURCE
 
 
 def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Without labels; a decoder that would have made its inputs from them is given those inputs."""
     base = base_of(model)
-    withheld = {*find_labels(type(base)), "labels", "shift_labels"}
+    withheld = {*find_labels(type(base)), "labels", "shift_labels", SOURCE}
     inputs = {key: value for key, value in batch.items() if key not in withheld}
     makes = getattr(base, "prepare_decoder_input_ids_from_labels", None)
     labels = batch.get("labels")

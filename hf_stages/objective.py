@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from hf_stages.losses._algebra import Term
+from hf_stages.balance import Balance, gradient_norms
+from hf_stages.losses import Balanced
+from hf_stages.losses._algebra import Term, weighted
 from hf_stages.losses._signals import Signals
 
 _ZERO_LIMIT = 20
@@ -22,8 +24,19 @@ _ZERO_LIMIT = 20
 class Objective:
     """The terms of a stage, the update they are summed over, and what the log will say of them."""
 
-    def __init__(self, terms: Sequence[Term], device: torch.device, world: int) -> None:
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        device: torch.device,
+        world: int,
+        groups: Sequence[Balanced] = (),
+        parameters: Sequence[torch.Tensor] = (),
+    ) -> None:
         self.terms = tuple(terms)
+        self.balance = Balance(terms, groups, device) if groups else None
+        self.parameters = parameters
+        """What norms of gradients are taken over."""
+        self.scales: torch.Tensor | None = None
         self.device, self.world = device, world
         n = len(self.terms)
         self.exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
@@ -34,7 +47,10 @@ class Objective:
         self.zeros = torch.zeros(n, device=device)
         self.updates = 0
         self.t = 0.0
-        self.needs_task_loss = any("loss" in term.loss.needs for term in self.terms)
+
+    @property
+    def needs_task_loss(self) -> bool:
+        return any("loss" in term.loss.needs for term in weighted(self.terms, self.t))
 
     def reads_outputs(self, batch: Mapping[str, Any]) -> bool:
         """Whether more than the model's own loss is needed: another term, or a graph for a batch without targets."""
@@ -55,28 +71,55 @@ class Objective:
         n = len(self.terms)
         self.items, self.t = totals[:n], t
         self.update_sums.zero_()
+        self.squares: torch.Tensor | None = None
+        self.scales = self.balance.scales() if self.balance is not None else None
         return totals[n:]
 
     def loss(self, student: Signals, teacher: Signals | None, batch: Mapping[str, Any]) -> torch.Tensor:
         """The weighted loss of one micro-batch, ready for backward under DDP's averaging."""
         total: torch.Tensor | None = None
+        shares: dict[int, torch.Tensor] = {}
+        computed = weighted(self.terms, self.t)
         for i, term in enumerate(self.terms):
-            weight = term.weight(self.t)
-            if weight == 0.0 and len(self.terms) > 1:
+            if term not in computed:
                 continue
+            weight = term.weight(self.t)
             part = term.loss(student, teacher, batch, self.t)
             if not part.requires_grad:
                 raise ValueError(
                     f"loss {term.name}: its value has no graph, so it would train nothing; compute it from the student's "
                     "outputs, without detach() or no_grad()"
                 )
-            share = part / self.items[i]
+            share = shares[i] = part / self.items[i]
             self.update_sums[i] += share.detach()
             part = share * (weight * self.world)
+            if self.scales is not None:
+                part = part * self.scales[i].to(part.dtype)
             total = part if total is None else total + part
         if total is None:
             raise ValueError(f"loss: every weight is zero at t={self.t:.4g}, so nothing would be trained")
+        if self.balance is not None and self.squares is None:
+            self._measure(shares)
         return total
+
+    def _measure(self, shares: Mapping[int, torch.Tensor]) -> None:
+        """Norms of gradients, on the update's first micro-batch: one more backward for each term is dear enough."""
+        assert self.balance is not None
+        self.squares = torch.zeros(len(self.terms), device=self.device)
+        if due := [i for i in self.balance.due(self.updates, "gradient") if i in shares]:
+            self.squares[due] = gradient_norms([shares[i] for i in due], self.parameters)
+
+    def _rebalance(self) -> None:
+        """Once per update, from norms that are the same on every rank."""
+        assert self.balance is not None
+        assert self.squares is not None
+        measured = torch.stack([self.squares / self.world, self.update_sums])
+        if self.world > 1:
+            torch.distributed.all_reduce(measured)
+        norms = measured[0].sqrt()
+        by_loss = self.balance.due(self.updates, "loss")
+        norms[by_loss] = measured[1, by_loss].abs()
+        self.balance.update(norms)
 
     def close_update(self, loss: torch.Tensor) -> None:
         """After the last backward, before the optimizer's step: refuse what is not finite, on all ranks together."""
@@ -87,6 +130,8 @@ class Objective:
             finite = flag.bool()
         if not finite:
             self._not_finite()
+        if self.balance is not None:
+            self._rebalance()
         self.log_sums += self.update_sums
         self.log_updates += 1
         zero = self.update_sums == 0
@@ -133,6 +178,9 @@ class Objective:
         logs = {f"loss_{term.name}": s / updates for term, s in zip(self.terms, sums.tolist(), strict=True)}
         self.log_sums = torch.zeros_like(self.log_sums)
         self.log_updates = 0
+        if self.balance is not None:
+            scales = zip(self.terms, self.balance.scales().tolist(), strict=True)
+            logs |= {f"scale_{term.name}": scale for term, scale in scales if term.balance is not None}
         return logs
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,12 +189,15 @@ class Objective:
             "log_updates": self.log_updates,
             "zeros": self.zeros.tolist(),
             "updates": self.updates,
+            "balance": self.balance.state_dict() if self.balance is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.log_sums = torch.tensor(state["log_sums"], device=self.device)
         self.zeros = torch.tensor(state["zeros"], device=self.device)
         self.log_updates, self.updates = state["log_updates"], state["updates"]
+        if self.balance is not None:
+            self.balance.load_state_dict(state["balance"])
 
 
 @contextmanager

@@ -23,13 +23,15 @@ from hf_stages.eval_terms import EvalTerms
 from hf_stages.gates import History
 from hf_stages.handover import Handover
 from hf_stages.ledger import Ledger
+from hf_stages.losses._algebra import groups_of, sources_of
 from hf_stages.manifest import Manifest
 from hf_stages.objective import Objective
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.sizes import named, train_dataset_of
+from hf_stages.source_collator import SourceCollator
 from hf_stages.stage_args import stage_args
 from hf_stages.stage_folder import read_boundary, write_boundary
-from hf_stages.stage_losses import StageLosses, adapted_terms
+from hf_stages.stage_losses import StageLosses, adapted_terms, teacher_needs_of
 from hf_stages.stage_run import StageRun, all_ranks
 from hf_stages.teachers import Teachers, at_work, structure_of
 from hf_stages.transition import Transition
@@ -129,7 +131,8 @@ class Runner:
             before=(parent or {}).get("metrics", {}),
         )
         run.losses = losses = self._losses(planned, args)
-        run.objective = Objective(losses.terms, args.device, args.world_size)
+        groups, weights = groups_of(planned.stage.loss), list(trainer.model.parameters())
+        run.objective = Objective(losses.terms, args.device, args.world_size, groups, weights)
         run.evaluated = EvalTerms(losses, args.device, args.world_size)
         if state is not None:
             run.objective.load_state_dict(state["objective"][args.process_index])
@@ -239,6 +242,8 @@ class Runner:
         for name in ("data_collator", "compute_metrics"):
             own = getattr(stage, name)
             setattr(trainer, name, own if own is not None else self.own[name])
+        if sources := sources_of(stage.loss):
+            trainer.data_collator = SourceCollator(trainer.data_collator, sources)
         trainer.__dict__.pop("_eval_dataloaders", None)  # persistent workers hold the stage before's data
 
     def _span(self, planned: PlannedStage, args: Any) -> Any:
@@ -255,8 +260,7 @@ class Runner:
         source = self.teachers.of(planned)
         set_seed(seed_of(args.seed, planned.name, "losses") & 0xFFFFFFFF)  # projections begin alike on all ranks
         terms = adapted_terms(planned.stage, model, structure_of(source, model))
-        needs = frozenset().union(*(term.loss.teacher_needs for term in terms))
-        teacher = at_work(source, model, needs, args.device)
+        teacher = at_work(source, model, teacher_needs_of(terms), args.device)
         losses = StageLosses(terms, model, teacher, defer_head=not self.trainer.is_fsdp_enabled)
         if losses.modules is not None and self.trainer.is_fsdp_enabled:
             raise ValueError(f"stage {planned.name!r}: loss: projections are not supported under FSDP; use DDP")
@@ -322,7 +326,7 @@ class Runner:
             setattr(trainer, name, value)
         trainer._stage = handler.stage = trainer.stage_teacher = None
         trainer._train_batch_size = trainer.args.train_batch_size
-        trainer._stop_request = None
+        trainer._stop_request, trainer._sources = None, {}
         trainer.__dict__.pop("loss_is_scaled_for_ga", None)
 
     def _output(self, outputs: list[TrainOutput]) -> TrainOutput:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_stages.capture import WHOLE, Capture
+from hf_stages.curves import Const
 from hf_stages.losses import TaskLoss
-from hf_stages.losses._algebra import Term, terms_of
+from hf_stages.losses._algebra import Term, terms_of, weighted
 from hf_stages.losses._signals import Signals
 from hf_stages.model_inputs import model_inputs
 from hf_stages.stage import Stage
@@ -31,36 +32,53 @@ def adapted_terms(stage: Stage, student: Any, teacher: Any) -> tuple[Term, ...]:
         raise ValueError(f"stage {stage.name!r}: loss: {error}") from error
 
 
+def needs_of(terms: Iterable[Term]) -> frozenset[str]:
+    """What the student must show. A loss that does not say is given the model's whole outputs."""
+    return frozenset[str]().union(*(term.loss.needs or {"outputs"} for term in terms))
+
+
+def teacher_needs_of(terms: Iterable[Term]) -> frozenset[str]:
+    return frozenset[str]().union(*(t.loss.teacher_needs or {"outputs"} for t in terms if t.loss.uses_teacher))
+
+
 class StageLosses:
     """Installed before the stage's model is wrapped; ``remove()`` leaves the model as it was."""
 
     def __init__(self, terms: tuple[Term, ...], model: nn.Module, teacher: Any, *, defer_head: bool) -> None:
         self.terms, self.model, self.teacher = terms, model, teacher
         self.removed = False
-        needs = frozenset().union(*(term.loss.needs for term in terms))
+        needs = needs_of(terms)
         self.capture = None if needs <= WHOLE else Capture(model, needs, defer_head=defer_head)
-        self.features_only = not needs & (WHOLE | {"final"})
-        """Nothing reads the model's head: under DDP its parameters take no part."""
+        self.now = terms
+        always = {*range(len(terms))} if len(terms) == 1 else {i for i, term in enumerate(terms) if _steady(term)}
+        read = needs_of(term for i, term in enumerate(terms) if i in always) if always else frozenset()
+        self.features_only = not read & (WHOLE | {"final"})
+        """At times nothing reads the model's head: under DDP its parameters then take no part."""
+        if self.capture is not None:
+            self.capture.inside = self._inside
         own = {str(i): term.loss.modules for i, term in enumerate(terms) if term.loss.modules is not None}
         self.modules = nn.ModuleDict(own).to(_device(model)) if own else None
         if self.modules is not None:
             assert self.capture is not None
-            self.capture.makers = [term.loss.inside for term in terms if term.loss.modules is not None]
             self._attach()
 
     def teach(self, batch: Mapping[str, Any], t: float) -> Signals | None:
         """The teacher's signals; None while no term that reads them has weight."""
-        if self.teacher is None or not any(term.loss.uses_teacher and term.weight(t) for term in self.terms):
+        if self.teacher is None or not any(term.loss.uses_teacher for term in weighted(self.terms, t)):
             return None
         return self.teacher(batch)
 
     @contextmanager
-    def watching(self, *, whole: bool = False) -> Iterator[dict[str, Any]]:
-        """One forward of the student, in which what the losses need is kept; ``whole``: its outputs are, too."""
+    def watching(self, t: float | None = None, *, whole: bool = False) -> Iterator[dict[str, Any]]:
+        """One forward of the student, in which is kept what the losses need that have weight at ``t`` (all, without).
+
+        ``whole``: its outputs are kept, too.
+        """
+        self.now = self.terms if t is None else weighted(self.terms, t)
         if self.capture is None:
             yield {}
             return
-        with self.capture.collecting(whole=whole) as captured:
+        with self.capture.collecting(whole=whole, now=needs_of(self.now)) as captured:
             yield captured
 
     @property
@@ -71,6 +89,21 @@ class StageLosses:
     def student(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
         """Outputs of the wrapped model for a batch whose labels no term takes from the model."""
         return model(**model_inputs(self.model, batch))
+
+    def prepare(self, batch: Mapping[str, Any], t: float) -> None:
+        """Before the stage's first forward whose logits may be left to the losses: find out whether they may."""
+        if self.capture is not None and self.capture.unsure:
+            self.capture.now = needs_of(weighted(self.terms, t))
+            self.capture.confirm_head(lambda: self.model(**model_inputs(self.model, batch)))
+
+    def _inside(self, store: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+        made: dict[str, Any] = {}
+        used: list[Any] = []
+        for term in self.now:
+            own = term.loss.inside(store)
+            used += [*own.values(), term.loss.used(store)]
+            made.update(own)
+        return made, used
 
     def remove(self) -> None:
         if self.removed:
@@ -108,6 +141,10 @@ class StageLosses:
     def load(self, folder: Path) -> None:
         if self.modules is not None:
             self.modules.load_state_dict(load_file(folder / _FILE))
+
+
+def _steady(term: Term) -> bool:
+    return all(isinstance(weight, Const) and weight.value for weight in term.weights)
 
 
 def _device(model: nn.Module) -> torch.device:

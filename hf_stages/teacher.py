@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_stages.capture import Capture
+from hf_stages.capture import Capture, evaluating
 from hf_stages.data._random import undisturbed
+from hf_stages.layers.blocks import base_of
 from hf_stages.losses._signals import Signals
 from hf_stages.model_inputs import model_inputs
 
@@ -32,6 +33,7 @@ class LiveTeacher:
         self.capture = Capture(self.model, needs, stop=True)
 
     def __call__(self, batch: Mapping[str, Any]) -> Signals:
+        self.model.eval()  # a user's callback may have set it to train
         return _run(self.model, self.capture, batch)
 
     def remove(self) -> None:
@@ -45,7 +47,10 @@ class BaseTeacher:
 
     def __init__(self, model: nn.Module, needs: frozenset[str]) -> None:
         self.model = model
-        self.capture = Capture(model, needs, stop=True)
+        head = getattr(base_of(model), "get_output_embeddings", lambda: None)()
+        # A head kept for later would be run with its adapter on.
+        adapted = head is not None and any(hasattr(m, "_disable_adapters") for m in head.modules())
+        self.capture = Capture(model, needs, stop=True, defer_head=not adapted)
 
     def __call__(self, batch: Mapping[str, Any]) -> Signals:
         with adapters_off(self.model), undisturbed():
@@ -58,24 +63,23 @@ class BaseTeacher:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Run what is below every adapter, in evaluation mode. PEFT's own switch would also reset what trains."""
-    modes = {module: module.training for module in model.modules()}
     switches = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
     before = [m._disable_adapters for m in switches]
-    model.eval()
     for module in switches:
         module._disable_adapters = True
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for module, value in zip(switches, before, strict=True):
             module._disable_adapters = value
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _run(model: nn.Module, capture: Capture, batch: Mapping[str, Any]) -> Signals:
+    inputs = model_inputs(model, batch)
+    capture.confirm_head(lambda: model(**inputs))
     with torch.no_grad(), capture.collecting() as captured:
-        outputs = capture.run(model, model_inputs(model, batch))
+        outputs = capture.run(model, inputs)
     return Signals(outputs, captured=captured)
 
 

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from hf_stages.cached_teacher import CacheReader, check_needs, check_same_teacher, check_vocabulary, find
 from hf_stages.data._random import undisturbed
+from hf_stages.losses._on_source import SOURCE
 from hf_stages.plan import PlannedStage
 from hf_stages.row_keys import rows_of
 from hf_stages.sizes import train_dataset_of
@@ -102,7 +103,8 @@ def _check_rows(trainer: Any, stage: Stage, cached: CachedTeacher) -> None:
                 dataset = trainer._remove_unused_columns(dataset, description="Training")
             else:
                 collator = trainer._get_collator_with_removed_columns(collator, description="Training")
-            batch = collator([dataset[i] for i in range(min(2, len(dataset)))])
+            rows = [dict(dataset[i]) for i in range(min(2, len(dataset)))]
+            batch = collator([{key: value for key, value in row.items() if key != SOURCE} for row in rows])
     except Exception as error:  # of the data or the collator, which training will report in its own words
         logger.info(f"stage {stage.name!r}: the first rows were not looked up in the teacher's cache: {error}")
         return

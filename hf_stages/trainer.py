@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,12 +29,14 @@ from hf_stages.flow import OneRun
 from hf_stages.loading import load_stage
 from hf_stages.losses import TaskLoss
 from hf_stages.losses._algebra import terms_of
+from hf_stages.losses._on_source import SOURCE
 from hf_stages.losses._signals import Signals
 from hf_stages.objective import counted
 from hf_stages.plan import Plan
 from hf_stages.progress import StageProgress
 from hf_stages.runner import Runner
 from hf_stages.sizes import plan_for
+from hf_stages.source_collator import SourceCollator
 from hf_stages.stage import Recipe, Stage
 
 logger = logging.get_logger(__name__)
@@ -57,6 +60,8 @@ class StagedMixin(_Base):
     """The StageRun in progress."""
     _runner: Any = None
     _in_update = False
+    _sources: Any = MappingProxyType({})
+    """Where the rows of the batch at hand come from, for losses by source."""
     _stop_request: str | None = None
     """Asked for before ``train()``."""
 
@@ -250,10 +255,11 @@ class StagedMixin(_Base):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self._in_update:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        objective, losses, batch = self._stage.objective, self._stage.losses, dict(inputs)
+        objective, losses, batch = self._stage.objective, self._stage.losses, {**inputs, **self._sources}
         with self.accelerator.autocast():
             teacher = losses.teach(batch, objective.t)  # before the student's activations take their room
-        with losses.watching() as captured:
+            losses.prepare(batch, objective.t)
+        with losses.watching(objective.t) as captured:
             if objective.needs_task_loss:
                 self._check_labels(batch)
                 # Without a count of items, every trainer reports the mean over the micro-batch; TaskLoss takes it from
@@ -276,6 +282,19 @@ class StagedMixin(_Base):
             f"{', '.join(batch)}); add labels to the data, or use a loss that compares with a teacher"
         )
 
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if isinstance(self.data_collator, SourceCollator) and SOURCE not in columns:
+            columns.append(SOURCE)
+
+    def _prepare_inputs(self, inputs):
+        inputs = super()._prepare_inputs(inputs)
+        if isinstance(self.data_collator, SourceCollator):  # for the losses, not for the model
+            inputs = dict(inputs)
+            self._sources = {SOURCE: inputs.pop(SOURCE)} if SOURCE in inputs else {}
+        return inputs
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         if self.recipe is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
@@ -285,7 +304,7 @@ class StagedMixin(_Base):
         if self._stage is None or self._stage.evaluated is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        with self._stage.evaluated.step(dict(inputs), self._stage.t, self.accelerator.autocast()):
+        with self._stage.evaluated.step({**inputs, **self._sources}, self._stage.t, self.accelerator.autocast()):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def evaluation_loop(self, *args, **kwargs):

@@ -17,7 +17,8 @@ NOUNS = "stage duration curves ledger errors fingerprint"
 READERS = "recipe _hints parts model_source naming dry_run _yaml"  # they find parts by name
 PLANS = "plan sizes stage_args checkpoint manifest moments"
 WORK = (
-    "blueprint capture attention_tap model_inputs stage_losses eval_terms handover objective flow transition checking stage_run stage_folder checkpointing loading progress signals "
+    "blueprint capture attention_tap model_inputs source_collator stage_losses eval_terms balance handover objective flow transition "
+    "checking stage_run stage_folder checkpointing loading progress signals "
     "teacher teachers teacher_source teacher_print teacher_cache cached_teacher cache_folder row_keys top_k runner trainer callbacks"
 )
 LEAVES = "losses layers transforms data schedules monitors gates exporters packing hub reports metrics"

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from hf_stages import CachedTeacher, Stage, StagedTrainer, Teacher
 from hf_stages import recipe as recipes
 from hf_stages.cached_teacher import CacheReader
-from hf_stages.losses import AttentionKL, HiddenMSE, LogitKL, TaskLoss
+from hf_stages.losses import AttentionKL, HiddenMSE, LogitKL, Loss, TaskLoss
 from hf_stages.teacher import LiveTeacher
 from tests import tiny
 
@@ -450,3 +450,25 @@ stages:
     assert main(["run", "cached.yaml"]) == 0
     assert main(["cache-teacher", "cached.yaml", "--to", "again"]) == 2
     assert "expected {path: ...} or {use: Teacher, ...}, got CachedTeacher(" in capsys.readouterr().err
+
+
+class Silent(Loss):
+    """Says nothing of what it reads."""
+
+    uses_teacher = True
+    key = "logits"
+
+    def items(self, batch):
+        return batch["input_ids"].numel()
+
+    def __call__(self, student, teacher, batch, t):
+        return (student.logits - teacher.outputs[self.key]).pow(2).mean(-1).sum()
+
+
+def test_a_loss_that_does_not_say_what_it_reads_finds_the_logits(tmp_path, cache):
+    live = trained(tmp_path / "live", tiny.llama(7), 1.0 * Silent())
+    assert live.equal(trained(tmp_path / "cached", CachedTeacher(cache), 1.0 * Silent()))
+    other = Silent()
+    other.key = "past_key_values"
+    with pytest.raises(ValueError, match="the teacher's past_key_values is not in its cache"):
+        trained(tmp_path / "other", CachedTeacher(cache), 1.0 * other)

@@ -694,13 +694,13 @@ BAD = {
     "shape": ([Stage("a", "2 steps", schedule=Fresh(shape="reduce_lr_on_plateau"))], r"no function of progress"),
     "teacher missing": ([Stage("a", "2 steps", loss=Agree())], r"stage 'a': teacher: its loss compares with a teacher, but there is none"),
     "teacher unused": ([Stage("a", "2 steps", teacher="stage:b")], r"stage 'a': teacher: given, but no loss"),
-    "teacher later": ([Stage("a", "2 steps", loss=Agree(), teacher="stage:b"), Stage("b", "2 steps")], r"expected a model or an earlier stage"),
+    "teacher later": ([Stage("a", "2 steps", loss=Agree(), teacher="stage:b"), Stage("b", "2 steps")], r"expected a model, 'base' or an earlier stage"),
     "empty": ([Stage("a", "2 steps", train_dataset=tiny.lm_data(0))], r"stage 'a': train_dataset: expected at least one example"),
     "stream epochs": ([Stage("a", "2 epochs", train_dataset=Stream(4))], r"stage 'a': until: '2 epochs' on a stream without a length"),
     "no batch": ([Stage("a", "2 epochs", train_dataset=tiny.lm_data(3), args={"dataloader_drop_last": True})], r"3 examples give no batch of 4"),
     "unmeasured gate": ([Stage("a", "2 steps", gates=[Plateau("eval_loss")])], r"stage 'a': gates\[0\] Plateau: eval_loss is never measured"),
     "no eval data": ([Stage("a", "2 steps", args={"eval_strategy": "steps"})], r"stage 'a': eval_dataset: eval_strategy='steps', but there is none"),
-    "capture": ([Stage("a", "2 steps", loss=Hidden())], r"stage 'a': loss Hidden: needs hidden, which is not captured"),
+    "capture": ([Stage("a", "2 steps", loss=Hidden())], r"stage 'a': loss Hidden: need 'hidden': expected loss, logits"),
     "unknown source": ([Stage("a", "2 steps", train_dataset="nope")], r"no source is called 'nope'"),
 }  # fmt: skip
 
@@ -726,7 +726,7 @@ def test_what_stages_make_themselves_is_refused(tmp_path):
 
 def test_a_batch_without_labels_is_refused(tmp_path):
     data = tiny.lm_data().remove_columns("labels")
-    with pytest.raises(ValueError, match="did not return a loss"):
+    with pytest.raises(ValueError, match="TaskLoss: the batch has no labels"):
         staged(tmp_path, [Stage("a", "1 steps")], train_dataset=data).train()
 
 

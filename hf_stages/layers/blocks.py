@@ -22,6 +22,8 @@ def stacks_of(model: Any) -> dict[str, tuple[str, nn.ModuleList]]:
         inside = any(path.startswith(f"{outer}.") for outer in found)
         if isinstance(module, nn.ModuleList) and not inside and len(module) and _all_blocks(module, unsplit):
             found[path] = module
+    if not found:
+        found = _by_depth(base)
     names = _told_apart(list(found))
     return {name: (path, found[path]) for name, path in zip(names, found, strict=True)}
 
@@ -61,6 +63,15 @@ def _all_blocks(modules: nn.ModuleList, unsplit: set[str]) -> bool:
     return all(isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in unsplit for m in modules)
 
 
+def _by_depth(base: nn.Module) -> dict[str, nn.ModuleList]:
+    """Models without gradient checkpointing (MPNet, XLNet): the one list of equal modules as long as the config says."""
+    depth = getattr(getattr(base, "config", None), "num_hidden_layers", None)
+    lists = {path: m for path, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth}
+    lists = {path: m for path, m in lists.items() if not any(path.startswith(f"{outer}.") for outer in lists)}
+    # XLM keeps attentions, norms and feed-forwards in a list each: no list holds the blocks.
+    return lists if len(lists) == 1 and len({type(m) for blocks in lists.values() for m in blocks}) == 1 else {}
+
+
 def _told_apart(paths: list[str]) -> list[str]:
     """
     >>> _told_apart(["model.layers"]), _told_apart(["model.encoder.layers", "model.decoder.layers"])
@@ -76,4 +87,5 @@ def _told_apart(paths: list[str]) -> list[str]:
         common += 1
     # A name is the first part that no other path has there, else all parts of the path but the list's own name.
     first = [p[common] if common < len(p) else "" for p in parts]
-    return [f if first.count(f) == 1 and f else ".".join(p[common:-1]) for f, p in zip(first, parts, strict=True)]
+    names = [f if first.count(f) == 1 and f else ".".join(p[common:-1]) for f, p in zip(first, parts, strict=True)]
+    return [n if names.count(n) == 1 else path for n, path in zip(names, paths, strict=True)]

@@ -4,6 +4,7 @@ from hf_stages.losses._algebra import Loss as Loss
 from hf_stages.losses.attention_kl import AttentionKL as AttentionKL
 from hf_stages.losses.attention_mse import AttentionMSE as AttentionMSE
 from hf_stages.losses.attention_relation import AttentionRelation as AttentionRelation
+from hf_stages.losses.balanced import Balanced as Balanced
 from hf_stages.losses.embedding_cosine import EmbeddingCosine as EmbeddingCosine
 from hf_stages.losses.hidden_mse import HiddenMSE as HiddenMSE
 from hf_stages.losses.logit_kl import LogitKL as LogitKL
@@ -14,6 +15,7 @@ __all__ = [
     "AttentionKL",
     "AttentionMSE",
     "AttentionRelation",
+    "Balanced",
     "EmbeddingCosine",
     "HiddenMSE",
     "LogitKL",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,10 @@ class Loss:
     def inside(self, captured: Mapping[str, Any]) -> Mapping[str, Any]:
         """More signals, made from the student's within its forward: where ``modules`` work, so that DDP sees them."""
         return {}
+
+    def used(self, captured: Mapping[str, Any]) -> Any:
+        """Those of the captured tensors that the value depends on: under DDP all that lies below them gets a gradient."""
+        return [captured[key] for key in self.needs if key in captured]
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         """Over how many items the sum runs: an int or a scalar tensor, zero for an empty micro-batch."""
@@ -89,6 +93,8 @@ class Term:
     name: str
     weights: tuple[Curve, ...]
     loss: Loss
+    balance: int | None = None
+    """Which of the stage's ``Balanced`` groups it belongs to, in the order of ``groups_of``."""
 
     def weight(self, t: float) -> float:
         product = 1.0
@@ -97,7 +103,7 @@ class Term:
         return product
 
 
-def terms_of(loss: Loss, student: Any = None, teacher: Any = None) -> tuple[Term, ...]:
+def terms_of(loss: Loss | Mapping[str, Loss], student: Any = None, teacher: Any = None) -> tuple[Term, ...]:
     """Flatten sums and weights into named terms, each adapted to the models where they are given.
 
     >>> from hf_stages.losses import TaskLoss
@@ -106,13 +112,17 @@ def terms_of(loss: Loss, student: Any = None, teacher: Any = None) -> tuple[Term
     """
     seen: dict[str, int] = {}
     terms = []
-    for weights, leaf in _leaves(loss, ()):
+    for weights, leaf, group in _leaves(loss, (), []):
         seen[leaf.name] = count = seen.get(leaf.name, 0) + 1
         name = leaf.name if count == 1 else f"{leaf.name}_{count}"
-        terms.append(
-            Term(name, weights or (Const(1.0),), leaf.for_models(student, teacher) if student is not None else leaf)
-        )
+        adapted = leaf.for_models(student, teacher) if student is not None else leaf
+        terms.append(Term(name, weights or (Const(1.0),), adapted, group))
     return tuple(terms)
+
+
+def weighted(terms: Sequence[Term], t: float) -> tuple[Term, ...]:
+    """Those that are computed at ``t``: a term without weight is not, unless it is all there is."""
+    return tuple(term for term in terms if len(terms) == 1 or term.weight(t) != 0.0)
 
 
 def adapted(loss: Any, **found: Any) -> Any:
@@ -123,14 +133,47 @@ def adapted(loss: Any, **found: Any) -> Any:
     return known
 
 
-def _leaves(loss: Loss, weights: tuple[Curve, ...]) -> Iterator[tuple[tuple[Curve, ...], Loss]]:
-    if isinstance(loss, Sum):
+def groups_of(loss: Any) -> tuple[Any, ...]:
+    """The ``Balanced`` parts of a loss, in the order that ``Term.balance`` counts them."""
+    groups: list[Any] = []
+    for _ in _leaves(loss, (), groups) if loss is not None else ():
+        pass
+    return tuple(groups)
+
+
+def _leaves(
+    loss: Any, weights: tuple[Curve, ...], groups: list[Any], group: int | None = None
+) -> Iterator[tuple[tuple[Curve, ...], Loss, int | None]]:
+    from hf_stages.losses.balanced import Balanced  # it is made of what stands here
+
+    if isinstance(loss, Mapping):
+        yield from _by_source(loss, weights, groups, group)
+    elif isinstance(loss, Sum):
         for part in loss.losses:
-            yield from _leaves(part, weights)
+            yield from _leaves(part, weights, groups, group)
     elif isinstance(loss, Scaled):
-        yield from _leaves(loss.loss, (*weights, loss.weight))
+        yield from _leaves(loss.loss, (*weights, loss.weight), groups, group)
+    elif isinstance(loss, Balanced):
+        groups.append(loss)  # Balanced refuses another inside itself
+        yield from _leaves(loss.loss, weights, groups, len(groups) - 1)
     else:
-        yield weights, loss
+        yield weights, loss, group
+
+
+def _by_source(
+    losses: Mapping[str, Loss], weights: tuple[Curve, ...], groups: list[Any], group: int | None
+) -> Iterator[tuple[tuple[Curve, ...], Loss, int | None]]:
+    from hf_stages.losses._on_source import OnSource
+
+    sources = sources_of(losses)
+    for source, loss in losses.items():
+        for scales, leaf, own in _leaves(loss, weights, groups, group):
+            yield scales, OnSource(leaf, source, sources.index(source)), own
+
+
+def sources_of(loss: Any) -> tuple[str, ...]:
+    """The sources that a loss by source tells apart, in the order of their numbers; none where it is one loss for all."""
+    return tuple(sorted(loss)) if isinstance(loss, Mapping) else ()
 
 
 def _parts(loss: Loss) -> tuple[Loss, ...]:

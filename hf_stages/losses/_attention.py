@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,12 @@ def mapped(loss: Any, student: Any, teacher: Any, *, same_heads: bool = True) ->
         needs=frozenset(key_of("attention", s, loss.stack) for s, _ in found),
         teacher_needs=frozenset(key_of("attention", t, loss.stack) for _, t in found),
     )
+
+
+def parts(loss: Any, captured: Mapping[str, Any], *names: str) -> list[torch.Tensor]:
+    """Of the student's mapped layers, the tensors that go by these names."""
+    layers = [captured[key] for key in loss.needs if key in captured]
+    return [getattr(layer, name) for layer in layers for name in names]
 
 
 def log_shares(values: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:

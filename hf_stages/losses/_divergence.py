@@ -20,8 +20,12 @@ from torch.nn.functional import log_softmax
 
 from hf_stages.losses._signals import Head
 
-_CHUNK = 2**25
-"""Logits per chunk, counted in one model: 256 positions at a vocabulary of 128k."""
+_CHUNK = {"cpu": 2**25}
+"""Logits per chunk, counted in one model: 256 positions at a vocabulary of 128k. Each chunk adds a gradient of the head's
+size to the sum of those before: with 2**23 the loss measured slower than written plainly, with 2**25 not
+(width 512, 1024 tokens; benchmarks/logit_memory.py)."""
+_LARGER = 2**27
+"""On accelerators, whose multiplications are faster in relation to such sums. By arithmetic, not measured."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def divergence(
     teacher: torch.Tensor | Head,
     index: torch.Tensor,
     measure: Measure,
-    chunk: int = _CHUNK,
+    chunk: int | None = None,
 ) -> torch.Tensor:
     """The sum of ``measure`` over the positions ``index``, rising numbers into the flattened (batch, tokens).
 
@@ -75,6 +79,7 @@ def divergence(
     """
     states, module = _flat(student)
     index = index.to(states.device)
+    chunk = chunk or _CHUNK.get(states.device.type, _LARGER)
     theirs = _reader(teacher, index, states)
     if module is None:
         wanted = torch.is_grad_enabled() and states.requires_grad
@@ -160,8 +165,7 @@ def _added(kept: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor 
     """Sums over chunks are kept at float32: in bfloat16 each addition would round to 8 bits."""
     if new is None:
         return kept
-    new = new.float()
-    return new if kept is None else kept.add_(new)
+    return new.float() if kept is None else kept.add_(new)
 
 
 def _spans(rows: int, chunk: int, classes: int) -> list[tuple[int, int]]:

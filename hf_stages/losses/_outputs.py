@@ -115,7 +115,7 @@ def _kind(base: Any, config: Any, where: str) -> tuple[str | None, bool]:
         return "tokens", False
     if task == "ForMaskedLM":
         return "tokens", True
-    if task in _LANGUAGE or names & _causal_names():
+    if task in _LANGUAGE or names & causal_names():
         return "decoder" if decoder else "next", True
     if task is not None:
         raise ValueError(
@@ -127,7 +127,8 @@ def _kind(base: Any, config: Any, where: str) -> tuple[str | None, bool]:
     return None, False
 
 
-def _causal_names() -> set[str]:
+def causal_names() -> set[str]:
+    """Classes whose labels are moved by one; GPT2LMHeadModel and others do not say so in a ``loss_type``."""
     found: set[str] = set()
     for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         found.update([value] if isinstance(value, str) else value)

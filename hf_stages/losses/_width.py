@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_stages.layers.blocks import base_of
+from hf_stages.layers.blocks import base_of, stack_of
 
 
 def config_of(model: Any, stack: str | None) -> Any:
-    """The config of the tower whose blocks count: its text config where it has several."""
-    config = base_of(model).config
-    part = getattr(config, stack, None) if stack is not None else None
-    if part is not None and hasattr(part, "hidden_size"):
-        return part
-    return config.get_text_config() if not hasattr(config, "hidden_size") else config
+    """The config of the module that holds the stack: a tower's own where a model has several."""
+    base, path = base_of(model), stack_of(model, stack)[0].split(".")
+    for end in range(len(path) - 1, -1, -1):
+        config = getattr(base.get_submodule(".".join(path[:end])), "config", None)
+        if hasattr(config, "hidden_size"):
+            return config
+    return base.config.get_text_config()
 
 
 def width_of(model: Any, stack: str | None) -> int:
@@ -23,5 +24,14 @@ def width_of(model: Any, stack: str | None) -> int:
 def heads_of(model: Any, stack: str | None, *, keys: bool = False) -> int:
     """Attention heads; with ``keys`` those of keys and values, fewer under grouped-query attention."""
     config = config_of(model, stack)
+    # BART and its kin: num_attention_heads is the encoder's.
+    own = getattr(config, "decoder_attention_heads", None) if stack == "decoder" else None
     fewer = getattr(config, "num_key_value_heads", None) if keys else None
-    return int(fewer or config.num_attention_heads)
+    return int(fewer or own or config.num_attention_heads)
+
+
+def size_of(model: Any, stack: str | None) -> int:
+    """The size of one attention head."""
+    config = config_of(model, stack)
+    given = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
+    return int(given or config.hidden_size // heads_of(model, stack))

@@ -37,6 +37,9 @@ class AttentionMSE(Loss):
     def for_models(self, student: Any, teacher: Any) -> AttentionMSE:
         return _attention.mapped(self, student, teacher)
 
+    def used(self, captured: Mapping[str, Any]) -> Any:
+        return _attention.parts(self, captured, "query", "key")
+
     def items(self, batch: Mapping[str, Any]) -> Any:
         return token_items(batch, self.stack)
 

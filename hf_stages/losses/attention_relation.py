@@ -12,7 +12,7 @@ from hf_stages.losses import _attention, _layers
 from hf_stages.losses._algebra import Loss, adapted
 from hf_stages.losses._signals import key_of
 from hf_stages.losses._tokens import token_items, token_weights
-from hf_stages.losses._width import heads_of
+from hf_stages.losses._width import heads_of, size_of
 
 _PARTS = {"Q": "query", "K": "key", "V": "value"}
 
@@ -53,7 +53,15 @@ class AttentionRelation(Loss):
 
     def for_models(self, student: Any, teacher: Any) -> AttentionRelation:
         known = _attention.mapped(self, student, teacher, same_heads=False)
-        return known if self.heads is not None else adapted(known, heads=heads_of(student, self.stack, keys=True))
+        if self.heads is None:
+            known = adapted(known, heads=heads_of(student, self.stack, keys=True))
+        for whose, model in (("student", student), ("teacher", teacher)):
+            for letter in self.relations:
+                known._check_cut(heads_of(model, self.stack, keys=letter != "Q"), size_of(model, self.stack), whose)
+        return known
+
+    def used(self, captured: Mapping[str, Any]) -> Any:
+        return _attention.parts(self, captured, *(_PARTS[letter] for letter in self.relations))
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         return token_items(batch, self.stack)
@@ -71,15 +79,18 @@ class AttentionRelation(Loss):
                 total = total + _attention.divergence(targets, logs).mean(1)
         return (total * weights).sum()
 
-    def _relation(self, states: torch.Tensor, real: torch.Tensor, whose: str) -> torch.Tensor:
-        """(batch, heads, tokens, size) to log shares (batch, relation heads, tokens, tokens)."""
+    def _check_cut(self, heads: int, size: int, whose: str) -> None:
         assert self.heads is not None
-        batch, heads, tokens, size = states.shape
         if heads * size % self.heads:
             raise ValueError(
                 f"AttentionRelation: heads: the {whose}'s {heads} heads of {size} cannot be cut into {self.heads} relation "
                 "heads; choose a divisor of both models' widths"
             )
+
+    def _relation(self, states: torch.Tensor, real: torch.Tensor, whose: str) -> torch.Tensor:
+        """(batch, heads, tokens, size) to log shares (batch, relation heads, tokens, tokens)."""
+        batch, heads, tokens, size = states.shape
+        self._check_cut(heads, size, whose)
         joined = states.float().transpose(1, 2).reshape(batch, tokens, self.heads, -1).transpose(1, 2)
         if self.form == "cosine":
             joined = torch.nn.functional.normalize(joined, dim=-1)

@@ -10,6 +10,7 @@ import torch
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from hf_stages.losses._algebra import Loss
+from hf_stages.losses._outputs import causal_names
 from hf_stages.losses._tokens import rows_of
 
 
@@ -31,6 +32,7 @@ class TaskLoss(Loss):
             return self
         base = getattr(student, "get_base_model", lambda: student)()
         causal = LOSS_MAPPING.get(getattr(base, "loss_type", None)) is ForCausalLMLoss
+        causal = causal or not causal_names().isdisjoint(cls.__name__ for cls in type(base).__mro__)
         return replace(self, shift=causal and not getattr(getattr(base, "config", None), "is_encoder_decoder", False))
 
     def items(self, batch: Mapping[str, Any]) -> Any:

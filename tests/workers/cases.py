@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.curves import Linear
-from hf_stages.losses import Loss, TaskLoss
+from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, LogitMSE, Loss, TaskLoss
 from tests import tiny
 
 ROWS = 8
@@ -70,6 +70,7 @@ class Case:
     args: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     padded: bool = True
+    teacher: Callable[[], Any] | None = None
 
 
 def _ids(generator: torch.Generator, length: int) -> list[int]:
@@ -124,8 +125,17 @@ def bert(kind: str = "BertForSequenceClassification", **changes: Any) -> Callabl
     return build
 
 
-def t5() -> Any:
-    return tiny.t5(dropout_rate=0.0)
+def t5(seed: int = 0) -> Any:
+    return tiny.t5(seed, dropout_rate=0.0)
+
+
+def deeper(build: Callable[..., Any], **changes: Any) -> Callable[[], Any]:
+    """A teacher with twice the layers and weights of its own."""
+    return lambda: build(seed=1, num_hidden_layers=4, **changes)
+
+
+def classes(generator: torch.Generator, ids: list[int]) -> int:
+    return ids[0] % 3
 
 
 CASES = {
@@ -146,6 +156,30 @@ CASES = {
     "custom": Case(tiny.llama, text(uneven), loss=LogitNorm()),
     "custom-classifier": Case(bert(), text(lambda g, ids: ids[0] % 3), loss=LogitNorm()),
     "summed": Case(tiny.llama, text(uneven), loss=Linear(0.7, 0.1) * TaskLoss() + 0.3 * (0.5 * LogitNorm())),
+    "hidden,attention": Case(bert(), text(classes), HiddenMSE() + AttentionMSE(), teacher=deeper(tiny.bert)),
+    "attention": Case(tiny.llama, text(uneven), AttentionKL(), teacher=deeper(tiny.llama)),
+    "relation": Case(bert(), text(classes), AttentionRelation("K", heads=8), teacher=deeper(tiny.bert, hidden_size=48)),
+    "projected": Case(
+        tiny.llama,
+        text(uneven),
+        TaskLoss() + HiddenMSE(project="each"),
+        teacher=deeper(tiny.llama, hidden_size=48),
+    ),
+    "projected,logits": Case(
+        bert(), text(classes), HiddenMSE(project="shared") + LogitKL(2.0), teacher=deeper(tiny.bert, hidden_size=48)
+    ),
+    "logits": Case(tiny.llama, text(uneven), LogitKL(2.0), teacher=deeper(tiny.llama)),
+    "logits,hidden": Case(tiny.llama, text(uneven), LogitMSE() + HiddenMSE(), teacher=deeper(tiny.llama)),
+    "vision": Case(
+        tiny.vit, images, HiddenMSE(distance="cosine") + AttentionKL(), padded=False, teacher=deeper(tiny.vit)
+    ),
+    "two-stacks": Case(t5, seq2seq, HiddenMSE(stack="decoder") + AttentionKL(stack="encoder"), teacher=lambda: t5(1)),
+    "silent": Case(
+        bert(),
+        text(classes),
+        Linear(0, 1) * TaskLoss() + Linear(0, 1) * HiddenMSE({2: 2}, project="each") + HiddenMSE({1: 2}),
+        teacher=deeper(tiny.bert),
+    ),
     "summed-token": Case(bert("BertForTokenClassification"), text(scattered), loss=TaskLoss() + LogitNorm()),
 }
 
@@ -203,6 +237,7 @@ def gradient(name: str, out: Any, batch: int, accumulation: int = 1, *, extra: i
         data_collator=Pad(extra),
         callbacks=[seen],
         stages=[Stage("one", "1 steps", loss=case.loss)],
+        teacher=case.teacher() if case.teacher is not None else None,
         **case.trainer,
     )
     trainer.train()

@@ -1,0 +1,62 @@
+"""Our arms of distill_step."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import _distill_task as shared
+from benchmarks._turns import Turns
+from benchmarks.common import arguments
+
+
+def _train(task: str, loss: Any, options: argparse.Namespace, turns: Turns, out: str, **changes: Any) -> None:
+    from hf_stages import Stage, StagedTrainer
+
+    student, teacher = shared.pair(task)
+    given = shared.settings(options)
+    stage = Stage("distill", f"{given.pop('max_steps')} steps", loss=loss)
+    staged = StagedTrainer(
+        student,
+        arguments(out, **given),
+        stages=[stage],
+        teacher=teacher,
+        train_dataset=shared.rows(task, options.length),
+        callbacks=[shared.Ticks(turns)],
+        **changes,
+    )
+    staged.train()
+
+
+def logit(task: str, options: argparse.Namespace, turns: Turns, out: str) -> None:
+    from hf_stages.losses import LogitKL
+
+    _train(task, LogitKL(), options, turns, out)
+
+
+def hidden_attention(task: str, options: argparse.Namespace, turns: Turns, out: str) -> None:
+    from hf_stages.losses import AttentionMSE, HiddenMSE, LogitKL
+
+    _train(task, HiddenMSE(layers="uniform") + AttentionMSE(layers="uniform") + LogitKL(), options, turns, out)
+
+
+def half_depth(task: str, options: argparse.Namespace, turns: Turns, out: str) -> None:
+    """Nothing above the student's second and the teacher's third block is asked for."""
+    from hf_stages.losses import AttentionMSE, HiddenMSE
+
+    layers = {1: 1, 2: 3}
+    _train(task, HiddenMSE(layers=layers) + AttentionMSE(layers=layers), options, turns, out)
+
+
+def cached(task: str, options: argparse.Namespace, turns: Turns, out: str) -> None:
+    """The teacher's logits read from a cache made before the first step."""
+    raise ImportError("hf_stages has no teacher cache yet")
+
+
+ARMS: dict[str, Callable[[str, argparse.Namespace, Turns, str], None]] = {
+    "ours_logit": logit,
+    "ours_hidden_attention": hidden_attention,
+    "ours_cached": cached,
+    "ours_half_depth": half_depth,
+}

@@ -1,0 +1,163 @@
+"""What a distillation step costs next to its bound: plain fine-tuning's step plus the teacher's forward, by hand.
+
+Ours and other libraries' arms do the same step on the same models (BERT classifier, Llama; 3 blocks learn from 6), rows
+and optimizer, each in a process of its own. They take turns of a few steps; a ratio is of one round. The first step of a turn
+finds another's data in the caches and does not count, nor does the first round.
+
+HF_STAGES_PEERS_PYTHON names the Pythons (separated like PATH) to look for TextBrewer, nvidia-modelopt, TRL and DistillKit
+in, besides this one. Each Python that runs an arm has its own bound. What is nowhere is left out with a notice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from typing import IO, Any
+
+from benchmarks._ours import ARMS as OURS
+from benchmarks._peers import ARMS as PEERS
+from benchmarks._peers import PACKAGES
+from benchmarks._turns import Player
+from benchmarks.common import say, spread
+
+BOUND = ("bound_student", "bound_teacher")
+TASKS = {
+    "bert": ("textbrewer_logit", "textbrewer_hidden_attention", *OURS),
+    "llama": ("modelopt_logit", "trl_gkd_logit", "distillkit_logit", "ours_logit"),
+}
+FIND = """
+import importlib.util, json, sys
+from importlib.metadata import packages_distributions, version
+def find(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
+owner = packages_distributions()
+print(json.dumps({n: " ".join(f"{d} {version(d)}" for d in sorted(set(owner[n.split(".")[0]]))) for n in sys.argv[1:] if find(n)}))
+"""
+
+
+def pythons() -> dict[str, tuple[str, str]]:
+    """For each peer's arm, the first Python that has its package, and the package's version."""
+    names = sorted(set(PACKAGES.values()))
+    places = [sys.executable, *filter(None, os.environ.get("HF_STAGES_PEERS_PYTHON", "").split(os.pathsep))]
+    found: dict[str, tuple[str, str]] = {}
+    for python in places:
+        answer = subprocess.run([python, "-c", FIND, *names], capture_output=True, text=True, check=True, cwd="/")
+        has = json.loads(answer.stdout.splitlines()[-1])
+        for arm, package in PACKAGES.items():
+            if package in has:
+                found.setdefault(arm, (python, has[package]))
+    return found
+
+
+def start(task: str, arm: str, python: str, options: argparse.Namespace, log: IO[str]) -> Player | None:
+    player = Player(python, "benchmarks._distill_arm", [task, arm, str(options.batch), str(options.length)], log)
+    answer = player.hear()
+    if "ready" in answer:
+        return player
+    player.close()
+    if "failed" in answer and arm not in PEERS:
+        log.seek(0)
+        raise SystemExit(f"{log.read()[-4000:]}\n{task} {arm} {answer}")
+    print(f"left out: {task} {arm}: {answer}", flush=True)
+    return None
+
+
+def players(
+    task: str, where: dict[str, tuple[str, str]], options: argparse.Namespace, log: IO[str]
+) -> dict[Any, Player]:
+    """{(arm, Python): player}, the bound of each Python that takes part among them."""
+    started: dict[Any, Player] = {}
+    for arm in ("trainer", *TASKS[task]):
+        if options.arms and arm not in options.arms:
+            continue
+        if arm in PEERS and arm not in where:
+            print(f"left out: {task} {arm}: no {PACKAGES[arm]} here or in HF_STAGES_PEERS_PYTHON", flush=True)
+            continue
+        python = where[arm][0] if arm in PEERS else sys.executable
+        player = start(task, arm, python, options, log)
+        if player is not None:
+            started[arm, python] = player
+    for python in {python for _, python in started}:
+        for arm in BOUND:
+            started[arm, python] = start(task, arm, python, options, log)  # type: ignore[assignment]
+    return started
+
+
+def turns(started: dict[Any, Player], options: argparse.Namespace) -> list[dict[Any, list[float]]]:
+    """Rounds of {player: [seconds, CPU seconds] of its step}; there and back again, so that no one is always first."""
+    rounds = []
+    for number in range(options.rounds + 1):
+        order = list(started.items())
+        taken = {key: player.play(options.turn)[1:] for key, player in (order if number % 2 else order[::-1])}
+        rounds.append({key: [statistics.median(times) for times in zip(*taken[key], strict=True)] for key in started})
+    return rounds[1:]
+
+
+def measure(task: str, where: dict[str, tuple[str, str]], options: argparse.Namespace, log: IO[str]) -> dict[str, Any]:
+    started = players(task, where, options, log)
+    try:
+        rounds = turns(started, options)
+    finally:
+        for player in started.values():
+            player.close()
+    results = {}
+    for arm, python in started:
+        if arm in BOUND and python != sys.executable:
+            continue
+        steps = [r[arm, python][0] for r in rounds]
+        found: dict[str, Any] = {"step_ms": _ms(statistics.median(steps)), "least_ms": _ms(min(steps))}
+        if arm not in BOUND:
+            halves = [[r[half, python] for half in BOUND] for r in rounds]
+            both = [[sum(kind) for kind in zip(*half, strict=True)] for half in halves]
+            least = sum(min(half[i][0] for half in halves) for i in range(len(BOUND)))
+            found |= {"bound_ms": _ms(statistics.median(wall for wall, _ in both)), "least_bound_ms": _ms(least)}
+            found |= {"to_bound": _spread(s / wall for s, (wall, _) in zip(steps, both, strict=True))}
+            found |= {"least_to_least": round(min(steps) / least, 3)}
+            found |= {
+                "cpu_to_bound": _spread(r[arm, python][1] / cpu for r, (_, cpu) in zip(rounds, both, strict=True))
+            }
+        results[arm] = found
+        print(f"{task:5} {arm:27} {found}", flush=True)
+    return results
+
+
+def _ms(seconds: float) -> float:
+    return round(1e3 * seconds, 1)
+
+
+def _spread(values: Iterable[float]) -> dict[str, float]:
+    return {key: round(value, 3) for key, value in spread(list(values)).items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--turn", type=int, default=4, help="steps in a turn")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--arms", nargs="*", help="these alone, and the bound")
+    options = parser.parse_args()
+    where = pythons()
+    with tempfile.TemporaryFile("w+") as log:
+        results = {task: measure(task, where, options, log) for task in options.tasks}
+    say(
+        "distill_step",
+        batch=options.batch,
+        length=options.length,
+        peers={arm: version for arm, (_, version) in where.items()},
+        **results,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The scales of ``Balanced`` terms: running norms, each brought to that of its group's first term."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hf_stages.losses._algebra import Term
+from hf_stages.losses.balanced import Balanced
+
+
+class Balance:
+    """Running norms of a stage's terms. Nothing here waits for the device, and every rank must be given the same norms.
+
+    A norm of zero (a term of weight zero, a hinge that is satisfied) or one that is not finite says nothing about a
+    term's size: its running value is then left as it is. Until both a term and its reference have been measured, the
+    term's scale is 1.
+    """
+
+    def __init__(self, terms: Sequence[Term], groups: Sequence[Balanced], device: torch.device | str = "cpu") -> None:
+        self.groups = tuple(groups)
+        self.group = [term.balance for term in terms]
+        device = torch.device(device)
+        exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        n = len(self.group)
+        first = {group: self.group.index(group) for group in self.group}
+        # Outside of groups a term is its own reference, so that its scale is 1 whatever it is given.
+        references = [i if group is None else first[group] for i, group in enumerate(self.group)]
+        self.reference = torch.tensor(references, dtype=torch.long, device=device)
+        momenta = [0.0 if group is None else self.groups[group].momentum for group in self.group]
+        self.momentum = torch.tensor(momenta, dtype=exact, device=device)
+        limits = [1.0 if group is None else float(self.groups[group].limit) for group in self.group]
+        self.limit = torch.tensor(limits, dtype=exact, device=device)
+        self.means = torch.zeros(n, dtype=exact, device=device)
+        """Not yet corrected for having begun at zero."""
+        self.counts = torch.zeros(n, dtype=torch.long, device=device)
+
+    def due(self, update: int, by: str) -> list[int]:
+        """The terms to be measured in this update (counted from 0), by their ``"gradient"`` or their ``"loss"``."""
+        now = {i for i, group in enumerate(self.groups) if group.by == by and update % group.every == 0}
+        return [i for i, group in enumerate(self.group) if group in now]
+
+    def update(self, norms: torch.Tensor) -> None:
+        """Once per optimizer step: a norm for each term, zero where it was not measured."""
+        norms = norms.detach().to(self.means)
+        valid = torch.isfinite(norms) & (norms > 0)
+        mean = self.momentum * self.means + (1 - self.momentum) * norms
+        self.means = torch.where(valid, mean, self.means)
+        self.counts += valid
+
+    def norms(self) -> torch.Tensor:
+        """The running means, zero where nothing was measured."""
+        # A mean that began at zero is too small by the weight that its beginning still has (Adam's correction).
+        weight = 1 - self.momentum**self.counts
+        return torch.where(self.counts > 0, self.means / weight, self.means)
+
+    def scales(self) -> torch.Tensor:
+        """What to multiply each term by."""
+        norms = self.norms()
+        references = norms[self.reference]
+        found = torch.where((norms > 0) & (references > 0), references / norms, torch.ones_like(norms))
+        return torch.minimum(found, self.limit)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": self.means.tolist(), "counts": self.counts.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if len(state["means"]) != len(self.group):
+            raise ValueError(
+                f"balance: the checkpoint holds {len(state['means'])} terms, the stage has {len(self.group)}; "
+                "resume with the loss that the run was made with"
+            )
+        self.means = torch.tensor(state["means"], dtype=self.means.dtype, device=self.means.device)
+        self.counts = torch.tensor(state["counts"], dtype=torch.long, device=self.counts.device)
+
+
+def gradient_norms(shares: Sequence[torch.Tensor], parameters: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The squared norm of each share's gradient over all the parameters together; their ``.grad`` is left alone.
+
+    One backward pass per share. The graph is kept for the backward that trains. A share without a graph has norm 0.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    return torch.stack([_squared(share, trained) for share in shares])
+
+
+def _squared(share: torch.Tensor, parameters: list[torch.Tensor]) -> torch.Tensor:
+    none = torch.zeros((), dtype=torch.float32, device=share.device)
+    if not share.requires_grad or not parameters:
+        return none
+    found = torch.autograd.grad(share, parameters, retain_graph=True, allow_unused=True)
+    # In float32 at least: squares of half-precision gradients underflow.
+    squares = [torch.linalg.vector_norm(g, dtype=torch.float32).square() for g in found if g is not None]
+    return torch.stack(squares).sum() if squares else none

@@ -1,0 +1,127 @@
+"""A loss on the rows of one source: ``Stage(loss={"code": TaskLoss() + LogitKL(), "text": 0.5 * TaskLoss()})``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_stages.losses._algebra import Loss, adapted
+from hf_stages.losses._outputs import outputs_of
+from hf_stages.losses._signals import Signals
+from hf_stages.losses.task_loss import TaskLoss
+
+SOURCE = "source"
+"""The column that names a row's source; in a batch its number among the stage's sources, sorted."""
+
+
+@dataclass(frozen=True)
+class OnSource(Loss):
+    """The inner loss summed over one source's rows, and averaged over the items of all: the same loss for every source
+    is that loss, so a mixture's shares keep their meaning and the mapping says how hard each source pulls."""
+
+    inner: Loss
+    source: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.inner.name}_{self.source}"
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return self.inner.needs
+
+    @property
+    def teacher_needs(self) -> frozenset[str]:  # type: ignore[override]
+        return self.inner.teacher_needs
+
+    @property
+    def uses_teacher(self) -> bool:  # type: ignore[override]
+        return self.inner.uses_teacher
+
+    @property
+    def modules(self) -> Any:  # type: ignore[override]
+        return self.inner.modules
+
+    def inside(self, captured: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self.inner.inside(captured)
+
+    def used(self, captured: Mapping[str, Any]) -> Any:
+        return self.inner.used(captured)
+
+    def for_models(self, student: Any, teacher: Any) -> OnSource:
+        inner = self.inner.for_models(student, teacher)
+        if isinstance(inner, TaskLoss):
+            about = outputs_of(student, "TaskLoss")
+            inner = adapted(_TaskOnRows(inner), kind=about.kind, problem=about.problem_type, classes=about.classes)
+        elif "loss" in inner.needs:
+            raise ValueError(f"{inner.name}: the model's own loss cannot be split by source; use TaskLoss")
+        return dataclasses.replace(self, inner=inner)
+
+    def items(self, batch: Mapping[str, Any]) -> Any:
+        return self.inner.items(batch)
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
+        if SOURCE not in batch:
+            raise ValueError(
+                f"{self.name}: the batch does not say where its rows come from; give the dataset a column {SOURCE!r}"
+            )
+        total = batch[SOURCE].shape[0]
+        rows = batch[SOURCE].eq(self.number).nonzero().squeeze(-1)
+        if len(rows) == total:
+            return self.inner(student, teacher, batch, t)
+        few = {key: _rows(value, rows, total) for key, value in batch.items()}
+        return self.inner(_of_rows(student, rows, total), _of_rows(teacher, rows, total), few, t)
+
+
+@dataclass(frozen=True)
+class _TaskOnRows(Loss):
+    """TaskLoss from the logits: what a model reports is one mean over all rows."""
+
+    whole: TaskLoss
+    kind = problem = classes = None
+    needs = frozenset({"logits"})
+    name = "TaskLoss"
+
+    def items(self, batch: Mapping[str, Any]) -> Any:
+        return self.whole.items(batch)
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
+        logits, labels = student.logits.float(), batch["labels"]
+        if self.kind == "next" and batch.get("shift_labels") is not None:
+            labels = batch["shift_labels"]
+        elif self.kind == "next":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        functions = torch.nn.functional
+        if self.problem == "regression" or (self.problem is None and self.kind == "rows" and self.classes == 1):
+            return functions.mse_loss(logits.reshape(labels.shape), labels.float(), reduction="sum")
+        if labels.is_floating_point():
+            return functions.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        flat = logits.reshape(-1, logits.shape[-1])
+        return functions.cross_entropy(flat, labels.reshape(-1), ignore_index=-100, reduction="sum")
+
+
+def _of_rows(signals: Signals | None, rows: torch.Tensor, total: int) -> Signals | None:
+    if signals is None:
+        return None
+    outputs = signals.outputs
+    if isinstance(outputs, Mapping):
+        outputs = {key: _rows(value, rows, total) for key, value in outputs.items()}
+    elif isinstance(outputs, tuple):
+        outputs = tuple(_rows(value, rows, total) for value in outputs)
+    captured = {key: _rows(value, rows, total) for key, value in signals.captured.items()}
+    return Signals(outputs, None, captured)
+
+
+def _rows(value: Any, rows: torch.Tensor, total: int) -> Any:
+    """Chosen rows of whatever has a row for each example."""
+    if torch.is_tensor(value):
+        return value[rows] if value.dim() and value.shape[0] == total else value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **{k: _rows(v, rows, total) for k, v in parts.items() if torch.is_tensor(v)})
+    return value

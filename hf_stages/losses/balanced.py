@@ -1,0 +1,56 @@
+"""Terms that pull equally hard, whatever their units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hf_stages.losses._algebra import Loss, terms_of
+
+_BY = ("gradient", "loss")
+
+
+@dataclass(frozen=True)
+class Balanced(Loss):
+    """Each term inside is scaled until its gradient's norm equals that of the first term, the reference.
+
+    A mean square over hidden states and a divergence over a vocabulary differ by orders of magnitude, and the ratio
+    drifts while training; a weight tuned on one model drowns a term in another. Norms are running means over updates
+    (the idea of GradNorm, https://arxiv.org/abs/1711.02257, without its learned weights). Weights, also curves,
+    multiply afterwards: ``Balanced(TaskLoss() + 0.5 * Other())`` lets the second pull half as hard.
+
+    >>> from hf_stages.losses import TaskLoss
+    >>> [term.balance for term in terms_of(Balanced(TaskLoss() + 2 * TaskLoss()) + TaskLoss())]
+    [0, 0, None]
+    """
+
+    loss: Loss
+    by: str = "gradient"
+    """``"gradient"``: by the gradient's norm, for one more backward pass per term. ``"loss"``: by the value, for free."""
+    momentum: float = 0.99
+    """Of the running mean: about ``1 / (1 - momentum)`` measurements count."""
+    every: int = 1
+    """Measured in every so many updates."""
+    limit: float = 100.0
+    """No term is scaled up by more: one that is nearly met, as in self-distillation, would else pull at noise."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss, Loss):
+            raise ValueError(f"Balanced: loss: expected losses added up, got {self.loss!r}")
+        terms = terms_of(self.loss)
+        if any(term.balance is not None for term in terms):
+            raise ValueError(
+                "Balanced: loss: expected plain losses, got another Balanced inside; one is enough for all"
+            )
+        if len(terms) < 2:
+            raise ValueError(
+                f"Balanced: loss: expected two terms or more, got {terms[0].name if terms else 'none'} alone, "
+                "which has nothing to be balanced with"
+            )
+        if self.by not in _BY:
+            raise ValueError(f"Balanced: by: expected one of {', '.join(_BY)}, got {self.by!r}")
+        if isinstance(self.momentum, bool) or not isinstance(self.momentum, int | float) or not 0 <= self.momentum < 1:
+            raise ValueError(f"Balanced: momentum: expected a number from 0 to below 1, got {self.momentum!r}")
+        if not self.limit >= 1:
+            raise ValueError(f"Balanced: limit: expected at least 1, got {self.limit!r}")
+        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
+            raise ValueError(f"Balanced: every: expected a whole number, at least 1, got {self.every!r}")

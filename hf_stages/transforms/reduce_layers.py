@@ -1,0 +1,114 @@
+"""A shallower model from some of a deeper one's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_stages.layers import stack_of
+from hf_stages.transforms._depth import depth_change
+from hf_stages.transforms._peft import refuse_adapters
+from hf_stages.transforms._places import Places, kept_of
+from hf_stages.transforms._transform import Transform
+
+_BIAS = ".relative_attention_bias.weight"
+
+
+@dataclass(frozen=True)
+class ReduceLayers(Transform):
+    """Only the layers ``keep`` stay, in that order; embeddings, pooler, final norm and head are left as they are.
+
+    A student that begins as every other layer of its teacher needs no pretraining of its own (DistilBERT,
+    https://arxiv.org/abs/1910.01108; XTC, https://arxiv.org/abs/2206.01859). Layers count from 1, or from the end:
+    ``-1`` is the last. The config says the new depth, so that ``from_pretrained`` loads what is saved; a model whose
+    config cannot say it is refused. Each kept parameter takes its optimizer moments along.
+
+    >>> ReduceLayers([2, 4, -1])
+    ReduceLayers(keep=(2, 4, -1), stack=None)
+    """
+
+    keep: Sequence[int]
+    stack: str | None = None
+    """Which stack, where a model has several: ``"encoder"`` or ``"decoder"``."""
+
+    def __post_init__(self) -> None:
+        keep = tuple(self.keep) if isinstance(self.keep, list | tuple) else ()
+        if not keep or not all(isinstance(layer, int) and not isinstance(layer, bool) and layer for layer in keep):
+            raise ValueError(
+                "ReduceLayers: keep: expected a list of layers such as [2, 4, -1], counted from 1 or from the end, "
+                f"got {self.keep!r}"
+            )
+        if len(set(keep)) < len(keep):
+            raise ValueError(f"ReduceLayers: keep: expected each layer once, got {list(keep)}")
+        object.__setattr__(self, "keep", keep)
+
+    def __call__(self, model: Any) -> Any:
+        refuse_adapters(model, where="ReduceLayers")
+        if not isinstance(model, PreTrainedModel):
+            raise ValueError(f"ReduceLayers: expected a transformers model, got a {type(model).__name__}")
+        kind = type(model).__name__
+        try:
+            path, blocks = stack_of(model, self.stack)
+            places = Places(path, len(blocks), kept_of(self.keep, len(blocks)))
+            change = depth_change(model, places)
+        except ValueError as error:
+            raise ValueError(f"ReduceLayers: {kind}: {str(error).removeprefix(f'{kind}: ')}") from error
+        _move_biases(blocks, places, change.biases)
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, nn.ModuleList(blocks[index] for index in places.kept))
+        change.apply(model)
+        return model
+
+    def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
+        """From each kept block to its new place."""
+        known, places = set(after), _places(self, before, after)
+        if places is None:
+            return {}
+        moves = {}
+        for name in before:
+            # T5's biases stay in the first block, whichever that is.
+            first = name.endswith(_BIAS) and name.startswith(f"{places.path}.0.") and name in known
+            new = name if first else places.renamed(name)
+            if new in known:
+                moves[name] = [new]
+        return moves
+
+
+def _move_biases(blocks: nn.ModuleList, places: Places, biases: Sequence[str]) -> None:
+    """T5's first block holds the position biases of all; the new first block takes them over."""
+    first, new = blocks[0], blocks[places.kept[0]]
+    for name in biases:
+        parent, _, leaf = name.rpartition(".")
+        setattr(new.get_submodule(parent), leaf, first.get_submodule(name))
+        delattr(first.get_submodule(parent), leaf)
+
+
+def _places(transform: ReduceLayers, before: Sequence[str], after: Sequence[str]) -> Places | None:
+    """The stack that was reduced, told by the names alone: the list that got shorter, or was at least long enough.
+
+    None where that leaves a choice (all blocks of one of two stacks, in another order): no moments are better than
+    those of other weights.
+    """
+    old, new = _lists(before), _lists(after)
+    most = max(abs(layer) for layer in transform.keep)
+    fits = [path for path, depth in old.items() if new.get(path) == len(transform.keep) and most <= depth]
+    fits = [path for path in fits if old[path] != new[path]] or fits
+    named = [path for path in fits if f".{transform.stack}." in f".{path}."] if transform.stack else fits
+    if len(named) != 1:
+        return None
+    return Places(named[0], old[named[0]], kept_of(transform.keep, old[named[0]]))
+
+
+def _lists(names: Sequence[str]) -> dict[str, int]:
+    """The outermost numbered list in each name -> how many numbers it has."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdecimal()), None)
+        if at is not None:
+            found.setdefault(".".join(parts[:at]), set()).add(parts[at])
+    return {path: len(numbers) for path, numbers in found.items()}

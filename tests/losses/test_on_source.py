@@ -1,0 +1,85 @@
+"""Losses by source: the same loss for every source is that loss; weights, curves and rows are the source's own."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+
+from hf_stages import Stage, StagedTrainer
+from hf_stages.losses import AttentionMSE, HiddenMSE, LogitKL, TaskLoss
+from tests import tiny
+from tests.workers.cases import CASES, Gradients, Pad, Rows, apart, arguments, bert, text
+
+
+def _gradient(out, case, loss, sources, batch=8, accumulation=1, teacher=None):
+    seen = Gradients()
+    args = arguments(
+        out, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, remove_unused_columns=False
+    )
+    rows = case.rows()
+    if isinstance(loss, dict):
+        rows = [{**row, "source": source} for row, source in zip(rows, sources, strict=True)]
+    trainer = StagedTrainer(
+        case.model(), args, train_dataset=Rows(rows), eval_dataset=Rows(case.rows()), data_collator=Pad(), callbacks=[seen],
+        teacher=teacher, stages=[Stage("one", "1 steps", loss=loss)],
+    )  # fmt: skip
+    trainer.train()
+    return seen.found, next(log for log in trainer.state.log_history if "loss" in log)
+
+
+SOURCES = ["code", "text", "text", "code", "text", "text", "text", "code"]
+
+
+@pytest.mark.parametrize("name", ["classifier", "causal", "token", "regression", "multilabel", "seq2seq"])
+def test_one_loss_for_every_source_is_that_loss(name, tmp_path):
+    case = CASES[name]
+    whole, _ = _gradient(tmp_path / "whole", case, TaskLoss(), SOURCES)
+    split, log = _gradient(tmp_path / "split", case, {"code": TaskLoss(), "text": TaskLoss()}, SOURCES, 2, 4)
+    assert apart(whole, split) < 1e-5
+    assert log["loss_TaskLoss_code"] + log["loss_TaskLoss_text"] == pytest.approx(log["loss"], rel=1e-5)
+
+
+def test_teacher_losses_and_weights_by_source(tmp_path):
+    case, teacher = CASES["classifier"], bert(num_hidden_layers=4)()
+    features = HiddenMSE() + AttentionMSE()
+    options = {"sources": SOURCES, "teacher": teacher}
+    each = {"code": features + LogitKL(), "text": features + LogitKL()}
+    whole, _ = _gradient(tmp_path / "a", case, features + LogitKL(), **options)
+    split, _ = _gradient(tmp_path / "b", case, each, **options, batch=4, accumulation=2)
+    assert apart(whole, split) < 1e-5
+    code, _ = _gradient(tmp_path / "c", case, {"code": features, "text": 0.0 * features}, **options)
+    text_, _ = _gradient(tmp_path / "d", case, {"code": 0.0 * features, "text": features}, **options)
+    both, _ = _gradient(tmp_path / "e", case, {"code": features, "text": 3.0 * features}, **options)
+    assert apart(both, {n: code[n] + 3 * text_[n] for n in code}) < 1e-5
+
+
+def test_the_column_survives_a_datasets_stage(tmp_path):
+    data = tiny.class_data(8).add_column("source", ["a", "b"] * 4)
+    args = arguments(tmp_path, per_device_train_batch_size=4)
+    stages = [Stage("one", "1 epochs", loss={"a": TaskLoss(), "b": 0.5 * TaskLoss()}), Stage("two", "1 epochs")]
+    trainer = StagedTrainer(tiny.bert(), args, train_dataset=data, stages=stages)
+    trainer.train()
+    assert "loss_TaskLoss_b" in trainer.state.log_history[0]
+    assert "loss_TaskLoss_b" not in trainer.state.log_history[-2]
+
+
+def test_unknown_and_missing_sources_are_refused(tmp_path):
+    rows = text(lambda g, ids: ids[0] % 3)()
+    args = arguments(tmp_path, per_device_train_batch_size=8, remove_unused_columns=False)
+    loss = {"code": TaskLoss(), "text": TaskLoss()}
+
+    def train(rows):
+        StagedTrainer(
+            bert()(), args, train_dataset=Rows(rows), data_collator=Pad(), stages=[Stage("one", "1 steps", loss=loss)]
+        ).train()
+
+    with pytest.raises(ValueError, match="a row comes from 'tools'"):
+        train([{**row, "source": "tools"} for row in rows])
+    with pytest.raises(ValueError, match="give the dataset a column 'source'"):
+        train(rows)
+    smooth = arguments(tmp_path, per_device_train_batch_size=8, label_smoothing_factor=0.1)
+    with pytest.raises(ValueError, match="TaskLoss by source is computed from the logits"):
+        StagedTrainer(
+            bert()(), smooth, train_dataset=Dataset.from_list([{**r, "source": "code"} for r in rows]),
+            stages=[Stage("one", "1 steps", loss=loss)],
+        ).plan()  # fmt: skip
