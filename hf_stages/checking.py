@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_stages.blueprint import is_adapter_key, is_peft
 from hf_stages.cached_teacher import check_needs
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.data._random import undisturbed
@@ -78,6 +79,8 @@ def check_losses(trainer: Any, skeletons: Mapping[str, Any]) -> None:
         if (student := skeletons.get(stage.name)) is None:
             continue
         declared = teacher_of(trainer, stage)
+        if isinstance(declared, str) and declared == BASE and trainer.wants_teacher(stage):
+            _check_base(stage, student)
         if isinstance(declared, str) and declared != BASE:
             teacher = skeletons.get(declared.removeprefix("stage:"))
         else:
@@ -92,6 +95,21 @@ def check_losses(trainer: Any, skeletons: Mapping[str, Any]) -> None:
             for term in terms:
                 with _placing(f"stage {stage.name!r}: loss {term.name}"):
                     check_needs(declared, teacher_needs_of([term]))
+
+
+def _check_base(stage: Stage, student: Any) -> None:
+    where = f"stage {stage.name!r}: teacher"
+    if not is_peft(student):
+        raise ValueError(
+            f"{where}: {BASE!r} is the model below a student's adapter, but {type(student).__name__} has no adapter; add one with "
+            "AddLora, or give a model"
+        )
+    own = [name for name, p in student.named_parameters() if p.requires_grad and not is_adapter_key(name)]
+    if own:
+        raise ValueError(
+            f"{where}: {BASE!r} must stay as it is, but {own[0]} of it trains ({len(own)} weights do); freeze them, or give a "
+            "model of its own as the teacher"
+        )
 
 
 def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any) -> None:

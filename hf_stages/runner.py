@@ -55,6 +55,7 @@ class Runner:
         """Why the run was asked to stop; it outlives a stage that ends before it can obey."""
         self.handover = Handover(trainer, plan)
         self.teachers = Teachers(trainer, self.handover)
+        self.finds_unused = getattr(trainer.accelerator.ddp_handler, "find_unused_parameters", False)
         self.own = {
             name: getattr(trainer, name)
             for name in ("train_dataset", "eval_dataset", "data_collator", "compute_metrics", "args")
@@ -264,8 +265,9 @@ class Runner:
         losses = StageLosses(terms, model, teacher, defer_head=not self.trainer.is_fsdp_enabled)
         if losses.modules is not None and self.trainer.is_fsdp_enabled:
             raise ValueError(f"stage {planned.name!r}: loss: projections are not supported under FSDP; use DDP")
-        if losses.features_only and args.world_size > 1:
-            args.ddp_find_unused_parameters = True  # the head takes no part
+        ddp = self.trainer.accelerator.ddp_handler  # made once, from the run's args; read at each wrapping
+        if ddp is not None:
+            ddp.find_unused_parameters = self.finds_unused or losses.partial
         return losses
 
     # ---- small parts ----------------------------------------------------------------------------------------------------
@@ -324,6 +326,8 @@ class Runner:
         trainer = self.trainer
         for name, value in self.own.items():
             setattr(trainer, name, value)
+        if trainer.accelerator.ddp_handler is not None:
+            trainer.accelerator.ddp_handler.find_unused_parameters = self.finds_unused
         trainer._stage = handler.stage = trainer.stage_teacher = None
         trainer._train_batch_size = trainer.args.train_batch_size
         trainer._stop_request, trainer._sources = None, {}

@@ -50,10 +50,10 @@ class StageLosses:
         needs = needs_of(terms)
         self.capture = None if needs <= WHOLE else Capture(model, needs, defer_head=defer_head)
         self.now = terms
-        always = {*range(len(terms))} if len(terms) == 1 else {i for i, term in enumerate(terms) if _steady(term)}
-        read = needs_of(term for i, term in enumerate(terms) if i in always) if always else frozenset()
-        self.features_only = not read & (WHOLE | {"final"})
-        """At times nothing reads the model's head: under DDP its parameters then take no part."""
+        steady = [term for term in terms if len(terms) == 1 or _steady(term)]
+        at_times = any(term.loss.modules is not None for term in terms if term not in steady)
+        self.partial = at_times or not needs_of(steady) & (WHOLE | {"final"})
+        """At times some parameters take no part in the loss, such as the head where features alone are compared."""
         if self.capture is not None:
             self.capture.inside = self._inside
         own = {str(i): term.loss.modules for i, term in enumerate(terms) if term.loss.modules is not None}

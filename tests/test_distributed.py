@@ -20,7 +20,7 @@ from tests.workers import ddp, fsdp
 from tests.workers.cases import CASES, apart, gradient
 
 SAME = 1e-5
-COMPARED = ("transitions", "transitions_accumulated", "gradients", "data_order", "sharded_transitions")
+COMPARED = ("transitions", "transitions_accumulated", "gradients", "data_order", "sharded_transitions", "distillation")
 SLOW = ("stop_anywhere", "boundary_resume", "without_search_for_unused", "checkpointed_activations", "sharded_resumed")
 # The sharded ones run last: accelerate leaves an environment variable behind.
 
@@ -103,6 +103,16 @@ def test_staged_run_on_two_ranks_equals_one_process(two_ranks, one_process, cut)
         )
         assert a["tokens"] == b["tokens"]
         assert a["metrics"]["train_loss"] == pytest.approx(b["metrics"]["train_loss"], rel=1e-5)
+
+
+def test_distillation_on_two_ranks_equals_one_process(two_ranks, tmp_path):
+    result(two_ranks, "distillation")
+    ddp.distilled(tmp_path, 8).train()
+    for folder in sorted(tmp_path.glob("[0-9]*-*")):
+        whole = load_file(folder / "model.safetensors")
+        for cut in ("4", "2x2", "checkpointed"):
+            found = load_file(two_ranks[0] / "distillation" / cut / folder.name / "model.safetensors")
+            assert apart(whole, found) < 3e-4, f"{folder.name}, {cut}"
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -107,6 +107,7 @@ def value(loss: Loss, student: Any, teacher: Any, batch: Mapping[str, Any], *, d
     """The mean that a stage would report, with its graph."""
     with installed(loss, student, teacher, defer=defer) as losses:
         theirs = losses.teach(batch, 0.0)
+        losses.prepare(batch, 0.0)
         with losses.watching() as captured:
             outputs = losses.student(student, batch)
         own = losses.terms[0].loss

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from hf_stages import Stage, StagedTrainer
+from hf_stages.curves import Linear, Step
 from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.gates import Above, Budget, Expect
-from hf_stages.losses import Loss, TaskLoss
+from hf_stages.losses import AttentionKL, AttentionMSE, HiddenMSE, LogitKL, Loss, TaskLoss
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, Unfreeze
 from tests import tiny
@@ -58,7 +59,7 @@ def classes() -> Rows:
 
 
 def staged(out: Path, stages: list[Stage], batch: int, accumulation: int = 1, **changes: Any) -> StagedTrainer:
-    keys = ("callbacks", "compute_metrics", "eval_dataset", "model", "train_dataset", "kind")
+    keys = ("callbacks", "compute_metrics", "eval_dataset", "model", "train_dataset", "kind", "teacher")
     own = {key: changes.pop(key) for key in keys if key in changes}
     args = arguments(out, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **changes)
     kind = own.pop("kind", StagedTrainer)
@@ -212,6 +213,33 @@ def data_order(out: Path) -> dict[str, Any]:
     dist.all_gather_object(both, order(out / "stream", 4, stream=True))
     found["stream"] = [sorted(a + b) for a, b in zip(*both, strict=True)]
     return found
+
+
+def distilled(out: Path, batch: int, accumulation: int = 1, **changes: Any) -> StagedTrainer:
+    """Stages whose losses leave parts of the model without a gradient, which AdamW must not decay either."""
+    stages = [
+        Stage("features", "3 steps", loss=HiddenMSE({1: 2}) + AttentionMSE({1: 2})),
+        Stage("attention", "2 steps", loss=AttentionKL()),
+        Stage(
+            "turns",
+            "4 steps",
+            loss=Step(((0, 0), (0.5, 1))) * TaskLoss() + Step(((0, 1), (0.5, 0))) * HiddenMSE(project="each"),
+        ),
+        Stage("logits", "2 steps", loss=Linear(0, 1) * HiddenMSE({1: 1}, project="each") + LogitKL(2.0)),
+    ]
+    args = {"optim": "adamw_torch", "learning_rate": 1e-3, "weight_decay": 0.5, "max_grad_norm": 1.0, **changes}
+    teacher = tiny.llama(1, num_hidden_layers=4)
+    return staged(out, stages, batch, accumulation, teacher=teacher, **args)
+
+
+@scenario
+def distillation(out: Path) -> None:
+    for name, how in {"4": (4, 1), "2x2": (2, 2)}.items():
+        trainer = distilled(out / name, *how)
+        trainer.train()
+        same_on_ranks(trainer.model, name)
+    trainer = distilled(out / "checkpointed", 4, activation_checkpointing=True)
+    trainer.train()
 
 
 class AskToStop(TrainerCallback):
