@@ -135,7 +135,7 @@ def _check_needs(trainer: Any, stage: Stage, terms: Sequence[Term], student: Any
             f"{where}: TaskLoss by source is computed from the logits, without label_smoothing_factor and compute_loss_func; "
             "leave these out, or use one TaskLoss for all sources"
         )
-    captured = [key for term in terms for key in term.loss.needs if key not in WHOLE | {"final"}]
+    captured = sorted(key for term in terms for key in term.loss.needs if key not in WHOLE | {"final"})
     if captured and reentrant:
         raise ValueError(
             f"{where}: {captured[0]} cannot be captured under reentrant activation checkpointing, which runs layers without a "

@@ -40,7 +40,7 @@ class EvalTerms:
             teacher = self.losses.teacher(batch)
             student = Signals(captured.pop("outputs"), captured=captured)
             for place, term in enumerate(self.terms):
-                value = term.loss(student, teacher, batch, t)
+                value = term.loss(student, teacher, batch, t).sum()
                 self.totals[place] += torch.stack([value.float(), torch.as_tensor(term.loss.items(batch)).to(value)])
 
     def metrics(self, prefix: str) -> dict[str, float]:

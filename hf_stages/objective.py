@@ -13,12 +13,10 @@ from typing import Any
 import torch
 
 from hf_stages.balance import Balance, gradient_norms
+from hf_stages.health import Health
 from hf_stages.losses import Balanced
 from hf_stages.losses._algebra import Term, weighted
 from hf_stages.losses._signals import Signals
-
-_ZERO_LIMIT = 20
-"""Updates that a term of positive weight may be exactly zero before it counts as broken."""
 
 
 class Objective:
@@ -44,7 +42,7 @@ class Objective:
         self.update_sums = torch.zeros(n, device=device)
         self.log_sums = torch.zeros(n, device=device)
         self.log_updates = 0
-        self.zeros = torch.zeros(n, device=device)
+        self.health = Health(self.terms, device, world)
         self.updates = 0
         self.t = 0.0
 
@@ -72,6 +70,7 @@ class Objective:
         self.items, self.t = totals[:n], t
         self.update_sums.zero_()
         self.squares: torch.Tensor | None = None
+        self.health.open_update()
         self.scales = self.balance.scales() if self.balance is not None else None
         return totals[n:]
 
@@ -87,10 +86,12 @@ class Objective:
             part = term.loss(student, teacher, batch, self.t)
             if not part.requires_grad:
                 raise ValueError(
-                    f"loss {term.name}: its value has no graph, so it would train nothing; compute it from the student's "
-                    "outputs, without detach() or no_grad()"
+                    f"loss {term.name}: its value has no graph, so it would train nothing: all that it reads is frozen, or it was "
+                    "computed under detach() or no_grad(); leave the term out, or unfreeze"
                 )
-            share = shares[i] = part / self.items[i]
+            share = part / self.items[i]
+            self.health.note(i, share)
+            share = shares[i] = share.sum()
             self.update_sums[i] += share.detach()
             part = share * (weight * self.world)
             if self.scales is not None:
@@ -123,7 +124,7 @@ class Objective:
 
     def close_update(self, loss: torch.Tensor) -> None:
         """After the last backward, before the optimizer's step: refuse what is not finite, on all ranks together."""
-        finite = torch.isfinite(loss) & torch.isfinite(self.update_sums).all()
+        finite = torch.isfinite(loss) & self.health.finite()
         if self.world > 1:
             flag = finite.to(torch.int32)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
@@ -134,13 +135,8 @@ class Objective:
             self._rebalance()
         self.log_sums += self.update_sums
         self.log_updates += 1
-        zero = self.update_sums == 0
-        if idle := [i for i, term in enumerate(self.terms) if term.weight(self.t) == 0]:
-            zero[idle] = False  # not computed, so its zero says nothing
-        self.zeros = torch.where(zero, self.zeros + 1, torch.zeros_like(self.zeros))
         self.updates += 1
-        if self.updates % _ZERO_LIMIT == 0:
-            self._check_zeros()
+        self.health.close_update(self.t, self.updates)
 
     def _not_finite(self) -> None:
         for i, term in enumerate(self.terms):
@@ -149,23 +145,8 @@ class Objective:
                     f"loss {term.name}: an update without a single item (every label of all its micro-batches is masked); "
                     "drop such examples or enlarge the batch"
                 )
-            if not torch.isfinite(self.update_sums[i]):
-                raise ValueError(
-                    f"loss {term.name}: its value is {self.update_sums[i].item()} at t={self.t:.4g}; nothing was stepped. "
-                    "Resume from the last checkpoint with a lower learning rate, or check the data and the precision"
-                )
+        self.health.refuse_not_finite(self.t)
         raise ValueError(f"loss: not finite on another rank at t={self.t:.4g}; its own message says which term")
-
-    def _check_zeros(self) -> None:
-        zeros = self.zeros.clone()
-        if self.world > 1:
-            torch.distributed.all_reduce(zeros, op=torch.distributed.ReduceOp.MIN)
-        for term, count in zip(self.terms, zeros.tolist(), strict=True):
-            if count >= _ZERO_LIMIT and term.weight(self.t) > 0:
-                raise ValueError(
-                    f"loss {term.name}: exactly zero for {int(count)} updates although its weight is {term.weight(self.t):.4g}; "
-                    "what it compares is equal or was not captured"
-                )
 
     def drain_log(self) -> dict[str, float]:
         """The mean of each term since the last log; nothing where one term is all there is."""
@@ -187,14 +168,14 @@ class Objective:
         return {
             "log_sums": self.log_sums.tolist(),
             "log_updates": self.log_updates,
-            "zeros": self.zeros.tolist(),
+            "health": self.health.state_dict(),
             "updates": self.updates,
             "balance": self.balance.state_dict() if self.balance is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.log_sums = torch.tensor(state["log_sums"], device=self.device)
-        self.zeros = torch.tensor(state["zeros"], device=self.device)
+        self.health.load_state_dict(state["health"])
         self.log_updates, self.updates = state["log_updates"], state["updates"]
         if self.balance is not None:
             self.balance.load_state_dict(state["balance"])

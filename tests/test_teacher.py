@@ -111,11 +111,12 @@ def test_base_teaches_as_a_copy_of_it_would(name, targets, tmp_path):
         losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
         found.append((losses, seen_by.found, {n: p.detach() for n, p in trainer.model.named_parameters()}))
     (losses, gradients, weights), (other_losses, other_gradients, other_weights) = found
-    assert losses == other_losses
+    # A copy's head is applied in chunks; one with an adapter must be run at once, while the adapter is off.
+    exact = {"rtol": 0, "atol": 0} if not targets else {"rtol": 1e-4, "atol": 1e-6}
+    assert losses == pytest.approx(other_losses, rel=exact["rtol"], abs=exact["atol"])
     assert max(losses) > 0
-    assert gradients.keys() == other_gradients.keys()
-    assert all(torch.equal(gradients[n], other_gradients[n]) for n in gradients)
-    assert all(torch.equal(weights[n], other_weights[n]) for n in weights)
+    torch.testing.assert_close(gradients, other_gradients, **exact)
+    torch.testing.assert_close(weights, other_weights, **exact)
 
 
 # ---- a head that is left to the losses -------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ class Loss:
     modules: nn.Module | None = None
     """Weights of the loss's own (projections): trained and checkpointed with the stage, no part of the saved model."""
 
+    parts: tuple[str, ...] = ()
+    """Where the value is one number for each of several parts: what they are called, such as the layers ``2-4``."""
+
     @property
     def name(self) -> str:
         return type(self).__name__

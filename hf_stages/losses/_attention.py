@@ -10,6 +10,7 @@ import torch
 from hf_stages.losses import _layers
 from hf_stages.losses._algebra import adapted
 from hf_stages.losses._signals import key_of
+from hf_stages.losses._tokens import token_weights
 from hf_stages.losses._width import heads_of
 
 _HIDDEN = -1e9
@@ -28,6 +29,7 @@ def mapped(loss: Any, student: Any, teacher: Any, *, same_heads: bool = True) ->
     return adapted(
         loss,
         pairs=found,
+        parts=_layers.names_of(found),
         needs=frozenset(key_of("attention", s, loss.stack) for s, _ in found),
         teacher_needs=frozenset(key_of("attention", t, loss.stack) for _, t in found),
     )
@@ -49,3 +51,9 @@ def log_shares(values: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
 def divergence(targets: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
     """KL(targets || logs) over the last dimension, both given as logarithms."""
     return torch.nn.functional.kl_div(logs, targets, reduction="none", log_target=True).sum(-1)
+
+
+def over_queries(found: torch.Tensor, batch: Mapping[str, Any], stack: str | None) -> torch.Tensor:
+    """(batch, heads, queries) averaged over heads and summed over the queries that are real tokens."""
+    mean = found.mean(1)
+    return (mean * token_weights(batch, mean, stack)).sum()

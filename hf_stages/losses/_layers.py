@@ -65,6 +65,11 @@ def pairs(layers: LayerMap, student: int, teacher: int, *, embeddings: bool, whe
     )
 
 
+def names_of(pairs: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    """What a term's layers are called in errors and in the plan: student-teacher."""
+    return tuple(f"{student}-{teacher}" for student, teacher in pairs)
+
+
 def _named(layers: str, student: int, teacher: int, embeddings: bool) -> list[tuple[int, int]]:
     blocks = range(1, student + 1)
     if layers == "last":

@@ -44,6 +44,10 @@ class OnSource(Loss):
         return self.inner.uses_teacher
 
     @property
+    def parts(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.inner.parts
+
+    @property
     def modules(self) -> Any:  # type: ignore[override]
         return self.inner.modules
 

@@ -12,6 +12,16 @@ def scores(attention: Attention, *, minus: torch.Tensor | None = None) -> torch.
 
     ``minus`` is taken off in the same multiplication, which saves a pass over the largest tensor of the loss.
     """
+    with exact(attention.query):
+        return _scores(attention, minus)
+
+
+def exact(like: torch.Tensor) -> torch.autocast:
+    """Autocast would take fp32 products in half precision after all, and losses are computed within it."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def _scores(attention: Attention, minus: torch.Tensor | None) -> torch.Tensor:
     query, key = attention.query.float(), attention.key.float()
     batch, heads, length, size = query.shape
     if key.shape[1] != heads:  # grouped-query attention: each key head serves several queries

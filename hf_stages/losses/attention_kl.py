@@ -12,7 +12,7 @@ from hf_stages.losses import _attention, _layers
 from hf_stages.losses._algebra import Loss
 from hf_stages.losses._scores import both_visible, scores
 from hf_stages.losses._signals import key_of
-from hf_stages.losses._tokens import token_items, token_weights
+from hf_stages.losses._tokens import token_items
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class AttentionKL(Loss):
         return token_items(batch, self.stack)
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
-        total: Any = 0.0
+        layers = []
         for s, other in self.pairs:
             mine, theirs = student[key_of("attention", s, self.stack)], teacher[key_of("attention", other, self.stack)]
             seen = both_visible(mine, theirs)
             logs = _attention.log_shares(scores(mine), seen)
             with torch.no_grad():
                 targets = _attention.log_shares(scores(theirs), seen)
-            total = total + _attention.divergence(targets, logs).mean(1)
-        return (total * token_weights(batch, total, self.stack)).sum()
+            layers.append(_attention.over_queries(_attention.divergence(targets, logs), batch, self.stack))
+        return torch.stack(layers)

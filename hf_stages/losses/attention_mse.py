@@ -12,7 +12,7 @@ from hf_stages.losses import _attention, _layers
 from hf_stages.losses._algebra import Loss
 from hf_stages.losses._scores import both_visible, scores
 from hf_stages.losses._signals import key_of
-from hf_stages.losses._tokens import token_items, token_weights
+from hf_stages.losses._tokens import token_items
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class AttentionMSE(Loss):
         return token_items(batch, self.stack)
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
-        total: Any = 0.0
+        layers = []
         for s, other in self.pairs:
             mine, theirs = student[key_of("attention", s, self.stack)], teacher[key_of("attention", other, self.stack)]
             with torch.no_grad():
@@ -57,5 +57,5 @@ class AttentionMSE(Loss):
                 seen = seen.to(apart.dtype)
                 keys = seen.sum(-1).clamp(min=1.0)
                 found = apart.masked_fill(seen == 0, 0.0).pow(2).sum(-1) / keys
-            total = total + found.mean(1)
-        return (total * token_weights(batch, total, self.stack)).sum()
+            layers.append(_attention.over_queries(found, batch, self.stack))
+        return torch.stack(layers)

@@ -10,6 +10,7 @@ import torch
 
 from hf_stages.losses import _attention, _layers
 from hf_stages.losses._algebra import Loss, adapted
+from hf_stages.losses._scores import exact
 from hf_stages.losses._signals import key_of
 from hf_stages.losses._tokens import token_items, token_weights
 from hf_stages.losses._width import heads_of, size_of
@@ -67,17 +68,19 @@ class AttentionRelation(Loss):
         return token_items(batch, self.stack)
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
-        total: Any = 0.0
+        layers = []
         for s, other in self.pairs:
             mine, theirs = student[key_of("attention", s, self.stack)], teacher[key_of("attention", other, self.stack)]
             weights = token_weights(batch, mine.query.transpose(1, 2), self.stack)
             real = (weights > 0)[:, None, None, :]
+            found: Any = 0.0
             for letter in self.relations:
                 logs = self._relation(getattr(mine, _PARTS[letter]), real, "student")
                 with torch.no_grad():
                     targets = self._relation(getattr(theirs, _PARTS[letter]), real, "teacher")
-                total = total + _attention.divergence(targets, logs).mean(1)
-        return (total * weights).sum()
+                found = found + _attention.divergence(targets, logs).mean(1)
+            layers.append((found * weights).sum())
+        return torch.stack(layers)
 
     def _check_cut(self, heads: int, size: int, whose: str) -> None:
         assert self.heads is not None
@@ -95,5 +98,6 @@ class AttentionRelation(Loss):
         if self.form == "cosine":
             joined = torch.nn.functional.normalize(joined, dim=-1)
         scale = 1.0 if self.form == "cosine" else joined.shape[-1] ** -0.5
-        found = torch.matmul(joined, joined.transpose(2, 3)) * (scale / self.temperature)
+        with exact(joined):
+            found = torch.matmul(joined, joined.transpose(2, 3)) * (scale / self.temperature)
         return _attention.log_shares(found, real)

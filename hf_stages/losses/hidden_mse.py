@@ -57,6 +57,7 @@ class HiddenMSE(Loss):
         return adapted(
             self,
             pairs=found,
+            parts=_layers.names_of(found),
             modules=modules,
             needs=frozenset(key_of("hidden", s, self.stack) for s, _ in found),
             teacher_needs=frozenset(key_of("hidden", t, self.stack) for _, t in found),
@@ -77,7 +78,7 @@ class HiddenMSE(Loss):
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
         kind = "hidden" if self.modules is None else "projected"
-        total: Any = 0.0
+        layers = []
         for s, other in self.pairs:
             mine = student[key_of(kind, s, self.stack)].float()
             theirs = teacher[key_of("hidden", other, self.stack)].float()
@@ -85,8 +86,8 @@ class HiddenMSE(Loss):
                 apart = torch.nn.functional.mse_loss(mine, theirs, reduction="none").mean(-1)
             else:
                 apart = 1.0 - torch.nn.functional.cosine_similarity(mine, theirs, dim=-1)
-            total = total + apart
-        return (total * token_weights(batch, mine, self.stack)).sum()
+            layers.append((apart * token_weights(batch, mine, self.stack)).sum())
+        return torch.stack(layers)
 
     def _place(self, layer: int) -> str:
         return "all" if self.project == "shared" else str(layer)

@@ -1,0 +1,85 @@
+"""The health of a stage's terms: what is not finite, and what is exactly zero for too long, by term and by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from hf_stages.losses._algebra import Term
+
+logger = logging.get_logger(__name__)
+_LIMIT = 20
+"""Updates that something of positive weight may be exactly zero. Self-distillation of a fresh adapter is for one."""
+
+
+class Health:
+    """Sums of an update by term and, where a loss says them, by its parts (layers)."""
+
+    def __init__(self, terms: Sequence[Term], device: torch.device, world: int) -> None:
+        self.terms, self.world = tuple(terms), world
+        self.parts = [(i, part) for i, term in enumerate(self.terms) for part in (term.loss.parts or ("",))]
+        self.places = [[k for k, (j, _) in enumerate(self.parts) if j == i] for i in range(len(self.terms))]
+        self.sums = torch.zeros(len(self.parts), device=device)
+        self.zeros = torch.zeros(len(self.parts), device=device)
+        self.told: set[int] = set()
+
+    def open_update(self) -> None:
+        self.sums.zero_()
+
+    def note(self, index: int, share: torch.Tensor) -> None:
+        """A micro-batch's share of a term: one number, or one for each of the loss's parts."""
+        places = self.places[index]
+        self.sums[places[0] : places[-1] + 1] += share.detach()
+
+    def finite(self) -> torch.Tensor:
+        return torch.isfinite(self.sums).all()
+
+    def refuse_not_finite(self, t: float) -> None:
+        """Name the first part that is not finite on this rank."""
+        for place, (index, part) in enumerate(self.parts):
+            if not torch.isfinite(self.sums[place]):
+                where = f", layers {part} (student-teacher)" if part else ""
+                raise ValueError(
+                    f"loss {self.terms[index].name}: its value is {self.sums[place].item()}{where} at t={t:.4g}; nothing was stepped. "
+                    "Resume from the last checkpoint with a lower learning rate, or check the data and the precision"
+                )
+
+    def close_update(self, t: float, updates: int) -> None:
+        zero = self.sums == 0
+        if idle := [k for k, (i, _) in enumerate(self.parts) if self.terms[i].weight(t) == 0]:
+            zero[idle] = False  # not computed, so its zero says nothing
+        self.zeros = torch.where(zero, self.zeros + 1, torch.zeros_like(self.zeros))
+        if updates % _LIMIT == 0:
+            self._check_zeros(t)
+
+    def _check_zeros(self, t: float) -> None:
+        zeros = self.zeros.clone()
+        if self.world > 1:
+            torch.distributed.all_reduce(zeros, op=torch.distributed.ReduceOp.MIN)
+        still = [count >= _LIMIT for count in zeros.tolist()]
+        for index, (term, places) in enumerate(zip(self.terms, self.places, strict=True)):
+            layers = [self.parts[k][1] for k in places if still[k] and self.parts[k][1]]
+            if term.weight(t) > 0 and all(still[k] for k in places):
+                raise ValueError(
+                    f"loss {term.name}: exactly zero for {_LIMIT} updates although its weight is {term.weight(t):.4g}"
+                    f"{_of(layers)}; what it compares is equal or was not captured. Is the teacher the student itself, or all that "
+                    "the term could change frozen? Then leave the term out"
+                )
+            if layers and index not in self.told:  # frozen embeddings, say, that were copied from the teacher
+                self.told.add(index)
+                logger.warning(
+                    f"loss {term.name}: exactly zero for {_LIMIT} updates{_of(layers)}; these layers are equal and teach nothing"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"zeros": self.zeros.tolist()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.zeros = torch.tensor(state["zeros"], device=self.zeros.device)
+
+
+def _of(layers: Sequence[str]) -> str:
+    return f", layers {', '.join(layers)} (student-teacher)" if layers else ""
