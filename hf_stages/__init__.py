@@ -4,7 +4,7 @@ from hf_stages.stage import Recipe as Recipe
 from hf_stages.stage import Stage as Stage
 
 __version__ = "0.1.0"
-__all__ = ["Recipe", "Stage", "StagedMixin", "StagedTrainer", "__version__"]
+__all__ = ["CachedTeacher", "Recipe", "Stage", "StagedMixin", "StagedTrainer", "Teacher", "__version__"]
 
 
 def __getattr__(name: str):
@@ -13,4 +13,8 @@ def __getattr__(name: str):
         from hf_stages import trainer
 
         return getattr(trainer, name)
+    if name in ("Teacher", "CachedTeacher"):
+        from hf_stages import teacher_source
+
+        return getattr(teacher_source, name)
     raise AttributeError(f"module 'hf_stages' has no attribute {name!r}")

@@ -20,6 +20,7 @@ from hf_stages.losses._outputs import outputs_of
 from hf_stages.losses._signals import Head
 from hf_stages.model_source import ModelSource
 from hf_stages.stage import Recipe
+from hf_stages.teacher_source import Teacher
 
 logger = logging.get_logger(__name__)
 
@@ -91,6 +92,10 @@ def check_teacher_tokenizers(recipe: Recipe, processing_class: Any) -> None:
 
 def folder_of(teacher: Any) -> Path | None:
     """Where a teacher was loaded from, if that is a folder of this machine."""
+    if isinstance(teacher, Teacher):  # with a tokenizer of its own, that one is compared
+        teacher = teacher.model if teacher.tokenizer is None else None
+    if isinstance(teacher, str):
+        return Path(teacher) if Path(teacher).is_dir() else None
     path = teacher.path if isinstance(teacher, ModelSource) else getattr(teacher, "name_or_path", None)
     return Path(path) if isinstance(path, str) and path and Path(path).is_dir() else None
 

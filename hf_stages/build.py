@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from torch.utils.data import ConcatDataset
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 from transformers.utils import logging
 
@@ -16,12 +17,16 @@ from hf_stages.checking import check_stages
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
+from hf_stages.losses import TaskLoss
+from hf_stages.losses._algebra import terms_of
 from hf_stages.model_source import ModelSource
 from hf_stages.naming import did_you_mean
 from hf_stages.plan import Plan, Taught
 from hf_stages.reports._text import dataset_label
+from hf_stages.sizes import train_dataset_of
 from hf_stages.stage import Recipe, Stage
 from hf_stages.teacher import BASE
+from hf_stages.teacher_source import CachedTeacher, Teacher
 
 logger = logging.get_logger(__name__)
 
@@ -90,7 +95,7 @@ class Prepared:
             )
             for stage in recipe.stages
         ]
-        return StagedTrainer(
+        trainer = StagedTrainer(
             model,
             self.args,
             recipe=replace(recipe, stages=stages),
@@ -101,6 +106,27 @@ class Prepared:
             compute_metrics=recipe.compute_metrics,
             processing_class=self.tokenizer,
         )
+        trainer.trust_remote_code = self.trust_remote_code
+        return trainer
+
+    def cache_teacher(self, folder: str, **options: Any) -> CachedTeacher:
+        """Run the recipe's teachers' one model over all data that stages learn from a teacher with; see ``Teacher.cache``."""
+        declared, datasets = [], []
+        for stage in self.recipe.stages:
+            if any(term.loss.uses_teacher for term in terms_of(stage.loss if stage.loss is not None else TaskLoss())):
+                declared.append(stage.teacher if stage.teacher is not None else self.recipe.teacher)
+                datasets.append(train_dataset_of(self.recipe, stage))
+        teachers = {repr(teacher): teacher for teacher in declared}
+        if len(teachers) != 1:
+            raise ValueError(f"teacher: expected one that some stage's loss uses, got {', '.join(teachers) or 'none'}")
+        teacher = self._load(declared[0], {}, "teacher")
+        if teacher is None or isinstance(teacher, str | CachedTeacher):
+            raise ValueError(f"teacher: expected {{path: ...}} or {{use: Teacher, ...}}, got {declared[0]!r}")
+        apart = list({id(dataset): dataset for dataset in datasets}.values())
+        dataset = apart[0] if len(apart) == 1 else ConcatDataset(apart)
+        teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+        given = {"collator": self.collator(), "tokenizer": self.tokenizer, **options}
+        return _named("teacher", teacher.cache, dataset, folder, **given)
 
     def collator(self) -> Any:
         """The recipe's own collator, without a model; None where Trainer chooses."""
@@ -112,6 +138,8 @@ class Prepared:
     def _load(self, source: Any, loaded: dict[str, Any], where: str) -> Any:
         """Load a model that is given by name; the same name is loaded once. ``stage:<name>`` is the trainer's matter."""
         source = self._source(source)
+        if isinstance(source, Teacher) and source.auto_class is None and isinstance(source.model, str):
+            return replace(source, auto_class=self._model().auto_class)  # a stage loads it when it begins
         if not isinstance(source, ModelSource):
             return source
         key = repr(source)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hf_stages.blueprint import is_adapter_key, is_peft
+from hf_stages.cached_teacher import check_needs
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.data._random import undisturbed
 from hf_stages.losses._algebra import Term, groups_of, terms_of
@@ -19,8 +20,10 @@ from hf_stages.losses._on_source import OnSource
 from hf_stages.plan import Plan, Taught
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
-from hf_stages.stage_losses import adapted_terms, wants_teacher
+from hf_stages.stage_losses import adapted_terms, teacher_needs_of, wants_teacher
 from hf_stages.teacher import BASE
+from hf_stages.teacher_source import CachedTeacher, Teacher
+from hf_stages.teachers import structure_of, teacher_of
 from hf_stages.teaching import taught
 
 _LOGITS = frozenset({"logits", "final", "outputs"})
@@ -65,7 +68,9 @@ def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
 
 
 def check_teacher(recipe: Recipe, stage: Stage) -> None:
-    teacher = stage.teacher if stage.teacher is not None else recipe.teacher
+    teacher = teacher_of(recipe, stage)
+    if isinstance(teacher, Teacher) and not isinstance(teacher.model, str):
+        teacher = teacher.model
     wanted = wants_teacher(stage)
     where = f"stage {stage.name!r}: teacher"
     if wanted and teacher is None:
@@ -99,23 +104,30 @@ def check_losses(
     for stage in recipe.stages:
         if (student := skeletons.get(stage.name)) is None:
             continue
-        teacher = declared = stage.teacher if stage.teacher is not None else recipe.teacher
-        if not wants_teacher(stage):
-            teacher = None
-        elif teacher == BASE:
-            _check_base(stage, student)
-            teacher = student
-        elif isinstance(teacher, str):
-            teacher = skeletons.get(teacher.removeprefix("stage:"))
-        elif read is not None:
-            teacher = read(teacher)
-        if teacher is None and wants_teacher(stage):
+        declared, wanted = teacher_of(recipe, stage), wants_teacher(stage)
+        teacher = _structure(stage, declared, student, skeletons, read) if wanted else None
+        if teacher is None and wanted:
             continue
         with undisturbed(), torch.device("meta"):
             terms = adapted_terms(stage, student, teacher)
         _check_needs(args, stage, terms, student, own_loss)
+        if isinstance(declared, CachedTeacher):
+            for term in terms:
+                with _placing(f"stage {stage.name!r}: loss {term.name}"):
+                    check_needs(declared, teacher_needs_of([term]))
         found[stage.name] = taught(terms, declared)
     return found
+
+
+def _structure(stage: Stage, declared: Any, student: Any, skeletons: Mapping[str, Any], read: Any) -> Any:
+    """The teacher as losses see it before anything is loaded; None where an earlier stage has no skeleton."""
+    if isinstance(declared, str) and declared != BASE:
+        return skeletons.get(declared.removeprefix("stage:"))
+    if isinstance(declared, str):
+        _check_base(stage, student)
+    source = declared if read is None else read(declared)
+    with _placing(f"stage {stage.name!r}: teacher"):
+        return structure_of(source, student)
 
 
 def _check_base(stage: Stage, student: Any) -> None:
@@ -171,7 +183,7 @@ def _sharded(args: Any) -> bool:
 def _placing(where: str) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{where}: {error}") from error
 
 

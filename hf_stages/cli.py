@@ -81,6 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     ready.add_argument("name", nargs="?", help="one_stage, two_stage or three_stage")
     ready.add_argument("settings", nargs="*", metavar="key=value", help="its arguments, as YAML")
     ready.set_defaults(command=_ready)
+    cache = commands.add_parser(
+        "cache-teacher", parents=[recipe], help="run a recipe's teacher once, keep what it says"
+    )
+    cache.add_argument(
+        "--to", metavar="DIR", required=True, help="the cache; then: teacher: {use: CachedTeacher, folder: DIR}"
+    )
+    cache.add_argument("--k", type=int, help="logits to keep per position (all of them if left out)")
+    cache.add_argument("--hidden", metavar="LAYER", nargs="*", default=[], help="hidden states to keep, such as 2 4")
+    cache.add_argument("--no-logits", action="store_true", help="keep hidden states alone")
+    cache.add_argument("--dtype", default="float32", help="float32, float16 or bfloat16")
+    cache.add_argument("--batch-size", type=int, default=32)
+    cache.set_defaults(command=_cache)
 
     doctor = commands.add_parser("doctor", parents=[shared], help="what this machine has and what is missing")
     doctor.add_argument("--json", action="store_true", help="print JSON")
@@ -190,6 +202,19 @@ def _ready(options: argparse.Namespace) -> int:
         raise _Bad from error
     print("# to run it, add: model, teacher, tokenizer, args: {output_dir: ...}, sources, train_dataset, eval_dataset")
     print(recipes.dump(found), end="")
+    return OK
+
+
+def _cache(options: argparse.Namespace) -> int:
+    try:
+        layers = [int(layer) if layer.lstrip("-").isdecimal() else layer for layer in options.hidden]
+        given = {"k": options.k, "hidden": layers, "logits": not options.no_logits, "dtype": options.dtype}
+        cached = _prepare(options, output_dir=None).cache_teacher(options.to, batch_size=options.batch_size, **given)
+    except (ValueError, ImportError) as error:
+        raise _Bad from error
+    _say(
+        f"{cached.folder}: {cached.summary()}\nIn the recipe: teacher: {{use: CachedTeacher, folder: {cached.folder}}}"
+    )
     return OK
 
 

@@ -66,6 +66,8 @@ class Manifest:
         declared = to_dict(stage)
         # Expectations judge a stage and do not change it: they may be edited after it is done.
         gates = [g for g, part in zip(declared.get("gates", []), stage.gates, strict=True) if part.on != "end"]
+        teacher = stage.teacher if stage.teacher is not None else self.recipe.teacher
+        content = getattr(teacher, "content", None)  # a cache may be written anew in the same place
         collator = stage.data_collator if stage.data_collator is not None else self.recipe.data_collator
         return {
             **{key: value for key, value in declared.items() if key not in _JUDGES},
@@ -74,6 +76,7 @@ class Manifest:
             "train_dataset": fingerprint(train_dataset_of(self.recipe, stage)),
             "args": facts(stage_args(self.args, stage)),
             "data_collator": fingerprint(collator),
+            **({"teacher_cache": content} if content is not None else {}),
         }
 
     # ---- opening ------------------------------------------------------------------------------------------------------

@@ -30,3 +30,11 @@ def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return inputs
     return {key: value for key, value in inputs.items() if key in {p.name for p in parameters}}
+
+
+def columns_of(model: Any) -> frozenset[str]:
+    """Columns of a dataset that the model takes, labels among them: what Trainer keeps."""
+    base = base_of(model)
+    return frozenset(
+        {*inspect.signature(base.forward).parameters, *find_labels(type(base)), "labels", "label", "label_ids"}
+    )

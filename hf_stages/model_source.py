@@ -54,8 +54,11 @@ class ModelSource:
             return self
         return replace(self, path=str(Path(base) / self.path))
 
-    def load(self, *, trust_remote_code: bool = False) -> Any:
-        """The model. From a path, code beside the weights runs only if ``trust_remote_code`` says so."""
+    def load(self, *, trust_remote_code: bool = False, **more: Any) -> Any:
+        """The model. From a path, code beside the weights runs only if ``trust_remote_code`` says so.
+
+        ``more`` goes to ``from_pretrained``: quantization and where the weights are to lie.
+        """
         auto = self._auto()
         if self.path is None:
             return auto.from_config(self._config(trust_remote_code), **self._options())
@@ -66,6 +69,7 @@ class ModelSource:
             revision=self.revision or "main",
             trust_remote_code=trust_remote_code,
             **self._options(),
+            **more,
         )
 
     def skeleton(self, *, trust_remote_code: bool = False) -> Any:

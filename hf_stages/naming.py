@@ -29,7 +29,7 @@ FOLDERS = {
     "eval_dataset": "data",
     "data_collator": "data",
     "sources": "data",
-    "teacher": "teacher",
+    "teacher": "teacher_source",
     "model": "model_source",
 }
 """Where a part is looked for, by the key it stands under. A single module (``teacher.py``) serves as a folder."""

@@ -260,7 +260,7 @@ def _read_model(value: Any, where: Where) -> Any:
         raise where.error(f"expected a name, {{path: ...}} or {{config: {{...}}}}, got {_short(value)}")
     refuse_in_memory(value, where)
     if "use" in value:
-        return read_part(value, ["teacher", "model_source"], where)
+        return read_part(value, ["teacher_source", "model_source"], where)
     from hf_stages.model_source import ModelSource
 
     # A model's config is HF's own mapping: its lists stay lists.

@@ -34,7 +34,8 @@ from hf_stages.stage_args import stage_args
 from hf_stages.stage_folder import read_boundary, write_boundary
 from hf_stages.stage_losses import StageLosses, adapted_terms, teacher_needs_of
 from hf_stages.stage_run import StageRun, all_ranks
-from hf_stages.teacher import BASE, BaseTeacher, LiveTeacher
+from hf_stages.teacher import BaseTeacher, LiveTeacher
+from hf_stages.teachers import Teachers, at_work, structure_of
 from hf_stages.transition import Transition
 
 logger = logging.get_logger(__name__)
@@ -55,6 +56,7 @@ class Runner:
         self.stop_request: str | None = trainer._stop_request
         """Why the run was asked to stop; it outlives a stage that ends before it can obey."""
         self.handover = Handover(trainer, plan)
+        self.teachers = Teachers(trainer, self.handover)
         self.finds_unused = getattr(trainer.accelerator.ddp_handler, "find_unused_parameters", False)
         self.own = {
             name: getattr(trainer, name)
@@ -260,13 +262,10 @@ class Runner:
     def _losses(self, planned: PlannedStage, args: Any) -> StageLosses:
         """Adapt the stage's losses to its models and hang in their hooks, before anything wraps or compiles the model."""
         model = self.trainer.model
-        source = self._teacher(planned)
+        source = self.teachers.of(planned)
         set_seed(seed_of(args.seed, planned.name, "losses") & 0xFFFFFFFF)  # projections begin alike on all ranks
-        terms = adapted_terms(planned.stage, model, model if source == BASE else source)
-        needs = teacher_needs_of(terms)
-        teacher: Any = None
-        if source is not None:
-            teacher = BaseTeacher(model, needs) if source == BASE else LiveTeacher(source, needs, args.device)
+        terms = adapted_terms(planned.stage, model, structure_of(source, model))
+        teacher = at_work(source, model, teacher_needs_of(terms), args.device)
         losses = StageLosses(terms, model, teacher, defer_head=not self.trainer.is_fsdp_enabled)
         if losses.modules is not None and self.trainer.is_fsdp_enabled:
             raise ValueError(f"stage {planned.name!r}: loss: projections are not supported under FSDP; use DDP")
@@ -289,15 +288,6 @@ class Runner:
         if wrong is not None:
             losses.remove()
             raise ValueError(f"{where}: {wrong}. If it is as it should be: trainer.probe_teacher = False")
-
-    def _teacher(self, planned: PlannedStage) -> Any:
-        """The stage's teacher: a model, or the word for the student's own base; None where no loss asks."""
-        teacher = planned.stage.teacher if planned.stage.teacher is not None else self.trainer.teacher
-        if teacher is None or not self.trainer.wants_teacher(planned.stage):
-            return None
-        if isinstance(teacher, str) and teacher != BASE:
-            return self.handover.saved(teacher.removeprefix("stage:"))
-        return teacher
 
     # ---- small parts ----------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ class Stage:
     data_collator: Any = field(default=None, kw_only=True)
     compute_metrics: Any = field(default=None, kw_only=True)
     teacher: Any = field(default=None, kw_only=True)
-    """A model, or ``"stage:<name>"``."""
+    """A model, a ``Teacher``, a ``CachedTeacher``, ``"stage:<name>"``, or ``"base"``: a LoRA student's own."""
     loss: Any = field(default=None, kw_only=True)
     """A loss or a sum of losses; None is the model's own (``TaskLoss()``)."""
     transforms: Sequence[Any] = field(default=(), kw_only=True)

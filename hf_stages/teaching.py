@@ -15,6 +15,7 @@ from hf_stages.parts import arguments_of, is_part
 from hf_stages.plan import Taught
 from hf_stages.stage_losses import teacher_needs_of
 from hf_stages.teacher import BASE
+from hf_stages.teacher_source import CachedTeacher, Teacher
 
 _SHOWN = 10
 """Layer pairs that are listed one by one."""
@@ -65,6 +66,11 @@ def _teacher(teacher: Any) -> str:
         return "the student's own base, adapters off" if teacher == BASE else teacher.replace("stage:", "stage ", 1)
     if isinstance(teacher, ModelSource):
         return teacher.path or f"{(teacher.config or {}).get('model_type')} with random weights"
+    if isinstance(teacher, CachedTeacher):
+        return f"{type(teacher.model).__name__}, cached in {teacher.folder}"
+    if isinstance(teacher, Teacher):
+        bits = teacher.load_in or teacher.dtype
+        return f"{_teacher(teacher.model)}{f' in {bits}' if bits else ''}"
     if isinstance(teacher, nn.Module):
         path = getattr(teacher, "name_or_path", "")
         return f"{type(teacher).__name__}{f' {path}' if path else ''}"

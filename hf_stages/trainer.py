@@ -38,6 +38,7 @@ from hf_stages.sizes import plan_for
 from hf_stages.source_collator import SourceCollator
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_losses import wants_teacher
+from hf_stages.teachers import check_declared
 
 logger = logging.get_logger(__name__)
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
@@ -56,6 +57,8 @@ class StagedMixin(_Base):
     stage_teacher: Any = None
     probe_teacher = True
     """Whether each stage tries its teacher on some of its rows first: other label orders and other tokens are refused."""
+    trust_remote_code = False
+    """Whether a teacher's own code may run, where it is loaded by its name."""
     _stage: Any = None
     """The StageRun in progress."""
     _runner: Any = None
@@ -117,7 +120,11 @@ class StagedMixin(_Base):
         models = dry_models(self.recipe, self.blueprint.build("meta")) if self.blueprint.buildable else {}
         own_loss = self.compute_loss_func is not None
         check_teacher_tokenizers(self.recipe, self.processing_class)
-        return plan.with_taught(check_stages(self.recipe, self.args, models, own_loss=own_loss))
+        taught = check_stages(self.recipe, self.args, models, own_loss=own_loss)
+        for stage in self.recipe.stages:
+            if self.wants_teacher(stage):
+                check_declared(self, stage)
+        return plan.with_taught(taught)
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None, **kwargs):
         """Run every stage that is not done. ``resume_from_checkpoint=True`` goes on where the run was cut."""

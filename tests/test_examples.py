@@ -56,3 +56,17 @@ def test_demo_is_cut_resumed_and_shown(run_python, tmp_path: Path) -> None:
     for folder in ("01-language", "02-code"):
         assert folder in done.stdout.rsplit("after stage", 1)[1]
         assert (tmp_path / "out" / folder / "config.json").exists()
+
+
+def test_a_cache_teaches_as_the_live_teacher(run_python) -> None:
+    script = ROOT / "examples" / "cached_teacher.py"
+    done = run_python(
+        f"import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); "
+        f"sys.argv = ['cached', '--steps', '3', '--out', 'out']; runpy.run_path({str(script)!r}, run_name='__main__')"
+    )
+    table = done.stdout.rsplit("taught by", 1)[1]
+    apart = {line[:22].strip(): float(line.split()[-1]) for line in table.splitlines()[1:] if line.strip()}
+    assert apart["live"] == 0
+    assert apart["all logits"] < 1e-5
+    assert apart["16 logits, bfloat16"] > apart["all logits"]
+    assert "k=16 of 258 logits, probability mass kept: mean " in done.stdout

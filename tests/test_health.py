@@ -64,8 +64,12 @@ def test_counts_survive_a_checkpoint():
         ours.note(1, torch.tensor(0.0))
         ours.close_update(0.5, update)
     again.load_state_dict(ours.state_dict())
-    with pytest.raises(ValueError, match="TaskLoss_2: exactly zero for 20 updates"):
+
+    def go_on():
         for update in range(15, 21):
             again.open_update()
             again.note(0, torch.tensor(1.0))
             again.close_update(0.5, update)
+
+    with pytest.raises(ValueError, match="TaskLoss_2: exactly zero for 20 updates"):
+        go_on()

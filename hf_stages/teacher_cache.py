@@ -1,0 +1,350 @@
+"""Writing a teacher's cache: the teacher runs once over the data, and what losses will need of it is kept on disk.
+
+Rows are written in shards, each whole or not there; a run that was killed goes on behind the last one. The folder gets its
+name when all of it is there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+from transformers import DataCollatorWithPadding, default_data_collator
+from transformers.utils import logging
+
+from hf_stages.cache_folder import (
+    COLUMNS,
+    KEYS,
+    MANIFEST,
+    PLACES,
+    SCHEMA,
+    address_of,
+    content_of,
+    read_manifest,
+    shard_name,
+)
+from hf_stages.capture import parse
+from hf_stages.checkpoint import SEAL, broken, checksum, read_json, write_json, written_whole
+from hf_stages.data._random import undisturbed
+from hf_stages.fingerprint import fingerprint
+from hf_stages.layers.blocks import blocks_of
+from hf_stages.losses._signals import key_of
+from hf_stages.model_inputs import columns_of
+from hf_stages.recipe import diff
+from hf_stages.row_keys import DECODER, ROWS, TOKENS, Rows, rows_of
+from hf_stages.teacher import LiveTeacher
+from hf_stages.teacher_print import class_and_config, print_of, vocabulary_of
+from hf_stages.top_k import encode
+
+logger = logging.get_logger(__name__)
+DTYPES = ("float32", "float16", "bfloat16")
+_ABOUT = "shard.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cache to be written."""
+
+    model: Any
+    dataset: Any
+    folder: Path
+    collator: Any = None
+    k: int | None = None
+    hidden: Sequence[int | str] = ()
+    logits: bool = True
+    dtype: str = "float32"
+    batch_size: int = 32
+    tokenizer: Any = None
+    shard_rows: int | None = None
+    remove_unused_columns: bool = True
+    device: torch.device | None = None
+
+    def write(self) -> None:
+        """Write the cache, or find it written. A folder that holds another one is refused."""
+        self._check()
+        keys = hidden_keys(self.model, self.hidden)
+        request = self._request(keys)
+        work = self.folder.with_name(f".{self.folder.name}.partial")
+        with _alone(work):
+            if self.folder.exists():
+                _refuse_another(self.folder, request)
+                shutil.rmtree(work, ignore_errors=True)
+                return
+            self._take_up(work, request)
+            self._shards(work, keys)
+            finish(work, request)
+            os.replace(work, self.folder)
+        (self.folder / "lock").unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        if not isinstance(self.dataset, Sized) or not hasattr(self.dataset, "__getitem__") or not len(self.dataset):
+            raise ValueError(
+                f"Teacher.cache: dataset: expected one with a length and rows by number, got {type(self.dataset).__name__}; "
+                "a stream is never the same twice"
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"Teacher.cache: dtype: expected {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.k is not None and (isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1):
+            raise ValueError(f"Teacher.cache: k: expected how many logits to keep, or None for all, got {self.k!r}")
+        if self.k is not None and not self.logits:
+            raise ValueError("Teacher.cache: k says how many logits to keep, but logits=False; leave one of them out")
+        if not self.logits and not self.hidden:
+            raise ValueError("Teacher.cache: nothing to keep: logits=False, and hidden is empty")
+
+    def _request(self, keys: Sequence[str]) -> dict[str, Any]:
+        rows, batch = len(self.dataset), self.batch_size
+        shard = self.shard_rows if self.shard_rows is not None else max(1024, rows // 500)
+        with undisturbed():
+            data = {"fingerprint": fingerprint(self.dataset), "rows": rows}
+        kind, config = class_and_config(self.model)
+        return {
+            "teacher": {"class": kind, "config": config, "fingerprint": print_of(self.model)},
+            "data": data,
+            "collator": fingerprint(self.collator) if self.collator is not None else None,
+            "tokenizer": vocabulary_of(self.tokenizer),
+            "k": self.k,
+            "hidden": list(keys),
+            "logits": self.logits,
+            "dtype": self.dtype,
+            "batch_size": batch,
+            "shard_rows": -(-shard // batch) * batch,  # a shard of whole batches: a resumed run cuts them as before
+        }
+
+    def _take_up(self, work: Path, request: dict[str, Any]) -> None:
+        """Keep what an earlier run of the same job has finished; throw away another's."""
+        plan = work / "plan.json"
+        if plan.is_file():
+            before = read_json(plan, "the plan of a cache")["request"]
+            if before == request:
+                return
+            changed = "; ".join(diff(before, request)[:3])
+            logger.warning(f"{work}: begun for another cache ({changed}); it is written anew")
+            for path in work.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+        write_json(plan, {"schema": SCHEMA, "request": request})
+
+    def _shards(self, work: Path, keys: Sequence[str]) -> None:
+        request = read_json(work / "plan.json", "the plan of a cache")["request"]
+        size, total = request["shard_rows"], len(self.dataset)
+        missing = [i for i in range(-(-total // size)) if broken(work / shard_name(i)) is not None]
+        todo = sum(min(size, total - i * size) for i in missing)
+        if todo < total:
+            logger.warning(f"{self.folder}: {total - todo} of {total} rows are there already; going on behind them")
+        device = self.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        needs = frozenset(keys) | ({"logits"} if self.logits else frozenset())
+        teacher = LiveTeacher(self.model, needs, device)
+        progress = logging.tqdm(total=todo, desc="teacher", unit=" rows")
+        try:
+            for shard in missing:
+                part = range(shard * size, min((shard + 1) * size, total))
+                with (
+                    written_whole(work / shard_name(shard)) as new,
+                    undisturbed(),
+                    _Shard(new, shard, keys, self) as writer,
+                ):
+                    for batch in self._batches(part, device):
+                        rows = rows_of(self.model, batch)
+                        writer.add(rows, teacher(batch))
+                        progress.update(len(rows))
+        finally:
+            teacher.remove()
+            progress.close()
+
+    def _batches(self, part: range, device: torch.device) -> Iterator[dict[str, Any]]:
+        collator = self.collator
+        if collator is None:
+            collator = default_data_collator if self.tokenizer is None else DataCollatorWithPadding(self.tokenizer)
+        known = columns_of(self.model) if self.remove_unused_columns else None
+
+        def collate(rows: list[Any]) -> Any:
+            if known is not None and isinstance(rows[0], Mapping):
+                rows = [{key: value for key, value in row.items() if key in known} for row in rows]
+            return collator(rows)
+
+        for batch in DataLoader(Subset(self.dataset, part), self.batch_size, collate_fn=collate):
+            yield {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
+class _Shard:
+    """One shard while it is written: arrays grow at their ends, so no more than a batch is in memory."""
+
+    def __init__(self, folder: Path, number: int, hidden: Sequence[str], job: Job) -> None:
+        self.folder, self.number, self.hidden, self.job = folder, number, hidden, job
+        self.dtype: torch.dtype = getattr(torch, job.dtype)
+        self.files: dict[str, BinaryIO] = {}
+        self.arrays: dict[str, dict[str, Any]] = {}
+        self.keys: list[np.ndarray] = []
+        self.places: list[list[int]] = []
+        self.ends = {TOKENS: 0, DECODER: 0}
+        self.about: dict[str, Any] = {"kept": 0.0, "least": 1.0, "positions": 0, "classes": None, "inputs": []}
+
+    def __enter__(self) -> _Shard:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        for file in self.files.values():
+            file.close()
+        if kind is None:
+            np.save(self.folder / KEYS, np.concatenate(self.keys))
+            np.save(self.folder / PLACES, np.array(self.places, np.int64))
+            write_json(self.folder / _ABOUT, {"schema": SCHEMA, "arrays": self.arrays, "ends": self.ends, **self.about})
+
+    def add(self, rows: Rows, signals: Any) -> None:
+        for key in self.hidden:
+            self._signal(key, signals[key], rows)
+        if self.job.logits:
+            self._logits(signals.logits, rows)
+        self.keys.append(rows.keys)
+        self.about["inputs"] = list(rows.names)
+        for row in range(len(rows)):
+            place = [self.number, len(self.places)]
+            for frame in (TOKENS, DECODER):
+                start, end = rows.spans[frame][row].tolist() if frame in rows.spans else (0, 0)
+                place += [self.ends[frame], end - start]
+                self.ends[frame] += end - start
+            self.places.append(place)
+
+    def _signal(self, key: str, states: torch.Tensor, rows: Rows) -> None:
+        frame = _frame(key, states, rows)
+        self._append(key, frame, self._cast(key, _inside(states, frame, rows)))
+
+    def _logits(self, logits: torch.Tensor, rows: Rows) -> None:
+        k, classes = self.job.k, logits.shape[-1]
+        frame = _frame("logits", logits, rows)
+        self.about["classes"] = classes
+        if k is None:
+            self._append("logits", frame, self._cast("logits", _inside(logits, frame, rows)))
+            return
+        if frame == ROWS:
+            raise ValueError(
+                "Teacher.cache: k: this teacher gives one row of logits per example; leave k out, all are few"
+            )
+        if k >= classes:
+            raise ValueError(
+                f"Teacher.cache: k: expected fewer than the teacher's {classes} logits, got {k}; leave k out for all"
+            )
+        parts = encode(_inside(logits, frame, rows), k, self.dtype)
+        kept = parts.pop("kept").double()
+        self.about["kept"] += float(kept.sum())
+        self.about["least"] = min(self.about["least"], float(kept.min())) if len(kept) else self.about["least"]
+        self.about["positions"] += len(kept)
+        for name, part in parts.items():
+            self._append(f"logits.{name}", frame, part)
+
+    def _cast(self, key: str, values: torch.Tensor) -> torch.Tensor:
+        cast = values.to(self.dtype)
+        if self.dtype == torch.float16 and int(values.isinf().sum()) != int(cast.isinf().sum()):
+            raise ValueError(f"Teacher.cache: dtype: {key} has values beyond float16's 65504; use bfloat16 or float32")
+        return cast
+
+    def _append(self, name: str, frame: str, values: torch.Tensor) -> None:
+        about = {"frame": frame, "dtype": str(values.dtype).removeprefix("torch."), "shape": list(values.shape[1:])}
+        if self.arrays.setdefault(name, about) != about:
+            raise ValueError(
+                f"Teacher.cache: {name} is {about} here and {self.arrays[name]} before: its size depends on the batch, and no "
+                "attention_mask says what is padding; pad all rows alike, or use a live teacher"
+            )
+        if name not in self.files:
+            self.files[name] = open(self.folder / f"{name}.bin", "wb")  # noqa: SIM115
+        self.files[name].write(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def hidden_keys(model: Any, hidden: Sequence[int | str]) -> list[str]:
+    """``[2, -1]`` or ``["encoder.hidden.2"]`` as keys of signals."""
+    keys = []
+    for layer in [hidden] if isinstance(hidden, int | str) else hidden:
+        try:
+            stack, kind, number = (None, "hidden", layer) if isinstance(layer, int) else parse(layer)
+            depth = len(blocks_of(model, stack))
+        except ValueError as error:
+            raise ValueError(
+                f"Teacher.cache: hidden: {layer!r}: {error}; write 'decoder.hidden.3' for a stack's"
+            ) from error
+        number = depth + 1 + number if number < 0 else number
+        if kind != "hidden" or not 0 <= number <= depth:
+            raise ValueError(f"Teacher.cache: hidden: expected layers 0 (embeddings) to {depth}, got {layer!r}")
+        keys.append(key_of("hidden", number, stack))
+    return sorted(set(keys))
+
+
+def finish(work: Path, request: Mapping[str, Any]) -> None:
+    """The index over all shards, and the manifest."""
+    folders = sorted(path for path in work.iterdir() if path.is_dir())
+    abouts = [read_json(folder / _ABOUT, "a shard") for folder in folders]
+    for folder, about in zip(folders, abouts, strict=True):
+        if about["arrays"] != abouts[0]["arrays"]:
+            raise ValueError(f"{folder}: its arrays are {about['arrays']}, the first shard's {abouts[0]['arrays']}")
+    keys = np.concatenate([np.load(folder / KEYS) for folder in folders])
+    places = np.concatenate([np.load(folder / PLACES) for folder in folders])
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of equal rows the first one counts
+    first = np.ones(len(order), bool)
+    first[1:] = (keys[order][1:] != keys[order][:-1]).any(1)
+    order = order[first]
+    np.save(work / KEYS, np.ascontiguousarray(keys[order].T))
+    np.save(work / PLACES, places[order].reshape(-1, COLUMNS))
+    positions = sum(about["positions"] for about in abouts)
+    size = sum(path.stat().st_size for folder in folders for path in folder.glob("*.bin"))
+    manifest = {
+        "schema": SCHEMA,
+        "address": address_of(request),
+        "request": request,
+        "arrays": abouts[0]["arrays"],
+        "classes": abouts[0]["classes"],
+        "inputs": abouts[0]["inputs"],
+        "rows": len(order),
+        "tokens": sum(sum(about["ends"].values()) for about in abouts),
+        "bytes": size,
+        "kept": sum(about["kept"] for about in abouts) / positions if positions else None,
+        "least": min(about["least"] for about in abouts) if positions else None,
+        "shards": [{"seal": checksum(folder / SEAL)} for folder in folders],
+        "index": {name: [(work / name).stat().st_size, checksum(work / name)] for name in (KEYS, PLACES)},
+    }
+    write_json(work / MANIFEST, manifest)
+    (work / "plan.json").unlink()
+
+
+def _frame(key: str, values: torch.Tensor, rows: Rows) -> str:
+    stack, *_ = parse(key) if key != "logits" else (DECODER if DECODER in rows.sizes else None,)
+    frame = DECODER if stack == "decoder" else TOKENS
+    return frame if values.dim() >= 3 and rows.sizes.get(frame) == values.shape[1] else ROWS
+
+
+def _inside(values: torch.Tensor, frame: str, rows: Rows) -> torch.Tensor:
+    """(tokens of all rows, ...), without padding."""
+    if frame == ROWS:
+        return values
+    size = rows.sizes[frame]
+    index = np.concatenate([np.arange(s, e) + row * size for row, (s, e) in enumerate(rows.spans[frame].tolist())])
+    return values.reshape(-1, *values.shape[2:])[torch.from_numpy(index).to(values.device)]
+
+
+def _refuse_another(folder: Path, request: Mapping[str, Any]) -> None:
+    found = read_manifest(folder)
+    if found["address"] != address_of(request):
+        changed = "; ".join(diff(content_of(found["request"]), content_of(request))[:3])
+        raise ValueError(
+            f"{folder} holds another cache ({changed}); choose another folder, or delete it to write it anew"
+        )
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """One process writes, others that ask for the same cache (ranks) wait and find it."""
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "w") as lock:
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except (ImportError, OSError):  # Windows, and file systems without locks: there one process must write it
+            pass
+        yield

@@ -1,0 +1,236 @@
+"""Teachers as they are declared: a model to be loaded (in fewer bits, if asked), or a cache of what one said."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_stages.model_source import ModelSource
+
+if TYPE_CHECKING:
+    from hf_stages.cache_folder import CacheFolder
+
+_BITS = ("8bit", "4bit")
+_AUTO = {
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "ForMultipleChoice": "AutoModelForMultipleChoice",
+    "ForImageClassification": "AutoModelForImageClassification",
+    "ForAudioClassification": "AutoModelForAudioClassification",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "Model": "AutoModel",
+}
+"""Ends of class names, and who loads such models."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model that teaches: ``Teacher("path", load_in="8bit")``. Run in evaluation mode without gradient, never trained.
+
+    >>> Teacher("bert-large-uncased", dtype="bfloat16")
+    Teacher(model='bert-large-uncased', load_in=None, dtype='bfloat16', auto_class=None, revision=None, tokenizer=None)
+    """
+
+    model: Any
+    """A folder or a name on the Hub, or a model."""
+    load_in: str | None = None
+    """``8bit`` or ``4bit``: quantized by bitsandbytes as it is loaded."""
+    dtype: str | None = None
+    """``bfloat16`` halves the memory; None is float32."""
+    auto_class: str | None = None
+    """Which class of ``transformers`` loads it; None is the student's."""
+    revision: str | None = None
+    tokenizer: Any = None
+    """The teacher's tokenizer, or where it is: its vocabulary is then compared with the student's."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, Path):
+            object.__setattr__(self, "model", str(self.model))
+        if self.load_in not in (None, *_BITS):
+            raise ValueError(f"load_in: expected '8bit', '4bit' or None, got {self.load_in!r}")
+        named = isinstance(self.model, str)
+        if not named and not hasattr(self.model, "forward"):
+            raise ValueError(f"model: expected a path or a model, got {type(self.model).__name__}")
+        for key in ("load_in", "dtype", "auto_class", "revision"):
+            if not named and getattr(self, key) is not None:
+                raise ValueError(f"{key}: this model is loaded already; give its path instead, or leave {key} out")
+
+    def resolve(self, base: str | Path) -> Teacher:
+        """Relative paths taken from ``base`` (the recipe's folder), where something stands there."""
+        found = {key: value for key in ("model", "tokenizer") if isinstance(value := getattr(self, key), str)}
+        return replace(self, **{k: str(Path(base) / v) for k, v in found.items() if (Path(base) / v).exists()})
+
+    def load(self, student: Any = None, *, device: Any = None, trust_remote_code: bool = False) -> Any:
+        """The model. ``student`` (a model) says of which kind, where ``auto_class`` does not."""
+        if not isinstance(self.model, str):
+            return self.model
+        return self._source(student, trust_remote_code).load(
+            trust_remote_code=trust_remote_code, **self._quantized(device)
+        )
+
+    def skeleton(self, student: Any = None, *, trust_remote_code: bool = False) -> Any:
+        """The model on the meta device: its config is read, its weights are not."""
+        if not isinstance(self.model, str):
+            return self.model
+        return self._source(student, trust_remote_code).skeleton(trust_remote_code=trust_remote_code)
+
+    def vocabulary(self) -> str | None:
+        """A checksum of the teacher's vocabulary; None where no tokenizer was given."""
+        from hf_stages.teacher_print import vocabulary_of
+
+        return vocabulary_of(_tokenizer(self.tokenizer))
+
+    def cache(
+        self,
+        dataset: Any,
+        folder: str | Path,
+        *,
+        collator: Any = None,
+        k: int | None = None,
+        hidden: Sequence[int | str] = (),
+        logits: bool = True,
+        dtype: str = "float32",
+        batch_size: int = 32,
+        tokenizer: Any = None,
+        shard_rows: int | None = None,
+        remove_unused_columns: bool = True,
+        device: Any = None,
+    ) -> CachedTeacher:
+        """Run the teacher once over ``dataset`` and keep what losses need of it in ``folder``.
+
+        ``k`` logits of each position are kept, or all of them (None); ``hidden`` are layers by number (0 is what enters
+        the first block) or by key (``decoder.hidden.3``). ``collator`` and ``tokenizer`` are to be those of the training.
+        Killed and called again it goes on; called on a finished folder it returns at once, or refuses another's.
+        """
+        from hf_stages.teacher_cache import Job, logger
+
+        tokenizer = _tokenizer(tokenizer if tokenizer is not None else self.tokenizer)
+        options: dict[str, Any] = {"k": k, "hidden": hidden, "logits": logits, "dtype": dtype, "batch_size": batch_size}
+        options |= {"shard_rows": shard_rows, "remove_unused_columns": remove_unused_columns, "device": device}
+        model = self.load(device=device)
+        Job(model, dataset, Path(folder), collator=collator, tokenizer=tokenizer, **options).write()
+        cached = CachedTeacher(str(folder))
+        logger.warning(f"{folder}: {cached.summary()}")
+        return cached
+
+    def _source(self, student: Any, trust_remote_code: bool) -> ModelSource:
+        auto = self.auto_class
+        if auto is None and student is not None:
+            auto = auto_class_of(student)
+        elif auto is None:
+            from transformers import AutoConfig
+
+            config = AutoConfig.from_pretrained(
+                self.model, revision=self.revision or "main", trust_remote_code=trust_remote_code
+            )
+            auto = _auto_class(next(iter(config.architectures or ()), ""))
+        return ModelSource(
+            self.model, auto_class=auto or "AutoModelForCausalLM", dtype=self.dtype, revision=self.revision
+        )
+
+    def _quantized(self, device: Any) -> dict[str, Any]:
+        if self.load_in is None:
+            return {}
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(f"load_in={self.load_in!r} needs bitsandbytes: pip install 'hf_stages[bnb]'")
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        place = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+        return {
+            "quantization_config": BitsAndBytesConfig(**{f"load_in_{self.load_in}": True}),
+            "device_map": {"": torch.device(place)},
+        }
+
+
+@dataclass(frozen=True)
+class CachedTeacher:
+    """What a teacher said of every row of the data, read from the folder that ``Teacher.cache`` wrote.
+
+    No model is in memory. Batches may be shuffled, cut and padded in any way; a row that the cache does not hold is refused.
+    """
+
+    folder: str
+    of: Any = field(default=None, compare=False)
+    """A model, or a ``Teacher``: refused where it is not the one that was cached."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", str(self.folder))
+
+    def resolve(self, base: str | Path) -> CachedTeacher:
+        """A relative folder taken from ``base`` (the recipe's), where something stands there."""
+        found = Path(base) / self.folder
+        return replace(self, folder=str(found)) if found.exists() else self
+
+    @cached_property
+    def store(self) -> CacheFolder:
+        """The open folder; refused where it is damaged, unfinished or of another schema."""
+        from hf_stages.cache_folder import CacheFolder
+
+        return CacheFolder(Path(self.folder))
+
+    @property
+    def content(self) -> str:
+        """The content's address, which a run records: it cannot be resumed with another cache in the same place."""
+        return self.store.manifest["address"]
+
+    @cached_property
+    def model(self) -> Any:
+        """The teacher's skeleton, which losses are adapted to."""
+        from hf_stages.teacher_print import skeleton_of
+
+        about = self.store.manifest["request"]["teacher"]
+        return skeleton_of(about["class"], about["config"])
+
+    def verify(self) -> None:
+        """Read all of it: every checksum must hold."""
+        self.store.verify()
+
+    def summary(self) -> str:
+        """Rows, size, and of the logits how many and how much of their mass."""
+        found = self.store.manifest
+        size, tokens = found["bytes"], found["tokens"]
+        parts = [f"{found['rows']} rows, {tokens} tokens", f"{size / 2**20:.1f} MiB"]
+        parts.append(f"{size / tokens:.0f} bytes/token" if tokens else f"{size / max(found['rows'], 1):.0f} bytes/row")
+        if found["kept"] is not None:
+            tail = 2 * (1 - found["kept"])
+            parts.append(
+                f"k={found['request']['k']} of {found['classes']} logits, probability mass kept: mean {found['kept']:.4f}, min "
+                f"{found['least']:.4f} (LogitKL's gradient by a position's logits is off by {tail:.1e} at most, on average)"
+            )
+        elif found["request"]["logits"]:
+            parts.append(f"all {found['classes']} logits")
+        if found["request"]["hidden"]:
+            parts.append(", ".join(found["request"]["hidden"]))
+        return "; ".join([*parts, found["request"]["dtype"]])
+
+
+def auto_class_of(model: Any) -> str | None:
+    """Who of transformers' auto classes loads such a model.
+
+    >>> auto_class_of(type("BertForSequenceClassification", (), {})())
+    'AutoModelForSequenceClassification'
+    """
+    base = getattr(model, "get_base_model", lambda: model)()
+    return _auto_class(type(base).__name__)
+
+
+def _auto_class(name: str) -> str | None:
+    return next((auto for end, auto in _AUTO.items() if re.search(f"{end}$", name)), None)
+
+
+def _tokenizer(tokenizer: Any) -> Any:
+    if not isinstance(tokenizer, str | Path):
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tokenizer)

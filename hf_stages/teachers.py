@@ -1,0 +1,121 @@
+"""Which teacher a stage has: found, loaded when its stage begins, checked before any stage does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from hf_stages.cached_teacher import CacheReader, check_needs, check_same_teacher, check_vocabulary, find
+from hf_stages.data._random import undisturbed
+from hf_stages.losses._on_source import SOURCE
+from hf_stages.plan import PlannedStage
+from hf_stages.row_keys import rows_of
+from hf_stages.sizes import train_dataset_of
+from hf_stages.stage import Stage
+from hf_stages.teacher import BASE, BaseTeacher, LiveTeacher
+from hf_stages.teacher_source import CachedTeacher, Teacher
+
+logger = logging.get_logger(__name__)
+
+
+def teacher_of(run: Any, stage: Stage) -> Any:
+    """As declared: the stage's own, or that of the run (a recipe or a trainer)."""
+    return stage.teacher if stage.teacher is not None else run.teacher
+
+
+class Teachers:
+    """A run's teachers. One that is loaded by its name stays in memory until a stage has another."""
+
+    def __init__(self, trainer: Any, handover: Any) -> None:
+        self.trainer, self.handover = trainer, handover
+        self._loaded: tuple[Any, Any] = (None, None)
+
+    def of(self, planned: PlannedStage) -> Any:
+        """A model, a cache, or the word for the student's own base; None where no loss asks."""
+        teacher = teacher_of(self.trainer, planned.stage)
+        if teacher is None or not self.trainer.wants_teacher(planned.stage):
+            return None
+        if isinstance(teacher, str) and teacher != BASE:
+            return self.handover.saved(teacher.removeprefix("stage:"))
+        return self._load(teacher, planned) if isinstance(teacher, Teacher) else teacher
+
+    def _load(self, teacher: Teacher, planned: PlannedStage) -> Any:
+        if self._loaded[0] is not teacher:
+            trainer = self.trainer
+            self._loaded = (None, None)  # the one before goes first
+            with _placed(planned.stage):
+                options = {"device": trainer.args.device, "trust_remote_code": trainer.trust_remote_code}
+                self._loaded = (teacher, teacher.load(trainer.model, **options))
+        return self._loaded[1]
+
+
+def at_work(source: Any, student: Any, needs: frozenset[str], device: torch.device) -> Any:
+    """What gives a stage's losses their signals; None without a teacher."""
+    if source is None:
+        return None
+    if isinstance(source, CachedTeacher):
+        check_needs(source, needs)
+        return CacheReader(source, needs)
+    return BaseTeacher(student, needs) if source == BASE else LiveTeacher(source, needs, device)
+
+
+def structure_of(source: Any, student: Any, *, trust_remote_code: bool = False) -> Any:
+    """A model that losses can be adapted to: the teacher itself, or its skeleton."""
+    if isinstance(source, Teacher):
+        return source.skeleton(student, trust_remote_code=trust_remote_code)
+    if isinstance(source, CachedTeacher):
+        return source.model
+    return student if source == BASE else source
+
+
+# ---- before the first step -------------------------------------------------------------------------------------------
+
+
+def check_declared(trainer: Any, stage: Stage) -> None:
+    """A ``Teacher`` or a cache: its vocabulary, its state, and whether it is of this data."""
+    teacher = teacher_of(trainer, stage)
+    if not isinstance(teacher, Teacher | CachedTeacher):
+        return
+    stages = trainer.recipe.stages
+    first = not any(teacher_of(trainer, s) is teacher for s in stages[: stages.index(stage)])
+    with _placed(stage):
+        check_vocabulary(teacher, trainer.processing_class)
+        if isinstance(teacher, CachedTeacher):
+            if first:
+                check_same_teacher(teacher)
+            _check_rows(trainer, stage, teacher)
+
+
+def _check_rows(trainer: Any, stage: Stage, cached: CachedTeacher) -> None:
+    """The first rows, as training would batch them. What cannot be tried out here is left to the first step."""
+    dataset = train_dataset_of(trainer.recipe, stage)
+    own_hook = type(trainer).stage_dataset.__module__ != "hf_stages.trainer"
+    if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__") or own_hook:
+        return
+    collator = stage.data_collator if stage.data_collator is not None else trainer.data_collator
+    try:
+        with undisturbed():
+            if hasattr(dataset, "column_names"):
+                dataset = trainer._remove_unused_columns(dataset, description="Training")
+            else:
+                collator = trainer._get_collator_with_removed_columns(collator, description="Training")
+            rows = [dict(dataset[i]) for i in range(min(2, len(dataset)))]
+            batch = collator([{key: value for key, value in row.items() if key != SOURCE} for row in rows])
+    except Exception as error:  # of the data or the collator, which training will report in its own words
+        logger.info(f"stage {stage.name!r}: the first rows were not looked up in the teacher's cache: {error}")
+        return
+    if isinstance(batch, Mapping):
+        find(cached.store, rows_of(cached.model, batch), batch)
+
+
+@contextmanager
+def _placed(stage: Stage) -> Iterator[None]:
+    """Errors say of which stage the teacher is."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"stage {stage.name!r}: teacher: {error}") from error
