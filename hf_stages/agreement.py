@@ -69,7 +69,7 @@ def _check_special(student: Any, teacher: Any, where: str) -> None:
 
 
 def check_teacher_tokenizers(recipe: Recipe, processing_class: Any) -> None:
-    """Compare with the tokenizer beside each teacher's weights, where it was loaded from a folder. Never asks a network."""
+    """Compare with each teacher's tokenizer: as given, or beside its weights in a folder. Never asks a network."""
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if not hasattr(tokenizer, "get_vocab"):
         return
@@ -78,16 +78,19 @@ def check_teacher_tokenizers(recipe: Recipe, processing_class: Any) -> None:
         *((f"stage {stage.name!r}: teacher", stage) for stage in recipe.stages),
     ]
     for where, noun in nouns:
-        folder = folder_of(noun.teacher)
-        if folder is None or not any((folder / name).is_file() for name in _FILES):
-            continue
+        given = noun.teacher.tokenizer if isinstance(noun.teacher, Teacher) else None
+        if given is None:
+            folder = folder_of(noun.teacher)
+            given = folder if folder is not None and any((folder / name).is_file() for name in _FILES) else None
         try:
-            other = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # code of its own, another library: it was not asked for
-            logger.info(f"{where}: its tokenizer in {folder} could not be read and was not compared ({error})")
+            other = (
+                AutoTokenizer.from_pretrained(given, local_files_only=True) if isinstance(given, str | Path) else given
+            )
+        except Exception as error:  # code of its own, another library, not on this machine
+            logger.info(f"{where}: its tokenizer in {given} could not be read and was not compared ({error})")
             continue
         if hasattr(other, "get_vocab"):
-            check_tokenizers(tokenizer, other, f"{where} ({folder})")
+            check_tokenizers(tokenizer, other, f"{where} ({given})" if isinstance(given, str | Path) else where)
 
 
 def folder_of(teacher: Any) -> Path | None:
@@ -96,7 +99,8 @@ def folder_of(teacher: Any) -> Path | None:
         teacher = teacher.model if teacher.tokenizer is None else None
     if isinstance(teacher, str):
         return Path(teacher) if Path(teacher).is_dir() else None
-    path = teacher.path if isinstance(teacher, ModelSource) else getattr(teacher, "name_or_path", None)
+    model = teacher.model if isinstance(teacher, Teacher) else teacher
+    path = model.path if isinstance(model, ModelSource) else getattr(model, "name_or_path", model)
     return Path(path) if isinstance(path, str) and path and Path(path).is_dir() else None
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from hf_stages import Stage, StagedTrainer
 from hf_stages.agreement import check_tokenizers, wrong_order, wrong_tokens
 from hf_stages.losses import HiddenMSE, LogitKL
+from hf_stages.teacher_source import Teacher
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
@@ -125,6 +126,7 @@ def test_the_tokenizer_beside_a_teachers_weights_is_compared(tmp_path):
     tiny.bert().save_pretrained(tmp_path / "teacher")
     tokenizer([*WORDS[:3], "b", "a", "c"]).save_pretrained(tmp_path / "teacher")
     teacher = type(tiny.bert()).from_pretrained(tmp_path / "teacher")
-    trainer = distil(tmp_path, tiny.bert(), teacher, tiny.class_data(), processing_class=tokenizer(WORDS))
-    with pytest.raises(ValueError, match="3 is 'a' here and 'b' there"):
-        trainer.plan()
+    for declared in (teacher, Teacher(tmp_path / "teacher"), Teacher(tiny.bert(), tokenizer=tmp_path / "teacher")):
+        trainer = distil(tmp_path, tiny.bert(), declared, tiny.class_data(), processing_class=tokenizer(WORDS))
+        with pytest.raises(ValueError, match="3 is 'a' here and 'b' there"):
+            trainer.plan()
