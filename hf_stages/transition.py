@@ -60,6 +60,9 @@ def _probe(trainer: Any, planned: PlannedStage) -> Any:
     except Exception as error:  # the stage's data may fit only the model it is about to become
         logger.info(f"stage {planned.name!r}: no batch to check the transforms on ({error})")
         return None
+    finally:
+        # With persistent workers Trainer would go on to evaluate on these few.
+        trainer.__dict__.pop("_eval_dataloaders", None)
 
 
 def _outputs(model: Any, batch: Any) -> torch.Tensor | None:

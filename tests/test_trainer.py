@@ -736,3 +736,18 @@ def test_nan_stops_the_run_and_names_the_term(tmp_path):
         model.lm_head.weight[0, 0] = math.nan
     with pytest.raises(ValueError, match=r"loss TaskLoss: its value is nan"):
         staged(tmp_path, [Stage("a", "2 steps")], model=model).train()
+
+
+def test_persistent_workers_evaluate_on_all_rows_after_a_transform(tmp_path):
+    seen = []
+
+    def count(prediction):
+        seen.append(len(prediction.label_ids))
+        return {}
+
+    workers = {"eval_strategy": "epoch", "dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    staged(
+        tmp_path, [Stage("a", "1 epochs", transforms=[Freeze(["bert.embeddings.*"])])], model=tiny.bert(), args=workers,
+        train_dataset=tiny.class_data(8), eval_dataset=tiny.class_data(12, seed=1), compute_metrics=count,
+    ).train()  # fmt: skip
+    assert set(seen) == {12}
