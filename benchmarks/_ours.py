@@ -15,13 +15,13 @@ def _train(task: str, loss: Any, options: argparse.Namespace, turns: Turns, out:
     from hf_stages import Stage, StagedTrainer
 
     student, teacher = shared.pair(task)
+    changes.setdefault("teacher", teacher)
     given = shared.settings(options)
     stage = Stage("distill", f"{given.pop('max_steps')} steps", loss=loss)
     staged = StagedTrainer(
         student,
         arguments(out, **given),
         stages=[stage],
-        teacher=teacher,
         train_dataset=shared.rows(task, options.length),
         callbacks=[shared.Ticks(turns)],
         **changes,
@@ -51,7 +51,11 @@ def half_depth(task: str, options: argparse.Namespace, turns: Turns, out: str) -
 
 def cached(task: str, options: argparse.Namespace, turns: Turns, out: str) -> None:
     """The teacher's logits read from a cache made before the first step."""
-    raise ImportError("hf_stages has no teacher cache yet")
+    from hf_stages import Teacher
+    from hf_stages.losses import LogitKL
+
+    cache = Teacher(shared.pair(task)[1]).cache(shared.rows(task, options.length), f"{out}/cache")
+    _train(task, LogitKL(), options, turns, out, teacher=cache)
 
 
 ARMS: dict[str, Callable[[str, argparse.Namespace, Turns, str], None]] = {

@@ -29,6 +29,8 @@ from benchmarks.common import say, spread
 
 BOUND = ("bound_student", "bound_teacher")
 AGAIN = "bound_student again"
+STUDENT_ALONE = (AGAIN, "ours_cached")
+"""Compared with plain fine-tuning: no teacher runs beside them."""
 _BELOW = ("torch", "transformers")
 TASKS = {
     "bert": ("textbrewer_logit", "textbrewer_hidden_attention", *OURS),
@@ -120,7 +122,7 @@ def measure(task: str, peers: Peers, options: argparse.Namespace, log: IO[str]) 
     results = {}
     for arm, python in started:
         if arm not in BOUND:
-            halves = [(half, peers.bound[python]) for half in (BOUND[:1] if arm == AGAIN else BOUND)]
+            halves = [(half, peers.bound[python]) for half in (BOUND[:1] if arm in STUDENT_ALONE else BOUND)]
             results[arm] = compared((arm, python), halves, rounds)
             print(f"{task:5} {arm:27} {results[arm]}", flush=True)
     return results
