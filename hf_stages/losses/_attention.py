@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from hf_stages.losses import _layers
-from hf_stages.losses._algebra import adapted
-from hf_stages.losses._signals import key_of
-from hf_stages.losses._tokens import token_weights
+from hf_stages.losses._algebra import Loss, adapted
+from hf_stages.losses._signals import Attention, key_of
+from hf_stages.losses._tokens import token_items, token_weights
 from hf_stages.losses._width import heads_of
 
 _HIDDEN = -1e9
+
+
+@dataclass(frozen=True)
+class OnScores(Loss):
+    """Base of the losses on scores: layer by layer, averaged over heads, over real tokens as queries."""
+
+    layers: str | list[int] | dict[int, int] = "uniform"
+    """``uniform`` (TinyBERT), ``last``, ``skip`` (PKD), the teacher's layer for each of the student's, or {student: teacher}."""
+    stack: str | None = None
+    """``encoder`` or ``decoder`` where a model has both."""
+    pairs: tuple[tuple[int, int], ...] = field(default=(), init=False, repr=False, compare=False)
+
+    uses_teacher = True
+
+    def __post_init__(self) -> None:
+        _layers.check(self.layers, f"{self.name}: layers")
+
+    def for_models(self, student: Any, teacher: Any) -> Any:
+        return mapped(self, student, teacher)
+
+    def used(self, captured: Mapping[str, Any]) -> Any:
+        return parts(self, captured, "query", "key")
+
+    def items(self, batch: Mapping[str, Any]) -> Any:
+        return token_items(batch, self.stack)
+
+    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
+        found = (self.apart(mine, theirs) for mine, theirs in layers_of(self, student, teacher))
+        return torch.stack([over_queries(apart, batch, self.stack) for apart in found])
+
+    def apart(self, student: Attention, teacher: Attention) -> torch.Tensor:
+        """How far one layer is off: (batch, heads, queries)."""
+        raise NotImplementedError(f"{self.name} must define apart(student, teacher)")
+
+
+def layers_of(loss: Any, student: Any, teacher: Any) -> Iterator[tuple[Attention, Attention]]:
+    """The mapped layers' attention, the student's and the teacher's."""
+    for mine, theirs in loss.pairs:
+        yield student[key_of("attention", mine, loss.stack)], teacher[key_of("attention", theirs, loss.stack)]
 
 
 def mapped(loss: Any, student: Any, teacher: Any, *, same_heads: bool = True) -> Any:

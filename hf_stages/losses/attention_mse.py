@@ -2,60 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from hf_stages.losses import _attention, _layers
-from hf_stages.losses._algebra import Loss
+from hf_stages.losses._attention import OnScores
 from hf_stages.losses._scores import both_visible, scores
-from hf_stages.losses._signals import key_of
-from hf_stages.losses._tokens import token_items
+from hf_stages.losses._signals import Attention
 
 
 @dataclass(frozen=True)
-class AttentionMSE(Loss):
+class AttentionMSE(OnScores):
     """Mean squared difference of pre-softmax scores over heads and visible keys, summed over layers, averaged over
     real tokens as queries (TinyBERT, BinaryBERT, XTC; they leave padding in).
 
     Scores are computed from the queries and keys of the mapped layers alone; the model goes on with SDPA.
     """
 
-    layers: str | list[int] | dict[int, int] = "uniform"
-    """``uniform`` (TinyBERT), ``last``, ``skip`` (PKD), the teacher's layer for each of the student's, or {student: teacher}."""
-    stack: str | None = None
-    """``encoder`` or ``decoder`` where a model has both."""
-    pairs: tuple[tuple[int, int], ...] = field(default=(), init=False, repr=False, compare=False)
-
-    uses_teacher = True
-
-    def __post_init__(self) -> None:
-        _layers.check(self.layers, "AttentionMSE: layers")
-
-    def for_models(self, student: Any, teacher: Any) -> AttentionMSE:
-        return _attention.mapped(self, student, teacher)
-
-    def used(self, captured: Mapping[str, Any]) -> Any:
-        return _attention.parts(self, captured, "query", "key")
-
-    def items(self, batch: Mapping[str, Any]) -> Any:
-        return token_items(batch, self.stack)
-
-    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
-        layers = []
-        for s, other in self.pairs:
-            mine, theirs = student[key_of("attention", s, self.stack)], teacher[key_of("attention", other, self.stack)]
-            with torch.no_grad():
-                target = scores(theirs)
-            apart = scores(mine, minus=target)
-            seen = both_visible(mine, theirs)
-            if seen is None:
-                found = apart.pow(2).mean(-1)
-            else:
-                seen = seen.to(apart.dtype)
-                keys = seen.sum(-1).clamp(min=1.0)
-                found = apart.masked_fill(seen == 0, 0.0).pow(2).sum(-1) / keys
-            layers.append(_attention.over_queries(found, batch, self.stack))
-        return torch.stack(layers)
+    def apart(self, student: Attention, teacher: Attention) -> torch.Tensor:
+        with torch.no_grad():
+            target = scores(teacher)
+        off = scores(student, minus=target)
+        seen = both_visible(student, teacher)
+        if seen is None:
+            return off.pow(2).mean(-1)
+        seen = seen.to(off.dtype)
+        keys = seen.sum(-1).clamp(min=1.0)
+        return off.masked_fill(seen == 0, 0.0).pow(2).sum(-1) / keys

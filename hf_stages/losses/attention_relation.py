@@ -11,7 +11,6 @@ import torch
 from hf_stages.losses import _attention, _layers
 from hf_stages.losses._algebra import Loss, adapted
 from hf_stages.losses._scores import exact
-from hf_stages.losses._signals import key_of
 from hf_stages.losses._tokens import token_items, token_weights
 from hf_stages.losses._width import heads_of, size_of
 
@@ -69,8 +68,7 @@ class AttentionRelation(Loss):
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
         layers = []
-        for s, other in self.pairs:
-            mine, theirs = student[key_of("attention", s, self.stack)], teacher[key_of("attention", other, self.stack)]
+        for mine, theirs in _attention.layers_of(self, student, teacher):
             weights = token_weights(batch, mine.query.transpose(1, 2), self.stack)
             real = (weights > 0)[:, None, None, :]
             found: Any = 0.0
