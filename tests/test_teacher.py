@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -176,6 +177,10 @@ def _resnet():
     return tf.ResNetForImageClassification(config)
 
 
+def _mamba():
+    return tf.MambaForCausalLM(tf.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2))
+
+
 REFUSED = {
     "no teacher": (tiny.llama, HiddenMSE(), None, "its loss compares with a teacher, but there is none"),
     "too deep": (tiny.llama, HiddenMSE({5: 1}), tiny.llama, "student layer 5: expected 0 .* to 2"),
@@ -188,6 +193,7 @@ REFUSED = {
     "no such stack": (tiny.t5, HiddenMSE(stack="text"), tiny.t5, "expected stack= one of 'encoder', 'decoder'"),
     "one stack": (tiny.llama, AttentionKL(stack="encoder"), tiny.llama, "leave stack out"),
     "no adapter": (tiny.llama, HiddenMSE(), lambda: "base", "has no adapter"),
+    "no heads": (_mamba, AttentionKL(), _mamba, "MambaForCausalLM has no attention heads"),
 }
 
 
@@ -214,3 +220,25 @@ def test_base_that_trains_is_refused(tmp_path):
     trainer = _trainer(tmp_path, model, [Stage("one", "1 steps", loss=HiddenMSE(), teacher="base")])
     with pytest.raises(ValueError, match=r"'one'.*lm_head.weight.*trains"):
         trainer.plan()
+
+
+@pytest.mark.parametrize("teacher", [7, object()])
+def test_what_is_no_teacher_is_refused(teacher, tmp_path):
+    with pytest.raises(ValueError, match="stage 'one': teacher: expected a model"):
+        _trainer(tmp_path, tiny.llama(), [Stage("one", "1 steps", loss=HiddenMSE())], teacher).plan()
+
+
+def test_the_runs_teacher_may_be_its_first_stage(tmp_path):
+    stages = [Stage("first", "1 steps"), Stage("second", "1 steps", loss=HiddenMSE(), parents=())]
+    assert _trainer(tmp_path, tiny.llama(), stages, "stage:first").plan()["second"].taught.teacher == "stage first"
+    with pytest.raises(ValueError, match="stage 'one': teacher: expected a model, 'base' or an earlier stage"):
+        _trainer(tmp_path, tiny.llama(), [Stage("one", "1 steps", loss=HiddenMSE())], "stage:one").plan()
+
+
+def test_a_distance_is_not_best_where_it_is_greatest(tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_HiddenMSE", "eval_strategy": "steps"}
+    stage = Stage("one", "1 steps", loss=HiddenMSE(), eval_dataset=tiny.lm_data(4), args={**best, "save_strategy": "steps"})
+    with pytest.raises(ValueError, match="'one': metric_for_best_model='eval_HiddenMSE': it is a distance.*=False"):
+        _trainer(tmp_path, tiny.llama(), [stage], tiny.llama(1)).plan()
+    stage = dataclasses.replace(stage, args={**stage.args, "greater_is_better": False})
+    _trainer(tmp_path, tiny.llama(), [stage], tiny.llama(1)).plan()
