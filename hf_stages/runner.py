@@ -145,6 +145,7 @@ class Runner:
     def _ready(self, planned: PlannedStage, run: StageRun, state: dict | None) -> None:
         """All that stands between the stage's losses and its first update."""
         trainer, losses, args = self.trainer, run.losses, run.args
+        trainer.stage_teacher, trainer._signature_columns = losses.teacher, None  # it may read columns of its own
         if state is None:
             self._probe_teacher(planned, losses)
         groups, weights = groups_of(planned.stage.loss), list(trainer.model.parameters())
@@ -152,7 +153,6 @@ class Runner:
         run.evaluated = EvalTerms(losses, args.device, args.world_size)
         if state is not None:
             run.objective.load_state_dict(state["objective"][args.process_index])
-        trainer.stage_teacher = losses.teacher
         trainer.callback_handler.stage = trainer._stage = run
         trainer.loss_is_scaled_for_ga = True  # the objective divides by the items of the whole update
         self._progress(planned, run)
@@ -353,7 +353,8 @@ class Runner:
             trainer.accelerator.ddp_handler.find_unused_parameters = self.finds_unused
         trainer._stage = handler.stage = trainer.stage_teacher = None
         trainer._train_batch_size = trainer.args.train_batch_size
-        trainer._stop_request, trainer._sources = None, {}
+        trainer._stop_request, trainer._beside = None, {}
+        trainer._signature_columns, trainer._for_teacher = None, frozenset()
         trainer.__dict__.pop("loss_is_scaled_for_ga", None)
 
     def _output(self, outputs: list[TrainOutput]) -> TrainOutput:
