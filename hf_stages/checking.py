@@ -96,7 +96,9 @@ def check_teacher(recipe: Recipe, stage: Stage) -> None:
             earlier = ", ".join(f"'stage:{name}'" for name in before) or "none before it"
             raise ValueError(f"{where}: expected a model, {BASE!r} or an earlier stage ({earlier}), got {teacher!r}")
     elif wanted and not isinstance(teacher, str | nn.Module | Teacher | CachedTeacher | ModelSource):
-        raise ValueError(f"{where}: expected a model, Teacher, CachedTeacher, {BASE!r} or 'stage:<name>', got {teacher!r}")
+        raise ValueError(
+            f"{where}: expected a model, Teacher, CachedTeacher, {BASE!r} or 'stage:<name>', got {teacher!r}"
+        )
     elif isinstance(teacher, nn.Module):
         trained = {id(p) for p in recipe.model.parameters()}
         if shared := [name for name, p in teacher.named_parameters() if id(p) in trained]:

@@ -196,10 +196,11 @@ def test_evaluation_inside_a_stage_sees_whole_logits(tmp_path):
 def test_models_that_return_tuples(tmp_path):
     ends = []
     for name, returns in {"dict": True, "tuple": False}.items():
-        student, teacher = tiny.llama(return_dict=returns), tiny.llama(1, return_dict=returns)
-        measured = {"eval_dataset": Rows(text(uneven)()), "args": {"eval_strategy": "steps", "eval_steps": 1}}
-        stage = Stage("one", "2 steps", loss=LogitKL() + TaskLoss(), **measured)
-        trainer = _trainer(tmp_path / name, [stage], student, teacher)
+        student, teacher = tiny.bert(return_dict=returns), tiny.bert(1, return_dict=returns)
+        args = arguments(tmp_path / name, per_device_train_batch_size=4, eval_strategy="steps", eval_steps=1)
+        stages = [Stage("one", "2 steps", loss=LogitKL() + TaskLoss())]
+        data = {"train_dataset": tiny.class_data(8), "eval_dataset": tiny.class_data(8)}
+        trainer = StagedTrainer(student, args, stages=stages, teacher=teacher, **data)
         trainer.train()
         ends.append([log["eval_LogitKL"] for log in trainer.state.log_history if "eval_LogitKL" in log])
     assert len(ends[0]) > 0
