@@ -170,7 +170,8 @@ def _batches(trainer: Any, dataset: Any) -> Any:
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
     size = min(_BATCH, trainer.args.per_device_train_batch_size)
     for start in range(0, len(rows), size):
-        yield trainer._prepare_inputs(collate(rows[start : start + size]))
+        batch = trainer._prepare_inputs(collate(rows[start : start + size]))
+        yield {**batch, **trainer._beside}
 
 
 # ---- verdicts -------------------------------------------------------------------------------------------------------

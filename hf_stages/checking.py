@@ -17,6 +17,7 @@ from hf_stages.capture import WHOLE, Capture
 from hf_stages.data._random import undisturbed
 from hf_stages.losses._algebra import Term, groups_of, terms_of
 from hf_stages.losses._on_source import OnSource
+from hf_stages.model_source import ModelSource
 from hf_stages.plan import Plan, Taught
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
@@ -52,6 +53,13 @@ def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
         raise ValueError(
             f"{where}: eval_dataset: eval_strategy={strategy!r}, but there is none here and none in the trainer"
         )
+    best = (own.metric_for_best_model or "").removeprefix("eval_")
+    apart = {term.name for term in terms_of(stage.loss) if term.loss.uses_teacher} if stage.loss is not None else set()
+    if own.load_best_model_at_end and own.greater_is_better and best in apart:
+        raise ValueError(
+            f"{where}: metric_for_best_model={own.metric_for_best_model!r}: it is a distance, and greater_is_better (which Trainer "
+            "sets for every metric that does not end in 'loss') would keep the worst model; set greater_is_better=False"
+        )
     for index, gate in enumerate(stage.gates):
         metric = getattr(gate, "metric", None)
         if gate.on == "log" and isinstance(metric, str) and metric.startswith("eval_") and strategy == "no":
@@ -81,12 +89,16 @@ def check_teacher(recipe: Recipe, stage: Stage) -> None:
         raise ValueError(
             f"{where}: it is the model that is trained; expected another one, or {BASE!r} for a LoRA student's own base"
         )
-    if isinstance(teacher, str):
+    if isinstance(teacher, str) and wanted:  # the run's teacher may be a stage that others learn from
         before = [s.name for s in itertools.takewhile(lambda s: s is not stage, recipe.stages)]
         known = {BASE, *(f"stage:{name}" for name in before)}
         if teacher not in known:
             earlier = ", ".join(f"'stage:{name}'" for name in before) or "none before it"
             raise ValueError(f"{where}: expected a model, {BASE!r} or an earlier stage ({earlier}), got {teacher!r}")
+    elif wanted and not isinstance(teacher, str | nn.Module | Teacher | CachedTeacher | ModelSource):
+        raise ValueError(
+            f"{where}: expected a model, Teacher, CachedTeacher, {BASE!r} or 'stage:<name>', got {teacher!r}"
+        )
     elif isinstance(teacher, nn.Module):
         trained = {id(p) for p in recipe.model.parameters()}
         if shared := [name for name, p in teacher.named_parameters() if id(p) in trained]:

@@ -23,16 +23,21 @@ class Health:
         self.parts = [(i, part) for i, term in enumerate(self.terms) for part in (term.loss.parts or ("",))]
         self.places = [[k for k, (j, _) in enumerate(self.parts) if j == i] for i in range(len(self.terms))]
         self.sums = torch.zeros(len(self.parts), device=device)
+        self.noted = torch.zeros(2, len(self.parts), device=device)
+        """Of an update's micro-batches: all that were noted, and those in which a zero says something."""
         self.zeros = torch.zeros(len(self.parts), device=device)
         self.told: set[int] = set()
 
     def open_update(self) -> None:
         self.sums.zero_()
+        self.noted.zero_()
 
-    def note(self, index: int, share: torch.Tensor) -> None:
+    def note(self, index: int, share: torch.Tensor, speaks: Any = True) -> None:
         """A micro-batch's share of a term: one number, or one for each of the loss's parts."""
-        places = self.places[index]
-        self.sums[places[0] : places[-1] + 1] += share.detach()
+        first, last = self.places[index][0], self.places[index][-1]
+        self.sums[first : last + 1] += share.detach()
+        self.noted[0, first : last + 1] += 1
+        self.noted[1, first : last + 1] += speaks
 
     def finite(self) -> torch.Tensor:
         return torch.isfinite(self.sums).all()
@@ -51,7 +56,9 @@ class Health:
         zero = self.sums == 0
         if idle := [k for k, (i, _) in enumerate(self.parts) if self.terms[i].weight(t) == 0]:
             zero[idle] = False  # not computed, so its zero says nothing
-        self.zeros = torch.where(zero, self.zeros + 1, torch.zeros_like(self.zeros))
+        counted = torch.where(zero, self.zeros + 1, torch.zeros_like(self.zeros))
+        mute = (self.noted[0] > 0) & (self.noted[1] == 0)  # no row of its source in this update
+        self.zeros = torch.where(mute, self.zeros, counted)
         if updates % _LIMIT == 0:
             self._check_zeros(t)
 

@@ -90,7 +90,7 @@ class Objective:
                     "computed under detach() or no_grad(); leave the term out, or unfreeze"
                 )
             share = part / self.items[i]
-            self.health.note(i, share)
+            self.health.note(i, share, term.loss.speaks(batch))
             share = shares[i] = share.sum()
             self.update_sums[i] += share.detach()
             part = share * (weight * self.world)

@@ -109,7 +109,7 @@ class Runner:
         state: dict | None,
         inner: Callable[[str | None], TrainOutput],
     ) -> TrainOutput:
-        trainer, handler = self.trainer, self.trainer.callback_handler
+        trainer = self.trainer
         parent = self._parent(planned)
         trainer.args = args = stage_args(self.own["args"], planned.stage)
         trainer._train_batch_size = args.train_batch_size  # Trainer reads it once, when it is made
@@ -134,6 +134,18 @@ class Runner:
             before=(parent or {}).get("metrics", {}),
         )
         run.losses = losses = self._losses(planned, args)
+        try:
+            self._ready(planned, run, state)
+            output = inner(checkpoint)
+            self._after(planned, run, change)
+        finally:
+            losses.remove()
+        return output
+
+    def _ready(self, planned: PlannedStage, run: StageRun, state: dict | None) -> None:
+        """All that stands between the stage's losses and its first update."""
+        trainer, losses, args = self.trainer, run.losses, run.args
+        trainer.stage_teacher, trainer._signature_columns = losses.teacher, None  # it may read columns of its own
         if state is None:
             self._probe_teacher(planned, losses)
         groups, weights = groups_of(planned.stage.loss), list(trainer.model.parameters())
@@ -141,18 +153,11 @@ class Runner:
         run.evaluated = EvalTerms(losses, args.device, args.world_size)
         if state is not None:
             run.objective.load_state_dict(state["objective"][args.process_index])
-        trainer.stage_teacher = losses.teacher
-        handler.stage = trainer._stage = run
+        trainer.callback_handler.stage = trainer._stage = run
         trainer.loss_is_scaled_for_ga = True  # the objective divides by the items of the whole update
         self._progress(planned, run)
         self.manifest.write("running", self.ledger, running=planned.name)
         set_seed(seed_of(args.seed, planned.name) & 0xFFFFFFFF)
-        try:
-            output = inner(checkpoint)
-            self._after(planned, run, change)
-        finally:
-            losses.remove()
-        return output
 
     def _after(self, planned: PlannedStage, run: StageRun, change: Transition) -> None:
         """Training has ended: is the stage done, or only stopped?"""
@@ -265,10 +270,10 @@ class Runner:
         source = self.teachers.of(planned)
         set_seed(seed_of(args.seed, planned.name, "losses") & 0xFFFFFFFF)  # projections begin alike on all ranks
         terms = adapted_terms(planned.stage, model, structure_of(source, model))
+        if self.trainer.is_fsdp_enabled and any(term.loss.modules is not None for term in terms):
+            raise ValueError(f"stage {planned.name!r}: loss: projections are not supported under FSDP; use DDP")
         teacher = at_work(source, model, teacher_needs_of(terms), args.device)
         losses = StageLosses(terms, model, teacher, defer_head=not self.trainer.is_fsdp_enabled)
-        if losses.modules is not None and self.trainer.is_fsdp_enabled:
-            raise ValueError(f"stage {planned.name!r}: loss: projections are not supported under FSDP; use DDP")
         ddp = self.trainer.accelerator.ddp_handler  # made once, from the run's args; read at each wrapping
         if ddp is not None:
             ddp.find_unused_parameters = self.finds_unused or losses.partial
@@ -286,7 +291,6 @@ class Runner:
         if self.args.world_size > 1:
             wrong = _from_main(wrong, self.args)
         if wrong is not None:
-            losses.remove()
             raise ValueError(f"{where}: {wrong}. If it is as it should be: trainer.probe_teacher = False")
 
     # ---- small parts ----------------------------------------------------------------------------------------------------
@@ -349,7 +353,8 @@ class Runner:
             trainer.accelerator.ddp_handler.find_unused_parameters = self.finds_unused
         trainer._stage = handler.stage = trainer.stage_teacher = None
         trainer._train_batch_size = trainer.args.train_batch_size
-        trainer._stop_request, trainer._sources = None, {}
+        trainer._stop_request, trainer._beside = None, {}
+        trainer._signature_columns, trainer._for_teacher = None, frozenset()
         trainer.__dict__.pop("loss_is_scaled_for_ga", None)
 
     def _output(self, outputs: list[TrainOutput]) -> TrainOutput:

@@ -97,6 +97,7 @@ def _check_rows(trainer: Any, stage: Stage, cached: CachedTeacher) -> None:
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__") or own_hook:
         return
     collator = stage.data_collator if stage.data_collator is not None else trainer.data_collator
+    trainer.stage_teacher, trainer._signature_columns = cached, None
     try:
         with undisturbed():
             if hasattr(dataset, "column_names"):
@@ -108,6 +109,8 @@ def _check_rows(trainer: Any, stage: Stage, cached: CachedTeacher) -> None:
     except Exception as error:  # of the data or the collator, which training will report in its own words
         logger.info(f"stage {stage.name!r}: the first rows were not looked up in the teacher's cache: {error}")
         return
+    finally:
+        trainer.stage_teacher = trainer._signature_columns = None
     if isinstance(batch, Mapping):
         find(cached.store, rows_of(cached.model, batch), batch)
 

@@ -30,6 +30,7 @@ from hf_stages.flow import OneRun
 from hf_stages.loading import load_stage
 from hf_stages.losses._on_source import SOURCE
 from hf_stages.losses._signals import Signals
+from hf_stages.model_inputs import columns_of
 from hf_stages.objective import counted
 from hf_stages.plan import Plan
 from hf_stages.progress import StageProgress
@@ -63,8 +64,10 @@ class StagedMixin(_Base):
     """The StageRun in progress."""
     _runner: Any = None
     _in_update = False
-    _sources: Any = MappingProxyType({})
-    """Where the rows of the batch at hand come from, for losses by source."""
+    _beside: Any = MappingProxyType({})
+    """Of the batch at hand what the student does not take: where its rows come from, what the teacher alone reads."""
+    _for_teacher: frozenset[str] = frozenset()
+    """Columns that the stage's teacher takes and its student does not (token types, for a DistilBERT that learns from BERT)."""
     _stop_request: str | None = None
     """Asked for before ``train()``."""
 
@@ -260,10 +263,10 @@ class StagedMixin(_Base):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self._in_update:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        objective, losses, batch = self._stage.objective, self._stage.losses, {**inputs, **self._sources}
+        objective, losses, batch = self._stage.objective, self._stage.losses, {**inputs, **self._beside}
         with self.accelerator.autocast():
             teacher = losses.teach(batch, objective.t)  # before the student's activations take their room
-            losses.prepare(batch, objective.t)
+            losses.prepare(inputs, objective.t)
         with losses.watching(objective.t) as captured:
             if objective.needs_task_loss:
                 self._check_labels(batch)
@@ -275,7 +278,7 @@ class StagedMixin(_Base):
                     found = inner(model, inputs, return_outputs=wanted, num_items_in_batch=None)
                 loss, outputs = found if wanted else (found, None)
             else:
-                loss, outputs = None, losses.student(model, batch)
+                loss, outputs = None, losses.student(model, inputs)
         total = objective.loss(Signals(outputs, loss, captured), teacher, batch)
         return (total, outputs) if return_outputs else total
 
@@ -288,16 +291,22 @@ class StagedMixin(_Base):
         )
 
     def _set_signature_columns_if_needed(self):
+        unset = self._signature_columns is None
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
+        if unset:
+            read = columns_of(self.stage_teacher.model) if self.stage_teacher is not None else frozenset()
+            self._for_teacher = read.difference(columns)
+            columns.extend(sorted(self._for_teacher))
         if isinstance(self.data_collator, SourceCollator) and SOURCE not in columns:
             columns.append(SOURCE)
 
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)
-        if isinstance(self.data_collator, SourceCollator):  # for the losses, not for the model
+        apart = self._for_teacher | ({SOURCE} if isinstance(self.data_collator, SourceCollator) else set())
+        if apart:  # for the losses, not for the model
             inputs = dict(inputs)
-            self._sources = {SOURCE: inputs.pop(SOURCE)} if SOURCE in inputs else {}
+            self._beside = {key: inputs.pop(key) for key in apart & inputs.keys()}
         return inputs
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
@@ -309,7 +318,7 @@ class StagedMixin(_Base):
         if self._stage is None or self._stage.evaluated is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        with self._stage.evaluated.step({**inputs, **self._sources}, self._stage.t, self.accelerator.autocast()):
+        with self._stage.evaluated.step({**inputs, **self._beside}, self._stage.t, self.accelerator.autocast()):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def evaluation_loop(self, *args, **kwargs):

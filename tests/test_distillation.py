@@ -145,6 +145,18 @@ def test_nothing_is_left_on_the_models(fails, tmp_path):
     assert (_marks(student), _marks(teacher)) == before
 
 
+def test_nothing_is_left_where_a_stage_cannot_begin(monkeypatch, tmp_path):
+    def cut(*_):
+        raise KeyboardInterrupt
+
+    student, teacher = seen.two(tiny.llama)
+    before = _marks(student), _marks(teacher)
+    monkeypatch.setattr("hf_stages.runner.probe", cut)
+    with pytest.raises(KeyboardInterrupt):
+        _trainer(tmp_path, [Stage("one", "2 steps", loss=FEATURES + PROJECTED + LogitKL())], student, teacher).train()
+    assert (_marks(student), _marks(teacher)) == before
+
+
 def test_nothing_is_left_where_a_capture_cannot_be_set():
     student = tiny.llama()
     before = _marks(student)
@@ -179,6 +191,20 @@ def test_evaluation_inside_a_stage_sees_whole_logits(tmp_path):
     trainer.train()
     assert shapes
     assert set(shapes) == {(8, 11, tiny.VOCAB)}
+
+
+def test_models_that_return_tuples(tmp_path):
+    ends = []
+    for name, returns in {"dict": True, "tuple": False}.items():
+        student, teacher = tiny.bert(return_dict=returns), tiny.bert(1, return_dict=returns)
+        args = arguments(tmp_path / name, per_device_train_batch_size=4, eval_strategy="steps", eval_steps=1)
+        stages = [Stage("one", "2 steps", loss=LogitKL() + TaskLoss())]
+        data = {"train_dataset": tiny.class_data(8), "eval_dataset": tiny.class_data(8)}
+        trainer = StagedTrainer(student, args, stages=stages, teacher=teacher, **data)
+        trainer.train()
+        ends.append([log["eval_LogitKL"] for log in trainer.state.log_history if "eval_LogitKL" in log])
+    assert len(ends[0]) > 0
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
 
 
 # ---- the losses' own weights ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -176,6 +177,10 @@ def _resnet():
     return tf.ResNetForImageClassification(config)
 
 
+def _mamba():
+    return tf.MambaForCausalLM(tf.MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2))
+
+
 REFUSED = {
     "no teacher": (tiny.llama, HiddenMSE(), None, "its loss compares with a teacher, but there is none"),
     "too deep": (tiny.llama, HiddenMSE({5: 1}), tiny.llama, "student layer 5: expected 0 .* to 2"),
@@ -188,6 +193,7 @@ REFUSED = {
     "no such stack": (tiny.t5, HiddenMSE(stack="text"), tiny.t5, "expected stack= one of 'encoder', 'decoder'"),
     "one stack": (tiny.llama, AttentionKL(stack="encoder"), tiny.llama, "leave stack out"),
     "no adapter": (tiny.llama, HiddenMSE(), lambda: "base", "has no adapter"),
+    "no heads": (_mamba, AttentionKL(), _mamba, "MambaForCausalLM has no attention heads"),
 }
 
 
@@ -214,3 +220,45 @@ def test_base_that_trains_is_refused(tmp_path):
     trainer = _trainer(tmp_path, model, [Stage("one", "1 steps", loss=HiddenMSE(), teacher="base")])
     with pytest.raises(ValueError, match=r"'one'.*lm_head.weight.*trains"):
         trainer.plan()
+
+
+@pytest.mark.parametrize("teacher", [7, object()])
+def test_what_is_no_teacher_is_refused(teacher, tmp_path):
+    with pytest.raises(ValueError, match="stage 'one': teacher: expected a model"):
+        _trainer(tmp_path, tiny.llama(), [Stage("one", "1 steps", loss=HiddenMSE())], teacher).plan()
+
+
+def test_the_runs_teacher_may_be_its_first_stage(tmp_path):
+    stages = [Stage("first", "1 steps"), Stage("second", "1 steps", loss=HiddenMSE(), parents=())]
+    assert _trainer(tmp_path, tiny.llama(), stages, "stage:first").plan()["second"].taught.teacher == "stage first"
+    with pytest.raises(ValueError, match="stage 'one': teacher: expected a model, 'base' or an earlier stage"):
+        _trainer(tmp_path, tiny.llama(), [Stage("one", "1 steps", loss=HiddenMSE())], "stage:one").plan()
+
+
+def test_a_distance_is_not_best_where_it_is_greatest(tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_HiddenMSE", "eval_strategy": "steps"}
+    stage = Stage(
+        "one", "1 steps", loss=HiddenMSE(), eval_dataset=tiny.lm_data(4), args={**best, "save_strategy": "steps"}
+    )
+    with pytest.raises(ValueError, match=r"'one': metric_for_best_model='eval_HiddenMSE': it is a distance.*=False"):
+        _trainer(tmp_path, tiny.llama(), [stage], tiny.llama(1)).plan()
+    stage = dataclasses.replace(stage, args={**stage.args, "greater_is_better": False})
+    _trainer(tmp_path, tiny.llama(), [stage], tiny.llama(1)).plan()
+
+
+def test_the_teacher_reads_columns_that_the_student_does_not_take(tmp_path):
+    config = tf.DistilBertConfig(vocab_size=tiny.VOCAB, dim=32, hidden_dim=64, n_layers=2, n_heads=4, num_labels=3)
+    student, teacher, read, given = tf.DistilBertForSequenceClassification(config), tiny.bert(1), [], []
+    teacher.register_forward_pre_hook(lambda m, a, kw: read.append(kw.get("token_type_ids")), with_kwargs=True)
+    student.register_forward_pre_hook(lambda m, a, kw: given.append("token_type_ids" in kw), with_kwargs=True)
+    data = tiny.class_data(8).add_column("token_type_ids", [[0] * 8 + [1] * 8] * 8)
+    args = arguments(tmp_path, per_device_train_batch_size=4, eval_strategy="steps", eval_steps=1)
+    for name, loss in {"one": LogitKL() + TaskLoss(), "two": LogitKL() + HiddenMSE(), "three": TaskLoss()}.items():
+        stages = [Stage(name, "1 steps", loss=loss), Stage("last", "1 steps")]
+        args.output_dir = str(tmp_path / name)
+        trainer = StagedTrainer(student, args, train_dataset=data, eval_dataset=data, teacher=teacher, stages=stages)
+        trainer.train()
+    trainer.evaluate()
+    assert len(read) > 4
+    assert all(types is not None and types.sum(-1).eq(8).all() for types in read)
+    assert not any(given)

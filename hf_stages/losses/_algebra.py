@@ -54,6 +54,10 @@ class Loss:
         """Over how many items the sum runs: an int or a scalar tensor, zero for an empty micro-batch."""
         raise NotImplementedError(f"{self.name} must define items(batch)")
 
+    def speaks(self, batch: Mapping[str, Any]) -> Any:
+        """Whether a value of zero says anything: not where the micro-batch holds no row that the loss is for."""
+        return True
+
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> Any:
         raise NotImplementedError(f"{self.name} must define __call__(student, teacher, batch, t)")
 

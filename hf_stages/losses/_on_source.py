@@ -69,6 +69,9 @@ class OnSource(Loss):
     def items(self, batch: Mapping[str, Any]) -> Any:
         return self.inner.items(batch)
 
+    def speaks(self, batch: Mapping[str, Any]) -> Any:
+        return batch[SOURCE].eq(self.number).any()
+
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
         if SOURCE not in batch:
             raise ValueError(

@@ -27,10 +27,10 @@ def _scores(attention: Attention, minus: torch.Tensor | None) -> torch.Tensor:
     if key.shape[1] != heads:  # grouped-query attention: each key head serves several queries
         key = key.repeat_interleave(heads // key.shape[1], dim=1)
     plain = attention.softcap is None and attention.bias is None
-    flat_query, flat_key = query.reshape(batch * heads, length, size), key.reshape(batch * heads, -1, size)
-    shape = (batch, heads, length, flat_key.shape[1])
+    shape = (batch, heads, length, key.shape[2])  # a -1 could not be told of a batch without rows (a source's)
+    flat_query, flat_key = query.reshape(batch * heads, length, size), key.reshape(batch * heads, shape[-1], size)
     if plain and minus is not None:
-        flat = minus.reshape(batch * heads, length, -1)
+        flat = minus.reshape(batch * heads, length, shape[-1])
         return torch.baddbmm(flat, flat_query, flat_key.transpose(1, 2), beta=-1, alpha=attention.scaling).view(shape)
     found = (torch.bmm(flat_query, flat_key.transpose(1, 2)) * attention.scaling).view(shape)
     if attention.softcap is not None:

@@ -57,7 +57,8 @@ class Signals:
     def logits(self) -> torch.Tensor:
         if isinstance(self.outputs, Mapping):
             return self.outputs["logits"]
-        return self.outputs[0 if self.loss is None else 1]
+        # A tuple begins with the model's own loss, a scalar, where the batch had labels.
+        return next(value for value in self.outputs if torch.is_tensor(value) and value.dim())
 
     @property
     def final(self) -> torch.Tensor | Head:

@@ -27,7 +27,13 @@ def heads_of(model: Any, stack: str | None, *, keys: bool = False) -> int:
     # BART and its kin: num_attention_heads is the encoder's.
     own = getattr(config, "decoder_attention_heads", None) if stack == "decoder" else None
     fewer = getattr(config, "num_key_value_heads", None) if keys else None
-    return int(fewer or own or config.num_attention_heads)
+    heads = fewer or own or getattr(config, "num_attention_heads", None)
+    if heads is None:
+        raise ValueError(
+            f"{type(base_of(model)).__name__} has no attention heads (config.num_attention_heads); losses on attention cannot "
+            "work here, use HiddenMSE"
+        )
+    return int(heads)
 
 
 def size_of(model: Any, stack: str | None) -> int:

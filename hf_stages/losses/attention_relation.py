@@ -92,7 +92,9 @@ class AttentionRelation(Loss):
         """(batch, heads, tokens, size) to log shares (batch, relation heads, tokens, tokens)."""
         batch, heads, tokens, size = states.shape
         self._check_cut(heads, size, whose)
-        joined = states.float().transpose(1, 2).reshape(batch, tokens, self.heads, -1).transpose(1, 2)
+        assert self.heads is not None
+        joined = states.float().transpose(1, 2).reshape(batch, tokens, self.heads, heads * size // self.heads)
+        joined = joined.transpose(1, 2)
         if self.form == "cosine":
             joined = torch.nn.functional.normalize(joined, dim=-1)
         scale = 1.0 if self.form == "cosine" else joined.shape[-1] ** -0.5

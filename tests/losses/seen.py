@@ -111,7 +111,7 @@ def value(loss: Loss, student: Any, teacher: Any, batch: Mapping[str, Any], *, d
         with losses.watching() as captured:
             outputs = losses.student(student, batch)
         own = losses.terms[0].loss
-        return own(Signals(outputs, None, captured), theirs, batch, 0.0) / own.items(batch)
+        return own(Signals(outputs, None, captured), theirs, batch, 0.0).sum() / own.items(batch)
 
 
 # ---- the same, found another way --------------------------------------------------------------------------------------

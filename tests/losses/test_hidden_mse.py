@@ -82,7 +82,9 @@ def test_projections(project, distance):
         with losses.watching() as captured:
             outputs = losses.student(student, batch)
         own = losses.terms[0].loss
-        found = own(seen.Signals(outputs, None, captured), losses.teach(batch, 0.0), batch, 0.0) / own.items(batch)
+        found = own(seen.Signals(outputs, None, captured), losses.teach(batch, 0.0), batch, 0.0).sum() / own.items(
+            batch
+        )
         through = lambda s: maps["all" if project == "shared" else str(s)]  # noqa: E731
         wanted = _reference("bert-left", student, teacher, [(0, 0), (1, 2), (2, 4)], distance, through)
         torch.testing.assert_close(found, wanted)

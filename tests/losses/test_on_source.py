@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.losses import AttentionMSE, HiddenMSE, LogitKL, TaskLoss
+from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
 from tests import tiny
 from tests.workers.cases import CASES, Gradients, Pad, Rows, apart, arguments, bert, text
 
@@ -83,3 +83,15 @@ def test_unknown_and_missing_sources_are_refused(tmp_path):
             bert()(), smooth, train_dataset=Dataset.from_list([{**r, "source": "code"} for r in rows]),
             stages=[Stage("one", "1 steps", loss=loss)],
         ).plan()  # fmt: skip
+
+
+def test_batches_without_a_row_of_a_source(tmp_path):
+    features = HiddenMSE() + AttentionMSE() + AttentionKL() + AttentionRelation() + LogitKL()
+    data = tiny.class_data(84).add_column("source", ["b", "a", "a", "a"] + ["a"] * 80)
+    args = arguments(tmp_path, per_device_train_batch_size=4, train_sampling_strategy="sequential", logging_steps=1)
+    stages = [Stage("one", "21 steps", loss={"a": TaskLoss(), "b": features})]
+    trainer = StagedTrainer(tiny.bert(), args, train_dataset=data, teacher=tiny.bert(1), stages=stages)
+    trainer.train()  # more updates without a row than a term may be zero
+    values = [log["loss_AttentionKL_b"] for log in trainer.state.log_history if "loss" in log]
+    assert values[0] > 0
+    assert not any(values[1:])
