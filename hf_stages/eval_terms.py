@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hf_stages.layers.blocks import base_of
 from hf_stages.losses._on_source import SOURCE, OnSource
 from hf_stages.losses._signals import Signals
 from hf_stages.stage_losses import StageLosses
@@ -25,13 +26,13 @@ class EvalTerms:
     def __init__(self, losses: StageLosses, device: torch.device, world: int) -> None:
         self.losses, self.device, self.world = losses, device, world
         self.terms = [term for term in losses.terms if term.loss.uses_teacher]
-        self.totals = torch.zeros(len(self.terms), 2, dtype=torch.float32, device=device)
+        exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.totals = torch.zeros(len(self.terms), 2, dtype=exact, device=device)
 
     @contextmanager
     def step(self, batch: Mapping[str, Any], t: float, context: Any) -> Iterator[None]:
         """Around one forward of the student, which keeps its outputs whole."""
-        by_source = any(isinstance(term.loss, OnSource) for term in self.terms) and SOURCE not in batch
-        if not self.terms or not self.losses.evaluates or by_source:
+        if not self.terms or not self.losses.evaluates or not self._tells(batch):
             yield
             return
         with torch.no_grad(), self.losses.watching(whole=True) as captured:
@@ -41,7 +42,15 @@ class EvalTerms:
             student = Signals(captured.pop("outputs"), captured=captured)
             for place, term in enumerate(self.terms):
                 value = term.loss(student, teacher, batch, t).sum()
-                self.totals[place] += torch.stack([value.float(), torch.as_tensor(term.loss.items(batch)).to(value)])
+                items = torch.as_tensor(term.loss.items(batch), device=self.totals.device)
+                self.totals[place] += torch.stack([value.to(self.totals), items.to(self.totals)])
+
+    def _tells(self, batch: Mapping[str, Any]) -> bool:
+        """Whether the batch has what terms by source need, and what a decoder reads: generation is no forward to compare."""
+        by_source = any(isinstance(term.loss, OnSource) for term in self.terms)
+        decodes = getattr(base_of(self.losses.model).config, "is_encoder_decoder", False)
+        decoded = {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & batch.keys()
+        return (SOURCE in batch or not by_source) and (bool(decoded) or not decodes)
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """The mean of each term; collective."""

@@ -69,11 +69,17 @@ class Health:
         still = [count >= _LIMIT for count in zeros.tolist()]
         for index, (term, places) in enumerate(zip(self.terms, self.places, strict=True)):
             layers = [self.parts[k][1] for k in places if still[k] and self.parts[k][1]]
-            if term.weight(t) > 0 and all(still[k] for k in places):
+            whole = term.weight(t) > 0 and all(still[k] for k in places)
+            if whole and "loss" not in term.loss.needs:
                 raise ValueError(
                     f"loss {term.name}: exactly zero for {_LIMIT} updates although its weight is {term.weight(t):.4g}"
                     f"{_of(layers)}; what it compares is equal or was not captured. Is the teacher the student itself, or all that "
                     "the term could change frozen? Then leave the term out"
+                )
+            if whole and index not in self.told:  # the model's own: everything may have been learned
+                self.told.add(index)
+                logger.warning(
+                    f"loss {term.name}: exactly zero for {_LIMIT} updates; the stage teaches nothing any more"
                 )
             if layers and index not in self.told:  # frozen embeddings, say, that were copied from the teacher
                 self.told.add(index)

@@ -29,6 +29,7 @@ class LiveTeacher:
     evaluates = True
 
     def __init__(self, model: nn.Module, needs: frozenset[str], device: torch.device) -> None:
+        self._was = model.training, [p for p in model.parameters() if p.requires_grad]
         self.model = _placed(model, device).eval().requires_grad_(False)
         self.capture = Capture(self.model, needs, stop=True)
 
@@ -37,7 +38,12 @@ class LiveTeacher:
         return _run(self.model, self.capture, batch)
 
     def remove(self) -> None:
+        """Give the model back as it was, but for the device that it is on."""
         self.capture.remove()
+        training, trained = self._was
+        self.model.train(training)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 class BaseTeacher:

@@ -5,7 +5,8 @@ Thin on purpose: each override hands over to the stage in progress (``_stage``) 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -24,6 +25,8 @@ from hf_stages.blueprint import Blueprint
 from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_beside_adapter, save_checkpoint, without_token
 from hf_stages.data._random import undisturbed
+from hf_stages.data.collator import Collator
+from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
 from hf_stages.eval_terms import BULKY
 from hf_stages.flow import OneRun
@@ -42,6 +45,7 @@ from hf_stages.stage_losses import wants_teacher
 from hf_stages.teachers import check_declared
 
 logger = logging.get_logger(__name__)
+_SHARED = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
 _Base: Any = Trainer if TYPE_CHECKING else object
 
@@ -79,6 +83,10 @@ class StagedMixin(_Base):
         teacher: Any = None,
         **kwargs: Any,
     ) -> None:
+        if recipe is not None:
+            given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
+            kwargs |= _held(recipe, given)
+            teacher = teacher if teacher is not None else recipe.teacher
         super().__init__(*args, **kwargs)
         if stages is None and recipe is None:
             if teacher is not None:
@@ -89,7 +97,7 @@ class StagedMixin(_Base):
         if stages is not None and recipe is not None:
             raise ValueError("expected stages or a recipe, got both")
         self.teacher = teacher
-        shared = {k: getattr(self, k) for k in ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")}
+        shared = {k: getattr(self, k) for k in _SHARED}
         self.recipe = Recipe(
             tuple(stages if stages is not None else recipe.stages),  # type: ignore[union-attr]
             model=self.model,
@@ -368,6 +376,21 @@ class StagedMixin(_Base):
             num_train_samples = self.state.max_steps * self.get_total_train_batch_size(self.args)
             start_time -= self._stage.seconds_before
         return super()._finalize_training(trial, num_train_samples, start_time)
+
+
+def _held(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe holds itself, where the trainer is not given it."""
+    found = {}
+    for name in _SHARED:
+        value = getattr(recipe, name)
+        if value is None or given.get(name) is not None:
+            continue
+        if isinstance(value, Source | Collator):
+            raise ValueError(
+                f"recipe: {name} is to be loaded ({value!r}); make the trainer by hf_stages.build.build_trainer(recipe), or give {name}"
+            )
+        found[name] = value
+    return found
 
 
 class StagedTrainer(StagedMixin, Trainer):

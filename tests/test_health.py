@@ -56,7 +56,7 @@ def test_self_distillation_may_start_at_zero(tmp_path):
 
 
 def test_counts_survive_a_checkpoint():
-    terms = terms_of(TaskLoss() + TaskLoss())
+    terms = terms_of(TaskLoss() + HiddenMSE())
     ours, again = Health(terms, torch.device("cpu"), 1), Health(terms, torch.device("cpu"), 1)
     for update in range(1, 15):
         ours.open_update()
@@ -71,5 +71,5 @@ def test_counts_survive_a_checkpoint():
             again.note(0, torch.tensor(1.0))
             again.close_update(0.5, update)
 
-    with pytest.raises(ValueError, match="TaskLoss_2: exactly zero for 20 updates"):
+    with pytest.raises(ValueError, match="HiddenMSE: exactly zero for 20 updates"):
         go_on()

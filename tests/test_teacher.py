@@ -9,14 +9,15 @@ import pytest
 import torch
 import transformers as tf
 
-from hf_stages import Stage, StagedTrainer
+from hf_stages import Recipe, Stage, StagedTrainer
+from hf_stages.data.source import Source
 from hf_stages.losses import AttentionKL, AttentionMSE, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses._signals import Head
 from hf_stages.teacher import LiveTeacher
 from hf_stages.transforms import AddLora
 from tests import tiny
 from tests.losses import seen
-from tests.workers.cases import Gradients, Pad, Rows, arguments, text, uneven
+from tests.workers.cases import Gradients, Pad, Rows, arguments, bert, text, uneven
 
 CPU = torch.device("cpu")
 
@@ -262,3 +263,31 @@ def test_the_teacher_reads_columns_that_the_student_does_not_take(tmp_path):
     assert len(read) > 4
     assert all(types is not None and types.sum(-1).eq(8).all() for types in read)
     assert not any(given)
+
+
+def test_a_teacher_is_given_back_as_it_was(tmp_path):
+    student, teacher = bert()(), bert(num_hidden_layers=4)().train()
+    teacher.bert.embeddings.requires_grad_(False)
+    before = {name: p.requires_grad for name, p in teacher.named_parameters()}
+    rows = Rows(text(lambda g, ids: ids[0] % 3)())
+    StagedTrainer(
+        student, arguments(tmp_path), train_dataset=rows, data_collator=Pad(), teacher=teacher,
+        stages=[Stage("a", "1 steps", loss=HiddenMSE())],
+    ).train()  # fmt: skip
+    assert teacher.training
+    assert {name: p.requires_grad for name, p in teacher.named_parameters()} == before
+
+
+def test_a_recipes_own_teacher_data_and_collator_are_taken(tmp_path):
+    rows = Rows(text(lambda g, ids: ids[0] % 3)())
+    recipe = Recipe(
+        [Stage("a", "1 steps", loss=HiddenMSE())], teacher=bert(num_hidden_layers=4)(), train_dataset=rows, eval_dataset=rows,
+        data_collator=Pad(), compute_metrics=lambda prediction: {"rows": len(prediction.label_ids)},
+    )  # fmt: skip
+    trainer = StagedTrainer(bert()(), arguments(tmp_path), recipe=recipe)
+    trainer.train()
+    assert trainer.evaluate()["eval_rows"] == 8
+    other = Pad(2)
+    assert StagedTrainer(bert()(), arguments(tmp_path), other, recipe=recipe).data_collator is other
+    with pytest.raises(ValueError, match="train_dataset is to be loaded"):
+        StagedTrainer(bert()(), arguments(tmp_path), recipe=Recipe(recipe.stages, train_dataset=Source("data.json")))
