@@ -220,7 +220,10 @@ def _same_classes(teacher: torch.Tensor, classes: int) -> torch.Tensor:
 
 def _forward(log_s: torch.Tensor, log_t: torch.Tensor, gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     p_t = log_t.exp()
-    value = (log_t - log_s).mul_(p_t).masked_fill_(p_t == 0, 0).sum()
+    apart = log_t.sub_(log_s)  # in place: fresh memory costs more here than the arithmetic
+    value = apart.mul_(p_t).sum()
+    if value.device.type != "cpu" or value.isnan():  # elsewhere asking would wait for the device
+        value = apart.masked_fill_(p_t == 0, 0).sum()
     return value, log_s.exp_().sub_(p_t) if gradient else None
 
 
