@@ -8,6 +8,7 @@ distillation first. Cut it anywhere and start it again: finished runs are skippe
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset, load_from_disk
@@ -20,14 +21,13 @@ from hf_stages.transforms import ReduceLayers, SetTask
 
 LABELS = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]
 FEATURES, LOGITS = HiddenMSE() + AttentionMSE(), LogitKL()
-STAGES = {  # stage -> loss; a run's epochs are shared out evenly
+RUNS = {  # stage -> loss; a run's updates are shared out evenly
     "plain": {"task": TaskLoss()},
     "one": {"all": FEATURES + LOGITS},
     "two": {"features": FEATURES, "logits": LOGITS},
     "three": {"features": FEATURES, "all": FEATURES + LOGITS, "logits": LOGITS},
 }
-REDUCE = ReduceLayers(keep=[2, 4, 6])
-HEAD = SetTask("AutoModelForSequenceClassification", id2label=LABELS)
+REDUCE, HEAD = ReduceLayers(keep=[2, 4, 6]), SetTask("AutoModelForSequenceClassification", id2label=LABELS)
 
 
 def read(path: Path, tokenizer) -> Dataset:
@@ -36,57 +36,47 @@ def read(path: Path, tokenizer) -> Dataset:
     return Dataset.from_dict({**text, "labels": [LABELS.index(label.split(":")[0]) for label, _ in rows]})
 
 
-def train(out: Path, model, losses, updates: int, data, tokenizer, *, first=(), teacher=None, seed=0) -> StagedTrainer:
+def train(out: Path, model, losses, updates: int, data, tokenizer, first, teacher, seed=0) -> StagedTrainer:
     args = TrainingArguments(
         str(out), per_device_train_batch_size=32, per_device_eval_batch_size=64, learning_rate=1e-4, warmup_steps=0.1,
         weight_decay=0.01, optim="adamw_torch_fused", train_sampling_strategy="group_by_length", save_steps=150,
         save_total_limit=1, logging_steps=50, seed=seed, report_to="none", disable_tqdm=True,
     )  # fmt: skip
-    stages = [
-        Stage(name, f"{updates // len(losses)} steps", loss=loss, transforms=() if i else first)
-        for i, (name, loss) in enumerate(losses.items())
-    ]
-    trainer = StagedTrainer(
-        model, args, stages=stages, teacher=teacher if any(s.loss is not STAGES["plain"]["task"] for s in stages) else None,
-        train_dataset=data["train"], eval_dataset=data.get("dev"), processing_class=tokenizer,
-        compute_metrics=Metrics("accuracy") if "dev" in data else None,
-    )  # fmt: skip
+    stages = [Stage(name, f"{updates // len(losses)} steps", loss=loss) for name, loss in losses.items()]
+    stages[0] = replace(stages[0], transforms=first)
+    dev = {"eval_dataset": data["dev"], "compute_metrics": Metrics("accuracy")} if "dev" in data else {}
+    given = {"teacher": teacher, "train_dataset": data["train"], "processing_class": tokenizer, **dev}
+    trainer = StagedTrainer(model, args, stages=stages, **given)
     trainer.train(resume_from_checkpoint=True)
     return trainer
 
 
-def main() -> None:
+def main(words=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--teacher", "--data", "--out", "--base", "--corpus"):
         parser.add_argument(name, type=Path, required=name in ("--teacher", "--data", "--out"))
     parser.add_argument("--epochs", type=int, default=3, help="of each run, whatever its stages")
+    parser.add_argument("--general", type=int, default=600, help="updates of general distillation")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    a = parser.parse_args()
+    a = parser.parse_args(words)
     tokenizer = AutoTokenizer.from_pretrained(a.teacher)
     split = read(a.data / "train.txt", tokenizer).train_test_split(0.1, seed=0)
     data = {"train": split["train"], "dev": split["test"], "test": read(a.data / "test.txt", tokenizer)}
     tuned, updates = AutoModelForSequenceClassification.from_pretrained, a.epochs * -(-len(data["train"]) // 32)
-    runs = {name: (lambda: tuned(a.teacher), [REDUCE], losses) for name, losses in STAGES.items()}
+    runs = {name: (lambda: tuned(a.teacher), [REDUCE], losses) for name, losses in RUNS.items()}
     if a.base and a.corpus:
-        corpus = load_from_disk(str(a.corpus))
         general, bare = a.out / "general", lambda: AutoModel.from_pretrained(a.base)
-        if not (general / "01-general").exists():
-            losses = {"general": FEATURES}
-            train(
-                general, bare(), losses, len(corpus) // 32, {"train": corpus}, tokenizer, first=[REDUCE], teacher=bare()
-            )
-        runs["base-two"] = (bare, [REDUCE, HEAD], STAGES["two"])
-        runs["general-two"] = (lambda: AutoModel.from_pretrained(general / "01-general"), [HEAD], STAGES["two"])
-    for seed in a.seeds:
-        for name, (start, first, losses) in runs.items():
-            out = a.out / f"{name}-{seed}"
-            if not (out / "result.json").exists():
-                trainer = train(
-                    out, start(), losses, updates, data, tokenizer, first=first, teacher=tuned(a.teacher), seed=seed
-                )
-                found = {part: trainer.evaluate(data[part])["eval_accuracy"] for part in ("dev", "test")}
-                (out / "result.json").write_text(json.dumps(found))
-            print(f"{name:12} seed {seed}  {(out / 'result.json').read_text()}", flush=True)
+        corpus = {"train": load_from_disk(str(a.corpus))}
+        train(general, bare(), {"general": FEATURES}, a.general, corpus, tokenizer, [REDUCE], bare())
+        runs["base-two"] = (bare, [REDUCE, HEAD], RUNS["two"])
+        runs["general-two"] = (lambda: AutoModel.from_pretrained(general / "01-general"), [HEAD], RUNS["two"])
+    for name, seed in ((name, seed) for seed in a.seeds for name in runs):
+        (start, first, losses), result = runs[name], a.out / f"{name}-{seed}" / "result.json"
+        if not result.exists():
+            trainer = train(result.parent, start(), losses, updates, data, tokenizer, first, tuned(a.teacher), seed)
+            found = {part: trainer.evaluate(data[part])["eval_accuracy"] for part in ("dev", "test")}
+            result.write_text(json.dumps(found))
+        print(f"{name:12} seed {seed}  {result.read_text()}", flush=True)
 
 
 if __name__ == "__main__":
