@@ -66,13 +66,14 @@ class Health:
         zeros = self.zeros.clone()
         if self.world > 1:
             torch.distributed.all_reduce(zeros, op=torch.distributed.ReduceOp.MIN)
-        still = [count >= _LIMIT for count in zeros.tolist()]
+        counts = zeros.tolist()
+        still = [count >= _LIMIT for count in counts]
         for index, (term, places) in enumerate(zip(self.terms, self.places, strict=True)):
             layers = [self.parts[k][1] for k in places if still[k] and self.parts[k][1]]
             whole = term.weight(t) > 0 and all(still[k] for k in places)
             if whole and "loss" not in term.loss.needs:
                 raise ValueError(
-                    f"loss {term.name}: exactly zero for {_LIMIT} updates although its weight is {term.weight(t):.4g}"
+                    f"loss {term.name}: exactly zero for {int(min(counts[k] for k in places))} updates although its weight is {term.weight(t):.4g}"
                     f"{_of(layers)}; what it compares is equal or was not captured. Is the teacher the student itself, or all that "
                     "the term could change frozen? Then leave the term out"
                 )

@@ -180,7 +180,8 @@ def test_the_scales_are_what_multiplies(tmp_path):
                 with torch.random.fork_rng(), losses.watching() as captured:
                     outputs = trainer.model(**batch)
                 teacher = losses.teach(batch, objective.t)
-                share = term.loss(Signals(outputs, outputs.loss, captured), teacher, batch, 0.5) / objective.items[i]
+                value = term.loss(Signals(outputs, outputs.loss, captured), teacher, batch, 0.5).sum()
+                share = value / objective.items[i]
                 weights = list(trainer.model.parameters())
                 grads = torch.autograd.grad(share * term.weight(0.5) * seen["scales"][i], weights, allow_unused=True)
                 for p, grad in enumerate(grads):
