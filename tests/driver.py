@@ -42,7 +42,7 @@ class Driver:
         return json.loads(answer)
 
     def close(self) -> None:
-        self.process.stdin.close()
+        self.process.terminate()  # closing its input says nothing while a test's forked worker still holds the pipe
         self.process.wait(30)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from dataclasses import dataclass
@@ -746,8 +747,11 @@ def test_persistent_workers_evaluate_on_all_rows_after_a_transform(tmp_path):
         return {}
 
     workers = {"eval_strategy": "epoch", "dataloader_num_workers": 1, "dataloader_persistent_workers": True}
-    staged(
+    trainer = staged(
         tmp_path, [Stage("a", "1 epochs", transforms=[Freeze(["bert.embeddings.*"])])], model=tiny.bert(), args=workers,
         train_dataset=tiny.class_data(8), eval_dataset=tiny.class_data(12, seed=1), compute_metrics=count,
-    ).train()  # fmt: skip
+    )  # fmt: skip
+    trainer.train()
+    del trainer
+    gc.collect()  # the workers end with their loader
     assert set(seen) == {12}
