@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
-from stdlib_text import blocks, byte_tokenizer, code
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
+from examples.stdlib_text import blocks, byte_tokenizer, code
 from hf_stages import CachedTeacher, Stage, StagedTrainer, Teacher
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
 
@@ -45,9 +48,9 @@ def distil(out: Path, teacher, steps: int, data, held_out) -> StagedTrainer:
     return trainer
 
 
-def main(out: Path, steps: int) -> None:
+def main(out: Path, steps: int, size: int = 40_000) -> None:
     shutil.rmtree(out, ignore_errors=True)
-    data, held_out = blocks(code(40_000), TOKENIZER, 64), blocks(code(10_000, split="eval"), TOKENIZER, 64)
+    data, held_out = (blocks(code(n, split=part), TOKENIZER, 64) for n, part in ((size, "train"), (size // 4, "eval")))
     teacher = model(4)
     Trainer(teacher, arguments(out / "teacher", max_steps=2 * steps), train_dataset=data).train()
 

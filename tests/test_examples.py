@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from examples import cached_teacher
 from examples.stdlib_text import blocks, byte_tokenizer, code, prose
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,15 +59,12 @@ def test_demo_is_cut_resumed_and_shown(run_python, tmp_path: Path) -> None:
         assert (tmp_path / "out" / folder / "config.json").exists()
 
 
-def test_a_cache_teaches_as_the_live_teacher(run_python) -> None:
-    script = ROOT / "examples" / "cached_teacher.py"
-    done = run_python(
-        f"import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); "
-        f"sys.argv = ['cached', '--steps', '3', '--out', 'out']; runpy.run_path({str(script)!r}, run_name='__main__')"
-    )
-    table = done.stdout.rsplit("taught by", 1)[1]
+def test_a_cache_teaches_as_the_live_teacher(tmp_path: Path, capsys) -> None:
+    cached_teacher.main(tmp_path / "out", 3, 8_000)
+    printed = capsys.readouterr().out
+    table = printed.rsplit("taught by", 1)[1]
     apart = {line[:22].strip(): float(line.split()[-1]) for line in table.splitlines()[1:] if line.strip()}
     assert apart["live"] == 0
     assert apart["all logits"] < 1e-5
     assert apart["16 logits, bfloat16"] > apart["all logits"]
-    assert "k=16 of 258 logits, probability mass kept: mean " in done.stdout
+    assert "k=16 of 258 logits, probability mass kept: mean " in printed

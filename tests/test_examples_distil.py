@@ -31,6 +31,7 @@ def test_a_classifier_cut_in_half_recovers_without_a_label(tmp_path):
     assert distilled > teacher - 0.05
 
 
+@pytest.mark.slow
 def test_a_decoder_of_half_the_width_learns_more_from_its_teacher(tmp_path):
     teacher, before, distilled, alone = distil_decoder.main(tmp_path, 40).values()
     assert teacher < distilled < alone < before

@@ -739,6 +739,7 @@ def test_nan_stops_the_run_and_names_the_term(tmp_path):
         staged(tmp_path, [Stage("a", "2 steps")], model=model).train()
 
 
+@pytest.mark.slow
 def test_persistent_workers_evaluate_on_all_rows_after_a_transform(tmp_path):
     seen = []
 
