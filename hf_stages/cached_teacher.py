@@ -162,16 +162,13 @@ def check_same_teacher(cached: CachedTeacher) -> None:
         )
 
 
-def check_vocabulary(teacher: Teacher | CachedTeacher, tokenizer: Any) -> None:
-    """Refuse a teacher whose tokens have other numbers than the student's."""
-    cached = isinstance(teacher, CachedTeacher)
-    theirs = teacher.store.manifest["request"]["tokenizer"] if cached else teacher.vocabulary()  # type: ignore[union-attr]
-    mine = vocabulary_of(tokenizer)
+def check_vocabulary(cached: CachedTeacher, tokenizer: Any) -> None:
+    """Refuse a cache whose tokens have other numbers than the student's: it knows its tokenizer by checksum alone."""
+    theirs, mine = cached.store.manifest["request"]["tokenizer"], vocabulary_of(tokenizer)
     if None not in (theirs, mine) and theirs != mine:
-        what = f"{teacher.folder} was written with" if cached else "the teacher has"  # type: ignore[union-attr]
         raise ValueError(
-            f"{what} another tokenizer than processing_class: the same number would mean another token; use one tokenizer "
-            "for both"
+            f"{cached.folder} was written with another tokenizer than processing_class: the same number would mean another "
+            "token; use one tokenizer for both"
         )
 
 

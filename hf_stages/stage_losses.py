@@ -52,7 +52,8 @@ class StageLosses:
         self.terms, self.model, self.teacher = terms, model, teacher
         self.removed = False
         needs = needs_of(terms)
-        self.capture = None if needs <= WHOLE else Capture(model, needs, defer_head=defer_head)
+        taught = any(term.loss.uses_teacher for term in terms)  # measured in evaluation, from outputs that are kept
+        self.capture = Capture(model, needs, defer_head=defer_head) if taught or not needs <= WHOLE else None
         self.now = terms
         steady = [term for term in terms if len(terms) == 1 or _steady(term)]
         at_times = any(term.loss.modules is not None for term in terms if term not in steady)

@@ -83,12 +83,6 @@ class Teacher:
             return self.model
         return self._source(student, trust_remote_code).skeleton(trust_remote_code=trust_remote_code)
 
-    def vocabulary(self) -> str | None:
-        """A checksum of the teacher's vocabulary; None where no tokenizer was given."""
-        from hf_stages.teacher_print import vocabulary_of
-
-        return vocabulary_of(_tokenizer(self.tokenizer))
-
     def cache(
         self,
         dataset: Any,

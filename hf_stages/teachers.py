@@ -76,18 +76,17 @@ def structure_of(source: Any, student: Any, *, trust_remote_code: bool = False) 
 
 
 def check_declared(trainer: Any, stage: Stage) -> None:
-    """A ``Teacher`` or a cache: its vocabulary, its state, and whether it is of this data."""
+    """A cache: its vocabulary, its state, and whether it is of this data."""
     teacher = teacher_of(trainer, stage)
-    if not isinstance(teacher, Teacher | CachedTeacher):
+    if not isinstance(teacher, CachedTeacher):
         return
     stages = trainer.recipe.stages
     first = not any(teacher_of(trainer, s) is teacher for s in stages[: stages.index(stage)])
     with _placed(stage):
         check_vocabulary(teacher, trainer.processing_class)
-        if isinstance(teacher, CachedTeacher):
-            if first:
-                check_same_teacher(teacher)
-            _check_rows(trainer, stage, teacher)
+        if first:
+            check_same_teacher(teacher)
+        _check_rows(trainer, stage, teacher)
 
 
 def _check_rows(trainer: Any, stage: Stage, cached: CachedTeacher) -> None:

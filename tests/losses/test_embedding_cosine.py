@@ -34,13 +34,19 @@ def test_it_is_one_minus_the_cosine_of_unpadded_rows(pooling, tmp_path):
     student, teacher = encoder(0), encoder(1, num_hidden_layers=3)
     first, second = (_reference(m, rows, pooling) for m in (student, teacher))
     expected = (1 - (first * second).sum(-1) / first.norm(dim=-1) / second.norm(dim=-1)).mean().item()
-    args = arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    args = arguments(
+        tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4, eval_strategy="epoch", learning_rate=0.0
+    )
     trainer = StagedTrainer(
-        student, args, train_dataset=Rows(rows), data_collator=Pad(3), teacher=teacher,
+        student, args, train_dataset=Rows(rows), eval_dataset=Rows(rows), data_collator=Pad(3), teacher=teacher,
         stages=[Stage("embed", "1 steps", loss=EmbeddingCosine(pooling))],
     )  # fmt: skip
     trainer.train()
-    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-4)
+    logged = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert logged == [pytest.approx(expected, rel=1e-4)]
+    evaluated = [log["eval_EmbeddingCosine"] for log in trainer.state.log_history if "eval_EmbeddingCosine" in log]
+    assert evaluated == [pytest.approx(expected, rel=1e-4)] * len(evaluated)
+    assert evaluated
 
 
 def test_the_last_token_is_found_under_left_padding():
