@@ -178,6 +178,7 @@ class Runner:
         if args.load_best_model_at_end and trainer.state.best_model_checkpoint and not args.save_only_model:
             # Trainer hands over the best weights; moments of other weights would not belong to them.
             trainer._load_optimizer_and_scheduler(trainer.state.best_model_checkpoint)
+        run.set_progress(1.0)
         metrics = self._final_metrics(run)
         run.losses.remove()  # the stage's folder holds the model alone
         run.note_silent_gates(trainer.state)

@@ -181,6 +181,7 @@ class StageRun:
         """At on_train_begin, model wrapped and optimizer made: measure the boundary, or take up where it was cut."""
         trainer = self.trainer
         self.began = time.monotonic()
+        self.set_progress()
         if self.resumed is None:
             if trainer.eval_dataset is not None:
                 with undisturbed(), trainer.callback_handler.measuring():
@@ -300,11 +301,17 @@ class StageRun:
         main, runner = self.args.process_index == 0, self.trainer._runner
         elapsed = self.seconds_before + time.monotonic() - self.began
         extras = [elapsed if main else 0.0, 1.0 if runner.stop_request else 0.0]
+        self.set_progress()
         tokens, self.seconds, stop = self.objective.open_update(batches, self.t, extras).tolist()
         self.tokens += tokens
         self._stop_agreed = stop > 0  # a request that came since is for the next update, when all ranks know of it
         if stop and runner.stop_request is None:
             runner.stop_request = "another rank was asked to stop"
+
+    def set_progress(self, t: float | None = None) -> None:
+        """Tell the stage's transforms how far it is, or that it is done (1)."""
+        for transform in self.planned.stage.transforms:
+            transform.at(self.trainer.model, self.t if t is None else t)
 
     def watch(self, model: Any) -> dict[str, float]:
         """What a training log adds: the mean of each term, and what the stage's monitors see."""

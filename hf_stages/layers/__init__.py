@@ -1,7 +1,27 @@
 """Layers: where a model's blocks are, and modules that stand in for a model's own."""
 
+from hf_stages.layers.activations import Activations as Activations
+from hf_stages.layers.binary_embedding import BinaryEmbedding as BinaryEmbedding
+from hf_stages.layers.binary_linear import BinaryLinear as BinaryLinear
 from hf_stages.layers.blocks import blocks_of as blocks_of
 from hf_stages.layers.blocks import stack_of as stack_of
 from hf_stages.layers.blocks import stacks_of as stacks_of
+from hf_stages.layers.quantizers import Quantizer as Quantizer
+from hf_stages.layers.split_embedding import SplitEmbedding as SplitEmbedding
+from hf_stages.layers.split_linear import SplitLinear as SplitLinear
+from hf_stages.layers.ternary_embedding import TernaryEmbedding as TernaryEmbedding
+from hf_stages.layers.ternary_linear import TernaryLinear as TernaryLinear
 
-__all__ = ["blocks_of", "stack_of", "stacks_of"]
+__all__ = [
+    "Activations",
+    "BinaryEmbedding",
+    "BinaryLinear",
+    "Quantizer",
+    "SplitEmbedding",
+    "SplitLinear",
+    "TernaryEmbedding",
+    "TernaryLinear",
+    "blocks_of",
+    "stack_of",
+    "stacks_of",
+]

@@ -21,6 +21,9 @@ class Transform:
     def __call__(self, model: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(model)")
 
+    def at(self, model: Any, t: float) -> None:
+        """Set what varies with the stage's progress ``t`` (a quantization strength). A finished stage stands at 1."""
+
     def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
         """Where each old parameter's moments go: by default, to the parameter of the same name."""
         known = set(after)

@@ -1,0 +1,120 @@
+"""What all quantized layers share: latent weights inside, the effective weight outside, and how both are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from hf_stages.layers._through import FakeQuantize, total
+from hf_stages.layers.activations import Activations
+from hf_stages.layers.quantizers import Quantizer
+from hf_stages.layers.splitting import split_ternary
+
+LATENT, SCALE = "weight_latent", "weight_scale"
+
+
+class Quantized(nn.Module):
+    """A layer whose ``weight`` is computed from full-precision latent weights, which training changes.
+
+    Its ``state_dict`` holds the effective ``weight`` too: a program that knows nothing of quantization reads that one and
+    gets the right function. Read back, the latents count; where there are none (a full-precision model), ``weight`` does.
+    """
+
+    levels: ClassVar[str]
+    split: ClassVar[bool] = False
+    """Two latent weights, whose quantized values are added up."""
+    transposed = False
+    """The weight lies as (inputs, outputs), as GPT-2 has it; rows are outputs all the same."""
+    quantizer: Quantizer
+    activations: Activations | None = None
+
+    def _own(self, quantizer: Quantizer, latents: Sequence[torch.Tensor], scales: Sequence[torch.Tensor] = ()) -> None:
+        """Take over weights; those that are parameters already stay the same objects (ties, optimizers)."""
+        self.quantizer = quantizer
+        rows = [latent.t() if self.transposed else latent for latent in latents]
+        quantizer.group_of(rows[0].shape)
+        if quantizer.learned and not scales:
+            scales = [quantizer.initial(row) for row in rows]
+        for name, tensor in zip(self.latent_names, latents, strict=True):
+            self.register_parameter(name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
+        for name, tensor in zip(self.scale_names, scales, strict=True):
+            self.register_parameter(name, nn.Parameter(tensor.to(latents[0].dtype)))
+        self.register_buffer("strength", None, persistent=False)
+
+    @property
+    def latent_names(self) -> tuple[str, ...]:
+        return (f"{LATENT}_1", f"{LATENT}_2") if self.split else (LATENT,)
+
+    @property
+    def scale_names(self) -> tuple[str, ...]:
+        if not self.quantizer.learned:
+            return ()
+        return (f"{SCALE}_1", f"{SCALE}_2") if self.split else (SCALE,)
+
+    @property
+    def latents(self) -> list[torch.Tensor]:
+        return [getattr(self, name) for name in self.latent_names]
+
+    @property
+    def scales(self) -> list[torch.Tensor]:
+        return [getattr(self, name) for name in self.scale_names]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The effective weight; its gradient passes straight through to the latents."""
+        parts = (*self.latents, *self.scales)
+        return FakeQuantize.apply(self.quantizer, self.strength, self.transposed, len(self.latents), *parts)
+
+    def set_strength(self, strength: float) -> None:
+        """How far towards quantized: 0 is the latent weight (for split layers the sum of both), 1 is quantized."""
+        if strength >= 1:
+            self.strength = None
+        elif self.strength is None:
+            # A tensor, not a number: torch.compile would compile anew for each number.
+            self.strength = torch.tensor(float(strength), device=self.latents[0].device)
+        else:
+            self.strength.fill_(float(strength))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        # First, as in the layer that this one stands for.
+        parts = self.latents, self.scales
+        destination[f"{prefix}weight"] = total(self.quantizer, *parts, self.strength, self.transposed)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        effective = state_dict.pop(f"{prefix}weight", None)
+        if effective is not None and not self.split and f"{prefix}{LATENT}" not in state_dict:
+            state_dict[f"{prefix}{LATENT}"] = effective
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _words(self) -> str:
+        about = f"levels={self.quantizer.levels}, method={self.quantizer.method}, per={self.quantizer.per}"
+        if self.activations is not None:
+            about += f", activations={self.activations.bits}bit"
+        return about
+
+
+def as_activations(given: Any) -> Activations | None:
+    """``8`` is ``Activations(bits=8)``; None leaves activations as they are."""
+    if given is None or isinstance(given, Activations):
+        return given
+    if isinstance(given, int) and not isinstance(given, bool):
+        return Activations(bits=given)
+    raise ValueError(f"activations: expected 8, 4, Activations(...) or None, got {given!r}")
+
+
+def halves_of(layer: Quantized) -> tuple[Quantizer, list[torch.Tensor], list[torch.Tensor]]:
+    """What a ternary layer is split into: the halves' quantizer, latents and (where they must be stored) scales."""
+    if layer.split or layer.levels != "ternary":
+        raise ValueError(f"split: expected a ternary layer, got a {type(layer).__name__}")
+    quantizer, transposed = layer.quantizer, layer.transposed
+    weight = layer.latents[0].detach()
+    scale = layer.scales[0].detach() if layer.scales else None
+    first, second, half = split_ternary(weight.t() if transposed else weight, quantizer, scale)
+    latents = [half_.t().contiguous() if transposed else half_ for half_ in (first, second)]
+    binary = Quantizer("binary", "mean" if half is None else "learned", quantizer.per)
+    parameters = [nn.Parameter(latent, requires_grad=layer.latents[0].requires_grad) for latent in latents]
+    return binary, list(parameters), [] if half is None else [half, half.clone()]

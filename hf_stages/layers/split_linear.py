@@ -1,0 +1,49 @@
+"""A linear layer of two one-bit weights on the same input: what a ternary layer becomes when it is split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typing_extensions import Self
+
+from hf_stages.layers._linear import QuantizedLinear
+from hf_stages.layers._quantized import halves_of
+from hf_stages.layers.activations import Activations
+
+
+class SplitLinear(QuantizedLinear):
+    """``w1`` and ``w2`` are both binary, and their sum multiplies the input once: ternary right after the split, then free
+    to take four values.
+    """
+
+    levels = "binary"
+    split = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        method: str = "mean",
+        per: str | int = "row",
+        activations: int | Activations | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            in_features,
+            out_features,
+            bias,
+            method=method,
+            per=per,
+            activations=activations,
+            device=device,
+            dtype=dtype,
+        )
+
+    @classmethod
+    def of_ternary(cls, layer: QuantizedLinear) -> Self:
+        """The same function as ``layer``, with halves that keep its scales (see ``split_ternary``)."""
+        quantizer, latents, scales = halves_of(layer)
+        return cls.of(layer, quantizer, layer.activations, latents, scales)

@@ -1,0 +1,22 @@
+"""Two-bit weights: minus one, zero, plus one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hf_stages.layers import TernaryEmbedding, TernaryLinear
+from hf_stages.transforms._quantize import Quantize
+
+
+@dataclass(frozen=True)
+class Ternarize(Quantize):
+    """Linear layers and word embeddings become ternary; their weights train on in full precision (latent weights).
+
+    >>> Ternarize(per=64, embeddings=False).per
+    64
+    """
+
+    method: str = field(default="twn", kw_only=True)
+
+    levels = "ternary"
+    layers = (TernaryLinear, TernaryEmbedding)
