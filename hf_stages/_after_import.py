@@ -28,20 +28,20 @@ class _Watch:
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name != self.name:
             return None
-        sys.meta_path.remove(self)
         for finder in sys.meta_path:
-            spec = finder.find_spec(name, path, target)
+            spec = finder.find_spec(name, path, target) if finder is not self else None
             if spec is not None:
-                _extend(spec.loader, self.then)
+                self._extend(spec.loader)
                 return spec
         return None
 
+    def _extend(self, loader: Any) -> None:
+        execute = loader.exec_module
 
-def _extend(loader: Any, then: Callable[[], None]) -> None:
-    execute = loader.exec_module
+        def exec_module(module: Any) -> None:
+            execute(module)
+            if self in sys.meta_path:  # looking for a module is not importing it: it stays until one was executed
+                sys.meta_path.remove(self)
+                self.then()
 
-    def exec_module(module: Any) -> None:
-        execute(module)
-        then()
-
-    loader.exec_module = exec_module
+        loader.exec_module = exec_module
