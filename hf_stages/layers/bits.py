@@ -29,8 +29,8 @@ def stored_size(model: nn.Module) -> StoredSize:
 
     >>> from hf_stages.layers import BinaryLinear
     >>> size = stored_size(BinaryLinear(64, 32))  # 2048 one-bit weights, 32 scales, 32 biases
-    >>> size.bytes, size.bits_per_weight, round(size.ratio(), 1)
-    (384, 1.4769230769230768, 21.7)
+    >>> size.bytes, round(size.bits_per_weight, 2), round(size.ratio(), 1)
+    (384, 1.48, 21.7)
     """
     place_of = _places(model)
     parts: dict[str, PartSize] = {}
