@@ -218,8 +218,10 @@ def _notes(
         if any(p.stage.teacher is not None and not isinstance(p.stage.teacher, str) for p in plan.stages):
             notes.append("A teacher's FLOPs are not in them.")
     if shapes:
-        notes.append("On disk: weights and two fp32 moments per trained one.")
-        if any(shape.stored is not None and shape.stored.quantized for shape in shapes.values()):
+        quantized = any(shape.stored is not None and shape.stored.quantized for shape in shapes.values())
+        held = "weights, latent and effective ones," if quantized else "weights"
+        notes.append(f"On disk: {held} and two fp32 moments per trained one.")
+        if quantized:
             notes.append("Packed: everything the model stores; scales, and what is not quantized, in fp16.")
     if shapes and len(shapes) < len(plan.stages):
         missing = ", ".join(planned.name for planned in plan.stages if planned.name not in shapes)
