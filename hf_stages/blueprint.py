@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from hf_stages import own_models
 from hf_stages.data._random import undisturbed
+from hf_stages.layers.bits import known_size
 from hf_stages.layers.own_type import with_mark
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -28,7 +29,12 @@ class Blueprint:
     A branch starts from a stage that is no longer in memory, and sharded models cannot be transformed in place.
     """
 
+    weights: int | None = None
+    """How many the initial model has; None where that is not known."""
+
     def __init__(self, model: nn.Module) -> None:
+        size = known_size(model)
+        self.weights = None if size is None else size.weights
         self.adapter, self.trusted = None, True
         if is_peft(model) and len(model.peft_config) == 1:
             self.adapter = copy.deepcopy(next(iter(model.peft_config.values())))

@@ -1,8 +1,11 @@
 """Layers: where a model's blocks are, and modules that stand in for a model's own."""
 
+from hf_stages.layers._stored import StoredBits as StoredBits
+from hf_stages.layers._stored import StoredSize as StoredSize
 from hf_stages.layers.activations import Activations as Activations
 from hf_stages.layers.binary_embedding import BinaryEmbedding as BinaryEmbedding
 from hf_stages.layers.binary_linear import BinaryLinear as BinaryLinear
+from hf_stages.layers.bits import stored_size as stored_size
 from hf_stages.layers.blocks import blocks_of as blocks_of
 from hf_stages.layers.blocks import stack_of as stack_of
 from hf_stages.layers.blocks import stacks_of as stacks_of
@@ -21,9 +24,12 @@ __all__ = [
     "Quantizer",
     "SplitEmbedding",
     "SplitLinear",
+    "StoredBits",
+    "StoredSize",
     "TernaryEmbedding",
     "TernaryLinear",
     "blocks_of",
     "stack_of",
     "stacks_of",
+    "stored_size",
 ]

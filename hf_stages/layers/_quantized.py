@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from hf_stages.layers._stored import StoredBits
 from hf_stages.layers._through import FakeQuantize, total
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.quantizers import Quantizer
@@ -67,6 +68,13 @@ class Quantized(nn.Module):
         """The effective weight; its gradient passes straight through to the latents."""
         parts = (*self.latents, *self.scales)
         return FakeQuantize.apply(self.quantizer, self.strength, self.transposed, len(self.latents), *parts)
+
+    def stored_bits(self) -> tuple[StoredBits, ...]:
+        """What packing keeps of the latents and the scales."""
+        rows, columns = self.latents[0].shape
+        shape = (columns, rows) if self.transposed else (rows, columns)
+        names = (*self.latent_names, *self.scale_names)
+        return (StoredBits.of(names, self.quantizer, shape, halves=len(self.latents)),)
 
     def set_strength(self, strength: float) -> None:
         """How far towards quantized: 0 is the latent weight (for split layers the sum of both), 1 is quantized."""
