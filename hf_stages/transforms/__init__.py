@@ -5,8 +5,19 @@ from hf_stages.transforms.add_lora import AddLora as AddLora
 from hf_stages.transforms.freeze import Freeze as Freeze
 from hf_stages.transforms.merge_lora import MergeLora as MergeLora
 from hf_stages.transforms.reduce_layers import ReduceLayers as ReduceLayers
+from hf_stages.transforms.reduce_width import ReduceWidth as ReduceWidth
 from hf_stages.transforms.resize_vocab import ResizeVocab as ResizeVocab
 from hf_stages.transforms.set_task import SetTask as SetTask
 from hf_stages.transforms.unfreeze import Unfreeze as Unfreeze
 
-__all__ = ["AddLora", "Freeze", "MergeLora", "ReduceLayers", "ResizeVocab", "SetTask", "Transform", "Unfreeze"]
+__all__ = [
+    "AddLora",
+    "Freeze",
+    "MergeLora",
+    "ReduceLayers",
+    "ReduceWidth",
+    "ResizeVocab",
+    "SetTask",
+    "Transform",
+    "Unfreeze",
+]
