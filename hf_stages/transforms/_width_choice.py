@@ -75,22 +75,16 @@ def _neuron_importance(model: nn.Module, part: FeedForward) -> torch.Tensor:
 
 @torch.no_grad()
 def _head_importance(model: nn.Module, one: Attention, size: int) -> torch.Tensor:
-    """Norms of products of two narrow matrices: |AB|^2 is the sum over (AᵀA) * (BBᵀ), which are as small as a head."""
+    """Each query head's, with the heads of keys and values that it reads."""
     each = one.query.heads // one.key.heads
-    query, key, value = (_of_heads(model, part, size) for part in (one.query, one.key, one.value))
-    key, value = key.repeat_interleave(each, dim=0), value.repeat_interleave(each, dim=0)
-    out = _rows(model.get_submodule(one.out)).T.reshape(one.query.heads, size, -1)
-    return (_norm(out, value) * _norm(query, key)).cpu()
+    query, key, value = (_norms(model, part, size) for part in (one.query, one.key, one.value))
+    out = _rows(model.get_submodule(one.out)).T.reshape(one.query.heads, -1).norm(dim=1)
+    return (query * out * (key * value).repeat_interleave(each)).cpu()
 
 
-def _norm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """The Frobenius norms of leftᵀ right, head by head."""
-    return ((left @ left.mT) * (right @ right.mT)).sum((1, 2)).clamp(min=0.0).sqrt()
-
-
-def _of_heads(model: nn.Module, part: Rows, size: int) -> torch.Tensor:
+def _norms(model: nn.Module, part: Rows, size: int) -> torch.Tensor:
     rows = _rows(model.get_submodule(part.name))[part.start : part.start + part.heads * size]
-    return rows.view(part.heads, size, -1)
+    return rows.reshape(part.heads, -1).norm(dim=1)
 
 
 def _rows(module: Any) -> torch.Tensor:

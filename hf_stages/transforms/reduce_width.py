@@ -29,11 +29,11 @@ class ReduceWidth(Transform):
     splits the weights (https://arxiv.org/abs/2012.15701). Numbers are rounded to the nearest, halves upwards, at least one.
     Under grouped-query attention whole groups go, or equally many queries of each, whichever comes nearer.
 
-    ``importance="magnitude"`` keeps what can move the hidden state most, by the weights alone. A neuron adds its activation times
-    its column of the output projection, so it counts by |input row| * |output column| (times the gate's row). A head adds
-    mixtures of O V x, mixed by x Qᵀ K x: it counts by |O V| * |Qᵀ K|, Frobenius norms of whole products, which do not change when
-    a head is written in another basis. Biases are left out. ``"first"`` keeps the first ones, for models whose heads and
-    neurons are in order already, as DynaBERT's are.
+    ``importance="magnitude"`` keeps what has the largest weights, as the product of the norms along its way: a neuron counts by
+    |input row| * |output column| (times the gate's row), a head by |Q| |K| |V| |O| over its own rows and columns. A product does
+    not change when one factor grows and another shrinks by as much, which leaves the function as it is. Biases are left
+    out. It sees no data: it is a start for training, not a finished model. ``"first"`` keeps the first ones, for models
+    whose heads and neurons are in order already, as DynaBERT's are.
 
     The config says the new numbers, ``head_dim`` among them. Where the architecture reads it (Llama, Qwen, ViT; T5 by ``d_kv``),
     ``from_pretrained`` loads what is saved. BERT and GPT-2 take a head to be hidden_size / num_attention_heads wide: with
