@@ -116,6 +116,7 @@ def skeleton(
             config.hidden_size = change.new.across
         if all(wide == narrow for wide, narrow in hidden):
             raise
+        _check_saved(changed(model, changes))
     built = _skeleton(model, new)
     _compare(built, shapes, hidden, rigid)
     return built
@@ -200,6 +201,17 @@ def _name(config: Any, names: Iterable[str], value: int | None = None) -> str | 
         if value is not None and own is None and name in vars(config):
             return name
     return None
+
+
+def _check_saved(config: Any) -> None:
+    """Saving checks the config as well: better now than at the end of a stage."""
+    try:
+        getattr(config, "validate", lambda: None)()
+    except Exception as error:
+        said = str(error.__cause__ or error).rstrip(".")
+        raise ValueError(
+            f"its config refuses the number of heads that would stay: {said}; take another fraction"
+        ) from error
 
 
 # ---- the skeletons --------------------------------------------------------------------------------------------------

@@ -202,6 +202,15 @@ def test_once_more():
     assert torch.isfinite(outputs(model)).all()
 
 
+def test_a_number_that_does_not_divide_the_hidden_size():
+    """Saving would fail where the config checks it. BERT's does not: the folder is ours, and stock refuses it."""
+    model = models.llama(num_key_value_heads=4)
+    with pytest.raises(ValueError, match=r"multiple of the number of attention heads \(3\); take another fraction"):
+        ReduceWidth(heads=0.75)(model)
+    assert model.config.num_attention_heads == 4
+    assert ReduceWidth(heads=0.75)(built("bert")).bert.encoder.layer[0].attention.self.key.out_features == 24
+
+
 def test_generates():
     for kind in ("llama", "gpt2", "t5"):
         model = ReduceWidth(0.5)(built(kind))
