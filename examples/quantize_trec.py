@@ -59,7 +59,7 @@ def main(words=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--base", "--data", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--runs", nargs="+", default=["multi", "single"], choices=list(recipes_of(4, 1e-4)))
+    parser.add_argument("--runs", nargs="*", default=["multi", "single"], choices=list(recipes_of(4, 1e-4)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=6, help="of each student, whatever its stages")
     parser.add_argument("--tuning", type=int, default=4, help="epochs of each teacher")
