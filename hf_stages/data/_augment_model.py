@@ -52,9 +52,9 @@ def _from_path(path: str | Path, masked: bool, device: str | None) -> Any:
 
 
 def _check(model: Any, tokenizer: Any, masked: bool) -> None:
-    if masked and (not hasattr(model, "get_output_embeddings") or model.get_output_embeddings() is None):
+    if masked and (not _fills_gaps(model) or model.get_output_embeddings() is None):
         raise ValueError(
-            f"Augment: model: {_kind(model)} has no head that predicts tokens; give an AutoModelForMaskedLM, or "
+            f"Augment: model: {_kind(model)} does not predict masked tokens; give an AutoModelForMaskedLM, or "
             "method='embeddings'"
         )
     rows, pad = model.get_input_embeddings().weight.shape[0], getattr(model.config, "pad_token_id", None)
@@ -66,6 +66,13 @@ def _check(model: Any, tokenizer: Any, masked: bool) -> None:
     else:
         return
     raise ValueError(f"Augment: tokenizer: not the model's own: {found}; give the one it was trained with")
+
+
+def _fills_gaps(model: Any) -> bool:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as known
+
+    names = {cls.__name__ for cls in type(model).__mro__}
+    return any(name.endswith("ForMaskedLM") for name in names) or not names.isdisjoint(known.values())
 
 
 def longest(model: Any, tokenizer: Any, max_length: int) -> int:

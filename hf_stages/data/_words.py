@@ -8,8 +8,8 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-# Whole runs of letters: no numbers, no part of a name like x2, nothing behind an apostrophe (don't, o'clock).
-_WORD = re.compile(r"(?<!\w)(?<!\w['\u2019])[^\W\d_]{2,}(?!\w)")
+# Whole runs of letters: no numbers, no part of a name like x2, no part of don't or o'clock.
+_WORD = re.compile(r"(?<!\w)(?<!\w['\u2019])[^\W\d_]{2,}(?!\w|['\u2019]t\b)")
 
 _ENGLISH = """
 the an this that these those some any each every either neither no none both all several many much more most few
@@ -25,7 +25,7 @@ via per except despite
 is am are was were be been being do does did doing done has have had having can could may might must shall should
 will would ought cannot
 not never very too also just only even still then there here now again ever once quite rather almost
-ain aren couldn didn doesn don hadn hasn haven isn mightn mustn needn shan shouldn wasn weren won wouldn re ll ve
+ain aren couldn didn doesn hadn hasn haven isn mightn mustn needn shan shouldn wasn weren wouldn re ll ve
 """
 STOPWORDS = frozenset(_ENGLISH.split())
 """Words that carry a sentence's grammar or turn its meaning round; in English."""
@@ -45,6 +45,8 @@ def words_in(text: str, stopwords: Collection[str] = STOPWORDS) -> list[Word]:
 
     >>> [word.text for word in words_in("What's the capital of Peru in 1990?")]
     ['capital', 'Peru']
+    >>> words_in("It won't, o'clock x2 café\u0301")
+    []
     """
     found = [Word(m.start(), m.end(), m[0]) for m in _WORD.finditer(text)]
     return [word for word in found if word.text.casefold() not in stopwords and not _accented(text, word)]
