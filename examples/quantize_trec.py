@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasets import load_from_disk
 from distil_trec import LABELS, read
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from hf_stages import Recipe, Stage, StagedTrainer
 from hf_stages.losses import TaskLoss
@@ -21,20 +21,27 @@ from hf_stages.metrics import Metrics
 from hf_stages.recipes import multi_stage, single_stage
 from hf_stages.transforms import Binarize
 
-REDUCED = [2, 4, 6]
+GENERAL = 600
+"""Updates of general distillation."""
 
 
-def recipes_of(steps: int, rate: float) -> dict[str, Recipe]:
+def recipes_of(steps: int, rate: float, corpus=None, base=None) -> dict[str, Recipe]:
     whole = f"{steps} steps"
-    rates = [rate, rate / 2, rate, rate / 2]
-    return {
-        "multi": multi_stage(whole, learning_rate=rates),
-        "single": single_stage(whole, learning_rate=rate),
-        "no-teacher": Recipe([Stage("binary", whole, transforms=Binarize(), args={"learning_rate": rate})]),
-        "3-layers": single_stage(whole, learning_rate=rate, reduce=REDUCED),
-        "per-tensor": single_stage(whole, learning_rate=rate, per="tensor"),
-        "augmented": single_stage(whole, learning_rate=rate),
+    # Features at twice the rate of logits; after the split at half, because two halves move a weight twice as far.
+    multi = {"learning_rate": [rate, rate / 2, rate / 2, rate / 4]}
+    single = {"learning_rate": rate, "logits": 10.0}
+    found = {
+        "multi": multi_stage(whole, **multi),
+        "single": single_stage(whole, **single),
+        "no-teacher": Recipe([Stage("binary", whole, transforms=Binarize(), args={"learning_rate": rate / 4})]),
+        "3-layers": single_stage(whole, reduce=[2, 4, 6], **single),
+        "per-tensor": single_stage(whole, per="tensor", **single),
+        "augmented": single_stage(whole, **single),
     }
+    if corpus is not None:
+        general = {"general": f"{GENERAL} steps", "corpus": corpus, "general_teacher": base, "set_task": LABELS}
+        found["half-width"] = multi_stage(whole, width=0.5, **general, **multi)
+    return found
 
 
 def train(out: Path, model, recipe: Recipe, data, tokenizer, seed: int, teacher=None) -> StagedTrainer:
@@ -59,11 +66,12 @@ def main(words=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--base", "--data", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--runs", nargs="*", default=["multi", "single"], choices=list(recipes_of(4, 1e-4)))
+    parser.add_argument("--runs", nargs="*", default=["multi", "single"], choices=[*recipes_of(4, 1e-4), "half-width"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=6, help="of each student, whatever its stages")
     parser.add_argument("--tuning", type=int, default=4, help="epochs of each teacher")
-    parser.add_argument("--rate", type=float, default=2e-4, help="learning rate of the students")
+    parser.add_argument("--rate", type=float, default=4e-4, help="learning rate of the students")
+    parser.add_argument("--corpus", type=Path, help="a `datasets` folder of tokenized text, for the half-width run")
     parser.add_argument("--augmented", type=Path, help="a `datasets` folder to train the augmented run on")
     a = parser.parse_args(words)
     tokenizer = AutoTokenizer.from_pretrained(a.base)
@@ -71,7 +79,9 @@ def main(words=None) -> None:
     data = {"train": split["train"], "dev": split["test"], "test": read(a.data / "test.txt", tokenizer)}
     fine = AutoModelForSequenceClassification.from_pretrained
     named = dict(enumerate(LABELS))
-    recipes = recipes_of(a.epochs * -(-len(data["train"]) // 32), a.rate)
+    bare = AutoModel.from_pretrained
+    general = {"corpus": load_from_disk(str(a.corpus)), "base": bare(a.base)} if a.corpus else {}
+    recipes = recipes_of(a.epochs * -(-len(data["train"]) // 32), a.rate, **general)
     for seed in a.seeds:
         tuned = a.out / f"teacher-{seed}" / "01-tuned"
         plain = Recipe([Stage("tuned", f"{a.tuning} epochs", loss=TaskLoss())])
@@ -87,10 +97,11 @@ def main(words=None) -> None:
                     )
                 else:
                     teacher = None if name == "no-teacher" else fine(tuned)
-                    trainer = train(result.parent, fine(tuned), recipes[name], own, tokenizer, seed, teacher)
+                    start = bare(a.base) if name == "half-width" else fine(tuned)
+                    trainer = train(result.parent, start, recipes[name], own, tokenizer, seed, teacher)
                 found = accuracy(trainer, data)
                 if name in ("multi", "half-width"):
-                    half = StagedTrainer.from_stage(result.parent / "02-ternary-logits", trainer.args)
+                    half = StagedTrainer.from_stage(next(result.parent.glob("0?-ternary-logits")), trainer.args)
                     half.compute_metrics = Metrics("accuracy")
                     found["2-bit"] = accuracy(half, data)
                 result.write_text(json.dumps(found))
