@@ -1,5 +1,6 @@
 """Layers: where a model's blocks are, and modules that stand in for a model's own."""
 
+from hf_stages.layers._quantized import is_range as is_range
 from hf_stages.layers.activations import Activations as Activations
 from hf_stages.layers.binary_embedding import BinaryEmbedding as BinaryEmbedding
 from hf_stages.layers.binary_linear import BinaryLinear as BinaryLinear
@@ -22,6 +23,7 @@ __all__ = [
     "TernaryEmbedding",
     "TernaryLinear",
     "blocks_of",
+    "is_range",
     "stack_of",
     "stacks_of",
 ]
