@@ -186,7 +186,9 @@ def _become(module: Any, kind: Any, latents: dict, scales: dict, quantizer: Quan
             own = scales.get(name, ())
             if quantizer.learned and not own:
                 rows = _rows(latents[name][0], transposed)
-                own = [nn.Parameter(quantizer.initial(rows).to(rows.dtype), requires_grad=latents[name][0].requires_grad)]
+                own = [
+                    nn.Parameter(quantizer.initial(rows).to(rows.dtype), requires_grad=latents[name][0].requires_grad)
+                ]
             module._parameters.update(zip(_parts(name, "latent", kind.split), latents[name], strict=True))
             if quantizer.learned:
                 module._parameters.update(zip(_parts(name, "scale", kind.split), own, strict=True))

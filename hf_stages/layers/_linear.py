@@ -68,8 +68,10 @@ class QuantizedLinear(Quantized, nn.Linear):
         self.activations = activations
         self._own(quantizer, latents, scales)
         self.register_parameter("bias", bias)
-        clip = None if activations is None or activations.clip is None else nn.Parameter(activations.initial())
-        self.register_parameter("activation_clip", clip if clip is None else clip.to(latents[0].device))
+        learned = activations is not None and activations.clip is not None
+        # Moved first: .to() of a parameter gives none.
+        clip = nn.Parameter(activations.initial().to(latents[0].device)) if learned else None  # type: ignore[union-attr]
+        self.register_parameter("activation_clip", clip)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         x, kind = input, input.device.type

@@ -91,7 +91,11 @@ class Quantized(WithStrength):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # First, as in the layer that this one stands for.
         shared = self._stored_by_twin(destination) if self.tied else None
-        whole = total(self.quantizer, self.latents, self.scales, self.strength, self.transposed) if shared is None else shared
+        whole = (
+            total(self.quantizer, self.latents, self.scales, self.strength, self.transposed)
+            if shared is None
+            else shared
+        )
         destination[f"{prefix}weight"] = whole
         super()._save_to_state_dict(destination, prefix, keep_vars)
 

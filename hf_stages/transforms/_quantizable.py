@@ -50,7 +50,9 @@ def _default(model: Any, found: dict[str, nn.Module]) -> list[str]:
     words, left_out = word_embeddings_of(model), routers_of(model) | {id(head)}
     unknown = [type(m).__name__ for m in base.modules() if kind_of(m) is None and _is_odd(m)]
     if unknown:
-        logger.warning_once(f"left in full precision, because their forward pass is not known: {', '.join(set(unknown))}")
+        logger.warning_once(
+            f"left in full precision, because their forward pass is not known: {', '.join(set(unknown))}"
+        )
     return [
         path
         for path, module in found.items()
@@ -116,6 +118,8 @@ def _refuse_twice(transform: Any, path: str, module: Any) -> None:
             "modules"
         )
     if module.levels == "binary" and transform.levels == "ternary":
-        raise ValueError(f"{name}: {path} is binary already; ternary comes before binary (Ternarize, train, SplitTernary)")
+        raise ValueError(
+            f"{name}: {path} is binary already; ternary comes before binary (Ternarize, train, SplitTernary)"
+        )
     if module.levels == transform.levels:
         raise ValueError(f"{name}: {path} is {module.levels} already; leave this transform out, or name other modules")

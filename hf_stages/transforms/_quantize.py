@@ -19,7 +19,17 @@ from hf_stages.transforms._peft import refuse_adapters
 from hf_stages.transforms._quantizable import chosen_modules
 from hf_stages.transforms._transform import Transform
 
-_LIBRARIES = ("bitsandbytes", "torchao", "auto_gptq", "gptqmodel", "awq", "hqq", "quanto", "optimum", "compressed_tensors")
+_LIBRARIES = (
+    "bitsandbytes",
+    "torchao",
+    "auto_gptq",
+    "gptqmodel",
+    "awq",
+    "hqq",
+    "quanto",
+    "optimum",
+    "compressed_tensors",
+)
 _FULL = 1 - 1e-6
 """Curves that are to end at 1 may miss it by rounding."""
 
@@ -155,4 +165,3 @@ class Quantize(Transform):
         for module in model.modules():
             if isinstance(module, WithStrength) and module.governor == self:
                 module.governor = None
-

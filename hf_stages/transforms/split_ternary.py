@@ -62,7 +62,9 @@ class SplitTernary(Transform):
                 f"SplitTernary: expected ternary layers, got a {type(model).__name__} {there}; an earlier stage, or a "
                 "transform before this one, must be Ternarize"
             )
-        paths = list(ternary) if self.modules is None else match_names(self.modules, ternary, where="SplitTernary: modules")
+        paths = (
+            list(ternary) if self.modules is None else match_names(self.modules, ternary, where="SplitTernary: modules")
+        )
         users: dict[int, list[str]] = {}
         for path, layer in ternary.items():
             for parameter in layer.parameters(recurse=False):
@@ -70,7 +72,9 @@ class SplitTernary(Transform):
         chosen = set(paths)
         for path in paths:
             if left := [u for p in ternary[path].parameters(recurse=False) for u in users[id(p)] if u not in chosen]:
-                raise ValueError(f"SplitTernary: {path} shares its weight with {left[0]}; name both in modules=, or neither")
+                raise ValueError(
+                    f"SplitTernary: {path} shares its weight with {left[0]}; name both in modules=, or neither"
+                )
         return {path: ternary[path] for path in paths}
 
     def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
