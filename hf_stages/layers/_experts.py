@@ -26,7 +26,7 @@ class QuantizedExperts(WithStrength):
     A group of weights that share a scale lies within one expert's matrix, in a row as the multiplication uses it.
     """
 
-    plain: ClassVar[type[nn.Module]]
+    plain: ClassVar[Any]
     """The model's class."""
     stacks: ClassVar[tuple[str, ...]]
     transposed: bool
@@ -40,7 +40,7 @@ class QuantizedExperts(WithStrength):
         """Quantize in place: ``module`` changes its class, so that whoever holds it need not know."""
         names, transposed = layout_of(module)
         ours = isinstance(module, QuantizedExperts)
-        plain = module.plain if ours else type(module)
+        plain: Any = module.plain if ours else type(module)
         if activations is not None and not hasattr(module, "_apply_gate"):
             raise ValueError(
                 f"activations: a {plain.__name__} multiplies in a way that is not known, so that what enters its down "
@@ -101,7 +101,7 @@ class QuantizedExperts(WithStrength):
             self._held = None
 
     def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        return self._rounded(super()._apply_gate(gate_up), self.stacks[1])  # type: ignore[misc]
+        return self._rounded(super()._apply_gate(gate_up), self.stacks[1])
 
     def _rounded(self, x: torch.Tensor, name: str) -> torch.Tensor:
         if self.activations is None:
@@ -147,7 +147,7 @@ def layout_of(module: Any) -> tuple[tuple[str, ...], bool]:
 
 
 @functools.cache
-def _class_of(plain: type[nn.Module], levels: str, split: bool, stacks: tuple[str, ...]) -> type[nn.Module]:
+def _class_of(plain: Any, levels: str, split: bool, stacks: tuple[str, ...]) -> Any:
     def reader(name: str) -> property:
         return property(lambda self: self.effective(name))
 

@@ -48,8 +48,8 @@ class QuantizedLinear(Quantized, nn.Linear):
         """In the place of ``layer``: its weight is the latent one now, its bias is taken over."""
         own = cls.__new__(cls)
         transposed = isinstance(layer, Conv1D) or bool(getattr(layer, "transposed", False))
-        latents = [layer.weight] if latents is None else latents  # type: ignore[list-item]
-        own._build(quantizer, latents, scales, layer.bias, activations, transposed)  # type: ignore[arg-type]
+        latents = [layer.weight] if latents is None else latents
+        own._build(quantizer, latents, scales, layer.bias, activations, transposed)
         return own.train(layer.training)
 
     def _build(

@@ -33,7 +33,7 @@ def kind_of(module: Any) -> str | None:
 def weights_of(module: Any) -> list[nn.Parameter]:
     """The parameters that quantizing a module takes over, or took over."""
     if isinstance(module, Quantized):
-        return list(module.latents)  # type: ignore[arg-type]
+        return list(module.latents)
     if isinstance(module, QuantizedExperts):
         return list(stacks_in(module))
     return [getattr(module, name) for name in layout_of(module)[0] or ("weight",)]

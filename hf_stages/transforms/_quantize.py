@@ -151,9 +151,9 @@ class Quantize(Transform):
         # Tied weights share learned scales as well.
         shared = scales.get(id(weights[0]), ())
         if isinstance(module, nn.Embedding):
-            layer = embedding.of(module, quantizer, weights, shared)  # type: ignore[attr-defined]
+            layer = embedding.of(module, quantizer, weights, shared)
         else:
-            layer = linear.of(module, quantizer, activations, weights, shared)  # type: ignore[attr-defined]
+            layer = linear.of(module, quantizer, activations, weights, shared)
             if layer.activation_clip is not None:
                 layer.activation_clip.requires_grad_(weights[0].requires_grad)
         scales[id(weights[0])] = layer.scales

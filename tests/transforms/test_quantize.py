@@ -105,7 +105,7 @@ def apart(a, b):
 @pytest.mark.parametrize("kind", BUILD)
 def test_left_out_by_default(build, kind):
     model = Ternarize()(build(kind))
-    plain = {name for name, p in model.named_parameters() if p.dim() == 2 and "_latent" not in name}
+    plain = {name for name, p in model.named_parameters() if p.dim() in (2, 4) and "_latent" not in name}
     assert {".".join(name.split(".")[:-1][-2:]) for name in plain} == LEFT_OUT[kind]
 
 
@@ -370,7 +370,7 @@ def test_low_rank_additions_on_ternary_layers(build, kind, dora):
 
 
 def test_dora_on_quantized_conv1d_is_refused(build):
-    with pytest.raises(ValueError, match="AddLora: use_dora: .*leave use_dora out"):
+    with pytest.raises(ValueError, match=r"AddLora: use_dora: .*leave use_dora out"):
         AddLora(r=2, target_modules=["c_attn"], use_dora=True)(Ternarize()(build("gpt2")))
 
 
