@@ -7,6 +7,7 @@ from hf_stages.layers.binary_linear import BinaryLinear as BinaryLinear
 from hf_stages.layers.blocks import blocks_of as blocks_of
 from hf_stages.layers.blocks import stack_of as stack_of
 from hf_stages.layers.blocks import stacks_of as stacks_of
+from hf_stages.layers.normed_linear import NormedLinear as NormedLinear
 from hf_stages.layers.quantizers import Quantizer as Quantizer
 from hf_stages.layers.split_embedding import SplitEmbedding as SplitEmbedding
 from hf_stages.layers.split_linear import SplitLinear as SplitLinear
@@ -17,6 +18,7 @@ __all__ = [
     "Activations",
     "BinaryEmbedding",
     "BinaryLinear",
+    "NormedLinear",
     "Quantizer",
     "SplitEmbedding",
     "SplitLinear",

@@ -4,6 +4,7 @@ from hf_stages.transforms._transform import Transform as Transform
 from hf_stages.transforms.add_lora import AddLora as AddLora
 from hf_stages.transforms.binarize import Binarize as Binarize
 from hf_stages.transforms.freeze import Freeze as Freeze
+from hf_stages.transforms.insert_subln import InsertSubLN as InsertSubLN
 from hf_stages.transforms.merge_lora import MergeLora as MergeLora
 from hf_stages.transforms.reduce_layers import ReduceLayers as ReduceLayers
 from hf_stages.transforms.resize_vocab import ResizeVocab as ResizeVocab
@@ -16,6 +17,7 @@ __all__ = [
     "AddLora",
     "Binarize",
     "Freeze",
+    "InsertSubLN",
     "MergeLora",
     "ReduceLayers",
     "ResizeVocab",
