@@ -43,7 +43,7 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
     ) -> Self:
         """In the place of ``layer``: its weight is the latent one now."""
         own = cls.__new__(cls)
-        own._build(layer, quantizer, [layer.weight] if latents is None else latents, scales)  # type: ignore[list-item]
+        own._build(layer, quantizer, [layer.weight] if latents is None else latents, scales)
         return own.train(layer.training)
 
     def _build(

@@ -48,8 +48,8 @@ class QuantizedLinear(Quantized, nn.Linear):
         """In the place of ``layer``: its weight is the latent one now, its bias is taken over."""
         own = cls.__new__(cls)
         transposed = isinstance(layer, Conv1D) or bool(getattr(layer, "transposed", False))
-        latents = [layer.weight] if latents is None else latents  # type: ignore[list-item]
-        own._build(quantizer, latents, scales, layer.bias, activations, transposed)  # type: ignore[arg-type]
+        latents = [layer.weight] if latents is None else latents
+        own._build(quantizer, latents, scales, layer.bias, activations, transposed)
         return own.train(layer.training)
 
     def _build(
@@ -68,8 +68,10 @@ class QuantizedLinear(Quantized, nn.Linear):
         self.activations = activations
         self._own(quantizer, latents, scales)
         self.register_parameter("bias", bias)
-        clip = None if activations is None or activations.clip is None else nn.Parameter(activations.initial())
-        self.register_parameter("activation_clip", clip if clip is None else clip.to(latents[0].device))
+        learned = activations is not None and activations.clip is not None
+        # Moved first: .to() of a parameter gives none.
+        clip = nn.Parameter(activations.initial().to(latents[0].device)) if learned else None  # type: ignore[union-attr]
+        self.register_parameter("activation_clip", clip)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         x, kind = input, input.device.type

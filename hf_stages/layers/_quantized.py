@@ -17,16 +17,34 @@ from hf_stages.layers.splitting import split_ternary
 LATENT, SCALE = "weight_latent", "weight_scale"
 
 
-class Quantized(nn.Module):
+class WithStrength(nn.Module):
+    """What a stage's transform may blend in: all quantized layers, experts too."""
+
+    levels: ClassVar[str]
+    split: ClassVar[bool] = False
+    """Two latent weights, whose quantized values are added up."""
+    strength: torch.Tensor | None
+    governor: Any = None
+    """The transform that made this layer and sets its strength."""
+
+    def set_strength(self, strength: float) -> None:
+        """How far towards quantized: 0 is the latent weight (for split layers the sum of both), 1 is quantized."""
+        if strength >= 1:
+            self.strength = None
+        elif self.strength is None:
+            # A tensor, not a number: torch.compile would compile anew for each number.
+            self.strength = torch.tensor(float(strength), device=next(self.parameters()).device)
+        else:
+            self.strength.fill_(float(strength))
+
+
+class Quantized(WithStrength):
     """A layer whose ``weight`` is computed from full-precision latent weights, which training changes.
 
     Its ``state_dict`` holds the effective ``weight`` too: a program that knows nothing of quantization reads that one and
     gets the right function. Read back, the latents count; where there are none (a full-precision model), ``weight`` does.
     """
 
-    levels: ClassVar[str]
-    split: ClassVar[bool] = False
-    """Two latent weights, whose quantized values are added up."""
     transposed = False
     """The weight lies as (inputs, outputs), as GPT-2 has it; rows are outputs all the same."""
     quantizer: Quantizer
@@ -42,7 +60,9 @@ class Quantized(nn.Module):
         for name, tensor in zip(self.latent_names, latents, strict=True):
             self.register_parameter(name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
         for name, tensor in zip(self.scale_names, scales, strict=True):
-            self.register_parameter(name, nn.Parameter(tensor.to(latents[0].dtype)))
+            # Of tied layers the same object, which must not be stepped twice; frozen with the weight it scales.
+            own = nn.Parameter(tensor.to(latents[0].dtype), requires_grad=latents[0].requires_grad)
+            self.register_parameter(name, tensor if isinstance(tensor, nn.Parameter) else own)
         self.register_buffer("strength", None, persistent=False)
 
     @property
@@ -76,27 +96,36 @@ class Quantized(nn.Module):
         names = (*self.latent_names, *self.scale_names)
         return (StoredBits.of(names, self.quantizer, shape, halves=len(self.latents)),)
 
-    def set_strength(self, strength: float) -> None:
-        """How far towards quantized: 0 is the latent weight (for split layers the sum of both), 1 is quantized."""
-        if strength >= 1:
-            self.strength = None
-        elif self.strength is None:
-            # A tensor, not a number: torch.compile would compile anew for each number.
-            self.strength = torch.tensor(float(strength), device=self.latents[0].device)
-        else:
-            self.strength.fill_(float(strength))
-
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # First, as in the layer that this one stands for.
-        parts = self.latents, self.scales
-        destination[f"{prefix}weight"] = total(self.quantizer, *parts, self.strength, self.transposed)
+        shared = self._stored_by_twin(destination) if self.tied else None
+        whole = (
+            total(self.quantizer, self.latents, self.scales, self.strength, self.transposed)
+            if shared is None
+            else shared
+        )
+        destination[f"{prefix}weight"] = whole
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         effective = state_dict.pop(f"{prefix}weight", None)
-        if effective is not None and not self.split and f"{prefix}{LATENT}" not in state_dict:
+        # A tied layer's latents may be stored under its twin's name alone.
+        if effective is not None and not (self.split or self.tied) and f"{prefix}{LATENT}" not in state_dict:
             state_dict[f"{prefix}{LATENT}"] = effective
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def tied(self) -> bool:
+        """Its latent weights are another layer's; ``rename_ties`` says so."""
+        return getattr(self, "_tied_weights_keys", None) is not None
+
+    def _stored_by_twin(self, destination: Any) -> Any:
+        """The effective weight in the twin's memory, so that files hold it once."""
+        own, end = self.latents[0], self.latent_names[0]
+        for name, tensor in destination.items():
+            if name.endswith(f".{end}") and tensor.data_ptr() == own.data_ptr() != 0:
+                return destination.get(f"{name.removesuffix(end)}weight")
+        return None
 
     def _words(self) -> str:
         about = f"levels={self.quantizer.levels}, method={self.quantizer.method}, per={self.quantizer.per}"
@@ -126,3 +155,13 @@ def halves_of(layer: Quantized) -> tuple[Quantizer, list[torch.Tensor], list[tor
     binary = Quantizer("binary", "mean" if half is None else "learned", quantizer.per)
     parameters = [nn.Parameter(latent, requires_grad=layer.latents[0].requires_grad) for latent in latents]
     return binary, list(parameters), [] if half is None else [half, half.clone()]
+
+
+def is_range(name: str) -> bool:
+    """A parameter that says how far levels reach, not what is learned: a learned scale, a learned range of activations.
+
+    >>> is_range("q.weight_scale"), is_range("experts.down_proj_scale_2"), is_range("q.weight_latent")
+    (True, True, False)
+    """
+    leaf = name.rpartition(".")[2].removesuffix("_1").removesuffix("_2")
+    return leaf.endswith(("weight_scale", "proj_scale", "activation_clip"))

@@ -17,9 +17,9 @@ def total(quantizer: Quantizer, latents: Sequence[Any], scales: Sequence[Any], s
     found: Any = None
     for latent, scale in zip(latents, scales or [None] * len(latents), strict=True):
         latent = latent.detach()
-        rows = latent.t() if transposed else latent
+        rows = latent.mT if transposed else latent
         levels = quantizer(rows, scale)
-        levels = levels.t() if transposed else levels
+        levels = levels.mT if transposed else levels
         if strength is not None:
             levels = torch.lerp(latent, levels, strength.to(latent.dtype))
         found = levels if found is None else found.add_(levels)
@@ -34,9 +34,9 @@ def latent_gradients(
         return [grad.to(latent.dtype) for latent in latents] + [None] * len(scales)
     found = []
     for latent, scale in zip(latents, scales, strict=True):
-        rows, inner = (latent.t(), grad.t()) if transposed else (latent, grad)
+        rows, inner = (latent.mT, grad.mT) if transposed else (latent, grad)
         of_latent, of_scale = quantizer.gradients(inner, rows, scale)
-        found.append((of_latent.t() if transposed else of_latent, of_scale))
+        found.append((of_latent.mT if transposed else of_latent, of_scale))
     return [of_latent for of_latent, _ in found] + [of_scale for _, of_scale in found]
 
 
@@ -131,3 +131,24 @@ def _entered(ctx: Any, kept: Sequence[Any], clip: Any, strength: Any) -> Any:
         return activations.decode((codes, scale, zero), ctx.dtype)
     entered = activations(kept[0], clip)
     return entered if strength is None else torch.lerp(kept[0], entered, strength.to(ctx.dtype))
+
+
+class Rounded(torch.autograd.Function):
+    """Rounded activations with a gradient, for layers that are not linear ones (experts)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, clip: Any, strength: Any, activations: Activations) -> Any:
+        ctx.activations = activations
+        ctx.save_for_backward(None if clip is None else x, clip, strength)
+        rounded = activations(x, clip)
+        return rounded if strength is None else torch.lerp(x, rounded, strength.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        x, clip, strength = ctx.saved_tensors
+        if clip is None:
+            return grad, None, None, None
+        within, of_clip = ctx.activations.gradients(grad, x, clip)
+        if strength is None:
+            return within, of_clip, None, None
+        return torch.lerp(grad, within, strength.to(grad.dtype)), of_clip * strength, None, None
