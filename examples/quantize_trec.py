@@ -9,27 +9,27 @@ what is in progress goes on.
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from datasets import load_from_disk
-from distil_trec import LABELS, read
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
+from examples.distil_trec import LABELS, read
 from hf_stages import Recipe, Stage, StagedTrainer
 from hf_stages.losses import TaskLoss
 from hf_stages.metrics import Metrics
 from hf_stages.recipes import multi_stage, single_stage
 from hf_stages.transforms import Binarize
 
-GENERAL = 600
-"""Updates of general distillation."""
 
-
-def recipes_of(steps: int, rate: float, corpus=None, base=None) -> dict[str, Recipe]:
+def recipes_of(steps: int, rate: float, updates: int = 0, corpus=None, base=None) -> dict[str, Recipe]:
     whole = f"{steps} steps"
-    # Features at twice the rate of logits; after the split at half, because two halves move a weight twice as far.
+    # Features at twice the rate of logits; after the split half as much: two halves move a weight twice as far.
     multi = {"learning_rate": [rate, rate / 2, rate / 2, rate / 4]}
-    single = {"learning_rate": rate, "logits": 10.0}
+    single = {"learning_rate": rate / 2}
     found = {
         "multi": multi_stage(whole, **multi),
         "single": single_stage(whole, **single),
@@ -39,7 +39,7 @@ def recipes_of(steps: int, rate: float, corpus=None, base=None) -> dict[str, Rec
         "augmented": single_stage(whole, **single),
     }
     if corpus is not None:
-        general = {"general": f"{GENERAL} steps", "corpus": corpus, "general_teacher": base, "set_task": LABELS}
+        general = {"general": f"{updates} steps", "corpus": corpus, "general_teacher": base, "set_task": LABELS}
         found["half-width"] = multi_stage(whole, width=0.5, **general, **multi)
     return found
 
@@ -72,6 +72,7 @@ def main(words=None) -> None:
     parser.add_argument("--tuning", type=int, default=4, help="epochs of each teacher")
     parser.add_argument("--rate", type=float, default=4e-4, help="learning rate of the students")
     parser.add_argument("--corpus", type=Path, help="a `datasets` folder of tokenized text, for the half-width run")
+    parser.add_argument("--general", type=int, default=600, help="updates of general distillation on it")
     parser.add_argument("--augmented", type=Path, help="a `datasets` folder to train the augmented run on")
     a = parser.parse_args(words)
     tokenizer = AutoTokenizer.from_pretrained(a.base)
@@ -81,7 +82,7 @@ def main(words=None) -> None:
     named = dict(enumerate(LABELS))
     bare = AutoModel.from_pretrained
     general = {"corpus": load_from_disk(str(a.corpus)), "base": bare(a.base)} if a.corpus else {}
-    recipes = recipes_of(a.epochs * -(-len(data["train"]) // 32), a.rate, **general)
+    recipes = recipes_of(a.epochs * -(-len(data["train"]) // 32), a.rate, a.general, **general)
     for seed in a.seeds:
         tuned = a.out / f"teacher-{seed}" / "01-tuned"
         plain = Recipe([Stage("tuned", f"{a.tuning} epochs", loss=TaskLoss())])

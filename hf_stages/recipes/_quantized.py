@@ -51,7 +51,7 @@ def features(hidden: Any, attention: Any, layers: Any, reduce: Any, width: float
         of_attention = layer_maps(layers, reduce)[1]
         relation = AttentionRelation(layers=of_attention)
         weight = attention if isinstance(attention, str | float | int) else 1.0
-        attention = relation if weight == 1 else weight * relation  # type: ignore[operator]
+        attention = relation if weight == 1 else weight * relation
     return features_of(hidden, attention, layers, reduce)
 
 
