@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from hf_stages.layers._quantized import WithStrength
+from hf_stages.layers._stored import StoredBits
 from hf_stages.layers._through import FakeQuantize, Rounded, total
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.quantizers import Quantizer
@@ -75,6 +77,19 @@ class QuantizedExperts(WithStrength):
 
     def scales_of(self, name: str) -> list[Any]:
         return [getattr(self, part) for part in _parts(name, "scale", self.split)] if self.quantizer.learned else []
+
+    def stored_bits(self) -> tuple[StoredBits, ...]:
+        """What packing keeps of each stack."""
+        return tuple(self._stored(name) for name in self.stacks)
+
+    def _stored(self, name: str) -> StoredBits:
+        latents = self.latents_of(name)
+        names = _parts(name, "latent", self.split)
+        if self.quantizer.learned:
+            names += _parts(name, "scale", self.split)
+        experts, *one = _rows(latents[0], self.transposed).shape
+        found = StoredBits.of(names, self.quantizer, tuple(one), halves=len(latents))
+        return replace(found, weights=experts * found.weights, scales=experts * found.scales)
 
     def effective(self, name: str) -> torch.Tensor:
         """A stack as it multiplies; made once within a forward pass, where the loop over experts reads it again."""
