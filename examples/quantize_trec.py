@@ -28,7 +28,7 @@ from hf_stages.transforms import Binarize
 def recipes_of(steps: int, rate: float, updates: int = 0, corpus=None, base=None) -> dict[str, Recipe]:
     whole = f"{steps} steps"
     # Features at twice the rate of logits; after the split half as much: two halves move a weight twice as far.
-    multi = {"learning_rate": [rate, rate / 2, rate / 2, rate / 4]}
+    multi = {"learning_rate": [rate, rate / 2, rate / 2, rate / 4], "keep_features": True}
     single = {"learning_rate": rate / 2}
     found = {
         "multi": multi_stage(whole, **multi),

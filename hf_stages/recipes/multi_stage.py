@@ -30,6 +30,7 @@ def multi_stage(
     attention: float | str | Loss = 1.0,
     logits: float | str | Loss = 1.0,
     task: float | str | Loss = 0.0,
+    keep_features: bool = False,
     learning_rate: float | Sequence[float] | None = None,
 ) -> Recipe:
     """From the corpus to one bit: general distillation, then on the task 2-bit weights, which are split into 1-bit ones.
@@ -42,13 +43,14 @@ def multi_stage(
     ``SplitTernary``, features and logits of the binary one (BinaryBERT; it gives 1e-5 to ternary and 5e-5 to binary
     stages, and 2.5 times as much where features are learned).
 
+    ``keep_features`` goes on with the features where logits are learned: on a small task logits alone overfit.
     ``method``, ``per``, ``activations`` and ``embeddings`` are ``Ternarize``'s; the other arguments are those of all
     ready recipes: see ``hf_stages.recipes``.
     """
     from hf_stages.transforms import SplitTernary, Ternarize
 
     shapes = features(hidden, attention, layers, reduce, width)
-    answers = logits_of(logits, task)
+    answers = [*(shapes if keep_features else ()), *logits_of(logits, task)]
     smaller_first, head = smaller(reduce, width), headed(set_task)
     stages = []
     if general is not None:

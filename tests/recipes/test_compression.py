@@ -63,6 +63,10 @@ def test_without_general_distillation_the_run_begins_smaller_and_ternary():
     assert first.transforms == (ReduceLayers([1]), head, Ternarize(method="absmean", activations=None))
 
 
+def test_features_may_stay_where_logits_are_learned():
+    assert boxes(multi_stage(keep_features=True))["binary-logits"] == ([], FEATURES + LOGITS)
+
+
 def test_half_the_heads_are_compared_by_their_relations():
     losses = multi_stage(width=0.5).stages[0].loss.losses
     assert losses == (HiddenMSE(), AttentionRelation(layers="uniform"))
