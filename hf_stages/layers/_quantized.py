@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from hf_stages.layers._through import FakeQuantize, total
+from hf_stages.layers._through import FakeQuantize
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.quantizers import Quantizer
 from hf_stages.layers.splitting import split_ternary
 
-LATENT, SCALE = "weight_latent", "weight_scale"
+LATENT, SCALE, CLIP = "weight_latent", "weight_scale", "activation_clip"
 
 
 class Quantized(nn.Module):
@@ -31,6 +31,12 @@ class Quantized(nn.Module):
     quantizer: Quantizer
     activations: Activations | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            kind, names = type(self).__name__, " and ".join(self.latent_names)
+            raise AttributeError(f"{kind}.weight is computed from {names}; write to {names} instead")
+        super().__setattr__(name, value)
+
     def _own(self, quantizer: Quantizer, latents: Sequence[torch.Tensor], scales: Sequence[torch.Tensor] = ()) -> None:
         """Take over weights; those that are parameters already stay the same objects (ties, optimizers)."""
         self.quantizer = quantizer
@@ -40,8 +46,11 @@ class Quantized(nn.Module):
             scales = [quantizer.initial(row) for row in rows]
         for name, tensor in zip(self.latent_names, latents, strict=True):
             self.register_parameter(name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
+        trained = self.latents[0].requires_grad
         for name, tensor in zip(self.scale_names, scales, strict=True):
-            self.register_parameter(name, nn.Parameter(tensor.to(latents[0].dtype)))
+            if not isinstance(tensor, nn.Parameter):
+                tensor = nn.Parameter(tensor.to(latents[0].dtype), requires_grad=trained)
+            self.register_parameter(name, tensor)
         self.register_buffer("strength", None, persistent=False)
 
     @property
@@ -64,13 +73,18 @@ class Quantized(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The effective weight; its gradient passes straight through to the latents."""
+        """The effective weight; its gradient passes straight through to the latents.
+
+        Computed at each reading, so that writing into it in place changes nothing; assigning to it is an error.
+        """
         parts = (*self.latents, *self.scales)
         return FakeQuantize.apply(self.quantizer, self.strength, self.transposed, len(self.latents), *parts)
 
     def set_strength(self, strength: float) -> None:
         """How far towards quantized: 0 is the latent weight (for split layers the sum of both), 1 is quantized."""
-        if strength >= 1:
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength: expected a number from 0 (full precision) to 1 (quantized), got {strength!r}")
+        if strength == 1:
             self.strength = None
         elif self.strength is None:
             # A tensor, not a number: torch.compile would compile anew for each number.
@@ -80,21 +94,65 @@ class Quantized(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # First, as in the layer that this one stands for.
-        parts = self.latents, self.scales
-        destination[f"{prefix}weight"] = total(self.quantizer, *parts, self.strength, self.transposed)
+        with torch.no_grad():
+            destination[f"{prefix}weight"] = self.weight.contiguous()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         effective = state_dict.pop(f"{prefix}weight", None)
-        if effective is not None and not self.split and f"{prefix}{LATENT}" not in state_dict:
-            state_dict[f"{prefix}{LATENT}"] = effective
+        latents = [f"{prefix}{name}" for name in self.latent_names]
+        if effective is not None and not any(name in state_dict for name in latents):
+            state_dict.update(zip(latents, self._plain_state(effective, prefix, state_dict), strict=True))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _plain_state(self, weight: torch.Tensor, prefix: str, state_dict: Any) -> Sequence[torch.Tensor]:
+        """Latents for a full-precision weight; what else such a model lacks is put into ``state_dict``."""
+        if weight.shape != self.latents[0].shape:
+            return [weight] * len(self.latents)  # torch says what does not fit
+        latents, scales = begun(weight, self.quantizer, self.split, self.transposed)
+        state_dict.update({f"{prefix}{name}": scale for name, scale in zip(self.scale_names, scales, strict=True)})
+        clip = self._parameters.get(CLIP)
+        if clip is not None:
+            state_dict.setdefault(f"{prefix}{CLIP}", clip.detach())
+        return latents
+
+    def _begin(self, weight: torch.Tensor) -> None:
+        """All anew from a full-precision weight."""
+        latents, scales = begun(weight, self.quantizer, self.split, self.transposed)
+        with torch.no_grad():
+            for old, new in zip((*self.latents, *self.scales), (*latents, *scales), strict=True):
+                old.copy_(new)
 
     def _words(self) -> str:
         about = f"levels={self.quantizer.levels}, method={self.quantizer.method}, per={self.quantizer.per}"
         if self.activations is not None:
             about += f", activations={self.activations.bits}bit"
+            about += "" if self.activations.symmetric else ", asymmetric"
+            about += "" if self.activations.clip is None else ", learned clip"
         return about
+
+
+def begun(
+    weight: torch.Tensor, quantizer: Quantizer, split: bool, transposed: bool = False
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Latents and learned scales that training begins with, from a full-precision weight."""
+    rows = weight.detach().t() if transposed else weight.detach()
+    if not split:
+        return [weight], [quantizer.initial(rows)] if quantizer.learned else []
+    # Two equal halves would stay equal, since they get the same gradient; so it is made ternary and split.
+    ternary = Quantizer("ternary", "learned" if quantizer.learned else "twn", quantizer.per)
+    first, second, half = split_ternary(rows, ternary, ternary.initial(rows) if ternary.learned else None)
+    latents = [part.t().contiguous() if transposed else part for part in (first, second)]
+    return latents, [] if half is None else [half, half.clone()]
+
+
+def latents_of(layer: Any) -> list[torch.Tensor]:
+    """What a quantized layer in the place of ``layer`` begins with: its weight, or its latent weight if it has one."""
+    if not isinstance(layer, Quantized):
+        return [layer.weight]
+    if layer.split:
+        raise ValueError(f"expected a layer of one weight, got a {type(layer).__name__}, which has two")
+    return layer.latents
 
 
 def as_activations(given: Any) -> Activations | None:

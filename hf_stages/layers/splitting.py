@@ -31,7 +31,7 @@ def split_ternary(
     half = scales.double() / 2
     # A zeroed weight is smaller than half the scale, so adding and taking away half a scale decides both signs.
     first = torch.where(zero, working / 2 + half, working / 2)
-    second = torch.where(zero, working / 2 - half, working / 2)
+    second = torch.where(zero, -(half - working / 2), working / 2)  # -0 where all is 0: the halves still cancel
     return _whole(first, weight, shape), _whole(second, weight, shape), half.reshape(-1).to(scales.dtype)
 
 
