@@ -49,7 +49,7 @@ class QuantizedLinear(Quantized, nn.Linear):
         own = cls.__new__(cls)
         transposed = isinstance(layer, Conv1D) or bool(getattr(layer, "transposed", False))
         latents = latents_of(layer) if latents is None else latents
-        own._build(quantizer, latents, scales, layer.bias, activations, transposed)  # type: ignore[arg-type]
+        own._build(quantizer, latents, scales, layer.bias, activations, transposed)
         if activations is not None and activations == getattr(layer, "activations", None):
             own.activation_clip = layer.activation_clip  # as trained
         return own.train(layer.training)

@@ -30,6 +30,8 @@ class Quantized(nn.Module):
     """The weight lies as (inputs, outputs), as GPT-2 has it; rows are outputs all the same."""
     quantizer: Quantizer
     activations: Activations | None = None
+    strength: torch.Tensor | None = None
+    """None is full strength. No buffer: DDP would send it with every step, and fails when its last buffer becomes None."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
@@ -51,7 +53,7 @@ class Quantized(nn.Module):
             if not isinstance(tensor, nn.Parameter):
                 tensor = nn.Parameter(tensor.to(latents[0].dtype), requires_grad=trained)
             self.register_parameter(name, tensor)
-        self.register_buffer("strength", None, persistent=False)
+        self.strength = None
 
     @property
     def latent_names(self) -> tuple[str, ...]:
@@ -91,6 +93,14 @@ class Quantized(nn.Module):
             self.strength = torch.tensor(float(strength), device=self.latents[0].device)
         else:
             self.strength.fill_(float(strength))
+
+    def _apply(self, *args: Any, **more: Any) -> Any:
+        strength = None if self.strength is None or self.strength.is_meta else float(self.strength)
+        super()._apply(*args, **more)
+        if self.strength is not None:  # on the latents' device, in float32 always
+            self.strength = None
+            self.set_strength(0.0 if strength is None else strength)
+        return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # First, as in the layer that this one stands for.

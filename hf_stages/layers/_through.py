@@ -65,9 +65,8 @@ class FakeQuantize(torch.autograd.Function):
         if quantizer.learned:
             ctx.save_for_backward(strength, *tensors)
         latents = tensors[:halves]
-        return total(
-            quantizer, latents, measured(quantizer, latents, tensors[halves:], transposed), strength, transposed
-        )
+        measures = measured(quantizer, latents, tensors[halves:], transposed)
+        return total(quantizer, latents, measures, strength, transposed)
 
     @staticmethod
     @once_differentiable
@@ -76,13 +75,8 @@ class FakeQuantize(torch.autograd.Function):
             return (None, None, None, None, *(grad.to(dtype) for dtype in ctx.dtypes))
         strength, *saved = ctx.saved_tensors
         latents, scales = saved[: ctx.halves], saved[ctx.halves :]
-        return (
-            None,
-            None,
-            None,
-            None,
-            *latent_gradients(ctx.quantizer, grad, latents, scales, strength, ctx.transposed),
-        )
+        found = latent_gradients(ctx.quantizer, grad, latents, scales, strength, ctx.transposed)
+        return (None, None, None, None, *found)
 
 
 class QuantizedLinear(torch.autograd.Function):
@@ -150,11 +144,13 @@ def _enter(ctx: Any, x: Any, clip: Any, strength: Any, activations: Activations 
     if activations is None:
         return x, (x,) if asked else ()
     codes, scale, zero = activations.levels(x, clip)
+    kept: tuple[Any, ...] = ()
     if clip is not None or strength is not None:
         # Codes do not tell what lies beyond the range, nor what is blended in.
-        kept = (x,) if asked or (clip is not None and (of_x or of_clip)) else ()
-    else:
-        kept = (activations.bytes(codes), scale, zero) if asked else ()
+        if asked or (clip is not None and (of_x or of_clip)):
+            kept = (x,)
+    elif asked:
+        kept = activations.bytes(codes), scale, zero
     entered = activations.values(codes, scale, zero, x.dtype)
     return entered if strength is None else torch.lerp(x, entered, strength.to(x.dtype)), kept
 

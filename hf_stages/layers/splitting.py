@@ -66,7 +66,7 @@ def _equal_means(w: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, tor
 
 def _in_turn(w: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
     """+1 or -1 for each zeroed weight, so that the sum of turn x w is at most the largest of them."""
-    order = torch.where(zero, w.abs(), torch.inf).argsort(-1, stable=True)
+    order = torch.where(zero, w.abs(), torch.inf).argsort(dim=-1, stable=True)
     alternating = torch.ones(w.shape[-1], dtype=w.dtype, device=w.device)
     alternating[1::2] = -1
     turns = torch.empty_like(w).scatter_(-1, order, alternating.expand_as(w))
