@@ -48,6 +48,7 @@ def latent_gradients(
     for latent, scale in zip(latents, scales, strict=True):
         rows, inner = (latent.t(), grad.t()) if transposed else (latent, grad)
         of_latent, of_scale = quantizer.gradients(inner, rows, scale)
+        assert of_scale is not None
         if strength is not None:
             of_latent = torch.lerp(inner.to(of_latent.dtype), of_latent, strength.to(of_latent.dtype))
             of_scale = of_scale * strength.to(of_scale.dtype)

@@ -245,7 +245,7 @@ def test_frozen_latents_get_no_gradient(kind, method):
 @each_kind
 def test_copies_pickles_and_loads(kind, method):
     layer, x = built(kind, method, Activations(8, clip=1.5)), inputs()
-    assert list(layer.state_dict())[0] == "weight"
+    assert next(iter(layer.state_dict())) == "weight"
     fresh = kind(16, 6, method=method, per=4, activations=Activations(8, clip=1.5))
     fresh.load_state_dict(layer.state_dict())
     buffer = io.BytesIO()
@@ -302,7 +302,7 @@ def test_begins_as_a_plain_layer_does(kind, method):
     torch.manual_seed(0)
     source = nn.Linear(16, 6)
     torch.testing.assert_close(sum(layer.latents), source.weight)
-    assert not any(torch.equal(a, b) for a, b in zip(layer.latents, layer.latents[1:]))  # noqa: B905, RUF007
+    assert not any(torch.equal(a, b) for a, b in zip(layer.latents, layer.latents[1:]))  # noqa: B905
     torch.manual_seed(0)
     other = built(kind, method)
     torch.manual_seed(0)

@@ -72,7 +72,7 @@ rows = st.lists(st.floats(-1, 1, width=32, allow_subnormal=False), min_size=2, m
 @settings(max_examples=150, deadline=None)
 @given(row=rows, huge=st.sampled_from([0.0, 1.0, 30.0, -1e3]), method=st.sampled_from(METHODS))
 def test_the_halves_add_up_for_any_row(row, huge, method):
-    w = torch.tensor([row + [huge]], dtype=torch.float64)
+    w = torch.tensor([[*row, huge]], dtype=torch.float64)
     assert max(deviation(w, Quantizer("ternary", method))) <= 1e-12
     # Where float32 decides which weights are zero, it does so for ternary weight and halves alike.
     assert max(deviation(w.float(), Quantizer("ternary", method))) <= 1e-6
