@@ -1,10 +1,21 @@
 """Staged training, distillation and compression inside the Hugging Face Trainer."""
 
+from hf_stages._after_import import after_import
 from hf_stages.stage import Recipe as Recipe
 from hf_stages.stage import Stage as Stage
 
 __version__ = "0.1.0"
 __all__ = ["CachedTeacher", "Recipe", "Stage", "StagedMixin", "StagedTrainer", "Teacher", "__version__"]
+
+
+def _register() -> None:
+    from hf_stages import own_models
+
+    own_models.register()
+
+
+# AutoConfig and AutoModel... know the project's own model type from the moment on that there is an AutoConfig.
+after_import("transformers.models.auto.configuration_auto", _register)
 
 
 def __getattr__(name: str):

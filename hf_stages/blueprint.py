@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_stages import own_models
 from hf_stages.data._random import undisturbed
+from hf_stages.layers.bits import known_size
+from hf_stages.layers.own_type import with_mark
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_model.safetensors"
@@ -26,8 +29,13 @@ class Blueprint:
     A branch starts from a stage that is no longer in memory, and sharded models cannot be transformed in place.
     """
 
+    weights: int | None = None
+    """How many the initial model has; None where that is not known."""
+
     def __init__(self, model: nn.Module) -> None:
-        self.adapter = None
+        size = known_size(model)
+        self.weights = None if size is None else size.weights
+        self.adapter, self.trusted = None, True
         if is_peft(model) and len(model.peft_config) == 1:
             self.adapter = copy.deepcopy(next(iter(model.peft_config.values())))
         self.dtypes = {name: p.dtype for name, p in model.named_parameters()}
@@ -70,10 +78,10 @@ class Blueprint:
         own = cls.__new__(cls)
         own.kind = getattr(importlib.import_module(module), name)
         own.buildable, own.generation = True, None
-        own.config = own.kind.config_class.from_dict(dict(data["config"]))
+        own.config = with_mark(own.kind.config_class.from_dict(dict(data["config"])))
         own.dtype = getattr(torch, data["dtype"].removeprefix("torch."))
         own.dtypes = {name: getattr(torch, dtype.removeprefix("torch.")) for name, dtype in data["dtypes"].items()}
-        own.adapter = None
+        own.adapter, own.trusted = None, trust_remote_code
         if data["adapter"] is not None:
             from peft import get_peft_config
 
@@ -89,7 +97,9 @@ class Blueprint:
                 "config; make the trainer anew to resume, and start no stage from an earlier one than the last"
             )
         with undisturbed(), torch.device(device):
-            model = self.kind._from_config(copy.deepcopy(self.config), dtype=self.dtype)
+            model = own_models.build(
+                self.kind, copy.deepcopy(self.config), dtype=self.dtype, trust_remote_code=self.trusted
+            )
         if self.generation is not None:
             model.generation_config = copy.deepcopy(self.generation)  # what the config gives is not what was loaded
         if self.adapter is not None:
@@ -170,8 +180,7 @@ def load_weights(model: Any, folder: Path) -> None:
         # Some architectures store their weights under other names than they hold them; from_pretrained knows how.
         if not isinstance(model, PreTrainedModel):
             raise
-        loaded = type(model).from_pretrained(folder, dtype=model.dtype)
-        _load(model, loaded.state_dict(), folder)
+        _load(model, _in_memory(model, state, folder), folder)
 
 
 def is_peft(model: Any) -> bool:
@@ -204,6 +213,23 @@ def _base_names(model: Any) -> dict[str, str]:
 
 def is_adapter_key(name: str) -> bool:
     return ".lora_" in name or ".modules_to_save." in name
+
+
+def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+    """A folder's weights under the names that the model has for them, which transformers renames and merges."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, apply_renamings
+
+    known = model.state_dict()
+    renamings = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)]
+    found = {apply_renamings(name, renamings): tensor for name, tensor in state.items()}
+    found = {name: tensor for name, tensor in found.items() if name in known}
+    # What a plain model lacks (latent weights) is renamed at most; what it has, from_pretrained puts together.
+    plain = own_models.read(type(model), folder, config=copy.deepcopy(model.config), dtype=model.dtype).state_dict()
+    merged = {name: tensor for name, tensor in plain.items() if name in known and name not in found}
+    own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+    latent = any(name not in plain for name in found)
+    return found | {name: tensor for name, tensor in merged.items() if name in own or not latent}
 
 
 def _read(folder: Path) -> dict[str, torch.Tensor]:

@@ -106,7 +106,7 @@ def _plan(options: argparse.Namespace) -> int:
     try:
         prepared = _prepare(options, output_dir=None)
         plan, skeleton = prepared.plan(), prepared.skeleton()
-        shapes = _dry(plan, skeleton)
+        shapes, initial = _dry(plan, skeleton)
     except (ValueError, ImportError) as error:
         raise _Bad from error
     seconds = None
@@ -115,7 +115,7 @@ def _plan(options: argparse.Namespace) -> int:
 
         seconds = probe_seconds(plan, prepared)
     if options.json:
-        print(json.dumps(plan_dict(plan, shapes, seconds), indent=2))
+        print(json.dumps(plan_dict(plan, shapes, seconds, initial), indent=2))
     else:
         print(plan_table(plan, model=skeleton, data=prepared.data, seconds=seconds))
     if options.draw:
@@ -235,10 +235,10 @@ def _prepare(options: argparse.Namespace, *, output_dir: str | None) -> Any:
 
 
 def _dry(plan: Any, skeleton: Any) -> Any:
-    from hf_stages.dry_run import dry_run
+    from hf_stages.dry_run import dry_run, shape_of
     from hf_stages.stage import Recipe
 
-    return dry_run(Recipe([planned.stage for planned in plan.stages]), skeleton)
+    return dry_run(Recipe([planned.stage for planned in plan.stages]), skeleton), shape_of(skeleton)
 
 
 def _say_result(out: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from hf_stages.data._random import undisturbed
+from hf_stages.layers._stored import StoredSize
+from hf_stages.layers.bits import known_size, stored_bits_of
 from hf_stages.stage import Recipe, Stage, parents_of
 
 _ADAM_BYTES = 8  # two fp32 moments
@@ -23,7 +25,9 @@ class StageShape:
     non_embedding: int
     """Parameters that take part in a multiplication: all but tables that are only looked up (a tied head counts)."""
     bytes: int
-    """A checkpoint: weights in their dtype, and two fp32 moments per trainable parameter."""
+    """A checkpoint: weights in their dtype (of quantized layers latent and effective ones), two fp32 moments of trainable ones."""
+    stored: StoredSize | None = field(default=None, repr=False)
+    """Packed, by part; None where another library has packed weights."""
 
 
 def dry_run(recipe: Recipe, skeleton: nn.Module) -> dict[str, StageShape]:
@@ -66,7 +70,17 @@ def shape_of(model: nn.Module) -> StageShape:
         params=sum(p.numel() for p in parameters),
         trainable=trainable,
         non_embedding=sum(p.numel() for p in parameters if id(p) not in looked_up - multiplied),
-        bytes=sum(p.numel() * p.element_size() for p in parameters) + _ADAM_BYTES * trainable,
+        bytes=sum(p.numel() * p.element_size() for p in parameters) + _effective_bytes(model) + _ADAM_BYTES * trainable,
+        stored=known_size(model),
+    )
+
+
+def _effective_bytes(model: nn.Module) -> int:
+    """What quantized layers store beside their latent weights, each layer for itself, tied or not."""
+    return sum(
+        stored.weights * getattr(module, stored.names[0]).element_size()
+        for module in model.modules()
+        for stored in stored_bits_of(module)
     )
 
 

@@ -25,6 +25,7 @@ from hf_stages.checkpoint import (
     write_json,
     written_whole,
 )
+from hf_stages.layers.bits import known_size
 from hf_stages.plan import PlannedStage
 from hf_stages.recipe import part_to_dict, to_dict
 from hf_stages.stage_run import StageRun
@@ -55,6 +56,8 @@ def write_boundary(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     state_dict = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     summary = _summary(runner, planned, run, metrics, change)
+    size = known_size(model)
+    summary["size"] = None if size is None else size.to_dict(trainer.blueprint.weights)
     if trainer.args.should_save:
         with written_whole(runner.out / planned.folder) as folder:
             save_weights(model, folder, state_dict=state_dict)

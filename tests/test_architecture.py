@@ -13,11 +13,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_stages"
 
-NOUNS = "stage duration curves ledger errors fingerprint"
+NOUNS = "stage duration curves ledger errors fingerprint _after_import"
 READERS = "recipe _hints parts model_source naming dry_run _yaml"  # they find parts by name
 PLANS = "plan sizes stage_args checkpoint manifest moments"
 WORK = (
-    "blueprint capture attention_tap model_inputs source_collator stage_losses eval_terms balance handover objective health "
+    "own_models blueprint capture attention_tap model_inputs source_collator stage_losses eval_terms balance handover objective health "
     "flow transition teaching agreement checking stage_run stage_folder checkpointing loading progress signals "
     "teacher teachers teacher_source teacher_print teacher_cache cached_teacher cache_folder row_keys top_k runner trainer callbacks"
 )
@@ -31,11 +31,11 @@ ALLOWED = {
     WORK: f"{NOUNS} {READERS} {PLANS} {LEAVES}",
     "recipes": "*",
     "cli __main__ build probe doctor": "*",
-    "__init__": f"{NOUNS} trainer teacher_source",
+    "__init__": f"{NOUNS} trainer teacher_source own_models",
     "losses": f"{NOUNS} layers",
     "layers": NOUNS,
     "transforms": f"{NOUNS} layers",
-    "data": NOUNS,
+    "data": f"{NOUNS} checkpoint teacher_print",
     "schedules": NOUNS,
     "monitors": f"{NOUNS} layers",
     "gates": NOUNS,

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from hf_stages import Recipe, Stage
+from hf_stages.blueprint import save_weights
 from hf_stages.dry_run import dry_run, shape_of
-from hf_stages.transforms import Transform
+from hf_stages.transforms import SplitTernary, Ternarize, Transform
 from hf_stages.transforms.freeze import Freeze
 from tests import tiny
 from tests.plans import skeleton
@@ -89,3 +91,11 @@ def test_the_generators_of_training_are_not_moved():
     before = torch.get_rng_state()
     dry_run(Recipe([Stage("a", "1 steps", transforms=[Widen()])]), skeleton())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_checkpoint_holds_latent_and_effective_weights(tmp_path):
+    model = SplitTernary()(Ternarize()(tiny.bert()))
+    save_weights(model, tmp_path)
+    held = sum(tensor.nbytes for tensor in load_file(tmp_path / "model.safetensors").values())
+    shape = shape_of(model)
+    assert shape.bytes == held + 8 * shape.trainable

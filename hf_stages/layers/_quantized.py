@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from hf_stages.layers._stored import StoredBits
 from hf_stages.layers._through import FakeQuantize
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.quantizers import Quantizer
@@ -16,22 +17,50 @@ from hf_stages.layers.splitting import split_ternary
 LATENT, SCALE, CLIP = "weight_latent", "weight_scale", "activation_clip"
 
 
-class Quantized(nn.Module):
+class WithStrength(nn.Module):
+    """What a stage's transform may blend in: all quantized layers, experts too."""
+
+    levels: ClassVar[str]
+    split: ClassVar[bool] = False
+    """Two latent weights, whose quantized values are added up."""
+    strength: torch.Tensor | None = None
+    """None is full strength. No buffer: DDP would send it with every step, and fails when its last buffer becomes None."""
+    governor: Any = None
+    """The transform that made this layer and sets its strength."""
+
+    def set_strength(self, strength: float) -> None:
+        """How far towards quantized: 0 is the latent weight (for split layers the sum of both), 1 is quantized."""
+        if not -1e-6 <= strength <= 1 + 1e-6:  # curves are right to rounding
+            raise ValueError(f"strength: expected a number from 0 (full precision) to 1 (quantized), got {strength!r}")
+        strength = max(0.0, strength)
+        if strength >= 1:
+            self.strength = None
+        elif self.strength is None:
+            # A tensor, not a number: torch.compile would compile anew for each number.
+            self.strength = torch.tensor(float(strength), device=next(self.parameters()).device)
+        else:
+            self.strength.fill_(float(strength))
+
+    def _apply(self, *args: Any, **more: Any) -> Any:
+        strength = None if self.strength is None or self.strength.is_meta else float(self.strength)
+        super()._apply(*args, **more)
+        if self.strength is not None:  # on the latents' device, in float32 always
+            self.strength = None
+            self.set_strength(0.0 if strength is None else strength)
+        return self
+
+
+class Quantized(WithStrength):
     """A layer whose ``weight`` is computed from full-precision latent weights, which training changes.
 
     Its ``state_dict`` holds the effective ``weight`` too: a program that knows nothing of quantization reads that one and
     gets the right function. Read back, the latents count; where there are none (a full-precision model), ``weight`` does.
     """
 
-    levels: ClassVar[str]
-    split: ClassVar[bool] = False
-    """Two latent weights, whose quantized values are added up."""
     transposed = False
     """The weight lies as (inputs, outputs), as GPT-2 has it; rows are outputs all the same."""
     quantizer: Quantizer
     activations: Activations | None = None
-    strength: torch.Tensor | None = None
-    """None is full strength. No buffer: DDP would send it with every step, and fails when its last buffer becomes None."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
@@ -50,10 +79,10 @@ class Quantized(nn.Module):
             self.register_parameter(name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
         trained = self.latents[0].requires_grad
         for name, tensor in zip(self.scale_names, scales, strict=True):
+            # Of tied layers the same object, which must not be stepped twice; frozen with the weight it scales.
             if not isinstance(tensor, nn.Parameter):
                 tensor = nn.Parameter(tensor.to(latents[0].dtype), requires_grad=trained)
             self.register_parameter(name, tensor)
-        self.strength = None
 
     @property
     def latent_names(self) -> tuple[str, ...]:
@@ -82,38 +111,40 @@ class Quantized(nn.Module):
         parts = (*self.latents, *self.scales)
         return FakeQuantize.apply(self.quantizer, self.strength, self.transposed, len(self.latents), *parts)
 
-    def set_strength(self, strength: float) -> None:
-        """How far towards quantized: 0 is the latent weight (for split layers the sum of both), 1 is quantized."""
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength: expected a number from 0 (full precision) to 1 (quantized), got {strength!r}")
-        if strength == 1:
-            self.strength = None
-        elif self.strength is None:
-            # A tensor, not a number: torch.compile would compile anew for each number.
-            self.strength = torch.tensor(float(strength), device=self.latents[0].device)
-        else:
-            self.strength.fill_(float(strength))
-
-    def _apply(self, *args: Any, **more: Any) -> Any:
-        strength = None if self.strength is None or self.strength.is_meta else float(self.strength)
-        super()._apply(*args, **more)
-        if self.strength is not None:  # on the latents' device, in float32 always
-            self.strength = None
-            self.set_strength(0.0 if strength is None else strength)
-        return self
+    def stored_bits(self) -> tuple[StoredBits, ...]:
+        """What packing keeps of the latents and the scales."""
+        rows, columns = self.latents[0].shape
+        shape = (columns, rows) if self.transposed else (rows, columns)
+        names = (*self.latent_names, *self.scale_names)
+        return (StoredBits.of(names, self.quantizer, shape, halves=len(self.latents)),)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # First, as in the layer that this one stands for.
+        shared = self._stored_by_twin(destination) if self.tied else None
         with torch.no_grad():
-            destination[f"{prefix}weight"] = self.weight.contiguous()
+            destination[f"{prefix}weight"] = self.weight.contiguous() if shared is None else shared
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         effective = state_dict.pop(f"{prefix}weight", None)
         latents = [f"{prefix}{name}" for name in self.latent_names]
-        if effective is not None and not any(name in state_dict for name in latents):
+        # A tied layer's latents may be stored under its twin's name alone.
+        if effective is not None and not self.tied and not any(name in state_dict for name in latents):
             state_dict.update(zip(latents, self._plain_state(effective, prefix, state_dict), strict=True))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def tied(self) -> bool:
+        """Its latent weights are another layer's; ``rename_ties`` says so."""
+        return getattr(self, "_tied_weights_keys", None) is not None
+
+    def _stored_by_twin(self, destination: Any) -> Any:
+        """The effective weight in the twin's memory, so that files hold it once."""
+        own, end = self.latents[0], self.latent_names[0]
+        for name, tensor in destination.items():
+            if name.endswith(f".{end}") and tensor.data_ptr() == own.data_ptr() != 0:
+                return destination.get(f"{name.removesuffix(end)}weight")
+        return None
 
     def _plain_state(self, weight: torch.Tensor, prefix: str, state_dict: Any) -> Sequence[torch.Tensor]:
         """Latents for a full-precision weight; what else such a model lacks is put into ``state_dict``."""
@@ -186,3 +217,13 @@ def halves_of(layer: Quantized) -> tuple[Quantizer, list[torch.Tensor], list[tor
     binary = Quantizer("binary", "mean" if half is None else "learned", quantizer.per)
     parameters = [nn.Parameter(latent, requires_grad=layer.latents[0].requires_grad) for latent in latents]
     return binary, list(parameters), [] if half is None else [half, half.clone()]
+
+
+def is_range(name: str) -> bool:
+    """A parameter that says how far levels reach, not what is learned: a learned scale, a learned range of activations.
+
+    >>> is_range("q.weight_scale"), is_range("experts.down_proj_scale_2"), is_range("q.weight_latent")
+    (True, True, False)
+    """
+    leaf = name.rpartition(".")[2].removesuffix("_1").removesuffix("_2")
+    return leaf.endswith(("weight_scale", "proj_scale", "activation_clip"))

@@ -17,20 +17,28 @@ def measured(quantizer: Quantizer, latents: Sequence[Any], scales: Sequence[Any]
     """Of each latent its groups' scales and thresholds: a pass over the weights that the backward pass need not repeat."""
     found: list[Any] = []
     for latent, scale in zip(latents, scales or [None] * len(latents), strict=True):
-        rows = latent.detach().t() if transposed else latent.detach()
+        rows = latent.detach().mT if transposed else latent.detach()
         found += quantizer.scales(quantizer.grouped(rows), scale)
     return found
 
 
 def total(
-    quantizer: Quantizer, latents: Sequence[Any], measures: Sequence[Any], strength: Any, transposed: bool
+    quantizer: Quantizer,
+    latents: Sequence[Any],
+    scales: Sequence[Any],
+    strength: Any,
+    transposed: bool,
+    measures: Sequence[Any] | None = None,
 ) -> Any:
     """The effective weight: the sum of the quantized halves, or the one quantized matrix. Without gradient."""
+    if measures is None:
+        measures = measured(quantizer, latents, scales, transposed)
     found: Any = None
-    for latent, scales, threshold in zip(latents, measures[::2], measures[1::2], strict=True):
+    for latent, own, threshold in zip(latents, measures[::2], measures[1::2], strict=True):
         latent = latent.detach()
-        levels = quantizer.filled(latent.t() if transposed else latent, scales, threshold)
-        levels = levels.t() if transposed else levels
+        rows = latent.mT if transposed else latent
+        levels = quantizer.filled(rows, own, threshold)
+        levels = levels.mT if transposed else levels
         if strength is not None:
             levels = torch.lerp(latent, levels, strength.to(latent.dtype))
         found = levels if found is None else found.add_(levels)
@@ -46,13 +54,13 @@ def latent_gradients(
         return [grad.to(latent.dtype) for latent in latents]
     found = []
     for latent, scale in zip(latents, scales, strict=True):
-        rows, inner = (latent.t(), grad.t()) if transposed else (latent, grad)
+        rows, inner = (latent.mT, grad.mT) if transposed else (latent, grad)
         of_latent, of_scale = quantizer.gradients(inner, rows, scale)
         assert of_scale is not None
         if strength is not None:
             of_latent = torch.lerp(inner.to(of_latent.dtype), of_latent, strength.to(of_latent.dtype))
             of_scale = of_scale * strength.to(of_scale.dtype)
-        found.append((of_latent.t() if transposed else of_latent, of_scale))
+        found.append((of_latent.mT if transposed else of_latent, of_scale))
     return [of_latent for of_latent, _ in found] + [of_scale for _, of_scale in found]
 
 
@@ -66,8 +74,7 @@ class FakeQuantize(torch.autograd.Function):
         if quantizer.learned:
             ctx.save_for_backward(strength, *tensors)
         latents = tensors[:halves]
-        measures = measured(quantizer, latents, tensors[halves:], transposed)
-        return total(quantizer, latents, measures, strength, transposed)
+        return total(quantizer, latents, tensors[halves:], strength, transposed)
 
     @staticmethod
     @once_differentiable
@@ -98,8 +105,9 @@ class QuantizedLinear(torch.autograd.Function):
         halves: int,
         *tensors: Any,
     ) -> Any:
-        measures = measured(quantizer, tensors[:halves], tensors[halves:], transposed)
-        weight = total(quantizer, tensors[:halves], measures, strength, transposed).to(x.dtype)
+        latents, scales = tensors[:halves], tensors[halves:]
+        measures = measured(quantizer, latents, scales, transposed)
+        weight = total(quantizer, latents, scales, strength, transposed, measures).to(x.dtype)
         entered, kept = _enter(ctx, x, clip, strength, activations)
         ctx.save_for_backward(bias, clip, strength, *tensors, *measures, *kept)
         ctx.quantizer, ctx.activations, ctx.transposed = quantizer, activations, transposed
@@ -118,7 +126,7 @@ class QuantizedLinear(torch.autograd.Function):
         of_clip: Any = None
         of_tensors: list[Any] = [None] * ctx.count
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
-            weight = total(ctx.quantizer, latents, measures, strength, ctx.transposed).to(grad.dtype)
+            weight = total(ctx.quantizer, latents, scales, strength, ctx.transposed, measures).to(grad.dtype)
             of_x = grad @ (weight.t() if ctx.transposed else weight)
             del weight
             if clip is not None:
@@ -165,3 +173,25 @@ def _entered(ctx: Any, kept: Sequence[Any], clip: Any, strength: Any) -> Any:
         return activations.decode(tuple(kept), ctx.dtype)
     entered = activations(kept[0], clip)
     return entered if strength is None else torch.lerp(kept[0], entered, strength.to(ctx.dtype))
+
+
+class Rounded(torch.autograd.Function):
+    """Rounded activations with a gradient, for layers that are not linear ones (experts)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, clip: Any, strength: Any, activations: Activations) -> Any:
+        ctx.activations = activations
+        ctx.save_for_backward(None if clip is None else x, clip, strength)
+        rounded = activations(x, clip)
+        return rounded if strength is None else torch.lerp(x, rounded, strength.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Any) -> Any:
+        x, clip, strength = ctx.saved_tensors
+        if clip is None:
+            return grad, None, None, None
+        within, of_clip = ctx.activations.gradients(grad, x, clip)
+        if strength is None:
+            return within, of_clip, None, None
+        return torch.lerp(grad, within, strength.to(grad.dtype)), of_clip * strength, None, None

@@ -57,16 +57,17 @@ class Quantizer:
         return self.method == "learned"
 
     def grouped(self, weight: torch.Tensor) -> torch.Tensor:
-        """(groups, weights that share a scale): a view where the weight's memory allows it."""
+        """(groups, weights that share a scale): a view where the weight's memory allows it. A stack of matrices, as
+        experts have it, is quantized matrix by matrix."""
         if self.per == "tensor":
-            return weight.reshape(1, -1)
+            return weight.reshape(weight.shape[0] if weight.dim() == 3 else 1, -1)
         return weight if self.per == "row" and weight.dim() == 2 else weight.reshape(-1, self.group_of(weight.shape))
 
     def group_of(self, shape: torch.Size | tuple[int, ...]) -> int:
         """How many weights of a matrix of this shape share a scale; ValueError where groups do not fill its rows."""
         columns = shape[-1]
         if self.per == "tensor":
-            return torch.Size(shape).numel()
+            return torch.Size(shape[-2:]).numel()
         if self.per == "row":
             return columns
         assert isinstance(self.per, int)

@@ -10,10 +10,16 @@ or, with ``reduce``, each kept layer learns from the one it was.
 ``LogitKL`` and ``TaskLoss``, or a loss of your own in its place; 0 leaves the part out. ``task`` goes with the logits.
 ``learning_rate``: one, or one for each stage; left out, it is the run's.
 ``reduce``: the layers that the student keeps (``ReduceLayers``) before the first stage, such as [2, 4, 6].
+
+The compressions ``multi_stage`` (general distillation, two bits, splitting, one bit), ``single_stage`` (straight to one bit)
+and ``bitdistill`` (a decoder in ternary weights) take most of these too, and say for themselves what they add.
 """
 
+from hf_stages.recipes.bitdistill import bitdistill as bitdistill
+from hf_stages.recipes.multi_stage import multi_stage as multi_stage
 from hf_stages.recipes.one_stage import one_stage as one_stage
+from hf_stages.recipes.single_stage import single_stage as single_stage
 from hf_stages.recipes.three_stage import three_stage as three_stage
 from hf_stages.recipes.two_stage import two_stage as two_stage
 
-__all__ = ["one_stage", "three_stage", "two_stage"]
+__all__ = ["bitdistill", "multi_stage", "one_stage", "single_stage", "three_stage", "two_stage"]

@@ -37,6 +37,29 @@ def size(value: float | None) -> str:
     return f"{value:.0f} B"
 
 
+def mebibytes(value: float | None) -> str:
+    """Bytes as papers on compression count them.
+
+    >>> mebibytes(417.64 * 2**20), mebibytes(2.853 * 2**20), mebibytes(300), mebibytes(None)
+    ('417.6 MiB', '2.85 MiB', '0.0003 MiB', '-')
+    """
+    if value is None:
+        return "-"
+    found = value / 2**20
+    places = 1 if found >= 10 else 2 if found >= 0.1 else 4
+    text = f"{found:,.{places}f}"
+    return f"{text.rstrip('0').removesuffix('.')} MiB" if places == 4 else f"{text} MiB"
+
+
+def bits(value: float | None) -> str:
+    """Bits per weight.
+
+    >>> bits(1.0877), bits(16.0), bits(None)
+    ('1.09', '16', '-')
+    """
+    return "-" if value is None else f"{value:.3g}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds in the unit that fits.
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from hf_stages.dry_run import StageShape, dry_run
+from hf_stages.dry_run import StageShape, dry_run, shape_of
 from hf_stages.plan import Plan, PlannedStage
+from hf_stages.reports._sizes import size_details, size_table
 from hf_stages.reports._text import count, duration, part, parts, rate, size
 from hf_stages.stage import Recipe
 
@@ -25,9 +26,10 @@ def plan_table(
     """A row of numbers per stage and, indented below it, what it is made of.
 
     ``model`` is a skeleton on the meta device: with it, transforms are replayed (see ``hf_stages.dry_run``) and
-    parameters, FLOPs and bytes are known. ``data`` gives each stage's data a name, ``seconds`` are a probe's estimates.
+    parameters, FLOPs, bytes and, where stages quantize, bits are known. ``data`` gives each stage's data a name, ``seconds`` are a probe's estimates.
     """
     shapes = dry_run(Recipe([planned.stage for planned in plan.stages]), model) if model is not None else {}
+    initial = shape_of(model) if model is not None else None
     rows = [_row(planned, plan, shapes, seconds) for planned in plan.stages]
     total = _total(plan, shapes, seconds)
     shown = [i for i in range(len(_HEADS)) if i == 0 or any(row[i] != "-" for row in rows)]
@@ -38,15 +40,20 @@ def plan_table(
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     lines = [*head, rule]
     for row, planned in zip(body, plan.stages, strict=True):
-        lines += [*row, *_details(planned, plan, (data or {}).get(planned.name), width)]
-    lines += [rule, *last, *_notes(plan, shapes, seconds, width)]
+        sizes = size_details(planned.name, planned.parent, shapes, initial)
+        lines += [*row, *_details(planned, plan, (data or {}).get(planned.name), sizes, width)]
+    lines += [rule, *last, *size_table(plan, shapes, width), *_notes(plan, shapes, seconds, width)]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def plan_dict(
-    plan: Plan, shapes: Mapping[str, StageShape], seconds: Mapping[str, float] | None = None
+    plan: Plan,
+    shapes: Mapping[str, StageShape],
+    seconds: Mapping[str, float] | None = None,
+    initial: StageShape | None = None,
 ) -> dict[str, Any]:
     """The same numbers for programs."""
+    began = initial.stored.weights if initial is not None and initial.stored is not None else None
     stages = []
     for planned in plan.stages:
         shape = shapes.get(planned.name)
@@ -66,6 +73,7 @@ def plan_dict(
                 "trainable": shape and shape.trainable,
                 "flops_estimate": flops_of(planned, shapes),
                 "checkpoint_bytes": shape and shape.bytes,
+                "size": shape.stored.to_dict(began) if shape is not None and shape.stored is not None else None,
                 "losses": list(planned.taught.losses) if planned.taught else None,
                 "teacher": planned.taught and planned.taught.teacher,
                 "teacher_reach": planned.taught and (planned.taught.reach or None),
@@ -156,7 +164,9 @@ def _lines(row: list[str], widths: list[int]) -> list[str]:
     return [row[0], "  ".join([" " * widths[0], *cells])]
 
 
-def _details(planned: PlannedStage, plan: Plan, data: str | None, width: int) -> Iterator[str]:
+def _details(
+    planned: PlannedStage, plan: Plan, data: str | None, sizes: Iterable[tuple[str, str]], width: int
+) -> Iterator[str]:
     stage, sized = planned.stage, planned.size
     before = plan.stages[planned.index - 2].name if planned.index > 1 else None
     if planned.parent != before:
@@ -171,7 +181,11 @@ def _details(planned: PlannedStage, plan: Plan, data: str | None, width: int) ->
         if stage.teacher is not None:
             teacher = stage.teacher.removeprefix("stage:") if isinstance(stage.teacher, str) else None
             yield from _detail("teacher", f"stage {teacher}" if teacher else part(stage.teacher), width)
-    for label, values in (("becomes", stage.transforms), ("gates", stage.gates), ("exports", stage.exporters)):
+    if stage.transforms:
+        yield from _detail("becomes", parts(stage.transforms), width)
+    for label, text in sizes:
+        yield from _detail(label, text, width)
+    for label, values in (("gates", stage.gates), ("exports", stage.exporters)):
         if values:
             yield from _detail(label, parts(values), width)
     if stage.schedule is not None:
@@ -204,7 +218,11 @@ def _notes(
         if any(p.stage.teacher is not None and not isinstance(p.stage.teacher, str) for p in plan.stages):
             notes.append("A teacher's FLOPs are not in them.")
     if shapes:
-        notes.append("On disk: weights and two fp32 moments per trained one.")
+        quantized = any(shape.stored is not None and shape.stored.quantized for shape in shapes.values())
+        held = "weights, latent and effective ones," if quantized else "weights"
+        notes.append(f"On disk: {held} and two fp32 moments per trained one.")
+        if quantized:
+            notes.append("Packed: everything the model stores; scales, and what is not quantized, in fp16.")
     if shapes and len(shapes) < len(plan.stages):
         missing = ", ".join(planned.name for planned in plan.stages if planned.name not in shapes)
         notes.append(f"No parameter counts for {missing}: a transform there reads weights, which are not loaded yet.")

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.checkpoint import RUN_FILE, STAGE_FILE, read_json
-from hf_stages.reports._text import count, duration
+from hf_stages.reports._text import bits, count, duration, mebibytes
 
-_HEADS = ("stage", "steps", "tokens", "time", "ended by", "before -> after", "folder")
+_HEADS = ("stage", "steps", "tokens", "time", "ended by", "before -> after", "bits", "packed", "folder")
+_SIZES = (_HEADS.index("bits"), _HEADS.index("packed"))
+_RIGHT = (1, 2, 3, *_SIZES)
 _SHOWN_METRICS = 2
 _QUIET = ("runtime", "per_second")
 _PLACES = ("epoch", "step", "stage")
@@ -19,20 +21,27 @@ def result_table(out: str | Path) -> str:
     """Stage by stage from ``run.json`` and each ``stage.json``; stages that did not finish say so."""
     out = Path(out)
     manifest = read_json(out / RUN_FILE, "a run's folder")
-    rows = []
+    rows, quantized = [], False
     # JSON sorts by name; folders begin with the stage's number.
     for name, entry in sorted(manifest["stages"].items(), key=lambda item: item[1]["folder"]):
         folder, number = out / entry["folder"], int(entry["folder"].split("-")[0])
         if entry["status"] == "done" and (folder / STAGE_FILE).is_file():
-            rows.append(_row(number, name, folder, read_json(folder / STAGE_FILE, "a stage folder")))
+            stage = read_json(folder / STAGE_FILE, "a stage folder")
+            quantized |= bool((stage.get("size") or {}).get("quantized"))
+            rows.append(_row(number, name, folder, stage))
         else:
-            rows.append([f"{number} {name}", "-", "-", "-", entry["status"], "", ""])
-    widths = [max(len(row[column]) for row in (_HEADS, *rows)) for column in range(len(_HEADS))]
-    lines = [_line(_HEADS, widths), "-" * (sum(widths) + 2 * (len(widths) - 1)), *(_line(row, widths) for row in rows)]
+            rows.append([f"{number} {name}", "-", "-", "-", entry["status"], "", "", "", ""])
+    shown = [i for i in range(len(_HEADS)) if quantized or i not in _SIZES]
+    heads, *rows = [[row[i] for i in shown] for row in (_HEADS, *rows)]
+    right = {shown.index(i) for i in _RIGHT if i in shown}
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(shown))]
+    lines = [_line(row, widths, right) for row in (heads, *rows)]
+    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join([*lines, f"The run is {manifest['status']}."])
 
 
 def _row(number: int, name: str, folder: Path, stage: Mapping[str, Any]) -> list[str]:
+    size = stage.get("size") or {}
     return [
         f"{number} {name}",
         count(stage.get("steps")),
@@ -40,6 +49,8 @@ def _row(number: int, name: str, folder: Path, stage: Mapping[str, Any]) -> list
         duration(stage.get("seconds")),
         str(stage.get("ended_by") or "-"),
         _change(stage),
+        bits(size.get("bits_per_weight")),
+        mebibytes(size.get("bytes")),
         str(folder),
     ]
 
@@ -63,8 +74,7 @@ def _bare(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {key.removeprefix("eval_").removeprefix("after_"): value for key, value in numbers.items()}
 
 
-def _line(row: Any, widths: list[int]) -> str:
-    right = {1, 2, 3}
+def _line(row: Any, widths: list[int], right: set[int]) -> str:
     cells = [
         text.rjust(w) if i in right else text.ljust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))
     ]

@@ -81,8 +81,11 @@ def test_loads_and_copies(kind, method):
     torch.testing.assert_close(sum(layer.latents), source.weight)
     other = kind(10, 8, padding_idx=3, method=method)
     other.load_state_dict(layer.state_dict())
-    for twin in (other, copy.deepcopy(layer), layer.half().float()):
-        torch.testing.assert_close(twin(IDS), layer(IDS))
+    for twin in (other, copy.deepcopy(layer)):
+        assert torch.equal(twin(IDS), layer(IDS))
+    half = copy.deepcopy(layer).half()(IDS)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), layer(IDS), rtol=1e-2, atol=1e-2)
     with pytest.raises(AttributeError, match=r"weight is computed from weight_latent"):
         layer.weight = source.weight
 

@@ -1,0 +1,124 @@
+"""How many bits a model takes when packed: over everything that is stored, by part.
+
+Levels take 1 bit (binary) or 2 (ternary; split layers twice 1). Scales and all that is not quantized take 16 bits, or 32
+where the figure says so. A ratio that leaves the embeddings out flatters: of BERT-base's weights they are a fifth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_stages.layers._stored import FULL, PartSize, StoredBits, StoredSize
+from hf_stages.layers.blocks import base_of, stacks_of
+from hf_stages.layers.quantizable import word_embeddings_of
+
+WORDS, TABLES, EXPERTS, HEAD = "word embeddings", "other embeddings", "experts", "head"
+OTHER, ADAPTERS, VECTORS, BUFFERS = "other layers", "adapters", "norms and biases", "buffers"
+
+
+def stored_size(model: nn.Module) -> StoredSize:
+    """Count a model's bits, on any device: the meta device will do. Tied weights are stored once.
+
+    A quantized layer counts as it is at full strength. Any module may say by ``stored_bits()`` what packing keeps of its
+    own parameters (see ``StoredBits``); all others count as floating point. ValueError where another library has packed
+    weights: what it stores beside them cannot be seen.
+
+    >>> from hf_stages.layers import BinaryLinear
+    >>> size = stored_size(BinaryLinear(64, 32))  # 2048 one-bit weights, 32 scales, 32 biases
+    >>> size.bytes, round(size.bits_per_weight, 2), round(size.ratio(), 1)
+    (384, 1.48, 21.7)
+    """
+    place_of = _places(model)
+    parts: dict[str, PartSize] = {}
+    for name, size in _pieces(model, place_of):
+        parts[name] = parts.get(name, PartSize()) + size
+    order = list(dict.fromkeys([WORDS, TABLES, *_stack_parts(model), EXPERTS, OTHER, HEAD, ADAPTERS, VECTORS, BUFFERS]))
+    return StoredSize({name: parts[name] for name in order if name in parts})
+
+
+def known_size(model: nn.Module) -> StoredSize | None:
+    """None where it cannot be told."""
+    try:
+        return stored_size(model)
+    except ValueError:
+        return None
+
+
+def stored_bits_of(module: Any) -> tuple[StoredBits, ...]:
+    """What a module itself says is packed; nothing where it says nothing."""
+    # Asked of the class: wrappers may pass attributes on to what they wrap, which would count twice.
+    return tuple(getattr(type(module), "stored_bits", lambda _: ())(module))
+
+
+def _pieces(model: nn.Module, place_of: dict[int, str]) -> Iterator[tuple[str, PartSize]]:
+    """Every stored tensor once, with its part."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for stored in stored_bits_of(module):
+            own = [getattr(module, name) for name in stored.names]
+            if id(own[0]) not in seen:
+                seen.update(map(id, own))
+                bits = stored.weights * stored.bits * stored.halves
+                yield place_of[id(own[0])], PartSize(stored.weights, bits, stored.scales, {stored.label: 1})
+    for name, parameter in model.named_parameters():
+        if id(parameter) in seen:
+            continue
+        if not parameter.is_floating_point():
+            raise ValueError(f"stored_size: {name}: expected weights in floating point, got {parameter.dtype}")
+        place = place_of[id(parameter)] if parameter.dim() > 1 or place_of[id(parameter)] == ADAPTERS else VECTORS
+        yield place, PartSize(parameter.numel(), 0, parameter.numel(), {FULL: 1})
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is None or name in module._non_persistent_buffers_set or id(buffer) in seen:
+                continue
+            seen.add(id(buffer))
+            if buffer.is_floating_point():
+                yield BUFFERS, PartSize(buffer.numel(), 0, buffer.numel(), {FULL: 1})
+            else:
+                yield BUFFERS, PartSize(0, 8 * buffer.element_size() * buffer.numel(), 0, {FULL: 1})
+
+
+def _places(model: nn.Module) -> dict[int, str]:
+    """The part that each parameter belongs to, by id, whatever its shape."""
+    base = base_of(model)
+    words, output = word_embeddings_of(base), _output_of(base)
+    inner = base.base_model if isinstance(base, PreTrainedModel) else base
+    inside = {id(p) for p in inner.parameters()}
+    blocks = {id(p): part for part, stack in _stack_parts(model).items() for p in stack.parameters()}
+    places: dict[int, str] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or places.get(id(parameter)) == WORDS:
+                continue
+            key, steps = id(parameter), f"{path}.{name}".lower().split(".")
+            if id(module) in words:
+                places[key] = WORDS
+            elif key in places:
+                continue
+            elif any(step.startswith("lora_") for step in steps):
+                places[key] = ADAPTERS
+            elif isinstance(module, nn.Embedding):
+                places[key] = TABLES
+            elif key in blocks:
+                places[key] = EXPERTS if "experts" in steps else blocks[key]
+            elif key not in inside or module is output:
+                places[key] = HEAD
+            else:
+                places[key] = TABLES if any("embed" in step for step in steps) else OTHER
+    return places
+
+
+def _stack_parts(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """``blocks``; of several stacks ``encoder blocks`` and ``decoder blocks``."""
+    return {f"{name} blocks".strip(): blocks for name, (_, blocks) in stacks_of(model).items()}
+
+
+def _output_of(base: Any) -> nn.Module | None:
+    try:
+        return base.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None

@@ -1,0 +1,150 @@
+"""Models of the project's own type through transformers' Auto classes: ``from_pretrained`` and ``from_config``.
+
+Imported while transformers is being imported, so this module itself imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from transformers.configuration_utils import PretrainedConfig
+
+TYPE = "hf_stages"
+
+
+def register() -> None:
+    """Tell ``AutoConfig`` of the type; the model classes are told when there is a config of it."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    AutoConfig.register(TYPE, OwnConfig, exist_ok=True)
+
+
+class OwnConfig(PretrainedConfig):
+    """Stands for the type in ``AutoConfig``; what it gives are marked configs of the architecture's own class."""
+
+    model_type = TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        from transformers import CONFIG_MAPPING
+
+        from hf_stages.layers.own_type import own_config_class
+
+        base = (config_dict.get(TYPE) or {}).get("base_model_type")
+        if base not in CONFIG_MAPPING:
+            raise ValueError(
+                f"config.json: model_type is {TYPE!r}; expected {TYPE}.base_model_type to name an architecture of "
+                f"transformers, got {base!r}; load the stage folder as it was saved, with a transformers that has it"
+            )
+        return own_config_class(CONFIG_MAPPING[base]).from_dict(config_dict, **kwargs)
+
+    @staticmethod
+    def introduce(own: Any, kind: Any) -> None:
+        """Register a new class of marked configs with every Auto class that has a model for the architecture."""
+        from transformers.models.auto import modeling_auto
+
+        for name in dir(modeling_auto):
+            auto = getattr(modeling_auto, name)
+            mapping = getattr(auto, "_model_mapping", None)
+            if name.startswith("AutoModel") and mapping is not None and kind in mapping:
+                auto.register(own, _entry(mapping, kind), exist_ok=True)
+
+
+def build(kind: Any, config: Any, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    """A model with random weights, as ``kind._from_config``; where the config is marked, with what its record says."""
+    from hf_stages.layers.own_type import record_of, unmarked
+
+    record = record_of(config)
+    if record is None:
+        return kind._from_config(config, **options)
+    model = kind._from_config(unmarked(config), **options)
+    return _replay(model, record, trust_remote_code)
+
+
+def read(kind: Any, path: Any, *args: Any, config: Any, **options: Any) -> Any:
+    """``kind.from_pretrained`` for a marked config: the structure is the record's, the rest is transformers' own."""
+    from hf_stages.layers.own_type import record_of, unmarked
+
+    record: Any = record_of(config)
+    if record is None:
+        return kind.from_pretrained(path, *args, config=config, **options)
+    trust = bool(options.get("trust_remote_code"))
+
+    class Shell(kind):
+        def __init__(self, config: Any, *args: Any, **options: Any) -> None:
+            super().__init__(unmarked(config), *args, **options)
+            _replay(self, record, trust)
+
+    # By class and module transformers knows how weights are named on disk.
+    Shell.__name__, Shell.__qualname__, Shell.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    made = Shell.from_pretrained(path, *args, config=config, **options)
+    model = made[0] if isinstance(made, tuple) else made
+    model.__class__ = kind
+    return made
+
+
+def _replay(model: Any, record: dict[str, Any], trust_remote_code: bool) -> Any:
+    from hf_stages.data._random import undisturbed
+    from hf_stages.recipe import part_from_dict
+
+    with undisturbed():
+        for part in record["transforms"]:
+            model = part_from_dict(part, "transforms", trust_remote_code=trust_remote_code)(model)
+    return model
+
+
+def _entry(mapping: Any, kind: Any) -> type:
+    """What an Auto class finds for marked configs: not a model's class but the way to it."""
+
+    def model_class(config: Any) -> Any:
+        found = mapping[kind]
+        found = list(found) if isinstance(found, list | tuple) else [found]
+        named = [cls for cls in found if cls.__name__ in (config.architectures or ())]
+        return (named or found)[0]
+
+    class Entry:
+        @classmethod
+        def _from_config(cls, config: Any, **options: Any) -> Any:
+            return build(model_class(config), config, **options)
+
+        @classmethod
+        def from_pretrained(cls, path: Any, *args: Any, config: Any, **options: Any) -> Any:
+            model = _from_stage(model_class(config), path, config, options) if not args else None
+            return model if model is not None else read(model_class(config), path, *args, config=config, **options)
+
+    return Entry
+
+
+_UNDERSTOOD = frozenset({"dtype", "torch_dtype", "trust_remote_code", "revision", "adapter_kwargs", "_from_auto"})
+
+
+def _from_stage(kind: Any, path: Any, config: Any, options: dict[str, Any]) -> Any:
+    """A stage folder's model with all its transforms, also those that stock transformers can pass over (quantized
+    layers keep their latent weights). None where that is not what is asked for: another head, changed config, devices."""
+    from hf_stages.checkpoint import STAGE_FILE
+    from hf_stages.loading import load_stage
+
+    folder = Path(path)
+    if not (folder / STAGE_FILE).is_file() or (folder / "adapter_config.json").is_file() or set(options) - _UNDERSTOOD:
+        return None
+    if kind.__name__ not in (config.architectures or ()) or not _unchanged(config, folder):
+        return None
+    model, _ = load_stage(folder, trust_remote_code=bool(options.get("trust_remote_code")))
+    if type(model) is not kind:
+        return None
+    if config._attn_implementation is not None:
+        model.set_attn_implementation(config._attn_implementation)
+    dtype = options.get("dtype", options.get("torch_dtype"))
+    return model if dtype in (None, "auto") else model.to(dtype)
+
+
+def _unchanged(config: Any, folder: Path) -> bool:
+    from transformers import AutoConfig
+
+    idle = ("dtype", "torch_dtype", "_name_or_path", "name_or_path", "transformers_version")
+    values = [copy.copy(c.to_dict()) for c in (config, AutoConfig.from_pretrained(folder))]
+    return values[0].keys() == values[1].keys() and all(
+        values[0][key] == values[1][key] for key in values[0] if key not in idle
+    )

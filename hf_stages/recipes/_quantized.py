@@ -1,0 +1,78 @@
+"""What the compressing recipes have in common: what the model becomes first, and stages from parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_stages.duration import Duration
+from hf_stages.losses import AttentionRelation, Loss
+from hf_stages.recipes._parts import features_of, layer_maps
+from hf_stages.stage import Stage
+
+
+def smaller(reduce: Sequence[int] | None, width: float | None) -> list[Any]:
+    """Fewer layers, then narrower ones."""
+    made: list[Any] = []
+    if reduce is not None:
+        from hf_stages.transforms import ReduceLayers
+
+        made.append(ReduceLayers(list(reduce)))
+    if width is not None:
+        from hf_stages.transforms import ReduceWidth
+
+        made.append(ReduceWidth(width))
+    return made
+
+
+def headed(set_task: Any) -> list[Any]:
+    """A fresh head: a ``SetTask``, its arguments, or a classifier's labels."""
+    from hf_stages.transforms import SetTask, Transform
+
+    if set_task is None:
+        return []
+    if isinstance(set_task, Transform):
+        return [set_task]
+    if isinstance(set_task, Mapping) and "auto_class" in set_task:
+        return [SetTask(**set_task)]
+    if isinstance(set_task, int) and not isinstance(set_task, bool):
+        return [SetTask("AutoModelForSequenceClassification", num_labels=set_task)]
+    if isinstance(set_task, Mapping | list | tuple):
+        return [SetTask("AutoModelForSequenceClassification", id2label=set_task)]
+    raise ValueError(
+        "set_task: expected the labels of a classifier, how many they are, a SetTask or its arguments, "
+        f"got {set_task!r}"
+    )
+
+
+def features(hidden: Any, attention: Any, layers: Any, reduce: Any, width: float | None) -> list[Loss]:
+    """Hidden states and attention. Half the heads have no scores to compare one by one: their relations are."""
+    if width is not None and not isinstance(attention, Loss) and attention != 0:
+        of_attention = layer_maps(layers, reduce)[1]
+        relation = AttentionRelation(layers=of_attention)
+        weight = attention if isinstance(attention, str | float | int) else 1.0
+        attention = relation if weight == 1 else weight * relation  # type: ignore[operator]
+    return features_of(hidden, attention, layers, reduce)
+
+
+def added(name: str, losses: Sequence[Loss]) -> Loss:
+    if not losses:
+        raise ValueError(f"stage {name!r}: every part of its loss has weight 0, so nothing would be learned")
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total
+
+
+def stage(
+    name: str, until: str | Duration, losses: Sequence[Loss], rate: Any, transforms: Sequence[Any] = (), **more: Any
+) -> Stage:
+    args = {} if rate is None else {"learning_rate": rate}
+    return Stage(name, until, loss=added(name, losses), transforms=transforms, args=args, **more)
+
+
+def rates_of(learning_rate: Any, count: int) -> list[Any]:
+    rates = list(learning_rate) if isinstance(learning_rate, list | tuple) else [learning_rate] * count
+    if len(rates) != count:
+        raise ValueError(f"learning_rate: expected one, or one for each of {count} stages, got {len(rates)}")
+    return rates

@@ -1,0 +1,72 @@
+"""The long way to one bit: general distillation, two bits, splitting, one bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_stages.duration import Duration
+from hf_stages.losses import Loss
+from hf_stages.recipes._parts import logits_of, split
+from hf_stages.recipes._quantized import features, headed, rates_of, smaller, stage
+from hf_stages.stage import Recipe
+
+
+def multi_stage(
+    until: str | Duration | Sequence[str] = "8 epochs",
+    *,
+    general: str | Duration | None = None,
+    corpus: Any = None,
+    general_teacher: Any = None,
+    set_task: Any = None,
+    reduce: Sequence[int] | None = None,
+    width: float | None = None,
+    method: str = "twn",
+    per: str | int = "row",
+    activations: int | None = 8,
+    embeddings: bool | None = None,
+    layers: str | Sequence[int] | Mapping[int, int] | None = None,
+    hidden: float | str | Loss = 1.0,
+    attention: float | str | Loss = 1.0,
+    logits: float | str | Loss = 1.0,
+    task: float | str | Loss = 0.0,
+    learning_rate: float | Sequence[float] | None = None,
+) -> Recipe:
+    """From the corpus to one bit: general distillation, then on the task 2-bit weights, which are split into 1-bit ones.
+
+    ``general`` is how long the student first learns hidden states and attention of ``general_teacher`` on ``corpus``
+    (TinyBERT); left out, the run begins with the task. ``reduce`` (layers kept) and ``width`` (0.5: half the heads and
+    feed-forward, so that the split model has as many bits as a binary one of full width) make the student smaller first;
+    ``set_task`` gives it a head: the labels, say. Then four stages of distillation from the run's teacher, to which
+    ``until`` and ``learning_rate`` refer (one for all, or one for each): features and logits of the ternary model,
+    ``SplitTernary``, features and logits of the binary one (BinaryBERT; it gives 1e-5 to ternary and 5e-5 to binary
+    stages, and 2.5 times as much where features are learned).
+
+    ``method``, ``per``, ``activations`` and ``embeddings`` are ``Ternarize``'s; the other arguments are those of all
+    ready recipes: see ``hf_stages.recipes``.
+    """
+    from hf_stages.transforms import SplitTernary, Ternarize
+
+    shapes = features(hidden, attention, layers, reduce, width)
+    answers = logits_of(logits, task)
+    smaller_first, head = smaller(reduce, width), headed(set_task)
+    stages = []
+    if general is not None:
+        if corpus is None or general_teacher is None:
+            raise ValueError(
+                "general: expected corpus= (what to learn from) and general_teacher= (whose hidden states) beside it"
+            )
+        given = {"train_dataset": corpus, "eval_dataset": {}, "teacher": general_teacher}
+        stages.append(stage("general", general, shapes, None, smaller_first, **given))
+        smaller_first = []
+    elif corpus is not None or general_teacher is not None:
+        raise ValueError("corpus, general_teacher: expected general= beside them, such as general='3 epochs'")
+    ternary = Ternarize(method=method, per=per, activations=activations, embeddings=embeddings)
+    pieces, rates = split(until, 4), rates_of(learning_rate, 4)
+    stages += [
+        stage("ternary-features", pieces[0], shapes, rates[0], [*smaller_first, *head, ternary]),
+        stage("ternary-logits", pieces[1], answers, rates[1]),
+        stage("binary-features", pieces[2], shapes, rates[2], [SplitTernary()]),
+        stage("binary-logits", pieces[3], answers, rates[3]),
+    ]
+    return Recipe(stages)
