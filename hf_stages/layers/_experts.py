@@ -207,8 +207,7 @@ def _become(module: Any, kind: Any, latents: dict, scales: dict, quantizer: Quan
             module._parameters.update(zip(_parts(name, "latent", kind.split), latents[name], strict=True))
             if quantizer.learned:
                 module._parameters.update(zip(_parts(name, "scale", kind.split), own, strict=True))
-    module._buffers.pop("strength", None)
-    module.register_buffer("strength", None, persistent=False)
+    module.strength = None
 
 
 def _set_activations(module: Any, activations: Activations | None) -> None:

@@ -31,7 +31,7 @@ def split_ternary(
     half = scales.double() / 2
     # A zeroed weight is smaller than half the scale, so adding and taking away half a scale decides both signs.
     first = torch.where(zero, working / 2 + half, working / 2)
-    second = torch.where(zero, working / 2 - half, working / 2)
+    second = torch.where(zero, -(half - working / 2), working / 2)  # -0 where all is 0: the halves still cancel
     return _whole(first, weight, shape), _whole(second, weight, shape), half.reshape(-1).to(scales.dtype)
 
 
@@ -66,7 +66,7 @@ def _equal_means(w: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, tor
 
 def _in_turn(w: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
     """+1 or -1 for each zeroed weight, so that the sum of turn x w is at most the largest of them."""
-    order = torch.where(zero, w.abs(), torch.inf).argsort(-1, stable=True)
+    order = torch.where(zero, w.abs(), torch.inf).argsort(dim=-1, stable=True)
     alternating = torch.ones(w.shape[-1], dtype=w.dtype, device=w.device)
     alternating[1::2] = -1
     turns = torch.empty_like(w).scatter_(-1, order, alternating.expand_as(w))
