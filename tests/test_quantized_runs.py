@@ -152,8 +152,11 @@ KILLS = [
 ]
 
 
-def test_killed_and_resumed_is_never_cut(driver, whole_run, tmp_path):
-    assert killed_and_resumed(driver, tmp_path / "out", KILLS, quantized=True) == len(KILLS)
+@pytest.mark.parametrize(
+    "kills", [KILLS[::2], pytest.param(KILLS[1::2], marks=pytest.mark.slow)], ids=["cut", "cut-elsewhere"]
+)
+def test_killed_and_resumed_is_never_cut(driver, whole_run, tmp_path, kills):
+    assert killed_and_resumed(driver, tmp_path / "out", kills, quantized=True) == len(kills)
     assert_same(tmp_path / "out", whole_run(quantized=True))
 
 

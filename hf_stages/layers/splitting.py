@@ -20,6 +20,9 @@ def split_ternary(
         raise ValueError(f"split: expected ternary weights, got {quantizer.levels} ones")
     shape = weight.shape
     groups = quantizer.grouped(weight.detach())
+    if weight.device.type == "meta":  # a dry run wants shapes
+        stored = None if quantizer.method == "twn" else quantizer.scales(groups, scale)[0].reshape(-1)
+        return torch.empty_like(weight), torch.empty_like(weight), stored
     working = groups.double()  # a and b are differences of long sums
     # Which weights are zero, and the scale, are those that the layer computes in its own precision.
     scales, threshold = quantizer.scales(groups, scale)
@@ -55,7 +58,7 @@ def _equal_means(w: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, tor
     # Few large weights among many of one sign below the threshold push a out of (0, 1): signs would flip. There each
     # zeroed weight leans to one half or the other in turn, by size, so that the leanings cancel up to one weight.
     outside = (a <= 0.02) | (a >= 0.98)
-    if w.device.type == "meta" or not bool(outside.any()):
+    if not bool(outside.any()):
         return first, second
     turn = _in_turn(w, zero)
     lean = (turn * w * zero).sum(-1, keepdim=True)
