@@ -54,6 +54,11 @@ def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
         raise ValueError(
             f"{where}: eval_dataset: eval_strategy={strategy!r}, but there is none here and none in the trainer"
         )
+    if own.load_best_model_at_end and isinstance(evaluated, Mapping) and not evaluated:
+        raise ValueError(
+            f"{where}: load_best_model_at_end: expected something to evaluate on, got an empty eval_dataset; set it to False in "
+            'this stage: args={"load_best_model_at_end": False}'
+        )
     best = (own.metric_for_best_model or "").removeprefix("eval_")
     apart = {term.name for term in terms_of(stage.loss) if term.loss.uses_teacher} if stage.loss is not None else set()
     if own.load_best_model_at_end and own.greater_is_better and best in apart:

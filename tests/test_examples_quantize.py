@@ -9,8 +9,9 @@ from transformers import BertForSequenceClassification
 
 from examples import binary_vit, quantize_classifier, quantize_trec, ternary_llama
 from examples.distil_trec import LABELS
-from examples.stdlib_text import blocks, byte_tokenizer, prose
+from examples.stdlib_text import blocks, prose
 from tests import tiny
+from tests.data.test_augment import WORDS, wordpieces
 from tests.test_examples_distil import one_thread
 
 pytestmark = pytest.mark.usefixtures("quick_gc", "one_thread")
@@ -45,18 +46,16 @@ def test_the_rows_of_the_table_are_made_and_a_second_start_repeats_nothing(tmp_p
     config = type(tiny.bert_config()).from_dict(
         {**tiny.bert_config().to_dict(), "num_hidden_layers": 6, "vocab_size": 258, "num_labels": 6}
     )
-    tokenizer = byte_tokenizer()
+    tokenizer = wordpieces()
     BertForSequenceClassification(config).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    questions = [f"{label}:x what is {number} ?" for number in range(18) for label in LABELS]
+    questions = [f"{label}:x {' '.join(WORDS[number:][:6])} ?" for number in range(18) for label in LABELS]
     for name in ("train", "test"):
         (tmp_path / f"{name}.txt").write_text("\n".join(questions))
     blocks(prose(4_000), tokenizer, 32).remove_columns("labels").save_to_disk(str(tmp_path / "corpus"))
-    rows = quantize_trec.read(tmp_path / "train.txt", tokenizer)
-    rows.save_to_disk(str(tmp_path / "more"))
     runs = ["multi", "single", "no-teacher", "3-layers", "per-tensor", "augmented", "half-width"]
     words = [f"--{name}={tmp_path / folder}" for name, folder in (("base", "base"), ("data", "."), ("out", "out"))]
-    words += [f"--corpus={tmp_path / 'corpus'}", f"--augmented={tmp_path / 'more'}", "--general", "2"]
+    words += [f"--corpus={tmp_path / 'corpus'}", "--general", "2", "--copies", "1"]
     for _ in range(2):
         quantize_trec.main([*words, "--runs", *runs, "--epochs", "1", "--tuning", "1", "--seeds", "0"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if " seed " in line]

@@ -8,7 +8,7 @@ from typing import Any
 from hf_stages.duration import Duration
 from hf_stages.losses import Loss
 from hf_stages.recipes._parts import logits_of, split
-from hf_stages.recipes._quantized import features, headed, rates_of, smaller, stage
+from hf_stages.recipes._quantized import UNSEEN, features, headed, rates_of, smaller, stage
 from hf_stages.stage import Recipe
 
 
@@ -26,6 +26,7 @@ def multi_stage(
     activations: int | None = 8,
     embeddings: bool | None = None,
     layers: str | Sequence[int] | Mapping[int, int] | None = None,
+    stack: str | None = None,
     hidden: float | str | Loss = 1.0,
     attention: float | str | Loss = 1.0,
     logits: float | str | Loss = 1.0,
@@ -49,16 +50,16 @@ def multi_stage(
     """
     from hf_stages.transforms import SplitTernary, Ternarize
 
-    shapes = features(hidden, attention, layers, reduce, width)
+    shapes = features(hidden, attention, layers, reduce, width, stack)
     answers = [*(shapes if keep_features else ()), *logits_of(logits, task)]
-    smaller_first, head = smaller(reduce, width), headed(set_task)
+    smaller_first, head = smaller(reduce, width, stack), headed(set_task)
     stages = []
     if general is not None:
         if corpus is None or general_teacher is None:
             raise ValueError(
                 "general: expected corpus= (what to learn from) and general_teacher= (whose hidden states) beside it"
             )
-        given = {"train_dataset": corpus, "eval_dataset": {}, "teacher": general_teacher}
+        given = {"train_dataset": corpus, "teacher": general_teacher, **UNSEEN}
         stages.append(stage("general", general, shapes, None, smaller_first, **given))
         smaller_first = []
     elif corpus is not None or general_teacher is not None:

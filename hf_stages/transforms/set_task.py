@@ -141,6 +141,10 @@ def _adopt(new: nn.Module, old: nn.Module, path: str, memo: dict[int, Any]) -> N
         other = theirs.get(name)
         if other is None:
             continue
+        if isinstance(part, nn.ModuleList) and _reshaped(part, other):
+            # Half the heads of a BERT: no config says so, and attributes of the blocks do (ReduceWidth).
+            setattr(new, name, copy.deepcopy(other, memo))
+            continue
         if isinstance(part, nn.Module) and type(part) is type(other):
             _adopt(part, other, f"{path}{name}.", memo)
             continue
@@ -150,6 +154,14 @@ def _adopt(new: nn.Module, old: nn.Module, path: str, memo: dict[int, Any]) -> N
                 "transform that changed it must change the config too"
             )
         setattr(new, name, copy.deepcopy(other, memo))
+
+
+def _reshaped(new: nn.ModuleList, old: Any) -> bool:
+    """Whether blocks of the same classes, and as many of them, hold tensors of other shapes."""
+    if not isinstance(old, nn.ModuleList) or [type(block) for block in new] != [type(block) for block in old]:
+        return False
+    theirs = dict(old.named_parameters())
+    return any(name in theirs and part.shape != theirs[name].shape for name, part in new.named_parameters())
 
 
 def _parts(module: nn.Module) -> dict[str, Any]:
