@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments,
 
 from hf_stages import Recipe, Stage, StagedTrainer
 from hf_stages.recipes import bitdistill
-from hf_stages.transforms import InsertSubLN, Ternarize
+from hf_stages.transforms import Ternarize
 
 TERNARY = Ternarize(method="absmean", per="tensor", embeddings=False)  # and 8-bit activations: as the recipe has it
 LOAD = AutoModelForCausalLM.from_pretrained
@@ -28,11 +28,16 @@ LOAD = AutoModelForCausalLM.from_pretrained
 
 def recipes_of(updates: int) -> dict[str, Recipe]:
     whole, halves = f"{updates} steps", partial(bitdistill, f"{updates // 2} steps", pretrain=f"{updates // 2} steps")
-    plain = {"plain": [TERNARY], "plain-subln": [InsertSubLN(), TERNARY]}
-    given = {"no-subln": {"sub_norm": False}, "no-relation": {"relation": 0}, "no-logits": {"logits": 0}}
-    given |= {"bitdistill": {}, "per-row": {"per": "row"}, "weights-only": {"activations": None}}
-    recipes = {name: Recipe([Stage("ternary", whole, transforms=first)]) for name, first in plain.items()}
-    return {"tuned": Recipe([Stage("tuned", whole)]), **recipes, **{name: halves(**g) for name, g in given.items()}}
+    return {
+        "tuned": Recipe([Stage("tuned", whole)]),
+        "plain": Recipe([Stage("ternary", whole, transforms=TERNARY)]),
+        "bitdistill": halves(),
+        "no-subln": halves(sub_norm=False),
+        "no-relation": halves(relation=0),
+        "no-logits": halves(logits=0),
+        "per-row": halves(per="row"),
+        "logits-alone": bitdistill(whole, pretrain=None, sub_norm=False, relation=0),
+    }
 
 
 def read(path: Path, tokenizer, length: int) -> dict[str, Dataset]:
@@ -45,8 +50,8 @@ def read(path: Path, tokenizer, length: int) -> dict[str, Dataset]:
     return found
 
 
-def perplexity(folder: Path, data: Dataset) -> float:
-    model, rows = LOAD(folder).eval(), torch.tensor(data["input_ids"][:])
+def perplexity(model, data: Dataset) -> float:
+    model, rows = model.eval(), torch.tensor(data["input_ids"][:])
     with torch.no_grad():
         total = sum(model(input_ids=some, labels=some).loss.item() * len(some) for some in rows.split(16))
     return math.exp(total / len(rows))
@@ -76,7 +81,7 @@ def main(words=None) -> None:
     a = parser.parse_args(words)
     tokenizer = AutoTokenizer.from_pretrained(a.model)
     data, parts = read(a.data, tokenizer, a.length), ["dev", "test"][: 1 + a.test]
-    print(f"untouched { ({part: perplexity(a.model, data[part]) for part in parts}) }", flush=True)
+    print(f"untouched { ({part: perplexity(LOAD(a.model), data[part]) for part in parts}) }", flush=True)
     for name, rate, seed in itertools.product(a.runs, a.rates, a.seeds):
         result = a.out / f"{name}-{rate:g}-{seed}" / "result.json"
         found, given = {}, {"train_dataset": data["train"], "processing_class": tokenizer}
@@ -84,8 +89,10 @@ def main(words=None) -> None:
             found = json.loads(result.read_text())
         else:
             train(result.parent, a, recipes_of(a.updates)[name], rate, seed, **given)
+        # Not as a stock Llama, which has the ternary weights and knows nothing of 8-bit activations.
         last = max(result.parent.glob("[0-9][0-9]-*"))
-        found |= {part: perplexity(last, data[part]) for part in parts if part not in found}
+        model = StagedTrainer.from_stage(last, TrainingArguments(str(a.out), report_to="none")).model
+        found |= {part: perplexity(model, data[part]) for part in parts if part not in found}
         result.write_text(json.dumps(found))
         print(f"{name:16} rate {rate:<6g} seed {seed}  {found}", flush=True)
 

@@ -62,10 +62,11 @@ def test_no_text_is_in_two_parts(given, tmp_path):
 def test_perplexity_is_that_of_the_mean_token(given, tmp_path):
     data = ternary_stories.read(tmp_path / "text.gz", byte_tokenizer(), 16)["train"].select(range(19))
     rows = torch.tensor(data["input_ids"][:])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(rows).logits
+        logits = model(rows).logits
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, 258), rows[:, 1:].reshape(-1)).exp()
-    assert ternary_stories.perplexity(tmp_path / "model", data) == pytest.approx(expected.item(), rel=1e-5)
+    assert ternary_stories.perplexity(model, data) == pytest.approx(expected.item(), rel=1e-5)
 
 
 def _kinds(folder):
