@@ -82,9 +82,11 @@ def test_a_decoder_goes_on_with_its_pretraining_first():
     }
     ternary = recipe.stages[0].transforms[0]
     assert (ternary.method, ternary.per, ternary.embeddings) == ("absmean", "tensor", False)
-    logits = terms_of(recipe["distil"].loss)[0]
-    assert logits.weight(0.0) == 10
-    assert logits.loss == LogitKL(temperature=5.0)
+    logits, _, near = terms_of(recipe["distil"].loss)
+    assert (logits.weight(0.0), near.weight(0.0)) == (1, 60)
+    assert logits.loss == LogitKL()
+    as_published = terms_of(bitdistill(logits=10, temperature=5, sub_norm=False)["distil"].loss)[0]
+    assert (as_published.weight(0.0), as_published.loss) == (10, LogitKL(temperature=5))
     assert boxes(bitdistill(pretrain=None, sub_norm=False, logits=0, relation=0)) == {
         "distil": (["Ternarize"], ["TaskLoss"])
     }
