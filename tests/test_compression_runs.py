@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import LlamaForSequenceClassification, TrainerCallback, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.losses import HiddenMSE, LogitKL, LogitMSE
-from hf_stages.recipes import multi_stage, single_stage
+from hf_stages.metrics import Metrics
+from hf_stages.recipes import bitdistill, multi_stage, single_stage
 from hf_stages.transforms import Binarize, Ternarize
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 
 
-def trainer(out, model, stages, teacher=None, **data):
+def trainer(out, model, stages, teacher=None, *, changes=None, **data):
     args = TrainingArguments(
         str(out),
         learning_rate=1e-3,
         per_device_train_batch_size=8,
         logging_steps=1,
-        save_strategy="no",
         optim="adamw_torch_fused",
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
+        **{"save_strategy": "no", **(changes or {})},
     )
     return StagedTrainer(model, args, stages=stages, teacher=teacher, **data)
 
@@ -77,3 +81,49 @@ def test_a_regression_learns_in_stages_of_logits(tmp_path, make):
     logged = [log for log in run.state.log_history if "loss" in log][-1]
     assert logged.get("loss_LogitMSE", logged["loss"]) > 0
     assert (tmp_path / run.plan()[last].folder).is_dir()
+
+
+def test_every_box_in_one_run_of_half_the_width(tmp_path):
+    """The corpus, the head, half the heads (which no BERT's config can say), two bits, the split, one bit."""
+    data = tiny.class_data(16)
+    body = tiny.bert().bert
+    general = {"general": "1 steps", "corpus": data.remove_columns("labels"), "general_teacher": body}
+    recipe = multi_stage("4 steps", width=0.5, reduce=[2], set_task=["a", "b", "c"], **general)
+    args = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    given = {"train_dataset": data, "eval_dataset": data, "compute_metrics": Metrics("accuracy")}
+    run = trainer(tmp_path, copy.deepcopy(body), recipe.stages, tiny.bert(), changes={**args, **best}, **given)
+    run.train()
+    ids = torch.tensor(data[:2]["input_ids"])
+    last = StagedTrainer.from_stage(tmp_path / "05-binary-logits").model
+    run.model.eval()
+    assert torch.equal(last(ids).logits, run.model(ids).logits)
+    assert type(last.bert.encoder.layer[0].attention.self.query).__name__ == "SplitLinear"
+    assert last.bert.encoder.layer[0].attention.self.query.out_features == 16
+    stages = [replace(stage, args={}) for stage in recipe.stages]
+    again = trainer(tmp_path, copy.deepcopy(body), stages, tiny.bert(), changes={**args, **best}, **given)
+    with pytest.raises(ValueError, match="load_best_model_at_end: expected something to evaluate on"):
+        again.plan()
+
+
+def test_a_decoder_becomes_a_ternary_classifier(tmp_path):
+    """Pretraining goes on with text, where the task's labels cannot be scored."""
+    data = tiny.class_data(16)
+    config = copy.deepcopy(tiny.llama_config())
+    config.num_labels = 3
+    recipe = bitdistill("2 steps", pretrain="2 steps", corpus=tiny.lm_data(16), set_task=3)
+    run = trainer(
+        tmp_path, tiny.llama(), recipe.stages, LlamaForSequenceClassification(config), train_dataset=data,
+        eval_dataset=data, compute_metrics=Metrics("accuracy"),
+    )  # fmt: skip
+    run.train()
+    assert "eval_accuracy" in run.state.log_history[-1] or any("eval_accuracy" in log for log in run.state.log_history)
+    assert type(run.model.model.layers[0].mlp.down_proj.linear).__name__ == "TernaryLinear"
+
+
+def test_of_an_encoder_and_decoder_one_is_named(tmp_path):
+    run = trainer(
+        tmp_path, tiny.t5(), single_stage("2 steps", stack="decoder").stages, tiny.t5(1), train_dataset=tiny.lm_data(16)
+    )
+    run.train()
+    assert (tmp_path / "01-binary").is_dir()

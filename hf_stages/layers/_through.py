@@ -72,7 +72,7 @@ class FakeQuantize(torch.autograd.Function):
         ctx.quantizer, ctx.transposed, ctx.halves = quantizer, transposed, halves
         ctx.dtypes = [t.dtype for t in tensors]
         if quantizer.learned:
-            ctx.save_for_backward(strength, *tensors)
+            ctx.save_for_backward(_frozen(strength), *tensors)
         latents = tensors[:halves]
         return total(quantizer, latents, tensors[halves:], strength, transposed)
 
@@ -109,7 +109,7 @@ class QuantizedLinear(torch.autograd.Function):
         measures = measured(quantizer, latents, scales, transposed)
         weight = total(quantizer, latents, scales, strength, transposed, measures).to(x.dtype)
         entered, kept = _enter(ctx, x, clip, strength, activations)
-        ctx.save_for_backward(bias, clip, strength, *tensors, *measures, *kept)
+        ctx.save_for_backward(bias, clip, _frozen(strength), *tensors, *measures, *kept)
         ctx.quantizer, ctx.activations, ctx.transposed = quantizer, activations, transposed
         ctx.halves, ctx.count, ctx.dtype = halves, len(tensors), x.dtype
         return F.linear(entered, weight.t() if transposed else weight, None if bias is None else bias.to(x.dtype))
@@ -144,6 +144,11 @@ class QuantizedLinear(torch.autograd.Function):
         if bias is not None and ctx.needs_input_grad[1]:
             of_bias = flat.sum(0).to(bias.dtype)
         return (of_x, of_bias, of_clip, None, None, None, None, None, *of_tensors)
+
+
+def _frozen(strength: Any) -> Any:
+    """The strength is set in place for the next update, perhaps before this one's backward pass."""
+    return None if strength is None else strength.clone()
 
 
 def _enter(ctx: Any, x: Any, clip: Any, strength: Any, activations: Activations | None) -> tuple[Any, tuple[Any, ...]]:
@@ -181,7 +186,7 @@ class Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Any, clip: Any, strength: Any, activations: Activations) -> Any:
         ctx.activations = activations
-        ctx.save_for_backward(None if clip is None else x, clip, strength)
+        ctx.save_for_backward(None if clip is None else x, clip, _frozen(strength))
         rounded = activations(x, clip)
         return rounded if strength is None else torch.lerp(x, rounded, strength.to(x.dtype))
 
