@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from hf_stages.layers._quantized import Quantized, begun, latents_of
 from hf_stages.layers._through import FakeQuantize
-from hf_stages.layers.quantizers import Quantizer
+from hf_stages.layers.quantizers import METHOD, Quantizer
 
 
 class QuantizedEmbedding(Quantized, nn.Embedding):
@@ -24,13 +24,13 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
         embedding_dim: int,
         padding_idx: int | None = None,
         *,
-        method: str,
+        method: str | None = None,
         per: str | int = "row",
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         plain = nn.Embedding(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
-        quantizer = Quantizer(self.levels, method, per)
+        quantizer = Quantizer(self.levels, method or METHOD[self.levels], per)
         self._build(plain, quantizer, *begun(plain.weight, quantizer, self.split))
 
     @classmethod

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from hf_stages.layers._quantized import CLIP, Quantized, as_activations, begun, latents_of
 from hf_stages.layers._through import QuantizedLinear as _Function
 from hf_stages.layers.activations import Activations
-from hf_stages.layers.quantizers import Quantizer
+from hf_stages.layers.quantizers import METHOD, Quantizer
 
 
 class QuantizedLinear(Quantized, nn.Linear):
@@ -25,14 +25,14 @@ class QuantizedLinear(Quantized, nn.Linear):
         out_features: int,
         bias: bool = True,
         *,
-        method: str,
+        method: str | None = None,
         per: str | int = "row",
         activations: int | Activations | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         plain = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
-        quantizer = Quantizer(self.levels, method, per)
+        quantizer = Quantizer(self.levels, method or METHOD[self.levels], per)
         latents, scales = begun(plain.weight, quantizer, self.split)
         self._build(quantizer, latents, scales, plain.bias, as_activations(activations))
 

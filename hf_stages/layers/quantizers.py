@@ -22,6 +22,8 @@ import torch
 from hf_stages.layers._numbers import mean_abs, wide
 
 _METHODS = {"binary": ("mean", "learned"), "ternary": ("twn", "absmean", "learned")}
+METHOD = {levels: methods[0] for levels, methods in _METHODS.items()}
+"""What layers take where they are told nothing."""
 _SMALLEST = 1e-8
 """A learned scale that training drove to zero or below counts as this: ternary; half of it where halves are added up."""
 
