@@ -70,7 +70,9 @@ def main(out: Path, steps: int) -> dict[str, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("quantize-classifier-out"))
-    parser.add_argument("--steps", type=int, default=160, help="updates of the teacher, and of each student on the task")
+    parser.add_argument(
+        "--steps", type=int, default=160, help="updates of the teacher, and of each student on the task"
+    )
     given = parser.parse_args()
     for name, accuracy in main(given.out, given.steps).items():
         print(f"{name:<22}{accuracy:.3f}")

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, set_s
 
 from examples.stdlib_text import blocks, byte_tokenizer, prose
 from hf_stages import Stage, StagedTrainer
-from hf_stages.losses import LogitKL, TaskLoss
+from hf_stages.losses import LogitKL
 from hf_stages.transforms import AddLora, Ternarize
 
 TOKENIZER = byte_tokenizer()
@@ -35,7 +35,7 @@ def main(out: Path, steps: int) -> dict[str, float]:
         str(out), learning_rate=4e-3, per_device_train_batch_size=16, logging_steps=20, per_device_eval_batch_size=64,
         optim="adamw_torch_fused", save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
-    taught = {"loss": TaskLoss() + LogitKL(), "teacher": "stage:whole"}
+    taught = {"loss": LogitKL(), "teacher": "stage:whole"}
     stages = [
         Stage("whole", f"{steps} steps"),
         Stage(

@@ -180,8 +180,7 @@ def load_weights(model: Any, folder: Path) -> None:
         # Some architectures store their weights under other names than they hold them; from_pretrained knows how.
         if not isinstance(model, PreTrainedModel):
             raise
-        loaded = own_models.read(type(model), folder, config=copy.deepcopy(model.config), dtype=model.dtype)
-        _load(model, loaded.state_dict(), folder)
+        _load(model, _in_memory(model, state, folder), folder)
 
 
 def is_peft(model: Any) -> bool:
@@ -214,6 +213,23 @@ def _base_names(model: Any) -> dict[str, str]:
 
 def is_adapter_key(name: str) -> bool:
     return ".lora_" in name or ".modules_to_save." in name
+
+
+def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+    """A folder's weights under the names that the model has for them, which transformers renames and merges."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, apply_renamings
+
+    known = model.state_dict()
+    renamings = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)]
+    found = {apply_renamings(name, renamings): tensor for name, tensor in state.items()}
+    found = {name: tensor for name, tensor in found.items() if name in known}
+    # What a plain model lacks (latent weights) is renamed at most; what it has, from_pretrained puts together.
+    plain = own_models.read(type(model), folder, config=copy.deepcopy(model.config), dtype=model.dtype).state_dict()
+    merged = {name: tensor for name, tensor in plain.items() if name in known and name not in found}
+    own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+    latent = any(name not in plain for name in found)
+    return found | {name: tensor for name, tensor in merged.items() if name in own or not latent}
 
 
 def _read(folder: Path) -> dict[str, torch.Tensor]:

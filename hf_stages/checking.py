@@ -14,6 +14,7 @@ from torch import nn
 from hf_stages.blueprint import is_adapter_key, is_peft
 from hf_stages.cached_teacher import check_needs
 from hf_stages.capture import WHOLE, Capture
+from hf_stages.curves import Curve
 from hf_stages.data._random import undisturbed
 from hf_stages.losses._algebra import Term, groups_of, terms_of
 from hf_stages.losses._on_source import OnSource
@@ -53,12 +54,24 @@ def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
         raise ValueError(
             f"{where}: eval_dataset: eval_strategy={strategy!r}, but there is none here and none in the trainer"
         )
+    if own.load_best_model_at_end and isinstance(evaluated, Mapping) and not evaluated:
+        raise ValueError(
+            f"{where}: load_best_model_at_end: expected something to evaluate on, got an empty eval_dataset; set it to False in "
+            'this stage: args={"load_best_model_at_end": False}'
+        )
     best = (own.metric_for_best_model or "").removeprefix("eval_")
     apart = {term.name for term in terms_of(stage.loss) if term.loss.uses_teacher} if stage.loss is not None else set()
     if own.load_best_model_at_end and own.greater_is_better and best in apart:
         raise ValueError(
             f"{where}: metric_for_best_model={own.metric_for_best_model!r}: it is a distance, and greater_is_better (which Trainer "
             "sets for every metric that does not end in 'loss') would keep the worst model; set greater_is_better=False"
+        )
+    blended = next((t for t in stage.transforms if isinstance(getattr(t, "strength", None), Curve)), None)
+    if own.load_best_model_at_end and blended is not None:
+        raise ValueError(
+            f"{where}: load_best_model_at_end: the best checkpoint may be one from before {type(blended).__name__} reached full "
+            "strength, when the model was better because it was not quantized yet; set it to False here, or go on to a stage "
+            "without a curve"
         )
     for index, gate in enumerate(stage.gates):
         metric = getattr(gate, "metric", None)
@@ -202,6 +215,10 @@ def _placing(where: str) -> Iterator[None]:
 def check_no_rebuild(recipe: Recipe, plan: Plan) -> None:
     """A model that cannot be built a second time can only go from each stage to the next."""
     reason = "this model cannot be built a second time from its config (it is quantized, or no transformers model)"
+    for stage in recipe.stages:
+        for index, transform in enumerate(stage.transforms):
+            with _placing(f"stage {stage.name!r}: transforms[{index}]"):
+                transform.check(recipe.model)
     for before, planned in zip([None, *(p.name for p in plan.stages)], plan.stages, strict=False):
         if planned.parent != before:
             raise ValueError(

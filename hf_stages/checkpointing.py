@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
 
-from hf_stages.blueprint import is_adapter_key, is_peft
+from hf_stages.blueprint import is_adapter_key, is_peft, load_weights
 from hf_stages.checkpoint import SCHEMA, STATE_FILE, disk_error, seal, write_json
 
 _BESIDE = "trained_beside_adapter.safetensors"
@@ -81,6 +83,18 @@ def load_beside_adapter(model: Any, folder: Path) -> None:
     """The base's trained weights of a PEFT checkpoint, where it has any."""
     if (folder / _BESIDE).is_file():
         model.load_state_dict(load_file(folder / _BESIDE), strict=False)
+
+
+def load_renamed(model: Any, folder: Path) -> None:
+    """Trainer reads a checkpoint's weights by the names they have in the file; of a mixture of experts these are others
+    than the model's, and it would go on with a warning and random experts."""
+    file = folder / "model.safetensors"
+    if not isinstance(model, PreTrainedModel) or not file.is_file():
+        return
+    with safe_open(file, framework="pt") as opened:
+        stored = set(opened.keys())
+    if not stored <= set(model.state_dict()):
+        load_weights(model, folder)
 
 
 def without_token(path: Path, args: Any) -> None:

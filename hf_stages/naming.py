@@ -29,6 +29,7 @@ FOLDERS = {
     "eval_dataset": "data",
     "data_collator": "data",
     "sources": "data",
+    "augment": "data",
     "teacher": "teacher_source",
     "model": "model_source",
 }

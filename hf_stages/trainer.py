@@ -23,13 +23,14 @@ from transformers.utils.generic import can_return_loss, find_labels
 from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.blueprint import Blueprint
 from hf_stages.checking import check_no_rebuild, check_stages
-from hf_stages.checkpointing import load_beside_adapter, save_checkpoint, without_token
+from hf_stages.checkpointing import load_beside_adapter, load_renamed, save_checkpoint, without_token
 from hf_stages.data._random import undisturbed
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
 from hf_stages.eval_terms import BULKY
 from hf_stages.flow import OneRun
+from hf_stages.layers import is_range
 from hf_stages.loading import load_stage
 from hf_stages.losses._on_source import SOURCE
 from hf_stages.losses._signals import Signals
@@ -354,7 +355,7 @@ class StagedMixin(_Base):
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         with self._stage.losses.detached():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_beside_adapter(self.model, Path(resume_from_checkpoint))
+        self._load_what_trainer_cannot(resume_from_checkpoint)
         self._stage.losses.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self):
@@ -362,7 +363,17 @@ class StagedMixin(_Base):
             return super()._load_best_model()
         with self._stage.losses.detached():
             super()._load_best_model()
-        load_beside_adapter(self.model, Path(self.state.best_model_checkpoint))
+        self._load_what_trainer_cannot(self.state.best_model_checkpoint)
+
+    def _load_what_trainer_cannot(self, folder):
+        if not self.is_fsdp_enabled:
+            load_renamed(self.model, Path(folder))
+        load_beside_adapter(self.model, Path(folder))
+
+    def get_decay_parameter_names(self, model):
+        names = super().get_decay_parameter_names(model)
+        # Decayed, a learned scale or range would shrink towards nothing, however large its weights are.
+        return names if self.recipe is None else [name for name in names if not is_range(name)]
 
     def _save(self, output_dir=None, state_dict=None):
         with self._stage.losses.detached() if self._stage is not None else nullcontext():

@@ -19,7 +19,7 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.curves import Cosine, Linear
 from hf_stages.gates import Plateau
 from hf_stages.schedules import Fresh, Resume, Rewarm
-from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab
+from hf_stages.transforms import AddLora, Binarize, Freeze, MergeLora, ResizeVocab, SplitTernary, Ternarize
 from tests import tiny
 
 PAD, MASK = 0, 3
@@ -90,6 +90,12 @@ def stages(o: dict[str, Any]) -> list[Stage]:
     best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": False}
     epochs = o.get("strategy") == "epoch"
     args = {} if epochs else {"eval_steps": 2, "save_steps": 2}
+    if o.get("quantized"):
+        return [
+            Stage("ternary", "9 steps", transforms=[Ternarize(strength=Linear(0, 1), clip=2.0)], schedule=Fresh()),
+            Stage("split", "7 steps", transforms=[SplitTernary()], schedule=Fresh(optimizer="carry")),
+            Stage("binary", "5 steps", transforms=[Binarize("lm_head", method="learned")], schedule=Resume()),
+        ]
     if o.get("stream"):
         return [
             Stage("stream", "9 steps", train_dataset=Stream(22), schedule=Fresh(shape=Cosine(1, 0))),

@@ -35,7 +35,7 @@ ALLOWED = {
     "losses": f"{NOUNS} layers",
     "layers": NOUNS,
     "transforms": f"{NOUNS} layers",
-    "data": NOUNS,
+    "data": f"{NOUNS} checkpoint teacher_print",
     "schedules": NOUNS,
     "monitors": f"{NOUNS} layers",
     "gates": NOUNS,

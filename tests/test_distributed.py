@@ -20,7 +20,15 @@ from tests.workers import ddp, fsdp
 from tests.workers.cases import CASES, apart, gradient
 
 SAME = 1e-5
-COMPARED = ("transitions", "transitions_accumulated", "gradients", "data_order", "sharded_transitions", "distillation")
+COMPARED = (
+    "transitions",
+    "transitions_accumulated",
+    "gradients",
+    "data_order",
+    "sharded_transitions",
+    "distillation",
+    "quantized",
+)
 SLOW = ("stop_anywhere", "boundary_resume", "without_search_for_unused", "checkpointed_activations", "sharded_resumed")
 # The sharded ones run last: accelerate leaves an environment variable behind.
 
@@ -113,6 +121,16 @@ def test_distillation_on_two_ranks_equals_one_process(two_ranks, tmp_path):
         for cut in ("4", "2x2", "checkpointed"):
             found = load_file(two_ranks[0] / "distillation" / cut / folder.name / "model.safetensors")
             assert apart(whole, found) < 3e-4, f"{folder.name}, {cut}"
+
+
+def test_quantized_run_on_two_ranks_equals_one_process(two_ranks, tmp_path):
+    result(two_ranks, "quantized")
+    ddp.staged(tmp_path, ddp.quantized_chain(), 8).train()
+    for folder in ("01-ternary", "02-split"):
+        whole, found = (
+            load_file(at / folder / "model.safetensors") for at in (tmp_path, two_ranks[0] / "quantized" / "run")
+        )
+        assert apart(whole, found) < SAME, folder
 
 
 @pytest.mark.parametrize("name", CASES)

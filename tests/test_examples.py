@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from examples import cached_teacher
+from examples import augment_text, cached_teacher
 from examples.stdlib_text import blocks, byte_tokenizer, code, prose
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,3 +68,12 @@ def test_a_cache_teaches_as_the_live_teacher(tmp_path: Path, capsys) -> None:
     assert apart["all logits"] < 1e-5
     assert apart["16 logits, bfloat16"] > apart["all logits"]
     assert "k=16 of 258 logits, probability mass kept: mean " in printed
+
+
+def test_sentences_become_more_of_them(tmp_path: Path, capsys) -> None:
+    data, more = augment_text.main(tmp_path, 5, 300_000)
+    assert data["text"][0] in capsys.readouterr().out.splitlines()
+    assert len(data) < len(more) <= 6 * len(data)
+    assert set(data["text"]) < set(more["text"])
+    assert set(more["length"]) <= set(data["length"])
+    assert (tmp_path / "augmented" / more._fingerprint / "state.json").is_file()

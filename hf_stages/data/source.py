@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hf_stages.data.augment import Augment
 from hf_stages.fingerprint import fingerprint
 
 _BUILDERS = ("text", "json", "csv", "parquet", "arrow")
@@ -44,6 +45,8 @@ class Source:
     """Columns to rename, ``{old: new}``, before all else."""
     keep: tuple[str, ...] = ()
     """Columns to keep beside the tokens and labels."""
+    augment: Augment | None = None
+    """More rows out of these, before tokenizing. It needs a ``cache``: a plan and a run both ask for the data."""
 
     def __post_init__(self) -> None:
         for key in ("data_files", "text", "classes", "keep"):
@@ -61,6 +64,8 @@ class Source:
             raise ValueError(f"text: expected a column or a pair of columns, got {list(self.text)}")
         if self.chunk and not isinstance(self.text, str):
             raise ValueError(f"chunk: expected text to name one column, got {self.text!r}")
+        if self.augment is not None:
+            self._check_augment()
 
     def resolve(self, base: str | Path) -> Source:
         """Relative paths taken from ``base`` (the recipe's folder), where something stands there."""
@@ -68,7 +73,8 @@ class Source:
         path = self.path
         if path not in _BUILDERS and (base / path).exists():
             path = str(base / path)
-        return replace(self, path=path, data_files=_resolved(self.data_files, base))
+        augment = self.augment if self.augment is None else self.augment.resolve(base)
+        return replace(self, path=path, data_files=_resolved(self.data_files, base), augment=augment)
 
     def load(self, tokenizer: Any = None, *, trust_remote_code: bool = False) -> Any:
         """A ``datasets.Dataset``, or an ``IterableDataset`` when streaming. ``datasets`` runs no code of a dataset."""
@@ -86,11 +92,26 @@ class Source:
         wanted = [*((self.text,) if isinstance(self.text, str) else self.text or ()), *self.keep]
         self._check_columns(data, [*wanted, *([self.label] if self.label else [])], known=list(first))
         data = self._labelled(data, first)
+        if self.augment is not None:
+            augment = self.augment if self.augment.text is not None else replace(self.augment, text=self.text)
+            data = augment(data)
         if self.text is None:
             return data
         data = self._tokenized(data, tokenizer)
         self._first(data, f"its text is shorter than one block of {self.max_length} tokens; lower max_length")
         return data
+
+    def _check_augment(self) -> None:
+        if not isinstance(self.augment, Augment):
+            raise ValueError(f"augment: expected {{use: Augment, ...}}, got {self.augment!r}")
+        if self.streaming:
+            raise ValueError("augment: a stream has no rows by number; leave streaming out")
+        if self.augment.cache is None:
+            raise ValueError(
+                "augment: cache: missing; say where to keep the rows, or every plan and run makes them anew"
+            )
+        if self.text is None and self.augment.text is None:
+            raise ValueError("augment: text: missing, here and in the source; name the column of text")
 
     def _read(self) -> Any:
         import datasets

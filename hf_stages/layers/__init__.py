@@ -1,5 +1,6 @@
 """Layers: where a model's blocks are, and modules that stand in for a model's own."""
 
+from hf_stages.layers._quantized import is_range as is_range
 from hf_stages.layers._stored import StoredBits as StoredBits
 from hf_stages.layers._stored import StoredSize as StoredSize
 from hf_stages.layers.activations import Activations as Activations
@@ -29,6 +30,7 @@ __all__ = [
     "TernaryEmbedding",
     "TernaryLinear",
     "blocks_of",
+    "is_range",
     "stack_of",
     "stacks_of",
     "stored_size",

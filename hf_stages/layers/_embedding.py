@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from typing_extensions import Self
 
-from hf_stages.layers._quantized import Quantized
+from hf_stages.layers._quantized import Quantized, begun, latents_of
 from hf_stages.layers._through import FakeQuantize
-from hf_stages.layers.quantizers import Quantizer
+from hf_stages.layers.quantizers import METHOD, Quantizer
 
 
 class QuantizedEmbedding(Quantized, nn.Embedding):
@@ -24,14 +24,14 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
         embedding_dim: int,
         padding_idx: int | None = None,
         *,
-        method: str,
+        method: str | None = None,
         per: str | int = "row",
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         plain = nn.Embedding(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
-        latents = [plain.weight] if not self.split else [plain.weight, nn.Parameter(plain.weight.detach().clone())]
-        self._build(plain, Quantizer(self.levels, method, per), latents, ())
+        quantizer = Quantizer(self.levels, method or METHOD[self.levels], per)
+        self._build(plain, quantizer, *begun(plain.weight, quantizer, self.split))
 
     @classmethod
     def of(
@@ -43,7 +43,7 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
     ) -> Self:
         """In the place of ``layer``: its weight is the latent one now."""
         own = cls.__new__(cls)
-        own._build(layer, quantizer, [layer.weight] if latents is None else latents, scales)  # type: ignore[list-item]
+        own._build(layer, quantizer, latents_of(layer) if latents is None else latents, scales)
         return own.train(layer.training)
 
     def _build(
@@ -59,8 +59,12 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
         self.num_embeddings, self.embedding_dim = layer.num_embeddings, layer.embedding_dim
         self.padding_idx, self.max_norm, self.norm_type = layer.padding_idx, None, layer.norm_type
         self.scale_grad_by_freq, self.sparse = layer.scale_grad_by_freq, layer.sparse
-        # Some models' tables multiply what they give out (BART's, Gemma's).
-        self.embed_scale = getattr(layer, "embed_scale", None)
+        # Some models' tables multiply what they give out: BART's by a number, Gemma's by a buffer of the weight's dtype.
+        scale = getattr(layer, "embed_scale", None)
+        if isinstance(scale, torch.Tensor):
+            self.register_buffer("embed_scale", scale, persistent=False)
+        else:
+            self.embed_scale = scale
         self._own(quantizer, latents, scales)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -69,13 +73,16 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
             rows = _looked_up(self.weight, *look)
         else:
             parts = [_looked_up(latent, *look) for latent in self.latents]
-            scales = [_looked_up(scale.view(self.num_embeddings, -1), input) for scale in self.scales]
+            scales = [_looked_up(scale.view(self.num_embeddings, -1), *look) for scale in self.scales]
             rows = FakeQuantize.apply(self.quantizer, self.strength, False, len(parts), *parts, *scales)
-        return rows if self.embed_scale is None else rows * self.embed_scale
+        factor = self.embed_scale
+        if factor is None:
+            return rows
+        return rows * (factor.to(rows.dtype) if isinstance(factor, torch.Tensor) else factor)
 
     def reset_parameters(self) -> None:
-        for latent in self.latents:
-            nn.init.normal_(latent)
+        like = {"device": self.latents[0].device, "dtype": self.latents[0].dtype}
+        self._begin(nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, **like).weight)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, padding_idx={self.padding_idx}, {self._words()}"

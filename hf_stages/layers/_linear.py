@@ -10,10 +10,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import Self
 
-from hf_stages.layers._quantized import Quantized, as_activations
+from hf_stages.layers._quantized import CLIP, Quantized, as_activations, begun, latents_of
 from hf_stages.layers._through import QuantizedLinear as _Function
 from hf_stages.layers.activations import Activations
-from hf_stages.layers.quantizers import Quantizer
+from hf_stages.layers.quantizers import METHOD, Quantizer
 
 
 class QuantizedLinear(Quantized, nn.Linear):
@@ -25,16 +25,16 @@ class QuantizedLinear(Quantized, nn.Linear):
         out_features: int,
         bias: bool = True,
         *,
-        method: str,
+        method: str | None = None,
         per: str | int = "row",
         activations: int | Activations | None = None,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         plain = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
-        latents = [plain.weight] if not self.split else [plain.weight, nn.Parameter(plain.weight.detach().clone())]
-        quantizer = Quantizer(self.levels, method, per)
-        self._build(quantizer, latents, (), plain.bias, as_activations(activations))
+        quantizer = Quantizer(self.levels, method or METHOD[self.levels], per)
+        latents, scales = begun(plain.weight, quantizer, self.split)
+        self._build(quantizer, latents, scales, plain.bias, as_activations(activations))
 
     @classmethod
     def of(
@@ -48,8 +48,10 @@ class QuantizedLinear(Quantized, nn.Linear):
         """In the place of ``layer``: its weight is the latent one now, its bias is taken over."""
         own = cls.__new__(cls)
         transposed = isinstance(layer, Conv1D) or bool(getattr(layer, "transposed", False))
-        latents = [layer.weight] if latents is None else latents  # type: ignore[list-item]
-        own._build(quantizer, latents, scales, layer.bias, activations, transposed)  # type: ignore[arg-type]
+        latents = latents_of(layer) if latents is None else latents
+        own._build(quantizer, latents, scales, layer.bias, activations, transposed)
+        if activations is not None and activations == getattr(layer, "activations", None):
+            own.activation_clip = layer.activation_clip  # as trained
         return own.train(layer.training)
 
     def _build(
@@ -68,12 +70,15 @@ class QuantizedLinear(Quantized, nn.Linear):
         self.activations = activations
         self._own(quantizer, latents, scales)
         self.register_parameter("bias", bias)
-        clip = None if activations is None or activations.clip is None else nn.Parameter(activations.initial())
-        self.register_parameter("activation_clip", clip if clip is None else clip.to(latents[0].device))
+        self.register_parameter(CLIP, None)
+        if activations is not None and activations.clip is not None:
+            clip = activations.initial().to(latents[0].device, latents[0].dtype)
+            self.register_parameter(CLIP, nn.Parameter(clip, requires_grad=self.latents[0].requires_grad))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         x, kind = input, input.device.type
-        if torch.is_autocast_enabled(kind):
+        # As autocast does with a plain linear layer: float64 stays. The meta device knows none.
+        if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(kind))
         return _Function.apply(
             x,
@@ -90,8 +95,12 @@ class QuantizedLinear(Quantized, nn.Linear):
 
     def reset_parameters(self) -> None:
         """nn.Linear's own way, for whoever asks for it: the latents begin anew."""
-        for latent in self.latents:
-            nn.init.kaiming_uniform_(latent, a=5**0.5)
+        like = {"device": self.latents[0].device, "dtype": self.latents[0].dtype}
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, **like)
+        self._begin(plain.weight.t() if self.transposed else plain.weight)
+        if self.bias is not None:
+            with torch.no_grad():
+                self.bias.copy_(plain.bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._words()}"

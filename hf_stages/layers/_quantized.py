@@ -9,28 +9,64 @@ import torch
 from torch import nn
 
 from hf_stages.layers._stored import StoredBits
-from hf_stages.layers._through import FakeQuantize, total
+from hf_stages.layers._through import FakeQuantize
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.quantizers import Quantizer
 from hf_stages.layers.splitting import split_ternary
 
-LATENT, SCALE = "weight_latent", "weight_scale"
+LATENT, SCALE, CLIP = "weight_latent", "weight_scale", "activation_clip"
 
 
-class Quantized(nn.Module):
+class WithStrength(nn.Module):
+    """What a stage's transform may blend in: all quantized layers, experts too."""
+
+    levels: ClassVar[str]
+    split: ClassVar[bool] = False
+    """Two latent weights, whose quantized values are added up."""
+    strength: torch.Tensor | None = None
+    """None is full strength. No buffer: DDP would send it with every step, and fails when its last buffer becomes None."""
+    governor: Any = None
+    """The transform that made this layer and sets its strength."""
+
+    def set_strength(self, strength: float) -> None:
+        """How far towards quantized: 0 is the latent weight (for split layers the sum of both), 1 is quantized."""
+        if not -1e-6 <= strength <= 1 + 1e-6:  # curves are right to rounding
+            raise ValueError(f"strength: expected a number from 0 (full precision) to 1 (quantized), got {strength!r}")
+        strength = max(0.0, strength)
+        if strength >= 1:
+            self.strength = None
+        elif self.strength is None:
+            # A tensor, not a number: torch.compile would compile anew for each number.
+            self.strength = torch.tensor(float(strength), device=next(self.parameters()).device)
+        else:
+            self.strength.fill_(float(strength))
+
+    def _apply(self, *args: Any, **more: Any) -> Any:
+        strength = None if self.strength is None or self.strength.is_meta else float(self.strength)
+        super()._apply(*args, **more)
+        if self.strength is not None:  # on the latents' device, in float32 always
+            self.strength = None
+            self.set_strength(0.0 if strength is None else strength)
+        return self
+
+
+class Quantized(WithStrength):
     """A layer whose ``weight`` is computed from full-precision latent weights, which training changes.
 
     Its ``state_dict`` holds the effective ``weight`` too: a program that knows nothing of quantization reads that one and
     gets the right function. Read back, the latents count; where there are none (a full-precision model), ``weight`` does.
     """
 
-    levels: ClassVar[str]
-    split: ClassVar[bool] = False
-    """Two latent weights, whose quantized values are added up."""
     transposed = False
     """The weight lies as (inputs, outputs), as GPT-2 has it; rows are outputs all the same."""
     quantizer: Quantizer
     activations: Activations | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            kind, names = type(self).__name__, " and ".join(self.latent_names)
+            raise AttributeError(f"{kind}.weight is computed from {names}; write to {names} instead")
+        super().__setattr__(name, value)
 
     def _own(self, quantizer: Quantizer, latents: Sequence[torch.Tensor], scales: Sequence[torch.Tensor] = ()) -> None:
         """Take over weights; those that are parameters already stay the same objects (ties, optimizers)."""
@@ -41,9 +77,12 @@ class Quantized(nn.Module):
             scales = [quantizer.initial(row) for row in rows]
         for name, tensor in zip(self.latent_names, latents, strict=True):
             self.register_parameter(name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
+        trained = self.latents[0].requires_grad
         for name, tensor in zip(self.scale_names, scales, strict=True):
-            self.register_parameter(name, nn.Parameter(tensor.to(latents[0].dtype)))
-        self.register_buffer("strength", None, persistent=False)
+            # Of tied layers the same object, which must not be stepped twice; frozen with the weight it scales.
+            if not isinstance(tensor, nn.Parameter):
+                tensor = nn.Parameter(tensor.to(latents[0].dtype), requires_grad=trained)
+            self.register_parameter(name, tensor)
 
     @property
     def latent_names(self) -> tuple[str, ...]:
@@ -65,7 +104,10 @@ class Quantized(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The effective weight; its gradient passes straight through to the latents."""
+        """The effective weight; its gradient passes straight through to the latents.
+
+        Computed at each reading, so that writing into it in place changes nothing; assigning to it is an error.
+        """
         parts = (*self.latents, *self.scales)
         return FakeQuantize.apply(self.quantizer, self.strength, self.transposed, len(self.latents), *parts)
 
@@ -76,33 +118,82 @@ class Quantized(nn.Module):
         names = (*self.latent_names, *self.scale_names)
         return (StoredBits.of(names, self.quantizer, shape, halves=len(self.latents)),)
 
-    def set_strength(self, strength: float) -> None:
-        """How far towards quantized: 0 is the latent weight (for split layers the sum of both), 1 is quantized."""
-        if strength >= 1:
-            self.strength = None
-        elif self.strength is None:
-            # A tensor, not a number: torch.compile would compile anew for each number.
-            self.strength = torch.tensor(float(strength), device=self.latents[0].device)
-        else:
-            self.strength.fill_(float(strength))
-
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # First, as in the layer that this one stands for.
-        parts = self.latents, self.scales
-        destination[f"{prefix}weight"] = total(self.quantizer, *parts, self.strength, self.transposed)
+        shared = self._stored_by_twin(destination) if self.tied else None
+        with torch.no_grad():
+            destination[f"{prefix}weight"] = self.weight.contiguous() if shared is None else shared
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         effective = state_dict.pop(f"{prefix}weight", None)
-        if effective is not None and not self.split and f"{prefix}{LATENT}" not in state_dict:
-            state_dict[f"{prefix}{LATENT}"] = effective
+        latents = [f"{prefix}{name}" for name in self.latent_names]
+        # A tied layer's latents may be stored under its twin's name alone.
+        if effective is not None and not self.tied and not any(name in state_dict for name in latents):
+            state_dict.update(zip(latents, self._plain_state(effective, prefix, state_dict), strict=True))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @property
+    def tied(self) -> bool:
+        """Its latent weights are another layer's; ``rename_ties`` says so."""
+        return getattr(self, "_tied_weights_keys", None) is not None
+
+    def _stored_by_twin(self, destination: Any) -> Any:
+        """The effective weight in the twin's memory, so that files hold it once."""
+        own, end = self.latents[0], self.latent_names[0]
+        for name, tensor in destination.items():
+            if name.endswith(f".{end}") and tensor.data_ptr() == own.data_ptr() != 0:
+                return destination.get(f"{name.removesuffix(end)}weight")
+        return None
+
+    def _plain_state(self, weight: torch.Tensor, prefix: str, state_dict: Any) -> Sequence[torch.Tensor]:
+        """Latents for a full-precision weight; what else such a model lacks is put into ``state_dict``."""
+        if weight.shape != self.latents[0].shape:
+            return [weight] * len(self.latents)  # torch says what does not fit
+        latents, scales = begun(weight, self.quantizer, self.split, self.transposed)
+        state_dict.update({f"{prefix}{name}": scale for name, scale in zip(self.scale_names, scales, strict=True)})
+        clip = self._parameters.get(CLIP)
+        if clip is not None:
+            state_dict.setdefault(f"{prefix}{CLIP}", clip.detach())
+        return latents
+
+    def _begin(self, weight: torch.Tensor) -> None:
+        """All anew from a full-precision weight."""
+        latents, scales = begun(weight, self.quantizer, self.split, self.transposed)
+        with torch.no_grad():
+            for old, new in zip((*self.latents, *self.scales), (*latents, *scales), strict=True):
+                old.copy_(new)
 
     def _words(self) -> str:
         about = f"levels={self.quantizer.levels}, method={self.quantizer.method}, per={self.quantizer.per}"
         if self.activations is not None:
             about += f", activations={self.activations.bits}bit"
+            about += "" if self.activations.symmetric else ", asymmetric"
+            about += "" if self.activations.clip is None else ", learned clip"
         return about
+
+
+def begun(
+    weight: torch.Tensor, quantizer: Quantizer, split: bool, transposed: bool = False
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Latents and learned scales that training begins with, from a full-precision weight."""
+    rows = weight.detach().t() if transposed else weight.detach()
+    if not split:
+        return [weight], [quantizer.initial(rows)] if quantizer.learned else []
+    # Two equal halves would stay equal, since they get the same gradient; so it is made ternary and split.
+    ternary = Quantizer("ternary", "learned" if quantizer.learned else "twn", quantizer.per)
+    first, second, half = split_ternary(rows, ternary, ternary.initial(rows) if ternary.learned else None)
+    latents = [part.t().contiguous() if transposed else part for part in (first, second)]
+    return latents, [] if half is None else [half, half.clone()]
+
+
+def latents_of(layer: Any) -> list[torch.Tensor]:
+    """What a quantized layer in the place of ``layer`` begins with: its weight, or its latent weight if it has one."""
+    if not isinstance(layer, Quantized):
+        return [layer.weight]
+    if layer.split:
+        raise ValueError(f"expected a layer of one weight, got a {type(layer).__name__}, which has two")
+    return layer.latents
 
 
 def as_activations(given: Any) -> Activations | None:
@@ -126,3 +217,13 @@ def halves_of(layer: Quantized) -> tuple[Quantizer, list[torch.Tensor], list[tor
     binary = Quantizer("binary", "mean" if half is None else "learned", quantizer.per)
     parameters = [nn.Parameter(latent, requires_grad=layer.latents[0].requires_grad) for latent in latents]
     return binary, list(parameters), [] if half is None else [half, half.clone()]
+
+
+def is_range(name: str) -> bool:
+    """A parameter that says how far levels reach, not what is learned: a learned scale, a learned range of activations.
+
+    >>> is_range("q.weight_scale"), is_range("experts.down_proj_scale_2"), is_range("q.weight_latent")
+    (True, True, False)
+    """
+    leaf = name.rpartition(".")[2].removesuffix("_1").removesuffix("_2")
+    return leaf.endswith(("weight_scale", "proj_scale", "activation_clip"))

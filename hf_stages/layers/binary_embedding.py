@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hf_stages.layers._embedding import QuantizedEmbedding
 
 
@@ -15,16 +13,3 @@ class BinaryEmbedding(QuantizedEmbedding):
     """
 
     levels = "binary"
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        *,
-        method: str = "mean",
-        per: str | int = "row",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(num_embeddings, embedding_dim, padding_idx, method=method, per=per, device=device, dtype=dtype)

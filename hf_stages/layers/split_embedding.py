@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from typing_extensions import Self
 
 from hf_stages.layers._embedding import QuantizedEmbedding
@@ -16,22 +14,8 @@ class SplitEmbedding(QuantizedEmbedding):
     levels = "binary"
     split = True
 
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        *,
-        method: str = "mean",
-        per: str | int = "row",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(num_embeddings, embedding_dim, padding_idx, method=method, per=per, device=device, dtype=dtype)
-
     @classmethod
     def of_ternary(cls, layer: QuantizedEmbedding) -> Self:
         """The same rows as ``layer``'s, as the sum of two binary ones."""
         quantizer, latents, scales = halves_of(layer)
-        own = cls.of(layer, quantizer, latents, scales)
-        return own
+        return cls.of(layer, quantizer, latents, scales)

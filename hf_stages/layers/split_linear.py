@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from typing_extensions import Self
 
 from hf_stages.layers._linear import QuantizedLinear
 from hf_stages.layers._quantized import halves_of
-from hf_stages.layers.activations import Activations
 
 
 class SplitLinear(QuantizedLinear):
@@ -18,29 +15,6 @@ class SplitLinear(QuantizedLinear):
 
     levels = "binary"
     split = True
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        method: str = "mean",
-        per: str | int = "row",
-        activations: int | Activations | None = None,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(
-            in_features,
-            out_features,
-            bias,
-            method=method,
-            per=per,
-            activations=activations,
-            device=device,
-            dtype=dtype,
-        )
 
     @classmethod
     def of_ternary(cls, layer: QuantizedLinear) -> Self:

@@ -20,6 +20,9 @@ def split_ternary(
         raise ValueError(f"split: expected ternary weights, got {quantizer.levels} ones")
     shape = weight.shape
     groups = quantizer.grouped(weight.detach())
+    if weight.device.type == "meta":  # a dry run wants shapes
+        stored = None if quantizer.method == "twn" else quantizer.scales(groups, scale)[0].reshape(-1)
+        return torch.empty_like(weight), torch.empty_like(weight), stored
     working = groups.double()  # a and b are differences of long sums
     # Which weights are zero, and the scale, are those that the layer computes in its own precision.
     scales, threshold = quantizer.scales(groups, scale)
@@ -31,7 +34,7 @@ def split_ternary(
     half = scales.double() / 2
     # A zeroed weight is smaller than half the scale, so adding and taking away half a scale decides both signs.
     first = torch.where(zero, working / 2 + half, working / 2)
-    second = torch.where(zero, working / 2 - half, working / 2)
+    second = torch.where(zero, -(half - working / 2), working / 2)  # -0 where all is 0: the halves still cancel
     return _whole(first, weight, shape), _whole(second, weight, shape), half.reshape(-1).to(scales.dtype)
 
 
@@ -55,7 +58,7 @@ def _equal_means(w: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, tor
     # Few large weights among many of one sign below the threshold push a out of (0, 1): signs would flip. There each
     # zeroed weight leans to one half or the other in turn, by size, so that the leanings cancel up to one weight.
     outside = (a <= 0.02) | (a >= 0.98)
-    if w.device.type == "meta" or not bool(outside.any()):
+    if not bool(outside.any()):
         return first, second
     turn = _in_turn(w, zero)
     lean = (turn * w * zero).sum(-1, keepdim=True)
@@ -66,7 +69,7 @@ def _equal_means(w: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, tor
 
 def _in_turn(w: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
     """+1 or -1 for each zeroed weight, so that the sum of turn x w is at most the largest of them."""
-    order = torch.where(zero, w.abs(), torch.inf).argsort(-1, stable=True)
+    order = torch.where(zero, w.abs(), torch.inf).argsort(dim=-1, stable=True)
     alternating = torch.ones(w.shape[-1], dtype=w.dtype, device=w.device)
     alternating[1::2] = -1
     turns = torch.empty_like(w).scatter_(-1, order, alternating.expand_as(w))

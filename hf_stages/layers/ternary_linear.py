@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hf_stages.layers._linear import QuantizedLinear
-from hf_stages.layers.activations import Activations
 
 
 class TernaryLinear(QuantizedLinear):
@@ -17,26 +14,3 @@ class TernaryLinear(QuantizedLinear):
     """
 
     levels = "ternary"
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        method: str = "twn",
-        per: str | int = "row",
-        activations: int | Activations | None = None,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(
-            in_features,
-            out_features,
-            bias,
-            method=method,
-            per=per,
-            activations=activations,
-            device=device,
-            dtype=dtype,
-        )

@@ -64,7 +64,7 @@ def mapped(loss: Any, student: Any, teacher: Any, *, same_heads: bool = True) ->
     if same_heads and (heads := (heads_of(student, loss.stack), heads_of(teacher, loss.stack)))[0] != heads[1]:
         raise ValueError(
             f"{name}: the student has {heads[0]} attention heads, the teacher {heads[1]}; use AttentionRelation, which "
-            "compares across head counts"
+            "compares across head counts, or leave attention out (in a ready recipe: attention=AttentionRelation() or attention=0)"
         )
     return adapted(
         loss,

@@ -25,17 +25,21 @@ def layer_maps(layers: Any, reduce: Sequence[int] | None) -> tuple[Any, Any]:
     return dict(layers), {s: t for s, t in layers.items() if s != 0 and t != 0}
 
 
-def features_of(hidden: Any, attention: Any, layers: Any, reduce: Any) -> list[Loss]:
+def features_of(
+    hidden: Any, attention: Any, layers: Any, reduce: Any, *, stack: str | None = None, scores: Any = AttentionMSE
+) -> list[Loss]:
     of_hidden, of_attention = layer_maps(layers, reduce)
-    parts = (("hidden", hidden, HiddenMSE, of_hidden), ("attention", attention, AttentionMSE, of_attention))
-    return [loss for name, part, cls, map_ in parts for loss in _part(name, part, lambda c=cls, m=map_: c(layers=m))]
+    return [
+        *part("hidden", hidden, lambda: HiddenMSE(layers=of_hidden, stack=stack)),
+        *part("attention", attention, lambda: scores(layers=of_attention, stack=stack)),
+    ]
 
 
-def logits_of(logits: Any, task: Any) -> list[Loss]:
-    return [*_part("logits", logits, LogitKL), *_part("task", task, TaskLoss)]
+def logits_of(logits: Any, task: Any, temperature: float = 1.0) -> list[Loss]:
+    return [*part("logits", logits, lambda: LogitKL(temperature=temperature)), *part("task", task, TaskLoss)]
 
 
-def _part(name: str, given: Any, default: Any) -> list[Loss]:
+def part(name: str, given: Any, default: Any) -> list[Loss]:
     """A loss as it is, or the default one with a weight; nothing for a weight of zero."""
     if isinstance(given, Loss):
         return [given]

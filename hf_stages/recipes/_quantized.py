@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_stages.duration import Duration
-from hf_stages.losses import AttentionRelation, Loss
-from hf_stages.recipes._parts import features_of, layer_maps
+from hf_stages.losses import AttentionMSE, AttentionRelation, Loss
+from hf_stages.recipes._parts import features_of
 from hf_stages.stage import Stage
 
 
-def smaller(reduce: Sequence[int] | None, width: float | None) -> list[Any]:
+def smaller(reduce: Sequence[int] | None, width: float | None, stack: str | None = None) -> list[Any]:
     """Fewer layers, then narrower ones."""
     made: list[Any] = []
     if reduce is not None:
         from hf_stages.transforms import ReduceLayers
 
-        made.append(ReduceLayers(list(reduce)))
+        made.append(ReduceLayers(list(reduce), stack))
     if width is not None:
         from hf_stages.transforms import ReduceWidth
 
-        made.append(ReduceWidth(width))
+        made.append(ReduceWidth(width, stack=stack))
     return made
 
 
@@ -45,14 +45,19 @@ def headed(set_task: Any) -> list[Any]:
     )
 
 
-def features(hidden: Any, attention: Any, layers: Any, reduce: Any, width: float | None) -> list[Loss]:
+UNSEEN: dict[str, Any] = {
+    "eval_dataset": {},
+    "args": {"eval_strategy": "no", "load_best_model_at_end": False},
+}
+"""Of a stage on a corpus: the run's evaluation data is the task's, which its model cannot be scored on yet."""
+
+
+def features(
+    hidden: Any, attention: Any, layers: Any, reduce: Any, width: float | None = None, stack: str | None = None
+) -> list[Loss]:
     """Hidden states and attention. Half the heads have no scores to compare one by one: their relations are."""
-    if width is not None and not isinstance(attention, Loss) and attention != 0:
-        of_attention = layer_maps(layers, reduce)[1]
-        relation = AttentionRelation(layers=of_attention)
-        weight = attention if isinstance(attention, str | float | int) else 1.0
-        attention = relation if weight == 1 else weight * relation  # type: ignore[operator]
-    return features_of(hidden, attention, layers, reduce)
+    scores = AttentionMSE if width in (None, 1) else AttentionRelation
+    return features_of(hidden, attention, layers, reduce, stack=stack, scores=scores)
 
 
 def added(name: str, losses: Sequence[Loss]) -> Loss:
@@ -67,7 +72,7 @@ def added(name: str, losses: Sequence[Loss]) -> Loss:
 def stage(
     name: str, until: str | Duration, losses: Sequence[Loss], rate: Any, transforms: Sequence[Any] = (), **more: Any
 ) -> Stage:
-    args = {} if rate is None else {"learning_rate": rate}
+    args = {**more.pop("args", {}), **({} if rate is None else {"learning_rate": rate})}
     return Stage(name, until, loss=added(name, losses), transforms=transforms, args=args, **more)
 
 

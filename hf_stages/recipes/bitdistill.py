@@ -8,8 +8,8 @@ from typing import Any
 from hf_stages.curves import Curve
 from hf_stages.duration import Duration
 from hf_stages.losses import AttentionRelation, Loss, TaskLoss
-from hf_stages.recipes._parts import logits_of
-from hf_stages.recipes._quantized import headed, rates_of, stage
+from hf_stages.recipes._parts import logits_of, part
+from hf_stages.recipes._quantized import UNSEEN, headed, rates_of, stage
 from hf_stages.stage import Recipe
 
 
@@ -27,7 +27,7 @@ def bitdistill(
     strength: float | str | Curve = 1.0,
     logits: float | str | Loss = 1.0,
     temperature: float = 1.0,
-    relation: float = 1.0,
+    relation: float | str | Loss = 1.0,
     layer: int = -1,
     heads: int | None = None,
     task: float | str | Loss = 1.0,
@@ -47,7 +47,6 @@ def bitdistill(
     of 1, or 0.4 at 5, which is 10 without temperature**2. Relations of weight 1 pulled 0.05 times as hard, as those
     of weight 60 did in an independent reproduction, its best; they brought nothing. 1e5 would pull 5000 times as hard.
     """
-    from hf_stages.losses import LogitKL
     from hf_stages.transforms import Ternarize
 
     ternary = Ternarize(method=method, per=per, activations=activations, embeddings=embeddings, strength=strength)  # type: ignore[arg-type]
@@ -56,15 +55,17 @@ def bitdistill(
         from hf_stages.transforms import InsertSubLN
 
         first.insert(0, InsertSubLN())
-    if isinstance(logits, int | float) and not isinstance(logits, bool) and logits:
-        logits = float(logits) * LogitKL(temperature=temperature)
-    losses = logits_of(logits, task)
-    if relation:
-        losses.append(relation * AttentionRelation(layers={layer: layer}, heads=heads, form="cosine"))
+    relations = part("relation", relation, lambda: AttentionRelation(layers={layer: layer}, heads=heads, form="cosine"))
+    losses = [*logits_of(logits, task, temperature), *relations]
     rates = rates_of(learning_rate, 2 if pretrain is not None else 1)
     stages = []
     if pretrain is not None:
-        stages.append(stage("pretrain", pretrain, [TaskLoss()], rates[0], first, train_dataset=corpus))
+        if set_task is not None and corpus is None:
+            raise ValueError(
+                "set_task: expected corpus= beside it (the text to go on pretraining with), or pretrain=None"
+            )
+        own = {} if corpus is None else {"train_dataset": corpus, **UNSEEN}
+        stages.append(stage("pretrain", pretrain, [TaskLoss()], rates[0], first, **own))
         first = []
     elif corpus is not None:
         raise ValueError("corpus: expected pretrain= beside it, such as pretrain='1 epochs'")

@@ -8,7 +8,7 @@ from typing import Any
 from hf_stages.duration import Duration
 from hf_stages.losses import Loss
 from hf_stages.recipes._parts import logits_of, split
-from hf_stages.recipes._quantized import features, headed, rates_of, smaller, stage
+from hf_stages.recipes._quantized import UNSEEN, features, headed, rates_of, smaller, stage
 from hf_stages.stage import Recipe
 
 
@@ -26,10 +26,12 @@ def multi_stage(
     activations: int | None = 8,
     embeddings: bool | None = None,
     layers: str | Sequence[int] | Mapping[int, int] | None = None,
+    stack: str | None = None,
     hidden: float | str | Loss = 1.0,
     attention: float | str | Loss = 1.0,
     logits: float | str | Loss = 1.0,
     task: float | str | Loss = 0.0,
+    keep_features: bool = False,
     learning_rate: float | Sequence[float] | None = None,
 ) -> Recipe:
     """From the corpus to one bit: general distillation, then on the task 2-bit weights, which are split into 1-bit ones.
@@ -42,21 +44,22 @@ def multi_stage(
     ``SplitTernary``, features and logits of the binary one (BinaryBERT; it gives 1e-5 to ternary and 5e-5 to binary
     stages, and 2.5 times as much where features are learned).
 
+    ``keep_features`` goes on with the features where logits are learned: on a small task logits alone overfit.
     ``method``, ``per``, ``activations`` and ``embeddings`` are ``Ternarize``'s; the other arguments are those of all
     ready recipes: see ``hf_stages.recipes``.
     """
     from hf_stages.transforms import SplitTernary, Ternarize
 
-    shapes = features(hidden, attention, layers, reduce, width)
-    answers = logits_of(logits, task)
-    smaller_first, head = smaller(reduce, width), headed(set_task)
+    shapes = features(hidden, attention, layers, reduce, width, stack)
+    answers = [*(shapes if keep_features else ()), *logits_of(logits, task)]
+    smaller_first, head = smaller(reduce, width, stack), headed(set_task)
     stages = []
     if general is not None:
         if corpus is None or general_teacher is None:
             raise ValueError(
                 "general: expected corpus= (what to learn from) and general_teacher= (whose hidden states) beside it"
             )
-        given = {"train_dataset": corpus, "eval_dataset": {}, "teacher": general_teacher}
+        given = {"train_dataset": corpus, "teacher": general_teacher, **UNSEEN}
         stages.append(stage("general", general, shapes, None, smaller_first, **given))
         smaller_first = []
     elif corpus is not None or general_teacher is not None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from hf_stages.curves import Curve
 from hf_stages.duration import Duration
 from hf_stages.losses import Loss
-from hf_stages.recipes._parts import features_of, logits_of, split
-from hf_stages.recipes._quantized import smaller, stage
+from hf_stages.recipes._parts import logits_of, split
+from hf_stages.recipes._quantized import features, smaller, stage
 from hf_stages.stage import Recipe
 
 
@@ -23,6 +23,7 @@ def single_stage(
     embeddings: bool | None = None,
     strength: float | str | Curve = 1.0,
     layers: str | Sequence[int] | Mapping[int, int] | None = None,
+    stack: str | None = None,
     hidden: float | str | Loss = 1.0,
     attention: float | str | Loss = 1.0,
     logits: float | str | Loss = 1.0,
@@ -43,6 +44,6 @@ def single_stage(
     kind = Binarize if bits == 1 else Ternarize
     chosen = {} if method is None else {"method": method}
     quantize = kind(per=per, activations=activations, embeddings=embeddings, strength=strength, **chosen)  # type: ignore[arg-type]
-    losses = [*features_of(hidden, attention, layers, reduce), *logits_of(logits, task)]
+    losses = [*features(hidden, attention, layers, reduce, stack=stack), *logits_of(logits, task)]
     name = "binary" if bits == 1 else "ternary"
-    return Recipe([stage(name, split(until, 1)[0], losses, learning_rate, [*smaller(reduce, None), quantize])])
+    return Recipe([stage(name, split(until, 1)[0], losses, learning_rate, [*smaller(reduce, None, stack), quantize])])

@@ -7,6 +7,7 @@ from hf_stages.transforms.freeze import Freeze as Freeze
 from hf_stages.transforms.insert_subln import InsertSubLN as InsertSubLN
 from hf_stages.transforms.merge_lora import MergeLora as MergeLora
 from hf_stages.transforms.reduce_layers import ReduceLayers as ReduceLayers
+from hf_stages.transforms.reduce_width import ReduceWidth as ReduceWidth
 from hf_stages.transforms.resize_vocab import ResizeVocab as ResizeVocab
 from hf_stages.transforms.set_task import SetTask as SetTask
 from hf_stages.transforms.split_ternary import SplitTernary as SplitTernary
@@ -20,6 +21,7 @@ __all__ = [
     "InsertSubLN",
     "MergeLora",
     "ReduceLayers",
+    "ReduceWidth",
     "ResizeVocab",
     "SetTask",
     "SplitTernary",

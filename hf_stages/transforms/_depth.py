@@ -146,7 +146,7 @@ def _skeleton(model: Any, config: Any) -> nn.Module:
         with torch.device("meta"):
             return kind._from_config(type(config).from_dict(config.to_dict()))
     except Exception as error:  # whatever the model's own code finds wrong with its config
-        raise ValueError(f"it cannot be built from its config at another depth: {error}") from error
+        raise ValueError(f"it cannot be built from its config with the new numbers: {error}") from error
 
 
 def _same_kind(name: str, was: nn.Module | None, now: nn.Module | None) -> None:

@@ -7,16 +7,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from hf_stages.curves import Const, Curve, as_curve
 from hf_stages.layers import Activations, Quantizer
-from hf_stages.layers._quantized import LATENT, Quantized
-from hf_stages.layers.quantizable import holders_of, kind_of, word_embeddings_of
+from hf_stages.layers._experts import QuantizedExperts
+from hf_stages.layers._quantized import WithStrength
+from hf_stages.layers._ties import rename_ties
+from hf_stages.layers.quantizable import holders_of, kind_of, weights_of
 from hf_stages.transforms._parameters import as_names
-from hf_stages.transforms._patterns import match_names
 from hf_stages.transforms._peft import refuse_adapters
+from hf_stages.transforms._quantizable import chosen_modules
 from hf_stages.transforms._transform import Transform
+
+_LIBRARIES = (
+    "bitsandbytes",
+    "torchao",
+    "auto_gptq",
+    "gptqmodel",
+    "awq",
+    "hqq",
+    "quanto",
+    "optimum",
+    "compressed_tensors",
+)
+_FULL = 1 - 1e-6
+"""Curves that are to end at 1 may miss it by rounding."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +39,21 @@ class Quantize(Transform):
     """Base of Ternarize and Binarize."""
 
     modules: str | Sequence[str] | None = None
-    """Names or patterns of modules. None: all linear layers of the base model (no head) and its word embeddings."""
+    """Names or patterns of modules. None: all linear layers and experts of the base model, and its word embeddings; not
+    the head, not routers."""
     method: str = field(default="", kw_only=True)
     per: str | int = field(default="row", kw_only=True)
+    """What shares a scale: ``"row"``, ``"tensor"``, or so many neighbours within a row, such as 64."""
     activations: int | None = field(default=8, kw_only=True)
+    """Bits of what enters a linear layer: 8, 4, or None for full precision."""
     symmetric: bool = field(default=True, kw_only=True)
     clip: float | None = field(default=None, kw_only=True)
+    """Where a learned range of activations begins; None: each token has its own."""
     embeddings: bool | None = field(default=None, kw_only=True)
+    """None: word embeddings too, unless they share their weight with what is left out; True insists, False spares them."""
     exclude: str | Sequence[str] = field(default=(), kw_only=True)
     strength: float | Curve = field(default=1.0, kw_only=True)
+    """From full precision (0) to quantized (1) over the stage; a curve has to end at 1."""
 
     levels = ""
     layers = (nn.Module, nn.Module)
@@ -42,8 +63,10 @@ class Quantize(Transform):
         name = type(self).__name__
         if self.modules is not None:
             object.__setattr__(self, "modules", as_names(self.modules, where=f"{name}: modules"))
-        if self.exclude != ():
-            object.__setattr__(self, "exclude", as_names(self.exclude, where=f"{name}: exclude"))
+        exclude = as_names(self.exclude, where=f"{name}: exclude") if self.exclude else ()
+        object.__setattr__(self, "exclude", exclude)
+        if not isinstance(self.embeddings, bool | None):
+            raise ValueError(f"{name}: embeddings: expected True, False or None, got {self.embeddings!r}")
         try:
             strength = as_curve(self.strength)
             object.__setattr__(self, "strength", strength.value if isinstance(strength, Const) else strength)
@@ -51,24 +74,35 @@ class Quantize(Transform):
             self._activations()
         except (ValueError, TypeError) as error:
             raise ValueError(f"{name}: {error}") from None
-        if not all(0 <= strength(t) <= 1 for t in (0.0, 0.5, 1.0)):
+        if not all(0 <= strength(i / 16) <= 1 for i in range(17)):
             raise ValueError(f"{name}: strength: expected values from 0 to 1, got {self.strength!r}")
+        if strength(1.0) < _FULL:
+            raise ValueError(
+                f"{name}: strength: expected 1 at the stage's end, so that the weights it leaves are {self.levels}, got "
+                f"{strength(1.0):.3g} from {self.strength!r}; for example Linear(0, 1)"
+            )
 
     def __call__(self, model: Any) -> Any:
         name = type(self).__name__
         refuse_adapters(model, where=name)
-        _refuse_quantized(model, name)
-        chosen = self._chosen(model)
+        self.check(model)
+        chosen = chosen_modules(self, model)
+        self._release(model)
         quantizer, activations = Quantizer(self.levels, self.method, self.per), self._activations()
         made: dict[int, nn.Module] = {}
         scales: dict[int, list[Any]] = {}
-        for path, module in chosen.items():
+        # Experts change in place, so they come last: an error before leaves the model as it was.
+        for path, module in sorted(chosen.items(), key=lambda item: kind_of(item[1]) == "experts"):
             try:
                 made[id(module)] = self._made(module, quantizer, activations, scales)
             except ValueError as error:
                 raise ValueError(f"{name}: {path}: {error}") from None
         for parent, key in holders_of(model, made):
             setattr(parent, key, made[id(getattr(parent, key))])
+        try:
+            rename_ties(model)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         self.at(model, 1.0)
         return model
 
@@ -76,19 +110,26 @@ class Quantize(Transform):
         """The strength at progress ``t``, in the layers that this transform made."""
         strength = as_curve(self.strength)(t)
         for module in model.modules():
-            if isinstance(module, Quantized) and module.levels == self.levels and not module.split:
-                module.set_strength(strength)
+            if isinstance(module, WithStrength) and module.governor == self:
+                module.set_strength(1.0 if strength >= _FULL else strength)
+
+    def check(self, model: Any) -> None:
+        """Refuse models that another library has quantized: their weights cannot be trained."""
+        other = getattr(model, "hf_quantizer", None) or getattr(model, "is_quantized", False)
+        other = other or getattr(getattr(model, "config", None), "quantization_config", None)
+        foreign = next((m for m in model.modules() if type(m).__module__.startswith(_LIBRARIES)), None)
+        if other or foreign is not None:
+            by = type(foreign).__name__ if foreign is not None else type(other).__name__
+            raise ValueError(
+                f"{type(self).__name__}: expected full-precision weights to train, got a model that is quantized already "
+                f"({by}); load it without quantization_config"
+            )
 
     def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
         """A weight's moments become its latent weight's."""
         known = set(after)
-        moves = {}
-        for name in before:
-            latent = f"{name.removesuffix('weight')}{LATENT}" if name.endswith("weight") else name
-            new = name if name in known else latent
-            if new in known:
-                moves[name] = [new]
-        return moves
+        news = {name: name if name in known else f"{name}_latent" for name in before}
+        return {name: [new] for name, new in news.items() if new in known}
 
     def _activations(self) -> Activations | None:
         if self.activations is None:
@@ -98,90 +139,29 @@ class Quantize(Transform):
         return Activations(self.activations, self.symmetric, self.clip)
 
     def _made(self, module: Any, quantizer: Quantizer, activations: Any, scales: dict[int, list[Any]]) -> nn.Module:
+        weights = weights_of(module)
+        odd = next((w for w in weights if not w.is_floating_point() or type(w).__module__.startswith(_LIBRARIES)), None)
+        if odd is not None:
+            raise ValueError(f"expected a full-precision weight, got {odd.dtype} ({type(odd).__name__})")
+        if kind_of(module) == "experts":
+            QuantizedExperts.of(module, self.levels, quantizer, activations)
+            module.governor = self
+            return module
         linear, embedding = self.layers
-        latents = module.latents if isinstance(module, Quantized) else [module.weight]
         # Tied weights share learned scales as well.
-        shared = scales.get(id(latents[0]), ())
+        shared = scales.get(id(weights[0]), ())
         if isinstance(module, nn.Embedding):
-            layer = embedding.of(module, quantizer, latents, shared)  # type: ignore[attr-defined]
+            layer = embedding.of(module, quantizer, weights, shared)
         else:
-            layer = linear.of(module, quantizer, activations, latents, shared)  # type: ignore[attr-defined]
-        scales[id(latents[0])] = layer.scales
+            layer = linear.of(module, quantizer, activations, weights, shared)
+            if layer.activation_clip is not None:
+                layer.activation_clip.requires_grad_(weights[0].requires_grad)
+        scales[id(weights[0])] = layer.scales
+        layer.governor = self
         return layer
 
-    # ---- which modules ----------------------------------------------------------------------------------------------
-
-    def _chosen(self, model: Any) -> dict[str, nn.Module]:
-        found = {path: module for path, module in model.named_modules() if kind_of(module) is not None}
-        name, kind = type(self).__name__, type(model).__name__
-        if self.modules is not None:
-            paths = match_names(self.modules, found, where=f"{name}: modules")
-        else:
-            paths = self._default(model, found)
-        if self.exclude:
-            out = set(match_names(self.exclude, found, where=f"{name}: exclude"))
-            paths = [path for path in paths if path not in out]
-        paths = self._untied(found, paths)
-        if not paths:
-            raise ValueError(f"{name}: {kind}: nothing left to quantize; name linear layers or embeddings in modules=")
-        for path in paths:
-            self._refuse_twice(path, found[path])
-        return {path: found[path] for path in paths}
-
-    def _default(self, model: Any, found: dict[str, nn.Module]) -> list[str]:
-        base = model.base_model if isinstance(model, PreTrainedModel) else model
-        inner = {id(module) for module in base.modules()}
-        words = word_embeddings_of(model)
-        wanted = self.embeddings is not False
-        return [
-            path
-            for path, module in found.items()
-            if (id(module) in words and wanted if isinstance(module, nn.Embedding) else id(module) in inner)
-        ]
-
-    def _untied(self, found: dict[str, nn.Module], paths: list[str]) -> list[str]:
-        """A weight is quantized wherever it is used, or nowhere."""
-        users: dict[int, list[str]] = {}
-        for path, module in found.items():
-            for weight in _weights(module):
-                users.setdefault(id(weight), []).append(path)
-        chosen = set(paths)
-        kept = []
-        for path in paths:
-            left = sorted({user for w in _weights(found[path]) for user in users[id(w)]} - chosen)
-            if not left:
-                kept.append(path)
-            elif self.modules is not None or self.embeddings:
-                raise ValueError(
-                    f"{type(self).__name__}: {path} shares its weight with {left[0]}, which is not to be quantized; name both "
-                    "in modules=, or neither"
-                )
-        return kept
-
-    def _refuse_twice(self, path: str, module: nn.Module) -> None:
-        if not isinstance(module, Quantized):
-            return
-        name = type(self).__name__
-        if module.levels == "binary" and self.levels == "ternary":
-            raise ValueError(
-                f"{name}: {path} is binary already; ternary comes before binary (Ternarize, train, SplitTernary)"
-            )
-        if module.levels == self.levels:
-            raise ValueError(
-                f"{name}: {path} is {self.levels} already; leave this transform out, or name other modules="
-            )
-
-
-def _weights(module: Any) -> list[Any]:
-    return module.latents if isinstance(module, Quantized) else [module.weight]
-
-
-def _refuse_quantized(model: Any, name: str) -> None:
-    other = getattr(model, "hf_quantizer", None) or getattr(model, "is_quantized", False)
-    foreign = next((m for m in model.modules() if type(m).__module__.startswith(("bitsandbytes", "torchao"))), None)
-    if other or foreign is not None:
-        by = type(foreign).__name__ if foreign is not None else type(getattr(model, "hf_quantizer", model)).__name__
-        raise ValueError(
-            f"{name}: expected full-precision weights to train, got a model that is quantized already ({by}); load it without "
-            "quantization_config"
-        )
+    def _release(self, model: Any) -> None:
+        """What an equal transform made in an earlier stage stays at full strength."""
+        for module in model.modules():
+            if isinstance(module, WithStrength) and module.governor == self:
+                module.governor = None

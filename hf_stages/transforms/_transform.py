@@ -21,6 +21,9 @@ class Transform:
     def __call__(self, model: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(model)")
 
+    def check(self, model: Any) -> None:
+        """Raise ValueError for a model that cannot be built from its config, and so not be tried before the run."""
+
     def at(self, model: Any, t: float) -> None:
         """Set what varies with the stage's progress ``t`` (a quantization strength). A finished stage stands at 1."""
 

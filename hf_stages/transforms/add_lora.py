@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from hf_stages.layers._quantized import WithStrength
 from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._peft import base_name, import_peft, refuse_adapters
 from hf_stages.transforms._transform import Transform
@@ -91,6 +92,13 @@ class AddLora(Transform):
         tasks = [task.value for task in peft.TaskType]
         if self.task_type is not None and self.task_type not in tasks:
             raise ValueError(f"AddLora: task_type: expected one of {', '.join(tasks)}, got {self.task_type!r}")
+        if self.use_dora and any(
+            getattr(m, "transposed", False) for m in model.modules() if isinstance(m, WithStrength)
+        ):
+            raise ValueError(
+                f"AddLora: use_dora: PEFT measures the columns of {type(model).__name__}'s quantized Conv1D layers along the "
+                "wrong side; leave use_dora out"
+            )
         for key in ("target_modules", "modules_to_save"):
             targets = getattr(self, key)
             for target in (targets,) if isinstance(targets, str) else targets or ():

@@ -14,6 +14,7 @@ import torch
 import transformers
 from torch import nn
 
+from hf_stages.layers._ties import rename_ties
 from hf_stages.transforms._peft import refuse_adapters
 from hf_stages.transforms._transform import Transform
 
@@ -62,6 +63,10 @@ class SetTask(Transform):
         memo: dict[int, Any] = {id(model.config): new.config}
         _adopt(new.base_model, model.base_model, "", memo)
         copies = {id(copied) for copied in memo.values()}
+        try:
+            rename_ties(new)
+        except ValueError as error:
+            raise ValueError(f"SetTask: {error}") from None
         new.tie_weights()
         new.to(model.device).train(model.training)
         names = [name for name, parameter in new.named_parameters() if id(parameter) not in copies]
@@ -136,6 +141,10 @@ def _adopt(new: nn.Module, old: nn.Module, path: str, memo: dict[int, Any]) -> N
         other = theirs.get(name)
         if other is None:
             continue
+        if isinstance(part, nn.ModuleList) and _reshaped(part, other):
+            # Half the heads of a BERT: no config says so, and attributes of the blocks do (ReduceWidth).
+            setattr(new, name, copy.deepcopy(other, memo))
+            continue
         if isinstance(part, nn.Module) and type(part) is type(other):
             _adopt(part, other, f"{path}{name}.", memo)
             continue
@@ -145,6 +154,14 @@ def _adopt(new: nn.Module, old: nn.Module, path: str, memo: dict[int, Any]) -> N
                 "transform that changed it must change the config too"
             )
         setattr(new, name, copy.deepcopy(other, memo))
+
+
+def _reshaped(new: nn.ModuleList, old: Any) -> bool:
+    """Whether blocks of the same classes, and as many of them, hold tensors of other shapes."""
+    if not isinstance(old, nn.ModuleList) or [type(block) for block in new] != [type(block) for block in old]:
+        return False
+    theirs = dict(old.named_parameters())
+    return any(name in theirs and part.shape != theirs[name].shape for name, part in new.named_parameters())
 
 
 def _parts(module: nn.Module) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from hf_stages.layers import SplitEmbedding, SplitLinear
-from hf_stages.layers._quantized import LATENT, SCALE, Quantized
+from hf_stages.layers._experts import QuantizedExperts
+from hf_stages.layers._quantized import WithStrength
+from hf_stages.layers._ties import rename_ties
 from hf_stages.layers.quantizable import holders_of
 from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._patterns import match_names
@@ -38,39 +40,48 @@ class SplitTernary(Transform):
 
     def __call__(self, model: Any) -> Any:
         refuse_adapters(model, where="SplitTernary")
-        ternary = {path: m for path, m in model.named_modules() if isinstance(m, Quantized) and m.levels == "ternary"}
-        if not ternary:
-            raise ValueError(
-                f"SplitTernary: expected ternary layers, got a {type(model).__name__} with none; an earlier stage, or a "
-                "transform before this one, must be Ternarize"
-            )
-        paths = list(ternary)
-        if self.modules is not None:
-            paths = match_names(self.modules, ternary, where="SplitTernary: modules")
+        chosen = self._chosen(model)
         halves: dict[int, tuple[Any, list[Any], list[Any]]] = {}
         made: dict[int, nn.Module] = {}
-        for path in paths:
-            layer: Any = ternary[path]
-            if layer.strength is not None:
-                raise ValueError(
-                    f"SplitTernary: {path}: expected quantization at full strength, got {float(layer.strength):.3g}; let the "
-                    "curve of Ternarize(strength=...) end at 1"
-                )
-            made[id(layer)] = _split(layer, halves)
+        for layer in chosen.values():
+            if isinstance(layer, QuantizedExperts):
+                QuantizedExperts.split_ternary(layer)
+            else:
+                made[id(layer)] = _split(layer, halves)
         for parent, key in holders_of(model, made):
             setattr(parent, key, made[id(getattr(parent, key))])
+        rename_ties(model)
         return model
+
+    def _chosen(self, model: Any) -> dict[str, Any]:
+        ours = {path: m for path, m in model.named_modules() if isinstance(m, WithStrength)}
+        ternary = {path: layer for path, layer in ours.items() if layer.levels == "ternary"}
+        if not ternary:
+            there = f"whose {len(ours)} quantized layers are binary" if ours else "without quantized layers"
+            raise ValueError(
+                f"SplitTernary: expected ternary layers, got a {type(model).__name__} {there}; an earlier stage, or a "
+                "transform before this one, must be Ternarize"
+            )
+        paths = (
+            list(ternary) if self.modules is None else match_names(self.modules, ternary, where="SplitTernary: modules")
+        )
+        users: dict[int, list[str]] = {}
+        for path, layer in ternary.items():
+            for parameter in layer.parameters(recurse=False):
+                users.setdefault(id(parameter), []).append(path)
+        chosen = set(paths)
+        for path in paths:
+            if left := [u for p in ternary[path].parameters(recurse=False) for u in users[id(p)] if u not in chosen]:
+                raise ValueError(
+                    f"SplitTernary: {path} shares its weight with {left[0]}; name both in modules=, or neither"
+                )
+        return {path: ternary[path] for path in paths}
 
     def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
         """To both halves, unscaled."""
         known = set(after)
-        moves = {}
-        for name in before:
-            halves = [f"{name}_1", f"{name}_2"] if name.rpartition(".")[2] in (LATENT, SCALE) else []
-            new = [name] if name in known else [half for half in halves if half in known]
-            if new:
-                moves[name] = new
-        return moves
+        moves = {name: [name] if name in known else [f"{name}_1", f"{name}_2"] for name in before}
+        return {name: news for name, news in moves.items() if known.issuperset(news)}
 
 
 def _split(layer: Any, halves: dict[int, Any]) -> nn.Module:
@@ -80,8 +91,10 @@ def _split(layer: Any, halves: dict[int, Any]) -> nn.Module:
     if key not in halves:
         made = kind.of_ternary(layer)
         halves[key] = (made.quantizer, made.latents, made.scales)
-        return made
-    quantizer, latents, scales = halves[key]
-    if kind is SplitEmbedding:
-        return kind.of(layer, quantizer, latents, scales)
-    return kind.of(layer, quantizer, layer.activations, latents, scales)
+    else:
+        quantizer, latents, scales = halves[key]
+        of = (quantizer, latents, scales) if kind is SplitEmbedding else (quantizer, layer.activations, latents, scales)
+        made = kind.of(layer, *of)
+    if getattr(layer, "activation_clip", None) is not None:
+        made.activation_clip = layer.activation_clip  # where training has brought it
+    return made

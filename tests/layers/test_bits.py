@@ -106,6 +106,10 @@ def test_parts_of_an_encoder_and_decoder_and_of_experts():
     size = stored_size(on_meta(MixtralForCausalLM, config))
     assert size.parts["experts"].weights == 4 * 3 * 16 * 8
     assert size.parts["head"].weights == 40 * 16
+    for per, scales in (("tensor", 4 * 2), ("row", 4 * (16 + 16)), (4, 4 * (16 * 4 + 16 * 2))):
+        for halves, transforms in ((1, [Ternarize(per=per)]), (2, [Ternarize(per=per), SplitTernary()])):
+            experts = stored_size(on_meta(MixtralForCausalLM, config, *transforms)).parts["experts"]
+            assert (experts.weights, experts.floats) == (4 * 3 * 16 * 8, halves * scales)
 
 
 def test_a_picture_model_has_no_words():

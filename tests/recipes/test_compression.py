@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_stages import Stage
+from hf_stages.curves import Linear
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE, LogitKL
 from hf_stages.losses._algebra import terms_of
 from hf_stages.recipe import dump, loads
@@ -63,11 +64,17 @@ def test_without_general_distillation_the_run_begins_smaller_and_ternary():
     assert first.transforms == (ReduceLayers([1]), head, Ternarize(method="absmean", activations=None))
 
 
+def test_features_may_stay_where_logits_are_learned():
+    assert boxes(multi_stage(keep_features=True))["binary-logits"] == ([], FEATURES + LOGITS)
+
+
 def test_half_the_heads_are_compared_by_their_relations():
     losses = multi_stage(width=0.5).stages[0].loss.losses
     assert losses == (HiddenMSE(), AttentionRelation(layers="uniform"))
     assert multi_stage().stages[0].loss.losses == (HiddenMSE(), AttentionMSE())
     assert multi_stage(width=0.5, attention=0).stages[0].loss == HiddenMSE()
+    fading = multi_stage(width=0.5, hidden=0, attention="Linear(1, 0)").stages[0].loss
+    assert fading == Linear(1, 0) * AttentionRelation(layers="uniform")
 
 
 def test_a_decoder_goes_on_with_its_pretraining_first():
@@ -88,6 +95,15 @@ def test_a_decoder_goes_on_with_its_pretraining_first():
     }
 
 
+def test_a_weight_may_be_a_curve_and_keeps_the_temperature():
+    loss = (
+        bitdistill(pretrain=None, sub_norm=False, relation=0, task=0, logits="Linear(1, 0)", temperature=5)
+        .stages[0]
+        .loss
+    )
+    assert loss == Linear(1, 0) * LogitKL(temperature=5)
+
+
 def test_written_down_and_read_back_they_are_the_same():
     for recipe in (multi_stage(set_task=["a", "b"]), single_stage(reduce=[2]), bitdistill(sub_norm=False)):
         again = loads(dump(recipe))
@@ -106,6 +122,9 @@ def test_written_down_and_read_back_they_are_the_same():
         (multi_stage, {"method": "mean"}, "Ternarize: method: expected one of 'twn'"),
         (single_stage, {"bits": 4}, "bits: expected 1 .binary. or 2"),
         (single_stage, {"hidden": 0, "attention": 0, "logits": 0}, "every part of its loss has weight 0"),
+        (bitdistill, {"set_task": 3}, "set_task: expected corpus="),
+        (bitdistill, {"relation": True}, "relation: expected a weight"),
+        (multi_stage, {"width": 0.5, "attention": True}, "attention: expected a weight"),
         (bitdistill, {"pretrain": None, "corpus": "text"}, "corpus: expected pretrain="),
     ],
 )

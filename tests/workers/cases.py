@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 from hf_stages import Stage, StagedTrainer
 from hf_stages.curves import Linear
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, LogitMSE, Loss, TaskLoss
+from hf_stages.transforms import SplitTernary, Ternarize
 from tests import tiny
 
 ROWS = 8
@@ -138,7 +139,22 @@ def classes(generator: torch.Generator, ids: list[int]) -> int:
     return ids[0] % 3
 
 
+def quantized(*transforms: Any, **changes: Any) -> Callable[[], Any]:
+    """Activations stay: a last bit that differs with the batch's shape may round to another level."""
+
+    def build() -> Any:
+        model = tiny.llama(**changes)
+        for transform in transforms:
+            model = transform(model)
+        return model
+
+    return build
+
+
+TERNARY = Ternarize(activations=None)
 CASES = {
+    "ternary": Case(quantized(Ternarize(method="learned", activations=None)), text(uneven)),
+    "split": Case(quantized(TERNARY, SplitTernary()), text(uneven)),
     "classifier": Case(bert(), text(lambda g, ids: ids[0] % 3)),
     "causal": Case(tiny.llama, text(uneven)),
     "token": Case(bert("BertForTokenClassification"), text(scattered)),

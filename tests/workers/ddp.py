@@ -19,7 +19,7 @@ from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.gates import Above, Budget, Expect
 from hf_stages.losses import AttentionKL, AttentionMSE, HiddenMSE, LogitKL, Loss, TaskLoss
 from hf_stages.schedules import Resume
-from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, Unfreeze
+from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, SplitTernary, Ternarize, Unfreeze
 from tests import tiny
 from tests.workers.cases import CASES, Pad, Rows, arguments, gradient, text
 
@@ -240,6 +240,21 @@ def distillation(out: Path) -> None:
         same_on_ranks(trainer.model, name)
     trainer = distilled(out / "checkpointed", 4, activation_checkpointing=True)
     trainer.train()
+
+
+def quantized_chain() -> list[Stage]:
+    ternary = Ternarize(activations=None, strength=Linear(0, 1))
+    return [
+        Stage("ternary", "3 steps", transforms=[ternary]),
+        Stage("split", "2 steps", transforms=[SplitTernary()], schedule=Resume()),
+    ]
+
+
+@scenario
+def quantized(out: Path) -> None:
+    trainer, watch = watched(out / "run", quantized_chain())
+    trainer.train()
+    all_moved(watch, quantized_chain())
 
 
 class AskToStop(TrainerCallback):

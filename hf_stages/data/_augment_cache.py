@@ -1,0 +1,33 @@
+"""Augmented datasets on disk: made once, found again by what they were made of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_stages.checkpoint import SCHEMA, broken, write_json, written_whole
+
+ABOUT = "augment.json"
+logger = logging.getLogger(__name__)
+
+
+def kept(cache: Path, address: str, settings: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+    """The dataset at ``cache/address``, made if it is not there. Of several processes one makes it, the others wait."""
+    from datasets import load_from_disk
+    from filelock import FileLock
+
+    folder = cache / address
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f".{address}.lock"):
+        problem = broken(folder) if folder.exists() else "new"
+        if problem is not None:
+            if problem != "new":
+                logger.warning(f"{folder} is made anew: {problem}")
+            with written_whole(folder) as new:
+                make().save_to_disk(new)
+                write_json(new / ABOUT, {"schema": SCHEMA, **settings})
+        dataset = load_from_disk(str(folder))
+        dataset._fingerprint = address  # loading gives another one; what comes after is found again by it
+        return dataset

@@ -1,0 +1,189 @@
+"""More examples of a task from the ones there are: words replaced by what a language model would put there."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+_METHODS = ("mlm", "embeddings")
+_NAMES = ("model", "tokenizer", "vectors")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """TinyBERT's augmentation of task data (https://arxiv.org/abs/1909.10351), on raw text, before tokenizing.
+
+    In each of ``n`` copies of a row, each word that is no stopword is replaced with probability ``p`` by one of its ``k``
+    candidates. Of a word that is one piece of the tokenizer these are the model's predictions where the word is masked, a
+    pair's other text being context too; of a word of several pieces, the nearest words by their vectors. Labels and
+    all other columns are copied, so it is for a student that learns from a teacher's answers, which are not.
+
+    >>> Augment("bert-base-uncased", text=("premise", "hypothesis"), n=10).p
+    0.4
+    """
+
+    model: Any = None
+    """A masked language model or, for ``method="embeddings"``, any encoder: a folder, a name on the Hub, or the model."""
+    text: str | tuple[str, str] | None = None
+    """The column of text, or a pair of columns. In a ``Source`` None is the source's own."""
+    n: int = 20
+    """New examples per row. The paper: 30 for CoLA, MRPC, RTE and STS-B, 20 for SST-2 and QNLI, 10 for MNLI and QQP."""
+    p: float = 0.4
+    k: int = 15
+    method: str = "mlm"
+    """``mlm``, or ``embeddings``: every word by nearest neighbours, without running the model."""
+    tokenizer: Any = None
+    """None: it lies beside the model's weights."""
+    vectors: str | None = None
+    """A text file of word vectors (GloVe) to take neighbours from; None: the model's input embeddings."""
+    stopwords: Sequence[str] | None = None
+    """Words that are neither replaced nor put in; None: a list for English."""
+    originals: bool = True
+    """Whether each row stands before its copies."""
+    seed: int = 0
+    max_length: int = 128
+    """Tokens that the model reads of a row; words further on are replaced by neighbours."""
+    batch_size: int = 64
+    cache: str | None = None
+    """A folder to keep results in: one ``datasets`` folder for each content and settings."""
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        for key in (*_NAMES, "cache"):
+            if isinstance(getattr(self, key), Path):
+                object.__setattr__(self, key, str(getattr(self, key)))
+        for key in ("text", "stopwords"):
+            if isinstance(getattr(self, key), list | set | frozenset):
+                object.__setattr__(self, key, tuple(getattr(self, key)))
+        for key in ("n", "k", "max_length", "batch_size"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Augment: {key}: expected a whole number of at least 1, got {value!r}")
+        if isinstance(self.p, bool) or not isinstance(self.p, int | float) or not 0 < self.p <= 1:
+            raise ValueError(f"Augment: p: expected a probability above 0 and at most 1, got {self.p!r}")
+        if self.method not in _METHODS:
+            raise ValueError(f"Augment: method: expected 'mlm' or 'embeddings', got {self.method!r}")
+        if isinstance(self.stopwords, str):
+            raise ValueError(f"Augment: stopwords: expected a list of words, got {self.stopwords!r}")
+        if isinstance(self.text, tuple) and len(self.text) != 2:
+            raise ValueError(f"Augment: text: expected a column or a pair of columns, got {list(self.text)}")
+        if self.vectors is not None and not isinstance(self.vectors, str):
+            raise ValueError(f"Augment: vectors: expected a text file of word vectors, got {self.vectors!r}")
+        self._check_model()
+
+    def _check_model(self) -> None:
+        if self.model is None and (self.method == "mlm" or self.vectors is None):
+            raise ValueError(
+                "Augment: model: missing; give a masked language model, or method='embeddings' with vectors"
+            )
+        if self.model is not None and not isinstance(self.model, str) and self.tokenizer is None:
+            raise ValueError("Augment: tokenizer: missing; a model that is loaded already comes without one")
+
+    def resolve(self, base: str | Path) -> Augment:
+        """Relative paths taken from ``base`` (the recipe's folder), where something stands there."""
+        named = {key: value for key in _NAMES if isinstance(value := getattr(self, key), str)}
+        found: dict[str, Any] = {k: str(Path(base) / v) for k, v in named.items() if (Path(base) / v).exists()}
+        return replace(self, **found)
+
+    def __call__(self, dataset: Any) -> Any:
+        """The ``datasets.Dataset`` with its copies; from the cache, if they were made before."""
+        from hf_stages.data._augment_cache import kept
+        from hf_stages.fingerprint import fingerprint
+
+        columns = self._columns(dataset)
+        settings = self._settings(dataset, columns)
+        address = fingerprint(settings)
+        if self.cache is None:
+            return self._made(dataset, columns, address)
+        return kept(Path(self.cache), address, settings, lambda: self._made(dataset, columns, address))
+
+    def preview(self, dataset: Any, rows: int = 3) -> str:
+        """The first rows, each followed by its copies. Nothing is written."""
+        from hf_stages.data._augmenting import rows_with_copies
+
+        columns = self._columns(dataset)
+        part = dataset.select(range(min(rows, len(dataset))))
+        lines = []
+        for _, row, new in rows_with_copies(part, columns, *self._how()):
+            lines += [" | ".join(row), *(f"    {' | '.join(texts)}" for texts in new)]
+        return "\n".join(lines)
+
+    def _made(self, dataset: Any, columns: Sequence[str], address: str) -> Any:
+        from hf_stages.data._augmenting import augmented
+
+        start, rows = time.monotonic(), len(dataset)
+        result, new = augmented(dataset, columns, *self._how(), originals=self.originals, fingerprint=address)
+        logger.warning(
+            f"Augment: {rows} rows, {new} new ({rows * self.n - new} of {rows * self.n} came out as others did or unchanged, "
+            f"and are left out): {len(result)} in all, {time.monotonic() - start:.1f} s"
+        )
+        return result
+
+    def _how(self) -> Any:
+        """Where candidates come from, and how copies are drawn."""
+        from hf_stages.data import _augment_model, _augmenting, _lexicon, _words
+        from hf_stages.data._masked import MaskedWords
+        from hf_stages.data._random import undisturbed
+
+        stop = self._stopwords(_words)
+        drawing = _augmenting.Drawing(self.n, self.p, self.seed)
+        masked, near = None, _lexicon.by_file(self.vectors, stop, self.k) if self.vectors is not None else None
+        if self.model is not None:
+            by_mask = self.method == "mlm"
+            with undisturbed():  # a model draws its weights before it reads them
+                model, tokenizer = _augment_model.load(self.model, self.tokenizer, masked=by_mask, device=self.device)
+            lexicon = _lexicon.Lexicon(tokenizer, stop)
+            if not lexicon.words:
+                raise ValueError("Augment: tokenizer: none of its pieces is a whole word; it cannot name candidates")
+            if by_mask:
+                length = _augment_model.longest(model, tokenizer, self.max_length)
+                masked = MaskedWords(model, lexicon, k=self.k, max_length=length, batch_size=self.batch_size)
+            near = near or _lexicon.by_embeddings(model, lexicon, self.k)
+        assert near is not None
+        return _augmenting.proposer(stop, masked, near), drawing
+
+    def _stopwords(self, words: Any) -> frozenset[str]:
+        return words.STOPWORDS if self.stopwords is None else frozenset(word.casefold() for word in self.stopwords)
+
+    def _settings(self, dataset: Any, columns: Sequence[str]) -> dict[str, Any]:
+        """All that decides the content. Batch size and device are left out: they move last bits alone."""
+        from hf_stages.data import _words
+        from hf_stages.data._augment_model import address_of
+
+        if self.vectors is not None and not Path(self.vectors).is_file():
+            raise ValueError(f"Augment: vectors: there is no file {self.vectors}")
+        plain = {key: getattr(self, key) for key in ("n", "p", "k", "method", "originals", "seed", "max_length")}
+        things = {key: address_of(getattr(self, key)) for key in _NAMES}
+        data = {"data": dataset._fingerprint, "rows": len(dataset), "text": list(columns)}
+        return {**plain, **things, **data, "stopwords": sorted(self._stopwords(_words)), "version": 1}
+
+    def _columns(self, dataset: Any) -> tuple[str, ...]:
+        """The columns of text; refuses what is no dataset of raw text."""
+        from datasets import Dataset
+
+        if not isinstance(dataset, Dataset):
+            hint = "one of its splits" if isinstance(dataset, Mapping) else "one with a length and rows by number"
+            raise ValueError(f"Augment: expected a datasets.Dataset, got {type(dataset).__name__}; give {hint}")
+        if self.text is None:
+            raise ValueError(f"Augment: text: missing; name the column of text, of {', '.join(dataset.column_names)}")
+        columns = (self.text,) if isinstance(self.text, str) else tuple(self.text)
+        for column in columns:
+            if column not in dataset.column_names:
+                tokens = "; it is tokenized already: augment before" if "input_ids" in dataset.column_names else ""
+                there = ", ".join(dataset.column_names)
+                raise ValueError(f"Augment: text: there is no column {column!r}; there are {there}{tokens}")
+            kind = getattr(dataset.features[column], "dtype", None)
+            if kind not in ("string", "large_string"):
+                raise ValueError(f"Augment: text: {column!r} holds {kind or 'lists'}, expected text")
+        if "input_ids" in dataset.column_names:
+            raise ValueError(
+                "Augment: input_ids would be copied as they are, of the original text; augment before tokenizing"
+            )
+        if not len(dataset):
+            raise ValueError("Augment: the dataset has no rows")
+        return columns

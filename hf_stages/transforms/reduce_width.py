@@ -1,0 +1,166 @@
+"""A narrower model: some of the attention heads and feed-forward neurons of every block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_stages.layers import stack_of, stacks_of
+from hf_stages.transforms import _width_choice as choice
+from hf_stages.transforms import _width_config as configs
+from hf_stages.transforms import _width_parts as parts
+from hf_stages.transforms._peft import refuse_adapters
+from hf_stages.transforms._transform import Transform
+from hf_stages.transforms._width_cuts import Cut, cuts_of_attention, cuts_of_neurons, refuse_shared, shapes_after
+
+_IMPORTANCE = ("magnitude", "first")
+
+
+@dataclass(frozen=True)
+class ReduceWidth(Transform):
+    """Every block keeps ``heads`` of its attention heads and ``ffn`` of its feed-forward neurons, each a fraction;
+    ``width`` stands for both. The hidden size, and with it embeddings, norms and head, stay.
+
+    DynaBERT's way to a narrow student (https://arxiv.org/abs/2004.04037); at 0.5 it is what BinaryBERT makes ternary before it
+    splits the weights (https://arxiv.org/abs/2012.15701). Numbers are rounded to the nearest, halves upwards, at least one.
+    Under grouped-query attention whole groups go, or equally many queries of each, whichever comes nearer.
+
+    ``importance="magnitude"`` keeps what has the largest weights, as the product of the norms along its way: a neuron counts by
+    |input row| * |output column| (times the gate's row), a head by |Q| |K| |V| |O| over its own rows and columns. A product does
+    not change when one factor grows and another shrinks by as much, which leaves the function as it is. Biases are left
+    out. It sees no data: it is a start for training, not a finished model. ``"first"`` keeps the first ones, for models
+    whose heads and neurons are in order already, as DynaBERT's are.
+
+    The config says the new numbers, ``head_dim`` among them. Where the architecture reads it (Llama, Qwen, ViT; T5 by ``d_kv``),
+    ``from_pretrained`` loads what is saved. BERT and GPT-2 take a head to be hidden_size / num_attention_heads wide: with
+    fewer heads, stock ``from_pretrained`` refuses the folder by its shapes, and ``StagedTrainer.from_stage`` loads it.
+    What shares its weights, holds experts, or keeps heads in another layout is refused.
+
+    >>> ReduceWidth(0.5)
+    ReduceWidth(width=0.5, heads=None, ffn=None, importance='magnitude', stack=None)
+    """
+
+    width: float | None = None
+    heads: float | None = None
+    """Of the heads alone, over ``width``. What neither names stays whole."""
+    ffn: float | None = None
+    importance: str = "magnitude"
+    stack: str | None = None
+    """Which stack, where a model has several: ``"encoder"`` or ``"decoder"``. None: all of them."""
+
+    def __post_init__(self) -> None:
+        for key in ("width", "heads", "ffn"):
+            value = getattr(self, key)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value <= 1):
+                raise ValueError(
+                    f"ReduceWidth: {key}: expected a fraction above 0 and at most 1, such as 0.5, got {value!r}"
+                )
+        if self.width is None and self.heads is None and self.ffn is None:
+            raise ValueError("ReduceWidth: expected width= (of both), heads= or ffn=, got none; for example width=0.5")
+        if self.importance not in _IMPORTANCE:
+            raise ValueError(f"ReduceWidth: importance: expected one of {_IMPORTANCE}, got {self.importance!r}")
+
+    @property
+    def keeps_function(self) -> bool:  # type: ignore[override]
+        return self._fractions() == (1.0, 1.0)
+
+    def __call__(self, model: Any) -> Any:
+        refuse_adapters(model, where="ReduceWidth")
+        if not isinstance(model, PreTrainedModel):
+            raise ValueError(f"ReduceWidth: expected a transformers model, got a {type(model).__name__}")
+        kind = type(model).__name__
+        try:
+            _refuse_quantized(model)
+            self._reduce(model)
+        except ValueError as error:
+            raise ValueError(f"ReduceWidth: {kind}: {str(error).removeprefix(f'{kind}: ')}") from error
+        return model
+
+    def _fractions(self) -> tuple[float, float]:
+        heads, ffn = (self.width if own is None else own for own in (self.heads, self.ffn))
+        return 1.0 if heads is None else float(heads), 1.0 if ffn is None else float(ffn)
+
+    def _reduce(self, model: Any) -> None:
+        """Nothing is changed before all is known to fit."""
+        stacks = dict(stacks_of(model).values())
+        chosen = stacks if self.stack is None and len(stacks) > 1 else dict([stack_of(model, self.stack)])
+        changes, cuts, cores = [], dict[str, Cut](), set[str]()
+        for path, blocks in chosen.items():
+            change, own, places = self._of_stack(model, path, blocks)
+            changes.append(change)
+            cuts.update(own)
+            cores.update(places)
+        changes = [change for change in changes if change.old != change.new]
+        if not changes:
+            return
+        if (other := configs.shared(model, changes, [path for path in stacks if path not in chosen])) is not None:
+            raise ValueError(
+                f"the config has one number for {changes[0].path} and {other}: leave stack={self.stack!r} out, so that both are reduced"
+            )
+        refuse_shared(model, list(cuts))
+        new = configs.skeleton(model, changes, shapes_after(model, cuts), cuts.keys(), cores)
+        attributes = configs.attributes(model, new, changes, cuts.keys(), cores)
+        configs.tell(model, changes)
+        for name, cut in cuts.items():
+            cut.apply(model.get_submodule(name))
+        for name, key, value in attributes:
+            setattr(model.get_submodule(name), key, value)
+
+    def _of_stack(
+        self, model: Any, path: str, blocks: nn.ModuleList
+    ) -> tuple[configs.Change, dict[str, Cut], set[str]]:
+        """One stack's numbers before and after, its cuts, and its attention modules."""
+        named = [(f"{path}.{index}", block) for index, block in enumerate(blocks)]
+        of_heads, of_neurons = self._fractions()
+        old = new = configs.widths_said(model, path)
+        cuts: dict[str, Cut] = {}
+        cores: set[str] = set()
+        if of_heads < 1:
+            kept = choice.heads_kept(old.heads, old.groups, of_heads)
+            new = replace(new, heads=kept[0], groups=kept[1])
+            found = [one for name, block in named for one in parts.attentions(name, block, old)]
+            cores = {one.core for one in found}
+            for together in _by_bias(found):
+                chosen = choice.heads_chosen(model, together, old.size, kept, self.importance)
+                for one in together:
+                    cuts.update(cuts_of_attention(one, old.size, *chosen))
+        if of_neurons < 1:
+            feeds = [one for name, block in named for one in parts.feed_forwards(name, block)]
+            numbers = sorted({parts.neurons_of(model, one) for one in feeds})
+            if len(numbers) > 1:
+                raise ValueError(
+                    f"{path}: its blocks have {numbers} neurons: expected as many in each; leave them: ffn=1.0"
+                )
+            kept_neurons = choice.neurons_kept(numbers[0], of_neurons)
+            old, new = replace(old, neurons=numbers[0]), replace(new, neurons=kept_neurons)
+            for feed in feeds:
+                cuts.update(cuts_of_neurons(feed, choice.neurons_chosen(model, feed, kept_neurons, self.importance)))
+        return configs.Change(path, old, new), cuts, cores
+
+
+def _by_bias(found: Sequence[parts.Attention]) -> list[list[parts.Attention]]:
+    """Attentions that must keep the same heads: T5's first block lends its table of position biases to all the others."""
+    places: dict[str, list[parts.Attention]] = {}
+    for one in found:
+        places.setdefault(one.place, []).append(one)
+    return [
+        group
+        for ones in places.values()
+        for group in ([ones] if 0 < sum(one.bias is not None for one in ones) < len(ones) else [[one] for one in ones])
+    ]
+
+
+def _refuse_quantized(model: Any) -> None:
+    """A latent weight beside the one that is computed with; or bitsandbytes' packed ones."""
+    latent = next((name for name, _ in model.named_parameters() if ".weight_latent" in f".{name}"), None)
+    if latent is not None:
+        raise ValueError(
+            f"{latent} belongs to a quantized layer: reduce the width before quantizing, in an earlier transform"
+        )
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+        raise ValueError("its weights are quantized: expected full ones; load it without quantization_config")

@@ -1,0 +1,254 @@
+"""Runs through ternary and split layers: strength, folders, cuts, moments."""
+
+from __future__ import annotations
+
+import json
+import types
+
+import pytest
+import torch
+import transformers as tf
+from transformers import TrainerCallback, TrainingArguments
+
+from hf_stages import Stage, StagedTrainer
+from hf_stages.curves import Linear
+from hf_stages.layers._quantized import WithStrength
+from hf_stages.moments import load as load_moments
+from hf_stages.schedules import Fresh, Resume
+from hf_stages.transforms import Freeze, SplitTernary, Ternarize
+from tests import tiny
+from tests.sameness import assert_same, plain
+from tests.test_resume import killed_and_resumed
+
+pytestmark = pytest.mark.usefixtures("quick_gc")
+
+
+def moe():
+    config = {key: getattr(tiny.llama_config(), key) for key in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32}
+    return tf.MixtralForCausalLM(tf.MixtralConfig(**config, **heads, num_local_experts=4, pad_token_id=0))
+
+
+def trainer(out, stages, model=None, data=None, callbacks=(), **args):
+    standard = {"per_device_train_batch_size": 8, "learning_rate": 3e-3, "save_strategy": "no", "logging_steps": 1}
+    args = TrainingArguments(str(out), report_to="none", use_cpu=True, disable_tqdm=True, **{**standard, **args})
+    model = tiny.llama() if model is None else model
+    data = tiny.lm_data() if data is None else data
+    return StagedTrainer(
+        model, args, stages=stages, train_dataset=data, eval_dataset=data.select(range(4)), callbacks=list(callbacks)
+    )
+
+
+TERNARY = Stage("ternary", "3 steps", transforms=[Ternarize()])
+SPLIT = Stage("split", "2 steps", transforms=[SplitTernary()], schedule=Fresh(optimizer="carry"))
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("build", [tiny.llama, tiny.bert, moe], ids=["llama", "bert", "experts"])
+def test_every_folder_gives_the_same_function(tmp_path, build):
+    data = tiny.class_data() if build is tiny.bert else tiny.lm_data()
+    full = Ternarize(activations=None)
+    stages = [Stage("ternary", "3 steps", transforms=[full]), SPLIT, Stage("rounded", "1 steps")]
+    held = {}
+
+    class Hold(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            held[own._stage.planned.name] = logits(model, ids)
+            model.train()
+
+    ids = torch.tensor(data[:4]["input_ids"])
+    own = trainer(tmp_path, stages, build(), data, [Hold()])
+    own.train()
+    for number, (name, wanted) in enumerate(held.items(), 1):
+        folder = tmp_path / f"{number:02d}-{name}"
+        again = StagedTrainer.from_stage(folder).model
+        assert torch.equal(logits(again, ids), wanted), name
+        stock = type(again).from_pretrained(folder)
+        assert torch.allclose(logits(stock, ids), wanted, atol=1e-5), name
+        assert any(isinstance(m, WithStrength) for m in again.modules())
+    boundary = json.loads((tmp_path / "02-split" / "stage.json").read_text())["boundary"]
+    assert 0 <= boundary["deviations"]["SplitTernary"] < 1e-4
+    assert abs(boundary["shock"]["loss"]) < 1e-4
+    # And with activations, whose range is each token's own.
+    again = trainer(tmp_path / "8-bit", [TERNARY], build(), data)
+    again.train()
+    assert torch.equal(
+        logits(StagedTrainer.from_stage(tmp_path / "8-bit" / "01-ternary").model, ids), logits(again.model, ids)
+    )
+
+
+def test_both_halves_take_the_moments_along_unscaled(tmp_path):
+    own = trainer(
+        tmp_path,
+        [TERNARY, Stage("split", "1 steps", transforms=[SplitTernary()], schedule=Fresh(peak=1e-9, optimizer="carry"))],
+    )
+    taken = {}
+
+    class Take(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+            if own._stage.planned.name == "split":
+                names = {id(p): n for n, p in model.named_parameters()}
+                state = optimizer.optimizer.state if hasattr(optimizer, "optimizer") else optimizer.state
+                taken.update({names[id(p)]: {k: v.clone() for k, v in s.items()} for p, s in state.items()})
+
+    own.add_callback(Take())
+    own.train()
+    before = load_moments(tmp_path / "01-ternary" / "training_state").state
+    latents = [name for name in before if name.endswith("weight_latent")]
+    assert len(latents) == 15
+    for name in latents:
+        for half in (f"{name}_1", f"{name}_2"):
+            assert all(torch.equal(taken[half][key], value) for key, value in before[name].items()), half
+
+
+class Strengths(TrainerCallback):
+    """What the layers were at in updates and in evaluations."""
+
+    def __init__(self):
+        self.seen = []
+
+    def _note(self, what, model):
+        found = {
+            1.0 if m.strength is None else m.strength.item() for m in model.modules() if isinstance(m, WithStrength)
+        }
+        self.seen.append((what, *sorted(round(s, 6) for s in found)))
+
+    def on_substep_end(self, args, state, control, model=None, **kwargs):
+        self._note("update", model)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self._note("update", model)
+
+    def on_prediction_step(self, args, state, control, model=None, **kwargs):
+        self._note("eval", model)
+
+
+def test_strength_over_the_stage(tmp_path):
+    first = Stage("first", "4 steps", transforms=[Ternarize("layers.0", strength=Linear(0, 1))])
+    second = Stage("second", "2 steps", transforms=[Ternarize(strength=Linear(0.5, 1))])
+    seen = Strengths()
+    own = trainer(tmp_path, [first, second], callbacks=[seen], eval_strategy="steps", eval_steps=2)
+    own.train()
+    assert seen.seen == [
+        ("eval", 0.0), ("update", 0.0), ("update", 0.25), ("eval", 0.25), ("update", 0.5), ("update", 0.75), ("eval", 0.75),
+        ("eval", 0.5, 1.0), ("update", 0.5, 1.0), ("update", 0.75, 1.0), ("eval", 0.75, 1.0),
+    ]  # fmt: skip
+    assert all(m.strength is None for m in own.model.modules() if isinstance(m, WithStrength))
+    folder = tmp_path / "02-second"
+    ids = torch.tensor(tiny.lm_data()[:2]["input_ids"])
+    assert torch.equal(logits(StagedTrainer.from_stage(folder).model, ids), logits(own.model, ids))
+
+
+KILLS = [
+    ("update", 2, "step 4."),  # within the curve
+    ("save_file:half", 1, ".01-ternary.tmp"),
+    ("replace:after", 1, "/01-ternary"),  # before the split
+    ("update", 2, "step 13."),
+]
+
+
+@pytest.mark.parametrize(
+    "kills", [KILLS[::2], pytest.param(KILLS[1::2], marks=pytest.mark.slow)], ids=["cut", "cut-elsewhere"]
+)
+def test_killed_and_resumed_is_never_cut(driver, whole_run, tmp_path, kills):
+    assert killed_and_resumed(driver, tmp_path / "out", kills, quantized=True) == len(kills)
+    assert_same(tmp_path / "out", whole_run(quantized=True))
+
+
+def test_folder_hand_off_equals_memory_hand_off(tmp_path):
+    stages = [TERNARY, SPLIT]
+    whole = trainer(tmp_path / "whole", stages)
+    whole.train()
+    trainer(tmp_path / "cut", stages[:1]).train()
+    again = trainer(tmp_path / "cut", stages)
+    again.train(resume_from_checkpoint=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("build", [tiny.llama, moe], ids=["llama", "experts"])
+def test_checkpoints_and_the_best_model(tmp_path, build):
+    """Of experts a checkpoint's names are others than the model's: Trainer alone would go on with random ones."""
+    best = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+    }
+    best |= {"metric_for_best_model": "loss", "greater_is_better": True}  # so that it is not the last
+    stages = [Stage("ternary", "3 steps", transforms=[Ternarize()], args=best)]
+    whole = trainer(tmp_path / "whole", stages, build(), learning_rate=0.5)
+    whole.train()
+    assert whole.state.best_global_step < 3
+    logged = [log["eval_loss"] for log in whole.state.log_history if "eval_loss" in log]
+    assert plain(tmp_path / "whole" / "01-ternary" / "stage.json")["metrics"]["eval_loss"] == pytest.approx(
+        max(logged), rel=1e-6
+    )
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "cut", stages, build(), learning_rate=0.5, callbacks=[Stop()]).train()
+    again = trainer(tmp_path / "cut", stages, build(), learning_rate=0.5)
+    again.train(resume_from_checkpoint=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
+
+
+def test_best_model_of_a_curve_is_refused(tmp_path):
+    stage = Stage(
+        "a", "4 steps", transforms=[Ternarize(strength=Linear(0, 1))],
+        args={"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2},
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"stage 'a': load_best_model_at_end: .* before Ternarize reached full strength"
+    ):
+        trainer(tmp_path, [stage]).plan()
+
+
+def test_latents_decay_and_learned_scales_do_not(tmp_path):
+    own = trainer(
+        tmp_path,
+        [Stage("a", "1 steps", transforms=[Ternarize(method="learned", clip=2.0)])],
+        tiny.bert(),
+        tiny.class_data(),
+    )
+    own.train()
+    decayed = set(own.get_decay_parameter_names(own.model))
+    names = {name for name, _ in own.model.named_parameters()}
+    left = {name.rpartition(".")[2] for name in names - decayed}
+    assert left == {"bias", "weight", "weight_scale", "activation_clip"}
+    assert not any("_latent" in name for name in names - decayed)
+    assert {n for n in names - decayed if n.endswith(".weight")} == {n for n in names if "LayerNorm.weight" in n}
+
+
+def test_checkpointed_activations_change_nothing(tmp_path):
+    ends = []
+    for name, checkpointed in (("plain", False), ("checkpointed", True)):
+        own = trainer(tmp_path / name, [TERNARY, SPLIT], moe(), gradient_checkpointing=checkpointed)
+        own.train()
+        ends.append(own.model.state_dict())
+    for name, value in ends[0].items():
+        assert torch.allclose(ends[1][name], value, atol=1e-6), name
+
+
+def test_what_would_fail_fails_in_the_plan(tmp_path):
+    stages = [TERNARY, Stage("again", "1 steps", transforms=[SplitTernary(), Freeze("no_such")], schedule=Resume())]
+    with pytest.raises(ValueError, match=r"stage 'again': transforms\[1\] Freeze: .*matches nothing"):
+        trainer(tmp_path, stages).plan()
+    model = tiny.llama()
+    model.hf_quantizer = types.SimpleNamespace(is_trainable=True)
+    with pytest.raises(
+        ValueError, match=r"stage 'ternary': transforms\[0\]: Ternarize: expected full-precision weights"
+    ):
+        trainer(tmp_path, [TERNARY], model).plan()
+    assert not list(tmp_path.iterdir())
