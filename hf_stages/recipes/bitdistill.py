@@ -33,18 +33,19 @@ def bitdistill(
     task: float | str | Loss = 1.0,
     learning_rate: float | Sequence[float] | None = None,
 ) -> Recipe:
-    """BitDistill (https://arxiv.org/abs/2510.13998): ``InsertSubLN`` and ``Ternarize``, pretraining continued on ``corpus``
-    (None: the run's own data) for ``pretrain``, then the task with the teacher's logits and the relations of one layer.
+    """BitDistill (https://arxiv.org/abs/2510.13998): ``InsertSubLN`` and ``Ternarize``, pretraining continued on
+    ``corpus`` (None: the run's own data) for ``pretrain``, then the task with the teacher's logits and the relations of
+    one layer.
 
-    ``relation`` and ``logits`` of 0 leave their parts out; ``sub_norm=False`` inserts no norms; ``pretrain=None`` skips that
-    stage. The inserted norms change the function: on a small Llama with few updates (docs/results.md) plain training was
-    better than this recipe, and ``sub_norm=False, pretrain=None, relation=0`` the best.
+    ``relation`` and ``logits`` of 0 leave their parts out; ``sub_norm=False`` inserts no norms; ``pretrain=None``
+    skips that stage. The inserted norms change the function: on a small Llama with few updates (docs/results.md)
+    plain training was better than this recipe, and ``sub_norm=False, pretrain=None, relation=0`` the best.
 
-    The weights are not the paper's (logits 10 at a temperature of 5, relations 1e5, divided by other counts than here).
-    Its logits, with the temperature**2 of ``LogitKL`` and of its code, pulled 23 times as hard as the task there, and did
-    worse than no teacher. What pulls about as hard as the task did better: weight 1 at a temperature of 1, or 0.4 at 5,
-    which is 10 without temperature**2. Relations of weight 1 pulled 0.05 times as hard, as those of weight 60 did in an
-    independent reproduction, its best; they changed little. 1e5 would pull 5000 times as hard.
+    The weights are not the paper's (logits 10 at a temperature of 5, relations 1e5, divided by other counts than
+    here). Its logits, with the temperature**2 of ``LogitKL`` and of its code, pulled 23 times as hard as the task
+    there, and did worse than no teacher. What pulls about as hard as the task did better: weight 1 at a temperature
+    of 1, or 0.4 at 5, which is 10 without temperature**2. Relations of weight 1 pulled 0.05 times as hard, as those
+    of weight 60 did in an independent reproduction, its best; they brought nothing. 1e5 would pull 5000 times as hard.
     """
     from hf_stages.transforms import Ternarize
 
