@@ -19,6 +19,8 @@ REQUIRED = {
     "numpy": ">=1.26",
     "pyyaml": ">=6.0",
     "xxhash": ">=3.0",
+    "filelock": ">=3.12",
+    "typing-extensions": ">=4.0",
 }
 OPTIONAL = {
     "bitsandbytes": ("bnb", ">=0.49", "8-bit optimizers, 4-bit base models"),
