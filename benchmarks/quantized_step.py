@@ -99,11 +99,12 @@ def main() -> None:
         return print("left out: quantized_step --compile: torch.compile needs a C++ compiler, and there is none")
     if options.memory_of:
         return print(json.dumps({"gib": peak(options.memory_of, options)}))
+    # First: a child's peak starts at its parent's (Linux keeps it over exec), which is small as yet.
+    peaks = {way: round(in_fresh_process(way, options), 3) for way in ("plain", *options.ways) if way in WAYS}
     taken = {}
     for way in options.ways:
         taken[way] = ratios(way, options)
         print(f"{way:14} {taken[way]}", flush=True)
-    peaks = {way: round(in_fresh_process(way, options), 3) for way in ("plain", *options.ways) if way in WAYS}
     say(
         "quantized_step",
         tokens=options.rows * options.length,
