@@ -3,7 +3,8 @@
     python examples/quantize_trec.py --base ENCODER --data TREC --out out [--runs multi single] [--seeds 0 1 2]
 
 ENCODER: a model folder; TREC: train.txt and test.txt; --corpus: a `datasets` folder of tokenized text, for the half-width
-run. A teacher is tuned for each seed, and students begin as that teacher. The 2-bit row is the multi-stage run half-way.
+run. A teacher is tuned for each seed, and students begin as that teacher. 2-bit runs
+stop before the split, with as many updates as the others; `multi` also measures its own ternary half.
 Cut it anywhere and start it again: what is done is skipped, what is in progress goes on.
 """
 
@@ -32,6 +33,8 @@ def recipes_of(steps: int, rate: float = 4e-4, **general) -> dict[str, Recipe]:
     single = {"learning_rate": rate / 2}
     return {
         "multi": multi_stage(whole, **multi),
+        "2-bit": Recipe(multi_stage(f"{2 * steps} steps", **multi).stages[:2]),
+        "2-bit-augmented": Recipe(multi_stage(f"{2 * steps} steps", **multi).stages[:2]),
         "single": single_stage(whole, **single),
         "augmented": single_stage(whole, **single),
         "per-tensor": single_stage(whole, per="tensor", **single),
@@ -67,7 +70,7 @@ def main(words=None) -> None:
     for name, seed in ((name, seed) for seed in a.seeds for name in ("teacher", *a.runs)):
         out, tuned, own = a.out / f"{name}-{seed}", a.out / f"teacher-{seed}" / "01-tuned", data
         if not (out / "result.json").exists():
-            if name == "augmented":
+            if name.endswith("augmented"):
                 more = Augment(str(a.base), "text", n=a.copies, method="embeddings", cache=str(a.out / "augment"))
                 raw = questions(a.data / "train.txt").train_test_split(0.1, seed=0)["train"]
                 own = {**data, "train": tokenized(more(raw), tokenizer)}

@@ -27,6 +27,7 @@ from hf_stages.teacher import BASE
 from hf_stages.teacher_source import CachedTeacher, Teacher
 from hf_stages.teachers import structure_of, teacher_of
 from hf_stages.teaching import taught
+from hf_stages.transforms import SplitTernary
 
 _LOGITS = frozenset({"logits", "final", "outputs"})
 
@@ -72,6 +73,12 @@ def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
             f"{where}: load_best_model_at_end: the best checkpoint may be one from before {type(blended).__name__} reached full "
             "strength, when the model was better because it was not quantized yet; set it to False here, or go on to a stage "
             "without a curve"
+        )
+    kinds = [type(transform) for transform in stage.transforms]
+    if blended is not None and SplitTernary in kinds[stage.transforms.index(blended) :]:
+        raise ValueError(
+            f"{where}: transforms: {type(blended).__name__} comes to full strength over the stage, but SplitTernary splits before its "
+            "first step; let SplitTernary begin the next stage, or leave strength out"
         )
     for index, gate in enumerate(stage.gates):
         metric = getattr(gate, "metric", None)

@@ -10,10 +10,11 @@ import torch
 from transformers import LlamaForSequenceClassification, TrainerCallback, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
+from hf_stages.curves import Linear
 from hf_stages.losses import HiddenMSE, LogitKL, LogitMSE
 from hf_stages.metrics import Metrics
 from hf_stages.recipes import bitdistill, multi_stage, single_stage
-from hf_stages.transforms import Binarize, Ternarize
+from hf_stages.transforms import Binarize, SplitTernary, Ternarize
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
@@ -127,3 +128,10 @@ def test_of_an_encoder_and_decoder_one_is_named(tmp_path):
     )
     run.train()
     assert (tmp_path / "01-binary").is_dir()
+
+
+def test_a_strength_that_a_split_would_cut_short_is_refused(tmp_path):
+    both = [Ternarize(strength=Linear(0, 1)), SplitTernary()]
+    run = trainer(tmp_path, tiny.bert(), [Stage("both", "2 steps", transforms=both)], train_dataset=tiny.class_data(8))
+    with pytest.raises(ValueError, match="SplitTernary splits before its first step; let SplitTernary begin the next"):
+        run.plan()

@@ -182,7 +182,14 @@ def begun(
         return [weight], [quantizer.initial(rows)] if quantizer.learned else []
     # Two equal halves would stay equal, since they get the same gradient; so it is made ternary and split.
     ternary = Quantizer("ternary", "learned" if quantizer.learned else "twn", quantizer.per)
-    first, second, half = split_ternary(rows, ternary, ternary.initial(rows) if ternary.learned else None)
+    return _split(rows, ternary, ternary.initial(rows) if ternary.learned else None, transposed)
+
+
+def _split(
+    rows: torch.Tensor, ternary: Quantizer, scale: torch.Tensor | None, transposed: bool
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Both halves' latents, as the layer has them, and their scales where they must be stored."""
+    first, second, half = split_ternary(rows, ternary, scale)
     latents = [part.t().contiguous() if transposed else part for part in (first, second)]
     return latents, [] if half is None else [half, half.clone()]
 
@@ -209,14 +216,12 @@ def halves_of(layer: Quantized) -> tuple[Quantizer, list[torch.Tensor], list[tor
     """What a ternary layer is split into: the halves' quantizer, latents and (where they must be stored) scales."""
     if layer.split or layer.levels != "ternary":
         raise ValueError(f"split: expected a ternary layer, got a {type(layer).__name__}")
-    quantizer, transposed = layer.quantizer, layer.transposed
     weight = layer.latents[0].detach()
     scale = layer.scales[0].detach() if layer.scales else None
-    first, second, half = split_ternary(weight.t() if transposed else weight, quantizer, scale)
-    latents = [half_.t().contiguous() if transposed else half_ for half_ in (first, second)]
-    binary = Quantizer("binary", "mean" if half is None else "learned", quantizer.per)
-    parameters = [nn.Parameter(latent, requires_grad=layer.latents[0].requires_grad) for latent in latents]
-    return binary, list(parameters), [] if half is None else [half, half.clone()]
+    latents, scales = _split(weight.t() if layer.transposed else weight, layer.quantizer, scale, layer.transposed)
+    binary = Quantizer("binary", "learned" if scales else "mean", layer.quantizer.per)
+    trained = layer.latents[0].requires_grad
+    return binary, [nn.Parameter(latent, requires_grad=trained) for latent in latents], scales
 
 
 def is_range(name: str) -> bool:
