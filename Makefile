@@ -4,6 +4,9 @@
 PYTHON ?= python3
 PIP := -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
+# Tests run side by side, each on a core of its own.
+WORKERS ?= 2
+
 ifdef PY
 READY :=
 else
@@ -31,10 +34,10 @@ demo: $(READY) ## train two stages on the CPU, cut the run, resume it (a minute 
 	$(PY) examples/demo.py
 
 test: $(READY) ## the tests, without the slow ones
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 test-all: $(READY) ## all the tests
-	$(PY) -m pytest -m ''
+	$(PY) -m pytest -m '' -n $(WORKERS) --dist worksteal
 
 check: $(READY) ## lint, format, types, doctests, examples in the docs, architecture
 	$(PY) -m ruff check .
