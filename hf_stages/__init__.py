@@ -14,8 +14,14 @@ def _register() -> None:
     own_models.register()
 
 
+def _register_packed() -> None:
+    from hf_stages import own_quantizer  # noqa: F401
+
+
 # AutoConfig and AutoModel... know the project's own model type from the moment on that there is an AutoConfig.
 after_import("transformers.models.auto.configuration_auto", _register)
+# transformers knows packed models from the moment on that it knows any quantized ones.
+after_import("transformers.quantizers.auto", _register_packed)
 
 
 def __getattr__(name: str):

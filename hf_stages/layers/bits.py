@@ -32,7 +32,7 @@ def stored_size(model: nn.Module) -> StoredSize:
     >>> size.bytes, round(size.bits_per_weight, 2), round(size.ratio(), 1)
     (384, 1.48, 21.7)
     """
-    place_of = _places(model)
+    place_of = places_of(model)
     parts: dict[str, PartSize] = {}
     for name, size in _pieces(model, place_of):
         parts[name] = parts.get(name, PartSize()) + size
@@ -82,7 +82,7 @@ def _pieces(model: nn.Module, place_of: dict[int, str]) -> Iterator[tuple[str, P
                 yield BUFFERS, PartSize(0, 8 * buffer.element_size() * buffer.numel(), 0, {FULL: 1})
 
 
-def _places(model: nn.Module) -> dict[int, str]:
+def places_of(model: nn.Module) -> dict[int, str]:
     """The part that each parameter belongs to, by id, whatever its shape."""
     base = base_of(model)
     words, output = word_embeddings_of(base), _output_of(base)

@@ -1,0 +1,267 @@
+"""A model's quantized layers become packed ones, and packed ones plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_stages.layers._experts import QuantizedExperts
+from hf_stages.layers._quantized import CLIP, Quantized
+from hf_stages.layers.packed_levels import pack_levels
+from hf_stages.layers.quantizable import holders_of, word_embeddings_of
+from hf_stages.packing._spec import PackedSpec
+from hf_stages.packing._weight import SCALE, PackedWeight
+from hf_stages.packing.packed_embedding import PackedEmbedding, times
+from hf_stages.packing.packed_linear import PackedLinear
+
+Packed = tuple[nn.Parameter, nn.Parameter]
+
+
+def convert(model: Any, embeddings: str | None) -> dict[str, PackedSpec]:
+    """Pack a model's quantized layers in place; what is packed, by name. ``embeddings``: ``int8`` packs the vocabulary's
+    tables, and what is tied to them, where training left them in full precision."""
+    done: dict[int, Packed] = {}
+    """By the latent weight: of tied layers the same tensors."""
+    words = word_embeddings_of(model) if embeddings == "int8" else set()
+    plain = {
+        id(module.weight) for module in model.modules() if id(module) in words and type(module.weight) is nn.Parameter
+    }
+    specs: dict[str, PackedSpec] = {}
+
+    def packed(name: str, module: Any) -> nn.Module | None:
+        if isinstance(module, QuantizedExperts):
+            raise ValueError(
+                f"pack: {name}: experts stored as stacks cannot be packed yet; leave them out of what is quantized"
+            )
+        if isinstance(module, Quantized):
+            specs[name] = spec_of(name, module)
+            return _packed_quantized(module, specs[name], done)
+        if isinstance(module, nn.Linear | nn.Embedding) and id(module._parameters.get("weight")) in plain:
+            specs[name] = PackedSpec("int8")
+            return _packed_plain(module, done)
+        return None
+
+    _replace(model, packed)
+    tie_packed(model)
+    return specs
+
+
+def unpack(model: Any, dtype: torch.dtype) -> None:
+    """Packed layers become plain ones in place, with the weights that they stand for."""
+    done: dict[int, nn.Parameter] = {}
+
+    def dense(name: str, module: Any) -> nn.Module | None:
+        if not isinstance(module, PackedWeight):
+            return None
+        weight = done.get(id(module.weight))
+        if weight is None:
+            weight = done[id(module.weight)] = nn.Parameter(module.dense(dtype))
+        return _plain(module, weight)
+
+    _replace(model, dense)
+    model.to(dtype)
+    for inner in _models(model):
+        inner.__dict__.pop("_tied_weights_keys", None)
+    _expand_ties(model)
+
+
+def tie_packed(model: Any) -> None:
+    """transformers ties by name: where a packed weight is tied, its partner is packed too, and their scales are tied."""
+    for inner in _models(model):
+        declared = type(inner)._tied_weights_keys
+        inner.__dict__.pop("_tied_weights_keys", None)
+        if not isinstance(declared, dict) or not getattr(inner.config, "tie_word_embeddings", False):
+            continue
+        pairs = {}
+        for target, source in declared.items():
+            names = target.rpartition(".")[0], source.rpartition(".")[0]
+            if target.endswith(".weight") and _pack_partner(inner, names):
+                pairs |= {f"{names[0]}.{key}": f"{names[1]}.{key}" for key in ("weight", SCALE)}
+            else:
+                pairs[target] = source
+        inner._tied_weights_keys = pairs
+    _expand_ties(model)
+
+
+def _pack_partner(model: Any, names: Sequence[str]) -> bool:
+    """Whether two tied modules are packed; where only one was, the other one is from now on."""
+    try:
+        pair: list[Any] = [model.get_submodule(name) for name in names]
+    except AttributeError:  # a pattern
+        return False
+    packed = next((module for module in pair if isinstance(module, PackedWeight)), None)
+    for module in pair if packed is not None else ():
+        if not isinstance(module, PackedWeight):
+            # A head that reads a table takes its inputs as they are.
+            spec = replace(packed.spec, activations=None)
+            tensors = packed.weight, packed.scale
+            like = table_like if isinstance(module, nn.Embedding) else linear_like
+            new = like(module, spec, *tensors)
+            for parent, key in holders_of(model, {id(module)}):
+                parent._modules[key] = new
+    return packed is not None
+
+
+def spec_of(name: str, module: Quantized) -> PackedSpec:
+    if module.strength is not None and float(module.strength) != 1.0:
+        raise ValueError(
+            f"pack: {name}: expected weights at full strength, got {float(module.strength):g}; train the stage to its end "
+            "(a strength curve should reach 1), or set it with Ternarize(strength=1.0)"
+        )
+    per, columns = module.quantizer.per, module.latents[0].shape[0 if module.transposed else 1]
+    group = per if isinstance(per, int) and per != columns else None
+    return PackedSpec("split" if module.split else module.levels, group, module.activations)
+
+
+def tensors_of(module: Quantized) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bytes and scales of a quantized layer, rows as outputs; together exactly its effective weight."""
+    found = []
+    scales = module.scales or [None] * len(module.latents)
+    for latent, learned in zip(module.latents, scales, strict=True):
+        rows = latent.detach().t() if module.transposed else latent.detach()
+        levels, scale = module.quantizer.codes(rows, learned)
+        if not bool(scale.isfinite().all()):
+            raise ValueError("expected finite weights, got NaN or infinity among them")
+        scale = scale.to(latent.dtype)  # as the effective weight has them
+        # One scale for the whole matrix becomes one for each row: four bytes a row.
+        scale = scale.float().expand(rows.shape[0]) if scale.numel() == 1 else scale.float()
+        found.append((pack_levels(levels, 1 if module.levels == "binary" else 2), scale.reshape(rows.shape[0], -1)))
+    if not module.split:
+        return found[0][0], found[0][1].contiguous()
+    return torch.stack([weight for weight, _ in found]), torch.stack([scale for _, scale in found])
+
+
+def whole_numbers(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8, each row with its own scale."""
+    values = table.detach().float()
+    if not bool(values.isfinite().all()):
+        raise ValueError("expected finite weights, got NaN or infinity among them")
+    scale = values.abs().amax(-1, keepdim=True) / 127
+    return (values / scale.clamp(min=1e-30)).round().to(torch.int8), scale
+
+
+def _packed_quantized(module: Any, spec: PackedSpec, done: dict[int, Packed]) -> nn.Module:
+    key = id(module.latents[0])
+    if key not in done:
+        done[key] = _frozen(*tensors_of(module))
+    weight, scale = done[key]
+    if isinstance(module, nn.Embedding):
+        return table_like(module, spec, weight, scale)
+    clip = module._parameters.get(CLIP)
+    return linear_like(module, spec, weight, scale, clip, module.transposed)
+
+
+def _packed_plain(module: Any, done: dict[int, Packed]) -> nn.Module:
+    key, spec = id(module.weight), PackedSpec("int8")
+    if key not in done:
+        done[key] = _frozen(*whole_numbers(module.weight))
+    weight, scale = done[key]
+    if isinstance(module, nn.Embedding):
+        return table_like(module, spec, weight, scale)
+    return linear_like(module, spec, weight, scale)
+
+
+def linear_like(
+    module: Any,
+    spec: PackedSpec,
+    weight: Any = None,
+    scale: Any = None,
+    clip: Any = None,
+    transposed: bool | None = None,
+) -> PackedLinear:
+    """In the place of a linear layer, with its bias; without ``weight`` there is room for one."""
+    if transposed is None:
+        transposed = isinstance(module, Conv1D)
+    columns, rows = (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
+    device = (module.weight if weight is None else weight).device
+    own = PackedLinear(
+        columns,
+        rows,
+        spec,
+        bias=False if module.bias is None else nn.Parameter(module.bias.detach(), requires_grad=False),
+        weight=weight,
+        scale=scale,
+        clip=clip,
+        transposed=transposed,
+        device=device,
+    )
+    return own.train(module.training)
+
+
+def table_like(
+    module: Any, spec: PackedSpec, weight: nn.Parameter | None = None, scale: nn.Parameter | None = None
+) -> PackedEmbedding:
+    factor = getattr(module, "embed_scale", None)
+    rounded = isinstance(factor, torch.Tensor)
+    if rounded:  # on the meta device its value is known by another name alone
+        factor = module.scalar_embed_scale if hasattr(module, "scalar_embed_scale") else float(factor)
+    of: Any = module.latents[0] if isinstance(module, Quantized) else module.weight
+    made = PackedEmbedding(
+        module.num_embeddings,
+        module.embedding_dim,
+        spec,
+        padding_idx=module.padding_idx,
+        embed_scale=factor,
+        rounded_scale=rounded,
+        weight=weight,
+        scale=scale,
+        device=of.device,
+        dtype=of.dtype,
+    )
+    return made.train(module.training)
+
+
+def _plain(module: Any, weight: nn.Parameter) -> nn.Module:
+    own: Any
+    if isinstance(module, PackedEmbedding):
+        own = (nn.Embedding if module.embed_scale is None else _ScaledEmbedding)(1, 1, device="meta")
+        own.num_embeddings, own.embedding_dim = weight.shape
+        own.padding_idx = module.padding_idx
+        own.embed_scale, own.rounded_scale = module.embed_scale, module.rounded_scale
+    elif module.transposed:
+        own = Conv1D(1, 1)
+        own.nf, own.nx = weight.shape
+        weight = nn.Parameter(weight.detach().t().contiguous())
+    else:
+        own = nn.Linear(1, 1, False, device="meta")
+        own.out_features, own.in_features = weight.shape
+    if isinstance(module, PackedLinear):
+        own.bias = None if module.bias is None else nn.Parameter(module.bias.detach())
+    own.weight = weight
+    return own.train(module.training)
+
+
+class _ScaledEmbedding(nn.Embedding):
+    """BART's and Gemma's have classes of their own, which are no longer known."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return times(super().forward(input), self.embed_scale, self.rounded_scale)
+
+
+def _replace(model: Any, made: Callable[[str, Any], nn.Module | None]) -> None:
+    """Put what ``made`` gives for a module in all its places."""
+    for name, module in list(model.named_modules()):
+        new = made(name, module)
+        if new is not None:
+            for parent, key in holders_of(model, {id(module)}):
+                parent._modules[key] = new
+
+
+def _frozen(weight: torch.Tensor, scale: torch.Tensor) -> Packed:
+    return nn.Parameter(weight.view(torch.int8), requires_grad=False), nn.Parameter(scale, requires_grad=False)
+
+
+def _models(model: Any) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+
+
+def _expand_ties(model: Any) -> None:
+    for inner in _models(model):
+        if hasattr(inner, "all_tied_weights_keys"):
+            inner.all_tied_weights_keys = inner.get_expanded_tied_weights_keys(all_submodels=True)

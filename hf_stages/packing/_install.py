@@ -1,0 +1,125 @@
+"""Packed layers put into a model that is about to be loaded, once its files are known to hold what they need."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_stages.layers.quantizable import holders_of
+from hf_stages.packing._convert import linear_like, table_like, tie_packed
+from hf_stages.packing._reshaped import reshape, size_of
+from hf_stages.packing._spec import PackedSpec, from_layers
+from hf_stages.packing._weight import SCALE, PackedWeight
+
+_DTYPES = {"weight": "I8", SCALE: "F32"}
+
+
+def install(model: Any, config: Any, files: Sequence[str] | None) -> None:
+    """Replace what ``config`` (a ``PackedConfig``) names, in a model on the meta device. ``files``: the checkpoint, to be
+    looked at first."""
+    specs, headers, prefix = from_layers(config.layers), _headers(files or ()), f"{model.base_model_prefix}."
+    modules = dict(model.named_modules())
+
+    def places(name: str) -> tuple[str, str, str]:
+        # A file of BertForX read as BertModel, and the other way round.
+        return name, name.removeprefix(prefix), f"{prefix}{name}"
+
+    if not any(f"{place}.weight" in headers for name in specs for place in places(name)):
+        headers = {}  # transformers translates the names of this architecture's weights: nothing to compare
+    reshape(modules, places, config.reshaped)
+    tied = {name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for name in pair}
+    whole = type(model).__name__ in (model.config.architectures or ())
+    for name, spec in specs.items():
+        ours = next((place for place in places(name) if place in modules), None)
+        if ours is None:
+            continue  # another head's
+        module = modules[ours]
+        rows, columns = _size(ours, module)
+        if spec.group is not None and columns % spec.group:
+            raise ValueError(
+                f"{ours}: config.json has groups of {spec.group}, which do not fill rows of {columns} weights"
+            )
+        if headers and not _fits(places(name), spec, rows, columns, headers) and ours not in tied:
+            if whole:
+                raise ValueError(
+                    f"{name}: is packed, says config.json, but it is not in the checkpoint; download it anew"
+                )
+            continue  # new in this class of model: transformers draws it and says so
+        new = (table_like if isinstance(module, nn.Embedding) else linear_like)(module, spec)
+        for parent, key in holders_of(model, {id(module)}):
+            parent._modules[key] = new
+    if not any(isinstance(module, PackedWeight) for module in model.modules()):
+        raise ValueError(
+            f"config.json: quantization_config.layers names {len(specs)} packed modules such as {next(iter(specs), None)!r}, but "
+            f"{type(model).__name__} has none of them; load the model with the class in its config's architectures"
+        )
+    tie_packed(model)
+
+
+def check_values(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, PackedWeight) and not module.weight.is_meta and (problem := module.problem()) is not None:
+            raise ValueError(f"{name}.{problem}; the packed file is damaged: pack the model again, or download it anew")
+
+
+def _size(name: str, module: Any) -> tuple[int, int]:
+    if not isinstance(module, nn.Linear | nn.Embedding | Conv1D):
+        raise ValueError(
+            f"{name}: config.json has it as a packed weight; expected a linear layer or an embedding, got a {type(module).__name__}"
+        )
+    return size_of(module)
+
+
+def _fits(names: Sequence[str], spec: PackedSpec, rows: int, columns: int, headers: Mapping[str, Any]) -> bool:
+    """Whether the weight is on disk; ValueError where it is, but not as it should be."""
+    stored = {key: next((k for k in (f"{n}.{key}" for n in names) if k in headers), None) for key in _DTYPES}
+    if not any(stored.values()):
+        return False
+    for (key, dtype), shape in zip(_DTYPES.items(), spec.shapes(rows, columns), strict=True):
+        where, found = f"{names[0]}.{key}", headers.get(stored[key] or "")
+        if found is None:
+            raise ValueError(
+                f"{where}: is not in the checkpoint, which has other parts of {names[0]}; download it anew"
+            )
+        if found.get("dtype") != dtype or tuple(found.get("shape", ())) != shape:
+            raise ValueError(
+                f"{where}: expected {dtype} of shape {list(shape)} for {spec.levels} weights of {rows} x {columns}, "
+                f"got {found.get('dtype')} of shape {found.get('shape')}; the file does not fit its config.json"
+            )
+    return True
+
+
+def _headers(files: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for file in map(Path, files):
+        if file.suffix != ".safetensors":
+            raise ValueError(f"{file}: a packed checkpoint is a .safetensors file")
+        found.update(header_of(file))
+    return found
+
+
+def header_of(file: Path) -> dict[str, Any]:
+    """Names, dtypes and shapes in a safetensors file; ValueError where it is damaged."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(size - 8, 100_000_000):
+            raise ValueError(f"{file}: expected a safetensors file, got a header of {length} bytes in a file of {size}")
+        try:
+            header = json.loads(stream.read(length))
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            ends = [entry["data_offsets"][1] for entry in entries.values()]
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
+            raise ValueError(
+                f"{file}: the header of a safetensors file cannot be read ({error}); download it anew"
+            ) from error
+    if not all(isinstance(end, int) for end in ends) or max(ends, default=0) != size - 8 - length:
+        raise ValueError(
+            f"{file}: expected {max(ends, default=0)} bytes of tensors, got {size - 8 - length}; download it anew"
+        )
+    return entries

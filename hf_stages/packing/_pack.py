@@ -1,0 +1,141 @@
+"""From a stage folder, or a model, to a folder of packed weights that loads anywhere."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_stages.layers._quantized import WithStrength
+from hf_stages.own_quantizer import PackedConfig, PackedQuantizer
+from hf_stages.packing._convert import convert
+from hf_stages.packing._reshaped import reshaped
+from hf_stages.packing._sizes import PackedSize, packed_size
+from hf_stages.packing._spec import PackedSpec, to_layers
+from hf_stages.packing._weight import PackedWeight
+
+SUMMARY = "packed.json"
+_RESTS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def pack(
+    model: Any,
+    out: str | Path,
+    *,
+    rest: str = "float16",
+    embeddings: str | None = "int8",
+    portable: bool = False,
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> PackedSize:
+    """Write ``model`` (one with quantized layers, or the folder of a stage) to ``out`` with its levels packed.
+
+    Binary layers take 1 bit a weight, ternary ones 2, split ones twice 1, and each row (or group) 4 bytes for its scale;
+    what comes out after loading is exactly the weight that was trained. ``embeddings="int8"`` stores a vocabulary that
+    training left in full precision with 8 bits a weight, None leaves it as it is. All else is stored in ``rest``, and
+    computes in float32 when loaded, unless ``from_pretrained(dtype=...)`` says otherwise. Tokenizers and processors that
+    lie in the folder come along. ``portable`` writes what stock transformers reads by itself (weights alone: activations
+    are not rounded there).
+
+    Returns what the files take, by part.
+    """
+    out = Path(out)
+    if rest not in _RESTS:
+        raise ValueError(f"rest: expected one of {', '.join(_RESTS)}, got {rest!r}")
+    if embeddings not in ("int8", None):
+        raise ValueError(f"embeddings: expected 'int8' or None, got {embeddings!r}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise ValueError(f"out: {out} is not empty; choose another folder, or say overwrite=True (--overwrite)")
+    source = Path(model) if isinstance(model, str | Path) else None
+    if source is not None and source.resolve() == out.resolve():
+        raise ValueError(f"out: {out} is the folder to be packed; choose another one")
+    own, extras = read(source, trust_remote_code) if source is not None else (_copied(model), [])
+    if portable:
+        from hf_stages.packing._portable import write
+    else:
+        write = _write
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        size = write(own, partial, _RESTS[rest], embeddings, max_shard_size)
+        for extra in extras:
+            shutil.copy2(extra, partial / extra.name)
+        about = {"format": "gemma" if portable else "hf_stages", "rest": rest, "source": source and source.name}
+        (partial / SUMMARY).write_text(json.dumps({**about, "size": size.to_dict()}, indent=2) + "\n", encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        partial.chmod(0o755)  # made for the owner alone
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return size
+
+
+def read(folder: Path, trust_remote_code: bool = False) -> tuple[Any, list[Path]]:
+    """The model of a stage folder with its quantized layers, and the files beside it that packing keeps."""
+    from hf_stages.loading import load_stage
+
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected a stage folder, and there is none")
+    if (folder / SUMMARY).is_file():
+        raise ValueError(f"{folder}: is packed already; pack the stage folder that it was made of")
+    model, _ = load_stage(folder, trust_remote_code=trust_remote_code)
+    written = {"config.json", "generation_config.json", "stage.json", "run.json", SUMMARY}
+    keep = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+    return model, [
+        file
+        for file in sorted(folder.iterdir())
+        if file.is_file() and file.suffix in keep and file.name not in written and ".index." not in file.name
+    ]
+
+
+def _copied(model: Any) -> Any:
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"model: expected a transformers model or a stage folder, got {_kind(model)}")
+    return copy.deepcopy(model)
+
+
+def _kind(model: Any) -> str:
+    if type(model).__module__.startswith("peft."):
+        return "a model with adapters; merge them first (MergeLora, or merge_and_unload())"
+    return f"a {type(model).__name__}"
+
+
+def to_packed(model: Any, rest: torch.dtype, embeddings: str | None) -> dict[str, PackedSpec]:
+    """In place: layers packed, all else in ``rest``."""
+    if any(isinstance(module, PackedWeight) for module in model.modules()):
+        raise ValueError("model: is packed already; to write it elsewhere, call its save_pretrained")
+    if not any(isinstance(module, WithStrength) for module in model.modules()):
+        raise ValueError(
+            "model: has no quantized layers to pack; train it with Ternarize or Binarize first (a stage folder knows them; "
+            "a model loaded from one by its class does not: give the folder)"
+        )
+    specs = convert(model, embeddings)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and rest == torch.float16 and float(parameter.detach().abs().amax()) > 65504:
+            raise ValueError(f"rest: {name} holds values beyond float16's largest; choose rest='bfloat16' or 'float32'")
+    model.to(rest)
+    return specs
+
+
+def _write(model: Any, out: Path, rest: torch.dtype, embeddings: str | None, max_shard_size: str) -> PackedSize:
+    specs = to_packed(model, rest, embeddings)
+    model.hf_quantizer = PackedQuantizer(PackedConfig(to_layers(specs), reshaped(model)))
+    model.config.quantization_config = model.hf_quantizer.quantization_config
+    model.save_pretrained(out, max_shard_size=max_shard_size)
+    # What is stored in 16 bits computes in 32: on a CPU that is what is fast.
+    rewrite(out / "config.json", {"dtype": "float32"})
+    return packed_size(model, sorted(out.glob("*.safetensors")))
+
+
+def rewrite(file: Path, values: Mapping[str, Any]) -> None:
+    config = {**json.loads(file.read_text(encoding="utf-8")), **values}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,88 @@
+"""What a packed weight is: everything that its bytes do not say themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hf_stages.layers import Activations
+from hf_stages.layers.packed_levels import BITS, row_bytes
+
+Shapes = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class PackedSpec:
+    """A weight of ``rows`` outputs (or entries of a table) and ``columns``; modules alike share one."""
+
+    levels: str
+    """``binary``, ``ternary``, ``split`` (two binary matrices, added up) or ``int8``."""
+    group: int | None = None
+    """How many neighbours in a row share a scale; None: the whole row."""
+    activations: Activations | None = None
+
+    @property
+    def bits(self) -> int:
+        return BITS[self.levels]
+
+    def shapes(self, rows: int, columns: int) -> Shapes:
+        """Of the bytes and of the scales."""
+        halves = (2,) if self.levels == "split" else ()
+        groups = 1 if self.group is None else columns // self.group
+        return (*halves, rows, row_bytes(columns, self.bits)), (*halves, rows, groups)
+
+
+def to_layers(specs: Mapping[str, PackedSpec]) -> list[dict[str, Any]]:
+    """For ``config.json``: each kind of packed weight with the modules that are of it."""
+    kinds: dict[PackedSpec, list[str]] = {}
+    for name, spec in specs.items():
+        kinds.setdefault(spec, []).append(name)
+    return [
+        {
+            "levels": spec.levels,
+            "group": spec.group,
+            "activations": None if spec.activations is None else asdict(spec.activations),
+            "modules": names,
+        }
+        for spec, names in kinds.items()
+    ]
+
+
+def from_layers(layers: Any) -> dict[str, PackedSpec]:
+    """The specs by module name; ValueError where that is not what ``to_layers`` writes."""
+    found: dict[str, PackedSpec] = {}
+    if not isinstance(layers, Sequence) or isinstance(layers, str):
+        raise ValueError(_wrong("", "a list", layers))
+    for index, layer in enumerate(layers):
+        where = f"[{index}]"
+        if not isinstance(layer, Mapping):
+            raise ValueError(_wrong(where, "levels, group, activations and modules", layer))
+        spec = _spec(where, layer)
+        names = layer.get("modules")
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(_wrong(f"{where}.modules", "a list of module names", names))
+        found.update(dict.fromkeys(names, spec))
+    return found
+
+
+def _spec(where: str, layer: Mapping[str, Any]) -> PackedSpec:
+    levels, group, activations = layer.get("levels"), layer.get("group"), layer.get("activations")
+    if levels not in BITS:
+        raise ValueError(_wrong(f"{where}.levels", f"one of {', '.join(BITS)}", levels))
+    if group is not None and (not isinstance(group, int) or isinstance(group, bool) or group < 1):
+        raise ValueError(_wrong(f"{where}.group", "null or a whole number above 0", group))
+    if activations is not None:
+        try:
+            activations = Activations(**activations)
+        except (TypeError, ValueError) as error:
+            raise ValueError(_wrong(f"{where}.activations", "null or bits, symmetric and clip", activations)) from error
+    return PackedSpec(levels, group, activations)
+
+
+def _wrong(where: str, expected: str, got: Any) -> str:
+    shown = repr(got) if len(repr(got)) < 80 else f"{repr(got)[:77]}..."
+    return (
+        f"config.json: quantization_config.layers{where}: expected {expected}, got {shown}; "
+        "pack the model again, or download it anew"
+    )

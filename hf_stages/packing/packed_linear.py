@@ -1,0 +1,79 @@
+"""A linear layer whose weight stays packed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_stages import kernels
+from hf_stages.packing._spec import PackedSpec
+from hf_stages.packing._weight import CLIP, PackedWeight, scaled
+
+_ROWS_AT_ONCE = 2**20
+"""How many int8 weights are made fp32 at a time: they fit into a core's cache."""
+
+
+class PackedLinear(PackedWeight, nn.Linear):
+    """``y = Q(x) wᵀ + b`` from bytes. It is an ``nn.Linear`` for whoever asks (PEFT); its weight is not trained.
+
+    ``transposed`` says that it stands for a Conv1D (GPT-2), whose weight lies as (inputs, outputs); the bytes here do not.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        spec: PackedSpec,
+        *,
+        bias: nn.Parameter | bool = True,
+        weight: torch.Tensor | None = None,
+        scale: torch.Tensor | None = None,
+        clip: torch.Tensor | None = None,
+        transposed: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = in_features, out_features
+        self.transposed = transposed
+        self._own(spec, out_features, in_features, weight, scale, device)
+        if bias is True:
+            bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype), requires_grad=False)
+        self.register_parameter("bias", bias if isinstance(bias, nn.Parameter) else None)
+        activations = spec.activations
+        if activations is not None and activations.clip is not None:
+            clip = activations.initial().to(device) if clip is None else clip.detach().float()
+            self.register_parameter(CLIP, nn.Parameter(clip, requires_grad=False))
+        else:
+            self.register_parameter(CLIP, None)
+        self._cache: dict[str, Any] = {}
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.spec.levels == "int8":
+            return self._whole_numbers(input)
+        return kernels.linear(
+            input,
+            self.weight.data.view(torch.uint8),
+            self.scale,
+            self.bias,
+            levels=self.spec.levels,
+            in_features=self.in_features,
+            activations=self.spec.activations,
+            clip=self.activation_clip,
+            cache=self._cache,
+        )
+
+    def _whole_numbers(self, input: torch.Tensor) -> torch.Tensor:
+        """An output embedding of int8, in full precision: a slice of its rows at a time, so that it stays int8 in memory."""
+        rows = max(1, _ROWS_AT_ONCE // self.in_features)
+        parts = []
+        for levels, scale in zip(self.weight.split(rows), self.scale.split(rows), strict=True):
+            parts.append(F.linear(input, scaled(levels, scale).to(input.dtype)))
+        found = torch.cat(parts, -1)
+        return found if self.bias is None else found + self.bias.to(found.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._words()}"
