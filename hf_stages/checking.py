@@ -19,6 +19,7 @@ from hf_stages.data._random import undisturbed
 from hf_stages.losses._algebra import Term, groups_of, terms_of
 from hf_stages.losses._on_source import OnSource
 from hf_stages.model_source import ModelSource
+from hf_stages.packing import check_packable
 from hf_stages.plan import Plan, Taught
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
@@ -136,6 +137,9 @@ def check_losses(
     for stage in recipe.stages:
         if (student := skeletons.get(stage.name)) is None:
             continue
+        if stage.pack_on_save:
+            with _placing(f"stage {stage.name!r}: pack_on_save"):
+                check_packable(student)
         declared, wanted = teacher_of(recipe, stage), wants_teacher(stage)
         teacher = _structure(stage, declared, student, skeletons, read) if wanted else None
         if teacher is None and wanted:

@@ -94,10 +94,32 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--batch-size", type=int, default=32)
     cache.set_defaults(command=_cache)
 
+    _pack_parser(commands, shared)
     doctor = commands.add_parser("doctor", parents=[shared], help="what this machine has and what is missing")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _pack_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+    pack = commands.add_parser(
+        "pack",
+        parents=[shared],
+        help="write a stage's 1-bit and 2-bit layers as one and two bits: hf-stages pack out/04-binary-logits --to packed",
+        description="Write a folder with the quantized layers of a stage really packed. It loads with from_pretrained after "
+        "`import hf_stages`; with --portable in stock transformers.",
+    )
+    pack.add_argument("folder", metavar="STAGE", help="the folder of a finished stage")
+    pack.add_argument("--to", metavar="DIR", required=True, help="where to")
+    pack.add_argument("--portable", action="store_true", help="in the layout that stock transformers reads by itself")
+    pack.add_argument(
+        "--rest", default="float16", help="dtype of what is not packed: float16 (default), bfloat16, float32"
+    )
+    pack.add_argument("--embeddings", choices=["int8", "keep"], default="int8", help="a vocabulary in full precision")
+    pack.add_argument("--overwrite", action="store_true", help="replace DIR if it is there")
+    pack.add_argument("--trust-remote-code", action="store_true", help="let code named by the stage run")
+    pack.add_argument("--json", action="store_true", help="print JSON")
+    pack.set_defaults(command=_pack)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -215,6 +237,25 @@ def _cache(options: argparse.Namespace) -> int:
     _say(
         f"{cached.folder}: {cached.summary()}\nIn the recipe: teacher: {{use: CachedTeacher, folder: {cached.folder}}}"
     )
+    return OK
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from hf_stages.packing import pack
+
+    try:
+        size = pack(
+            options.folder,
+            options.to,
+            rest=options.rest,
+            embeddings=None if options.embeddings == "keep" else options.embeddings,
+            portable=options.portable,
+            overwrite=options.overwrite,
+            trust_remote_code=options.trust_remote_code,
+        )
+    except (ValueError, ImportError) as error:
+        raise _Bad from error
+    print(json.dumps(size.to_dict(), indent=2) if options.json else f"{options.to}\n{size}")
     return OK
 
 

@@ -30,7 +30,7 @@ from hf_stages.sizes import train_dataset_of
 from hf_stages.stage import Recipe
 from hf_stages.stage_args import facts, stage_args
 
-_JUDGES = ("gates", "args", "eval_dataset", "compute_metrics", "exporters", "monitors", "parents")
+_JUDGES = ("gates", "args", "eval_dataset", "compute_metrics", "exporters", "pack_on_save", "monitors", "parents")
 """What watches a stage without changing what it trains, and what is recorded in another form."""
 
 logger = logging.get_logger(__name__)

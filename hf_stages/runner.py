@@ -27,6 +27,7 @@ from hf_stages.ledger import Ledger
 from hf_stages.losses._algebra import groups_of, sources_of
 from hf_stages.manifest import Manifest
 from hf_stages.objective import Objective
+from hf_stages.packing import pack
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.sizes import named, train_dataset_of
 from hf_stages.source_collator import SourceCollator
@@ -199,11 +200,14 @@ class Runner:
     def _export(self, planned: PlannedStage) -> None:
         """Exports are whole or not there; where a process died before they were, the next one makes them."""
         target = self.out / f"{planned.folder}-exports"
-        if not planned.stage.exporters or not self.args.should_save or target.exists():
+        stage, source = planned.stage, self.out / planned.folder
+        if not (stage.exporters or stage.pack_on_save) or not self.args.should_save or target.exists():
             return
         with written_whole(target) as folder:
-            for exporter in planned.stage.exporters:
-                exporter(self.out / planned.folder, folder)
+            if stage.pack_on_save:
+                pack(source, folder / "packed")
+            for exporter in stage.exporters:
+                exporter(source, folder)
 
     def _judge(self, name: str, summary: dict) -> None:
         """Expectations, on the stage's recorded metrics: a resumed run is held to them as the first one was."""

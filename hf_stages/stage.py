@@ -43,6 +43,8 @@ class Stage:
     monitors: Sequence[Any] = field(default=(), kw_only=True)
     gates: Sequence[Any] = field(default=(), kw_only=True)
     exporters: Sequence[Any] = field(default=(), kw_only=True)
+    pack_on_save: bool = field(default=False, kw_only=True)
+    """Write the finished stage packed, too, to ``out/NN-name-exports/packed``."""
     parents: Sequence[str] | str | None = field(default=None, kw_only=True)
     """Where it starts: None is the stage before it, ``[]`` the initial model, ``"name"`` another stage (a branch)."""
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 
-# Workers side by side get a core each: tiny models gain nothing from a second one.
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
-
 # Set before transformers and datasets are imported, which read them once; subprocesses inherit them.
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -16,7 +13,8 @@ os.environ |= {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-    "OMP_NUM_THREADS": str(THREADS),
+    # Workers side by side get a core each: tiny models gain nothing from a second one.
+    "OMP_NUM_THREADS": "1" if "PYTEST_XDIST_WORKER" in os.environ else "2",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait crawl on busy cores
 }
 
@@ -33,7 +31,7 @@ from datasets import Dataset
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
-torch.set_num_threads(THREADS)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,11 +17,11 @@ NOUNS = "stage duration curves ledger errors fingerprint _after_import"
 READERS = "recipe _hints parts model_source naming dry_run _yaml"  # they find parts by name
 PLANS = "plan sizes stage_args checkpoint manifest moments"
 WORK = (
-    "own_models blueprint capture attention_tap model_inputs source_collator stage_losses eval_terms balance handover objective health "
+    "own_models own_quantizer blueprint capture attention_tap model_inputs source_collator stage_losses eval_terms balance handover objective health "
     "flow transition teaching agreement checking stage_run stage_folder checkpointing loading progress signals "
     "teacher teachers teacher_source teacher_print teacher_cache cached_teacher cache_folder row_keys top_k runner trainer callbacks"
 )
-LEAVES = "losses layers transforms data schedules monitors gates exporters packing hub reports metrics"
+LEAVES = "losses layers transforms data schedules monitors gates exporters packing kernels hub reports metrics"
 
 # What may import what of ours, lowest first. Within a line, and within a folder, all may import each other.
 ALLOWED = {
@@ -31,7 +31,7 @@ ALLOWED = {
     WORK: f"{NOUNS} {READERS} {PLANS} {LEAVES}",
     "recipes": "*",
     "cli __main__ build probe doctor": "*",
-    "__init__": f"{NOUNS} trainer teacher_source own_models",
+    "__init__": f"{NOUNS} trainer teacher_source own_models own_quantizer",
     "losses": f"{NOUNS} layers",
     "layers": NOUNS,
     "transforms": f"{NOUNS} layers",
@@ -40,7 +40,8 @@ ALLOWED = {
     "monitors": f"{NOUNS} layers",
     "gates": NOUNS,
     "exporters": f"{NOUNS} packing",
-    "packing": f"{NOUNS} layers",
+    "packing": f"{NOUNS} layers kernels loading own_models own_quantizer",
+    "kernels": f"{NOUNS} layers",
     "hub": f"{NOUNS} reports",
     "reports": f"{NOUNS} plan sizes dry_run checkpoint losses",
     "metrics": NOUNS,

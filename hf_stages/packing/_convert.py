@@ -23,6 +23,33 @@ from hf_stages.packing.packed_linear import PackedLinear
 Packed = tuple[nn.Parameter, nn.Parameter]
 
 
+def check_packable(model: Any) -> None:
+    """ValueError where a model, or its skeleton on the meta device, has nothing that can be packed."""
+    if any(isinstance(module, PackedWeight) for module in model.modules()):
+        raise ValueError("the model is packed already; to write it elsewhere, call its save_pretrained")
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedExperts):
+            raise ValueError(
+                f"{name}: experts stored as stacks cannot be packed yet; leave them out of what is quantized"
+            )
+    if not any(isinstance(module, Quantized) for module in model.modules()):
+        raise ValueError(
+            "the model has no quantized layers to pack; train it with Ternarize or Binarize first (a stage folder knows "
+            "them, a model loaded from one by its class does not: give the folder)"
+        )
+
+
+def to_packed(model: Any, rest: torch.dtype, embeddings: str | None) -> dict[str, PackedSpec]:
+    """In place: layers packed, all else in ``rest``; what is packed, by name."""
+    check_packable(model)
+    specs = convert(model, embeddings)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and rest == torch.float16 and float(parameter.detach().abs().amax()) > 65504:
+            raise ValueError(f"rest: {name} holds values beyond float16's largest; choose rest='bfloat16' or 'float32'")
+    model.to(rest)
+    return specs
+
+
 def convert(model: Any, embeddings: str | None) -> dict[str, PackedSpec]:
     """Pack a model's quantized layers in place; what is packed, by name. ``embeddings``: ``int8`` packs the vocabulary's
     tables, and what is tied to them, where training left them in full precision."""
@@ -35,10 +62,6 @@ def convert(model: Any, embeddings: str | None) -> dict[str, PackedSpec]:
     specs: dict[str, PackedSpec] = {}
 
     def packed(name: str, module: Any) -> nn.Module | None:
-        if isinstance(module, QuantizedExperts):
-            raise ValueError(
-                f"pack: {name}: experts stored as stacks cannot be packed yet; leave them out of what is quantized"
-            )
         if isinstance(module, Quantized):
             specs[name] = spec_of(name, module)
             return _packed_quantized(module, specs[name], done)
@@ -71,6 +94,15 @@ def unpack(model: Any, dtype: torch.dtype) -> None:
     _expand_ties(model)
 
 
+def unpack_one(model: Any, module: Any, dtype: torch.dtype) -> None:
+    """One of a packed model's layers, for all its places; what it is tied to stays tied."""
+    dense = nn.Parameter(module.dense(dtype))
+    for other in [m for m in model.modules() if isinstance(m, PackedWeight) and m.weight is module.weight]:
+        for parent, key in list(holders_of(model, {id(other)})):
+            parent._modules[key] = _plain(other, dense)
+    tie_packed(model)
+
+
 def tie_packed(model: Any) -> None:
     """transformers ties by name: where a packed weight is tied, its partner is packed too, and their scales are tied."""
     for inner in _models(model):
@@ -78,7 +110,7 @@ def tie_packed(model: Any) -> None:
         inner.__dict__.pop("_tied_weights_keys", None)
         if not isinstance(declared, dict) or not getattr(inner.config, "tie_word_embeddings", False):
             continue
-        pairs = {}
+        pairs: dict[str, str] = {}
         for target, source in declared.items():
             names = target.rpartition(".")[0], source.rpartition(".")[0]
             if target.endswith(".weight") and _pack_partner(inner, names):
@@ -95,7 +127,7 @@ def _pack_partner(model: Any, names: Sequence[str]) -> bool:
         pair: list[Any] = [model.get_submodule(name) for name in names]
     except AttributeError:  # a pattern
         return False
-    packed = next((module for module in pair if isinstance(module, PackedWeight)), None)
+    packed: Any = next((module for module in pair if isinstance(module, PackedWeight)), None)
     for module in pair if packed is not None else ():
         if not isinstance(module, PackedWeight):
             # A head that reads a table takes its inputs as they are.
@@ -197,7 +229,7 @@ def linear_like(
 def table_like(
     module: Any, spec: PackedSpec, weight: nn.Parameter | None = None, scale: nn.Parameter | None = None
 ) -> PackedEmbedding:
-    factor = getattr(module, "embed_scale", None)
+    factor: Any = getattr(module, "embed_scale", None)
     rounded = isinstance(factor, torch.Tensor)
     if rounded:  # on the meta device its value is known by another name alone
         factor = module.scalar_embed_scale if hasattr(module, "scalar_embed_scale") else float(factor)

@@ -6,20 +6,15 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from hf_stages.layers._quantized import WithStrength
-from hf_stages.own_quantizer import PackedConfig, PackedQuantizer
-from hf_stages.packing._convert import convert
-from hf_stages.packing._reshaped import reshaped
-from hf_stages.packing._sizes import PackedSize, packed_size
-from hf_stages.packing._spec import PackedSpec, to_layers
-from hf_stages.packing._weight import PackedWeight
+from hf_stages.packing._portable import write_portable
+from hf_stages.packing._sizes import PackedSize
+from hf_stages.packing._write import write_packed
 
 SUMMARY = "packed.json"
 _RESTS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -58,10 +53,7 @@ def pack(
     if source is not None and source.resolve() == out.resolve():
         raise ValueError(f"out: {out} is the folder to be packed; choose another one")
     own, extras = read(source, trust_remote_code) if source is not None else (_copied(model), [])
-    if portable:
-        from hf_stages.packing._portable import write
-    else:
-        write = _write
+    write = write_portable if portable else write_packed
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
@@ -107,35 +99,3 @@ def _kind(model: Any) -> str:
     if type(model).__module__.startswith("peft."):
         return "a model with adapters; merge them first (MergeLora, or merge_and_unload())"
     return f"a {type(model).__name__}"
-
-
-def to_packed(model: Any, rest: torch.dtype, embeddings: str | None) -> dict[str, PackedSpec]:
-    """In place: layers packed, all else in ``rest``."""
-    if any(isinstance(module, PackedWeight) for module in model.modules()):
-        raise ValueError("model: is packed already; to write it elsewhere, call its save_pretrained")
-    if not any(isinstance(module, WithStrength) for module in model.modules()):
-        raise ValueError(
-            "model: has no quantized layers to pack; train it with Ternarize or Binarize first (a stage folder knows them; "
-            "a model loaded from one by its class does not: give the folder)"
-        )
-    specs = convert(model, embeddings)
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and rest == torch.float16 and float(parameter.detach().abs().amax()) > 65504:
-            raise ValueError(f"rest: {name} holds values beyond float16's largest; choose rest='bfloat16' or 'float32'")
-    model.to(rest)
-    return specs
-
-
-def _write(model: Any, out: Path, rest: torch.dtype, embeddings: str | None, max_shard_size: str) -> PackedSize:
-    specs = to_packed(model, rest, embeddings)
-    model.hf_quantizer = PackedQuantizer(PackedConfig(to_layers(specs), reshaped(model)))
-    model.config.quantization_config = model.hf_quantizer.quantization_config
-    model.save_pretrained(out, max_shard_size=max_shard_size)
-    # What is stored in 16 bits computes in 32: on a CPU that is what is fast.
-    rewrite(out / "config.json", {"dtype": "float32"})
-    return packed_size(model, sorted(out.glob("*.safetensors")))
-
-
-def rewrite(file: Path, values: Mapping[str, Any]) -> None:
-    config = {**json.loads(file.read_text(encoding="utf-8")), **values}
-    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

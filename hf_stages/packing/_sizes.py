@@ -51,8 +51,8 @@ class PackedSize:
         return "\n".join([*lines, f"{'in all':<{width}}  {_mib(self.bytes):>12}  {about}"])
 
 
-def packed_size(model: Any, files: Iterable[Path]) -> PackedSize:
-    """Of a packed model and the files that it was saved to."""
+def packed_size(model: Any, files: Iterable[Path], names: Mapping[str, str] | None = None) -> PackedSize:
+    """Of a packed model and the files that it was saved to; ``names``: the model's own for those in the files."""
     places = places_of(model)
     part_of: dict[str, str] = {}
     weights, seen = 0, set()
@@ -79,7 +79,7 @@ def packed_size(model: Any, files: Iterable[Path]) -> PackedSize:
         total = 0
         for name, entry in tensors.items():
             start, end = entry["data_offsets"]
-            part = part_of.get(name, BUFFERS if name in buffers else OTHER)
+            part = part_of.get((names or {}).get(name, name), BUFFERS if name in buffers else OTHER)
             parts[part] = parts.get(part, 0) + end - start
             total += end - start
         parts[HEADERS] = parts.get(HEADERS, 0) + file.stat().st_size - total

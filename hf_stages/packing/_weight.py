@@ -29,8 +29,8 @@ class PackedWeight(nn.Module):
         if weight is None:
             weight = torch.empty(of_weight, dtype=torch.int8, device=device)
             scale = torch.empty(of_scale, dtype=torch.float32, device=device)
-        assert tuple(weight.shape) == of_weight and tuple(scale.shape) == of_scale
-        self.weight, self.scale = _kept(weight.view(torch.int8)), _kept(scale)
+        assert (tuple(weight.shape), tuple(scale.shape)) == (of_weight, of_scale)
+        self.weight, self.scale = _kept(weight), _kept(scale)
 
     @property
     def levels(self) -> torch.Tensor:

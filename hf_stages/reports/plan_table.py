@@ -185,9 +185,11 @@ def _details(
         yield from _detail("becomes", parts(stage.transforms), width)
     for label, text in sizes:
         yield from _detail(label, text, width)
-    for label, values in (("gates", stage.gates), ("exports", stage.exporters)):
-        if values:
-            yield from _detail(label, parts(values), width)
+    if stage.gates:
+        yield from _detail("gates", parts(stage.gates), width)
+    exports = [*(["packed"] if stage.pack_on_save else []), *([parts(stage.exporters)] if stage.exporters else [])]
+    if exports:
+        yield from _detail("exports", ", ".join(exports), width)
     if stage.schedule is not None:
         yield from _detail("schedule", part(stage.schedule), width)
 

@@ -1,0 +1,31 @@
+"""The project's own layout: what a packed model is goes into its config, the rest is transformers' own saving."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_stages.own_quantizer import PackedConfig, PackedQuantizer
+from hf_stages.packing._convert import to_packed
+from hf_stages.packing._reshaped import reshaped
+from hf_stages.packing._sizes import PackedSize, packed_size
+from hf_stages.packing._spec import to_layers
+
+
+def write_packed(model: Any, out: Path, rest: torch.dtype, embeddings: str | None, max_shard_size: str) -> PackedSize:
+    specs = to_packed(model, rest, embeddings)
+    model.hf_quantizer = PackedQuantizer(PackedConfig(to_layers(specs), reshaped(model)))
+    model.config.quantization_config = model.hf_quantizer.quantization_config
+    model.save_pretrained(out, max_shard_size=max_shard_size)
+    # What is stored in 16 bits computes in 32: on a CPU that is what is fast.
+    rewrite(out / "config.json", {"dtype": "float32"})
+    return packed_size(model, sorted(out.glob("*.safetensors")))
+
+
+def rewrite(file: Path, values: Mapping[str, Any]) -> None:
+    config = {**json.loads(file.read_text(encoding="utf-8")), **values}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
