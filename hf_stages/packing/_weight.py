@@ -85,6 +85,13 @@ def scaled(levels: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (levels.unflatten(-1, (scale.shape[-1], -1)).to(scale.dtype) * scale.unsqueeze(-1)).flatten(-2)
 
 
+def times(rows: torch.Tensor, factor: float | None, rounded: bool) -> torch.Tensor:
+    """What some models' tables do to what they give out."""
+    if factor is None:
+        return rows
+    return rows * (torch.tensor(factor, dtype=rows.dtype, device=rows.device) if rounded else factor)
+
+
 def _kept(tensor: torch.Tensor) -> nn.Parameter:
     return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_stages.layers.packed_levels import unpack_levels
 from hf_stages.packing._spec import PackedSpec
-from hf_stages.packing._weight import PackedWeight, scaled
+from hf_stages.packing._weight import PackedWeight, scaled, times
 
 
 class PackedEmbedding(PackedWeight, nn.Embedding):
@@ -59,10 +59,3 @@ class PackedEmbedding(PackedWeight, nn.Embedding):
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, padding_idx={self.padding_idx}, {self._words()}"
-
-
-def times(rows: torch.Tensor, factor: float | None, rounded: bool) -> torch.Tensor:
-    """What some models' tables do to what they give out."""
-    if factor is None:
-        return rows
-    return rows * (torch.tensor(factor, dtype=rows.dtype, device=rows.device) if rounded else factor)

@@ -1,0 +1,187 @@
+"""Damaged packed files: a clear error, no crash, and never another model."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import struct
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from hf_stages.packing import pack
+from tests.packing.models import logits, quantized
+
+pytestmark = pytest.mark.usefixtures("quick_gc")
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed") / "packed"
+    pack(quantized("bert-binary"), folder, rest="float32")
+    return folder
+
+
+@pytest.fixture
+def copy(packed, tmp_path):
+    return shutil.copytree(packed, tmp_path / "copy")
+
+
+def load(folder):
+    return AutoModelForSequenceClassification.from_pretrained(folder).eval()
+
+
+def parts(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), bytearray(data[8 + length :])
+
+
+def write(folder, header, data):
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(data))
+
+
+NAME = "bert.encoder.layer.0.attention.self.query"
+
+
+def truncated(folder, header, data):
+    write(folder, header, data[:-7])
+
+
+def huge_header(folder, header, data):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 60) + whole[8:])
+
+
+def not_json(folder, header, data):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:8] + b"\xff" + whole[9:])
+
+
+def another_shape(folder, header, data):
+    rows, columns = header[f"{NAME}.weight"]["shape"]
+    header[f"{NAME}.weight"]["shape"] = [rows // 2, columns * 2]
+    write(folder, header, data)
+
+
+def another_dtype(folder, header, data):
+    header[f"{NAME}.weight"]["dtype"] = "U8"
+    write(folder, header, data)
+
+
+def no_scale(folder, header, data):
+    header["unused"] = header.pop(f"{NAME}.scale")
+    write(folder, header, data)
+
+
+def no_weight(folder, header, data):
+    header["unused"] = header.pop(f"{NAME}.scale")
+    header["unused too"] = header.pop(f"{NAME}.weight")
+    write(folder, header, data)
+
+
+def scale_nan(folder, header, data):
+    start, _ = header[f"{NAME}.scale"]["data_offsets"]
+    data[start : start + 4] = struct.pack("<f", float("nan"))
+    write(folder, header, data)
+
+
+def config(change):
+    def apply(folder, header, data):
+        file = folder / "config.json"
+        whole = json.loads(file.read_text())
+        change(whole["quantization_config"])
+        file.write_text(json.dumps(whole))
+
+    return apply
+
+
+def bad(key, value):
+    return config(lambda c: c["layers"][0].update({key: value}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (truncated, "bytes of tensors"),
+        (huge_header, "a header of"),
+        (not_json, "cannot be read"),
+        (another_shape, r"expected I8 of shape \[32, 4\]"),
+        (another_dtype, "expected I8 of shape"),
+        (no_scale, f"{NAME}.scale: is not in the checkpoint"),
+        (no_weight, f"{NAME}: is packed, says config.json, but it is not in the checkpoint"),
+        (scale_nan, f"{NAME}.scale: expected finite scales, got nan"),
+        (bad("levels", "quaternary"), r"layers\[0\].levels: expected one of binary"),
+        (bad("levels", "ternary"), "expected I8 of shape"),
+        (bad("group", 5), "groups of 5, which do not fill rows"),
+        (bad("group", -1), "expected null or a whole number"),
+        (bad("activations", {"bits": 3}), "expected null or bits, symmetric and clip"),
+        (bad("modules", ["bert.embeddings.LayerNorm"]), "expected a linear layer or an embedding, got a LayerNorm"),
+        (bad("modules", "all"), "a list of module names"),
+        (config(lambda c: c.update(layers="all")), "expected a list, got 'all'"),
+        (config(lambda c: c.update(version=99)), "reads version 1, got 99; update hf_stages"),
+        (config(lambda c: c.update(reshaped={"sizes": {NAME: [0, 1]}})), "expected rows and columns"),
+        (config(lambda c: c.update(reshaped={"numbers": {NAME: {"no": 1}}})), "has no number 'no'"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_it_is_said_what_is_wrong(copy, harm, words):
+    harm(copy, *parts(copy))
+    with pytest.raises(ValueError, match=words):
+        load(copy)
+
+
+def test_codes_that_mean_nothing(tmp_path):
+    pack(quantized("llama-per-tensor"), tmp_path / "packed", rest="float32")
+    header, data = parts(tmp_path / "packed")
+    start, _ = header["model.layers.1.mlp.up_proj.weight"]["data_offsets"]
+    data[start] &= 0b11110011
+    write(tmp_path / "packed", header, data)
+    from transformers import AutoModelForCausalLM
+
+    with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj.weight: expected ternary codes 1, 2 and 3, got 0"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("rounds", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_mutations_never_crash_and_never_load_another_structure(packed, tmp_path, rounds):
+    """Bytes of the header and the config, and the file's length, at random: an error, or a model of this very shape."""
+    chance = random.Random(rounds)
+    want = {name: (p.shape, p.dtype) for name, p in load(packed).named_parameters()}
+    folder = tmp_path / "mutant"
+    outcomes = {"refused": 0, "loaded": 0}
+    (length,) = struct.unpack("<Q", (packed / "model.safetensors").read_bytes()[:8])
+    for _ in range(rounds):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(packed, folder)
+        file = folder / chance.choice(["model.safetensors", "model.safetensors", "config.json"])
+        data = bytearray(file.read_bytes())
+        reach = 8 + length if file.suffix == ".safetensors" else len(data)
+        kind = chance.choice(["flip", "flip", "cut", "insert", "zero"])
+        if kind == "flip":
+            for _ in range(chance.randint(1, 4)):
+                data[chance.randrange(reach)] = chance.randrange(256)
+        elif kind == "cut":
+            del data[chance.randrange(len(data)) :]
+        elif kind == "insert":
+            place = chance.randrange(reach)
+            data[place:place] = bytes(chance.randrange(256) for _ in range(chance.randint(1, 9)))
+        else:
+            place = chance.randrange(reach)
+            data[place : place + 8] = bytes(8)
+        file.write_bytes(data)
+        try:
+            model = load(folder)
+        except Exception as error:  # transformers' own, too: its config is read before ours
+            assert str(error)
+            outcomes["refused"] += 1
+            continue
+        outcomes["loaded"] += 1
+        got = {name: (p.shape, p.dtype) for name, p in model.named_parameters()}
+        # Names of labels, a dropout: the config may say another number that is not of the packed layers.
+        assert all(got[name] == want[name] for name in want if name in got and name.endswith((".scale", "query.weight")))
+        assert torch.isfinite(logits(model)).all() or file.suffix == ".safetensors"
+    assert outcomes["refused"] > rounds / 4

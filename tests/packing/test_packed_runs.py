@@ -1,0 +1,77 @@
+"""From a run to a packed folder: pack_on_save, the command line, and loading in a fresh process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from hf_stages import Stage, StagedTrainer
+from hf_stages.cli import main
+from hf_stages.transforms import Binarize
+from tests import tiny
+from tests.packing.models import IDS, logits
+
+pytestmark = pytest.mark.usefixtures("quick_gc")
+
+
+def trainer(out, stages):
+    args = TrainingArguments(
+        output_dir=str(out), report_to="none", use_cpu=True, per_device_train_batch_size=4, optim="adamw_torch_fused"
+    )
+    return StagedTrainer(tiny.bert(), args, stages=stages, train_dataset=tiny.class_data(8))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    own = trainer(out, [Stage("plain", "1 steps"), Stage("binary", "2 steps", transforms=Binarize(), pack_on_save=True)])
+    own.train()
+    return out, own.model.eval()
+
+
+FRESH = """
+import sys, torch
+import hf_stages
+from transformers import AutoModelForSequenceClassification
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
+with torch.no_grad():
+    torch.save(model(torch.arange(12).reshape(2, 6)).logits, sys.argv[2])
+"""
+
+
+def test_a_stage_is_packed_as_it_is_saved(run, tmp_path, run_python):
+    out, model = run
+    folder = out / "02-binary-exports" / "packed"
+    assert not (out / "01-plain-exports").exists()
+    run_python(FRESH, str(folder), str(tmp_path / "logits.pt"))
+    # The rest is stored in fp16: a relative error of 5e-4 at most in each number.
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(model), rtol=5e-3, atol=5e-4)
+
+
+def test_the_command(run, tmp_path, capsys):
+    out, model = run
+    to = tmp_path / "packed"
+    assert main(["pack", str(out / "02-binary"), "--to", str(to), "--rest", "float32", "--json"]) == 0
+    size = json.loads(capsys.readouterr().out)
+    assert size["bytes"] == (to / "model.safetensors").stat().st_size
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.no_grad():
+        packed = AutoModelForSequenceClassification.from_pretrained(to)(IDS).logits
+    torch.testing.assert_close(packed, logits(model), rtol=1e-4, atol=1e-6)
+    assert main(["pack", str(out / "02-binary"), "--to", str(to)]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["pack", str(out / "02-binary"), "--to", str(to), "--overwrite", "--embeddings", "keep"]) == 0
+    assert "times smaller than in fp32" in capsys.readouterr().out
+    assert main(["pack", str(out / "01-plain"), "--to", str(tmp_path / "no")]) == 2
+    assert "no quantized layers" in capsys.readouterr().err
+    assert main(["pack", str(tmp_path / "nowhere"), "--to", str(tmp_path / "no")]) == 2
+
+
+def test_what_cannot_be_packed_is_refused_before_the_first_step(tmp_path):
+    with pytest.raises(ValueError, match=r"stage 'plain': pack_on_save: .*no quantized layers"):
+        trainer(tmp_path, [Stage("plain", "1 steps", pack_on_save=True)]).train()
+    assert not list(tmp_path.glob("*/config.json"))
