@@ -103,18 +103,29 @@ TARGET LB_INLINE void unpack_row(const lb_job *job, int bits, const uint8_t *seg
     else unpack(bits, LB_BLOCK / 2, rest, into);
 }
 
-/* ROWS rows of activations times four unpacked rows of weights. A tile is short enough for acc never to be widened. */
-TARGET LB_INLINE void tile_dots(const int8_t *const *x, const uint8_t *tile, int64_t length, int32_t *dots, int more) {
+/* ROWS rows of activations times four unpacked rows of weights. A tile is short enough for acc never to be widened, and
+ * its length is a multiple of 64 above 0. */
+TARGET static __attribute__((noinline)) void tile_dots(
+    const int8_t *const *x, const uint8_t *tile, int64_t length, int32_t *dots, int more
+) {
     V acc[ROWS * 4];
     EACH(i, ROWS * 4) acc[i] = none();
-    for (int64_t at = 0; at < length; at += BYTES) {
-        V row[ROWS];
-        EACH(r, ROWS) row[r] = load(x[r] + at);
-        EACH(c, 4) {
-            const V w = load(tile + c * length + at);
-            EACH(r, ROWS) acc[r * 4 + c] = mac(acc[r * 4 + c], w, row[r]);
+    const uint8_t *w[4];
+    const int8_t *row[ROWS];
+    EACH(c, 4) w[c] = tile + (c + 1) * length;
+    EACH(r, ROWS) row[r] = x[r] + length;
+    int64_t at = -length;
+    do {
+        EACH(half, 64 / BYTES) {
+            V s[ROWS];
+            EACH(r, ROWS) s[r] = load(row[r] + at + half * BYTES);
+            EACH(c, 4) {
+                const V u = load(w[c] + at + half * BYTES);
+                EACH(r, ROWS) acc[r * 4 + c] = mac(acc[r * 4 + c], u, s[r]);
+            }
         }
-    }
+        at += 64;
+    } while (at);
     EACH(i, ROWS * 4) acc[i] = widen(none(), acc[i]);
     EACH(r, ROWS) total4(acc + r * 4, dots + r * LB_TILE_COLUMNS, more);
 }
