@@ -168,7 +168,7 @@ TARGET LB_INLINE void total4(const V *v, int32_t *into, int more) {
 
 #include "body.h"
 
-static int usable(void) { return __builtin_cpu_supports("avx2") != 0; }
+static int usable(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-const lb_backend lb_avx2 = {"avx2", 0, usable, lb_prepare_avx2, few, many, 3, 0};
+const lb_backend lb_avx2 = {"avx2", 0, usable, lb_prepare_avx2, few, many, 3, lb_exact_avx2};
 #endif

@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 
+#define VERSION 1           /* of these functions' arguments; _library.py compares it */
 #define ROOM (4 << 20)      /* bytes of rounded activations at a time */
 #define SMALL (3 << 19)     /* fewer products than these (tens of microseconds) are not worth a second thread */
 
@@ -15,6 +16,8 @@ static const lb_backend *const backends[] = {
     &lb_scalar,
 };
 enum { BACKENDS = sizeof backends / sizeof *backends };
+
+LB_EXPORT int lb_version(void) { return VERSION; }
 
 /* Names of what this processor can run, best first; "" after the last. */
 LB_EXPORT const char *lb_name(int number) {
@@ -124,6 +127,73 @@ LB_EXPORT int lb_linear(
     }
     free(far);
     return LB_OK;
+}
+
+static void exact_chunk(void *about, int64_t chunk) {
+    const lb_run *run = about;
+    const int64_t column = chunk * run->by;
+    run->backend->exact(&run->job, column, lb_min(column + run->by, run->job.n));
+}
+
+/* y = x times weights, full-precision x; made for a few rows. */
+LB_EXPORT int lb_exact(
+    const char *name, int threads, const float *x, const uint8_t *w, const float *scale, const float *bias, float *y,
+    int64_t m, int64_t n, int64_t k, int64_t groups, int bits, int halves
+) {
+    lb_run run = {.backend = named(name), .by = LB_FEW_COLUMNS};
+    if (!run.backend) return LB_UNAVAILABLE;
+    run.job = (lb_job){.x = x, .w = w, .scale = scale, .bias = bias, .y = y, .m = m, .n = n, .k = k,
+                       .groups = groups, .bits = bits, .halves = halves};
+    lay_out(&run.job, &run.backend);
+    while (run.by > 8 && n < run.by * threads * 4) run.by /= 2;
+    if (m * n * k < SMALL / 4) threads = 1;
+    if (m) lb_parallel(threads, (n + run.by - 1) / run.by, exact_chunk, &run);
+    return LB_OK;
+}
+
+typedef struct {
+    const uint8_t *w;
+    const float *scale;
+    float *into;
+    int64_t all, row, rows, k, groups;
+    int bits, halves;
+    int64_t by;
+} lb_unpacking;
+
+/* One weight row, one half: byte by byte, what is left of them and odd groups one by one. */
+static void unpack_into(const uint8_t *w, const float *scale, int64_t k, int64_t group, int bits, int more, float *into) {
+    const int each = 8 / bits;
+    for (int64_t g = 0; g * group < k; g++) {
+        const float s = scale[g], of[4] = {bits == 1 ? -s : -2 * s, bits == 1 ? s : -s, 0, s};
+        int64_t i = g * group, end = i + group;
+        while (i < end) {
+            const int wide = i % each == 0 && i + each <= end;
+            const unsigned byte = w[i / each] >> (i % each * bits);
+            for (int t = 0; t < (wide ? each : 1); t++, i++) {
+                const float value = of[byte >> (t * bits) & ((1 << bits) - 1)];
+                into[i] = more ? into[i] + value : value;
+            }
+        }
+    }
+}
+
+static void unpack_chunk(void *about, int64_t chunk) {
+    const lb_unpacking *u = about;
+    const int64_t row_bytes = (u->k + 8 / u->bits - 1) / (8 / u->bits);
+    for (int64_t r = chunk * u->by; r < lb_min((chunk + 1) * u->by, u->rows); r++)
+        for (int h = 0; h < u->halves; h++) {
+            const int64_t at = h * u->all + u->row + r;
+            unpack_into(u->w + at * row_bytes, u->scale + at * u->groups, u->k, u->k / u->groups, u->bits, h, u->into + r * u->k);
+        }
+}
+
+/* Rows [row, row + rows) of the effective weight, of `all`. */
+LB_EXPORT void lb_dense(
+    int threads, const uint8_t *w, const float *scale, float *into, int64_t all, int64_t row, int64_t rows, int64_t k,
+    int64_t groups, int bits, int halves
+) {
+    lb_unpacking about = {w, scale, into, all, row, rows, k, groups, bits, halves, 1 + (1 << 14) / k};
+    lb_parallel(threads, (rows + about.by - 1) / about.by, unpack_chunk, &about);
 }
 
 static int64_t code_sum(const uint8_t *w, int64_t begin, int64_t end, int bits) {

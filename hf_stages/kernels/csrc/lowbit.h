@@ -58,7 +58,7 @@ typedef struct {
     void (*few)(const lb_job *job, int64_t row, int rows, int64_t column, int64_t end);
     void (*many)(const lb_job *job, int64_t row, int64_t row_end, int64_t column, int64_t end);
     int few_rows; /* up to so many rows `few` is used */
-    /* Full-precision activations, up to four rows. */
+    /* Full-precision activations. */
     void (*exact)(const lb_job *job, int64_t column, int64_t end);
 } lb_backend;
 
@@ -69,6 +69,11 @@ extern const lb_backend lb_avx2, lb_avx_vnni, lb_avx512_vnni;
 extern const lb_backend lb_neon_dot;
 #endif
 
+void lb_exact_scalar(const lb_job *job, int64_t column, int64_t end);
+#if defined(__x86_64__)
+void lb_exact_avx2(const lb_job *job, int64_t column, int64_t end);
+void lb_prepare_avx2(const lb_job *job, int64_t row);
+#endif
 void lb_parallel(int threads, int64_t chunks, void (*work)(void *, int64_t), void *about);
 
 LB_INLINE int64_t lb_min(int64_t a, int64_t b) { return a < b ? a : b; }
