@@ -1,0 +1,223 @@
+"""``linear`` on packed weights: the shortest way to the library, and a gradient where one is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from hf_stages.kernels import _library, _plain
+from hf_stages.kernels._unpack import BITS, dense, unpacked_rows
+from hf_stages.layers.activations import Activations
+
+_FEW = 16
+"""Rows of full-precision activations up to which sums of x and -x are faster than unpacking the weights."""
+_CHUNK = 1 << 20
+"""Unpacked weights at a time, so many that they stay in the cache."""
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    levels: str,
+    in_features: int,
+    activations: Activations | None,
+    clip: torch.Tensor | None = None,
+    cache: dict[str, Any] | None = None,
+) -> torch.Tensor:
+    """``F.linear(activations(x.float(), clip), effective weight, bias)`` in x's dtype, on packed weights.
+
+    ``weight`` is uint8 as packing writes it: ``ternary`` [out, in/4], ``binary`` [out, in/8], ``split`` [2, out, in/8];
+    ``scale`` is [out, groups], of split weights [2, out, groups]. The dots of codes are exact. x and bias get gradients,
+    x's straight through the rounding. ``cache`` is the layer's own dict: what is kept of an unchanged weight goes there.
+    """
+    if torch.compiler.is_compiling():
+        bits, symmetric = (0, True) if activations is None else (activations.bits, activations.symmetric)
+        return _operator(x, weight, scale, bias, clip, levels, in_features, bits, symmetric)
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return _Linear.apply(x, bias, weight, scale, clip, levels, in_features, activations, cache)
+    return _forward(x, weight, scale, bias, levels, in_features, activations, clip, cache)
+
+
+def _forward(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    levels: str,
+    in_features: int,
+    activations: Activations | None,
+    clip: torch.Tensor | None,
+    cache: dict[str, Any] | None,
+) -> torch.Tensor:
+    rows, groups = _checked(x, weight, scale, bias, levels, in_features)
+    name = _library.native() if x.device.type == "cpu" else None
+    if name is None:
+        return _plain.linear(x, weight, scale, bias, levels, in_features, activations, clip, cache)
+    bits, halves, found = BITS[levels], 2 if levels == "split" else 1, _library.library()
+    given = x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
+    if not weight.is_contiguous():
+        weight = weight.contiguous()
+    if scale.dtype is not torch.float32 or not scale.is_contiguous():
+        scale = scale.float().contiguous()
+    if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
+        bias = bias.float().contiguous()
+    count = given.numel() // in_features
+    if activations is None and count > _FEW:
+        return _many_exact(given, weight, scale, bias, levels).to(x.dtype)
+    y = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
+    pointers = given.data_ptr(), weight.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr()
+    sizes = count, rows, in_features, groups, bits, halves
+    threads = torch.get_num_threads()
+    if activations is None:
+        failed = found.lb_exact(name, threads, *pointers, y.data_ptr(), *sizes)
+    else:
+        low, high = (0.0, 0.0) if clip is None else _learned(clip, activations.symmetric)
+        sums = None if activations.symmetric else _sums(weight, halves * rows, in_features, groups, bits, cache)
+        failed = found.lb_linear(
+            name,
+            threads,
+            *pointers,
+            None if sums is None else sums.data_ptr(),
+            y.data_ptr(),
+            *sizes,
+            activations.top,
+            activations.symmetric,
+            clip is not None,
+            low,
+            high,
+        )
+    if failed:
+        raise MemoryError(f"packed linear layer: no memory for {count} rounded rows of {in_features} activations")
+    return y if x.dtype is torch.float32 else y.to(x.dtype)
+
+
+def _many_exact(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: Any, levels: str) -> torch.Tensor:
+    """Full-precision activations: some rows of weights after others are unpacked and multiplied."""
+    width, rows = x.shape[-1], weight.shape[-2]
+    step = max(1, _CHUNK // width)
+    y = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
+    for row in range(0, rows, step):
+        stop = min(row + step, rows)
+        part = unpacked_rows(weight, scale, levels, width, row, stop)
+        y[..., row:stop] = F.linear(x, part, None if bias is None else bias[row:stop])
+    return y
+
+
+def _checked(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, levels: str, in_features: int
+) -> tuple[int, int]:
+    """Outputs and groups; the library reads memory by them, so that nothing may be taken on trust."""
+    if levels not in BITS:
+        raise ValueError(f"levels: expected one of {', '.join(BITS)}, got {levels!r}")
+    if in_features < 1 or x.shape[-1:] != (in_features,):
+        raise ValueError(f"x: expected [..., {in_features}], got {list(x.shape)}")
+    columns = -(-in_features * BITS[levels] // 8)
+    dims = 3 if levels == "split" else 2
+    shape, scales = weight.shape, scale.shape
+    if len(shape) != dims or shape[-1] != columns or (dims == 3 and shape[0] != 2) or weight.dtype is not torch.uint8:
+        wanted = f"[2, out, {columns}]" if dims == 3 else f"[out, {columns}]"
+        raise ValueError(f"weight: expected uint8 {wanted} for {levels}, got {weight.dtype} {list(shape)}")
+    if len(scales) != dims or scales[:-1] != shape[:-1] or scales[-1] < 1 or in_features % scales[-1]:
+        wanted = f"{[*shape[:-1]]} and then a divisor of {in_features}"
+        raise ValueError(f"scale: expected {wanted}, got {list(scales)}")
+    if bias is not None and bias.shape != shape[-2:-1]:
+        raise ValueError(f"bias: expected [{shape[-2]}], got {list(bias.shape)}")
+    if not x.device == weight.device == scale.device or (bias is not None and bias.device != x.device):
+        raise ValueError(f"expected all on one device, got x on {x.device}, weight on {weight.device}, scale on {scale.device}")
+    return shape[-2], scales[-1]
+
+
+def _learned(clip: torch.Tensor, symmetric: bool) -> tuple[float, float]:
+    """As Activations has it. NaN comes through: the first of equals, and NaN is not above anything."""
+    ends = clip.tolist()
+    high = max(ends[-1], 1e-5)
+    return (-high, high) if symmetric else (min(ends[0], 0.0), high)
+
+
+def _sums(weight: torch.Tensor, rows: int, columns: int, groups: int, bits: int, cache: dict[str, Any] | None) -> Any:
+    """Sums of levels by row and group, which a zero point is multiplied with."""
+
+    def make() -> torch.Tensor:
+        found = torch.empty(rows * groups, dtype=torch.int32)
+        _library.library().lb_sums(weight.data_ptr(), rows, columns, groups, bits, found.data_ptr())
+        return found
+
+    return _plain.kept(cache, "sums", (weight,), make)
+
+
+def _input_gradient(grad: Any, x: Any, weight: Any, scale: Any, clip: Any, levels: str, activations: Any, width: int) -> Any:
+    """Straight through; none beyond a learned range, as in training."""
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    found = grad.to(wide) @ dense(weight, scale, levels, width, wide)
+    if clip is not None and activations is not None:
+        found = activations.gradients(found, x, clip)[0]
+    return found
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Any, bias: Any, weight: Any, scale: Any, clip: Any, levels: str, width: int, activations: Any, cache: Any
+    ) -> Any:
+        ctx.save_for_backward(weight, scale, clip, x if clip is not None else None)
+        ctx.levels, ctx.width, ctx.activations = levels, width, activations
+        ctx.dtypes = x.dtype, None if bias is None else bias.dtype
+        return _forward(x, weight, scale, bias, levels, width, activations, clip, cache)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Any) -> Any:
+        weight, scale, clip, x = ctx.saved_tensors
+        of_x, of_bias = None, None
+        if ctx.needs_input_grad[0]:
+            of_x = _input_gradient(grad, x, weight, scale, clip, ctx.levels, ctx.activations, ctx.width).to(ctx.dtypes[0])
+        if ctx.needs_input_grad[1]:
+            of_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.dtypes[1])
+        return of_x, of_bias, *[None] * 7
+
+
+# ---- under torch.compile: one opaque operator ---------------------------------------------------------------------------
+
+
+@torch.library.custom_op("hf_stages::packed_linear", mutates_args=())
+def _operator(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    clip: torch.Tensor | None,
+    levels: str,
+    in_features: int,
+    bits: int,
+    symmetric: bool,
+) -> torch.Tensor:
+    activations = Activations(bits, symmetric) if bits else None
+    return _forward(x, weight, scale, bias, levels, in_features, activations, clip, None)
+
+
+@_operator.register_fake
+def _(x: Any, weight: Any, *_: Any) -> Any:
+    return x.new_empty((*x.shape[:-1], weight.shape[-2]))
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    x, weight, scale, bias, clip, ctx.levels, ctx.width, bits, symmetric = inputs
+    ctx.save_for_backward(weight, scale, clip, x if clip is not None else None)
+    ctx.activations = Activations(bits, symmetric) if bits else None
+    ctx.dtypes = x.dtype, None if bias is None else bias.dtype
+
+
+def _operator_backward(ctx: Any, grad: Any) -> Any:
+    weight, scale, clip, x = ctx.saved_tensors
+    of_x = _input_gradient(grad, x, weight, scale, clip, ctx.levels, ctx.activations, ctx.width).to(ctx.dtypes[0])
+    of_bias = None if ctx.dtypes[1] is None else grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.dtypes[1])
+    return of_x, None, None, of_bias, *[None] * 5
+
+
+_operator.register_autograd(_operator_backward, setup_context=_setup_context)

@@ -1,0 +1,49 @@
+"""Packed weights back to numbers: what backward passes, other devices and machines without the library need."""
+
+from __future__ import annotations
+
+import torch
+
+from hf_stages.kernels import _library
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+BITS = {"ternary": 2, "binary": 1, "split": 1}
+
+
+def halves_of(weight: torch.Tensor, levels: str) -> torch.Tensor:
+    """[halves, out, bytes], whatever the format."""
+    return weight if levels == "split" else weight.unsqueeze(0)
+
+
+def levels_of(weight: torch.Tensor, levels: str, in_features: int) -> torch.Tensor:
+    """-1, 0 and 1 as int8, [halves, out, in]."""
+    bits, halves = BITS[levels], halves_of(weight, levels)
+    # A lookup instead of shifts: each byte's levels, one row of 4 or 8.
+    each = torch.arange(0, 8, bits, device=weight.device)
+    codes = torch.arange(256, device=weight.device).unsqueeze(-1) >> each & (2**bits - 1)
+    table = (codes - 2 if bits == 2 else 2 * codes - 1).to(torch.int8)
+    found = table[halves.to(torch.int32).flatten()].reshape(*halves.shape[:2], -1)
+    return found[..., :in_features]
+
+
+def dense(
+    weight: torch.Tensor, scale: torch.Tensor, levels: str, in_features: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """The effective weight, [out, in]."""
+    # Not where a compiler traces: its tensors have no memory.
+    if dtype is torch.float32 and type(weight) in _PLAIN and weight.device.type == "cpu" and _library.native() is not None:
+        return unpacked_rows(weight.contiguous(), scale.float().contiguous(), levels, in_features, 0, weight.shape[-2])
+    found = levels_of(weight, levels, in_features)
+    scales = halves_of(scale, levels).to(dtype).unsqueeze(-1)
+    grouped = found.reshape(*scales.shape[:3], -1).to(dtype).mul_(scales).flatten(2)
+    return grouped[0] if len(grouped) == 1 else grouped[0].add_(grouped[1])
+
+
+def unpacked_rows(
+    weight: torch.Tensor, scale: torch.Tensor, levels: str, in_features: int, row: int, stop: int
+) -> torch.Tensor:
+    """Rows [row, stop) of the effective weight, by the library; both tensors are contiguous, the scale is float32."""
+    found = torch.empty(stop - row, in_features)
+    sizes = weight.shape[-2], row, stop - row, in_features, scale.shape[-1], BITS[levels], 2 if levels == "split" else 1
+    _library.library().lb_dense(torch.get_num_threads(), weight.data_ptr(), scale.data_ptr(), found.data_ptr(), *sizes)
+    return found
