@@ -218,12 +218,16 @@ def is_adapter_key(name: str) -> bool:
 def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
     """A folder's weights under the names that the model has for them, which transformers renames and merges."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, apply_renamings
+    from transformers.core_model_loading import WeightRenaming
 
     known = model.state_dict()
     renamings = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)]
-    found = {apply_renamings(name, renamings): tensor for name, tensor in state.items()}
-    found = {name: tensor for name, tensor in found.items() if name in known}
+    found = {}
+    for name, tensor in state.items():
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        if name in known:
+            found[name] = tensor
     # What a plain model lacks (latent weights) is renamed at most; what it has, from_pretrained puts together.
     plain = own_models.read(type(model), folder, config=copy.deepcopy(model.config), dtype=model.dtype).state_dict()
     merged = {name: tensor for name, tensor in plain.items() if name in known and name not in found}
