@@ -221,7 +221,7 @@ def _placing(where: str) -> Iterator[None]:
 
 def check_no_rebuild(recipe: Recipe, plan: Plan) -> None:
     """A model that cannot be built a second time can only go from each stage to the next."""
-    reason = "this model cannot be built a second time from its config (it is quantized, or no transformers model)"
+    reason = "this model cannot be built a second time from its config (it is quantized, changed by hand, or no transformers model)"
     for stage in recipe.stages:
         for index, transform in enumerate(stage.transforms):
             with _placing(f"stage {stage.name!r}: transforms[{index}]"):

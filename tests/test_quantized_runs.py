@@ -12,10 +12,12 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.curves import Linear
+from hf_stages.layers import SplitLinear, TernaryLinear
 from hf_stages.layers._quantized import WithStrength
+from hf_stages.losses import LogitKL, TaskLoss
 from hf_stages.moments import load as load_moments
 from hf_stages.schedules import Fresh, Resume
-from hf_stages.transforms import Freeze, SplitTernary, Ternarize
+from hf_stages.transforms import Freeze, InsertSubLN, SplitTernary, Ternarize
 from tests import tiny
 from tests.sameness import assert_same, plain
 from tests.test_resume import killed_and_resumed
@@ -28,6 +30,10 @@ def moe():
     torch.manual_seed(0)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32}
     return tf.MixtralForCausalLM(tf.MixtralConfig(**config, **heads, num_local_experts=4, pad_token_id=0))
+
+
+def tied():
+    return tiny.llama(tie_word_embeddings=True)
 
 
 def trainer(out, stages, model=None, data=None, callbacks=(), **args):
@@ -169,6 +175,53 @@ def test_folder_hand_off_equals_memory_hand_off(tmp_path):
     again.train(resume_from_checkpoint=True)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
+
+
+def test_further_stages_on_a_quantized_folder(tmp_path):
+    """As if they had stood in one recipe: a branch builds the folder's model again, a resume goes on, folders load."""
+    learned = Ternarize(["layers", "embed_tokens", "lm_head"], method="learned", clip=2.0)
+    trainer(tmp_path / "a", [Stage("ternary", "2 steps", transforms=[InsertSubLN(), learned])], tied()).train()
+    more = [
+        Stage("split", "2 steps", transforms=[SplitTernary()], loss=LogitKL(), teacher=tiny.llama(1)),
+        Stage("again", "2 steps", loss=LogitKL(), teacher="stage:split", parents=()),
+    ]
+
+    def later(out, stages=more):
+        model = StagedTrainer.from_stage(tmp_path / "a" / "01-ternary").model
+        model.model.norm.weight.requires_grad_(False)
+        own = trainer(out, stages, model)
+        own.probe_teacher = False
+        return own
+
+    assert later(tmp_path / "b").plan()["again"].steps == 2
+    whole = later(tmp_path / "b")
+    whole.train()
+    ids = torch.tensor(tiny.lm_data()[:2]["input_ids"])
+    assert isinstance(StagedTrainer.from_stage(tmp_path / "b" / "01-split").model.lm_head, SplitLinear)
+    loaded = StagedTrainer.from_stage(tmp_path / "b" / "02-again").model
+    assert torch.equal(logits(loaded, ids), logits(whole.model, ids))
+    assert isinstance(loaded.lm_head, TernaryLinear)
+    assert [n for n, p in loaded.named_parameters() if not p.requires_grad] == ["model.norm.weight"]
+    later(tmp_path / "c", more[:1]).train()
+    resumed = later(tmp_path / "c")
+    resumed.train(resume_from_checkpoint=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+    last = trainer(tmp_path / "d", [SPLIT], whole.model)  # in the same process, without a folder
+    last.train()
+    loaded = StagedTrainer.from_stage(tmp_path / "d" / "01-split").model
+    assert torch.equal(logits(loaded, ids), logits(last.model, ids))
+
+
+def test_a_model_quantized_by_hand_is_not_taken_for_a_plain_one(tmp_path):
+    stages = [Stage("one", "1 steps", loss=TaskLoss()), Stage("two", "1 steps", parents=())]
+    with pytest.raises(ValueError, match="stage 'two': parents: this model cannot be built a second time"):
+        trainer(tmp_path, stages, Ternarize()(tiny.llama())).plan()
+    trainer(tmp_path, [stages[0], SPLIT], Ternarize()(tiny.llama())).train()
+    with pytest.raises(
+        ValueError, match="LlamaForCausalLM, which cannot be built from a config; load it as it was made"
+    ):
+        StagedTrainer.from_stage(tmp_path / "02-split")
 
 
 @pytest.mark.parametrize("build", [tiny.llama, moe], ids=["llama", "experts"])
