@@ -17,6 +17,7 @@ from hf_stages.curves import Linear
 from hf_stages.dry_run import dry_models
 from hf_stages.layers import BinaryLinear, Quantizer, SplitEmbedding, SplitLinear, TernaryEmbedding, TernaryLinear
 from hf_stages.layers._experts import QuantizedExperts
+from hf_stages.layers._quantized import WithStrength
 from hf_stages.recipe import part_from_dict, part_to_dict
 from hf_stages.transforms import (
     AddLora,
@@ -382,6 +383,17 @@ def test_generation(build):
         with torch.no_grad():
             steps = torch.cat([steps, model(steps).logits[:, -1:].argmax(-1)], 1)
     assert torch.equal(ids, steps[:, : ids.shape[1]])
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_all_means_the_rest_where_layers_are_binary_or_split(build, kind):
+    mixed = Ternarize()(Binarize(["self_attn"])(build(kind)))
+    levels = {path: m.levels for path, m in mixed.named_modules() if isinstance(m, WithStrength)}
+    assert {path for path, level in levels.items() if level == "binary"} == {p for p in levels if ".self_attn." in p}
+    assert len(levels) == len([m for m in Ternarize()(build(kind)).modules() if isinstance(m, WithStrength)])
+    split = Binarize()(SplitTernary()(Ternarize("mlp")(build(kind))))
+    assert {m.split for p, m in split.named_modules() if isinstance(m, WithStrength) and ".mlp" in p} == {True}
+    assert isinstance(split.model.layers[0].self_attn.q_proj, BinaryLinear)
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------------------------
