@@ -102,10 +102,12 @@ def _untied(transform: Any, modules: dict[str, nn.Module], paths: list[str]) -> 
         if not left:
             kept.append(path)
         elif transform.modules is not None or transform.embeddings:
-            raise ValueError(
-                f"{type(transform).__name__}: {path} shares its weight with {left[0]}, which is not to be quantized; name "
-                "both in modules=, or neither"
-            )
+            name = type(transform).__name__
+            # Ready recipes pass embeddings= on, but not modules=.
+            way = "name both in modules=, or neither"
+            if transform.embeddings:
+                way = f"leave embeddings=True out, or name both in {name}(modules=...)"
+            raise ValueError(f"{name}: {path} shares its weight with {left[0]}, which is not to be quantized; {way}")
     return kept
 
 
