@@ -290,6 +290,23 @@ def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor], folder: P
     return found | {name: tensor for name, tensor in merged.items() if name in own or not latent}
 
 
+def torn_on_disk(model: Any) -> str | None:
+    """A latent weight that transformers would store in pieces, as it does the weight beside it; None where there is none.
+
+    transformers 5.19 takes ``gate_up_proj_latent`` of a mixture of experts for ``gate_up_proj``; 5.23 does not.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    model = model.get_base_model() if is_peft(model) else model
+    if not isinstance(model, PreTrainedModel) or not any(isinstance(m, WithStrength) for m in model.modules()):
+        return None
+    known = get_model_conversion_mapping(model)
+    on_saving = [entry.reverse_transform() for entry in known if isinstance(entry, WeightConverter)]
+    latents = [name for name, _ in model.named_parameters() if "_latent" in name.rpartition(".")[2]]
+    return next((name for name in latents if any(e.rename_source_key(name)[1] is not None for e in on_saving)), None)
+
+
 def _read(folder: Path) -> dict[str, torch.Tensor]:
     index = folder / _INDEX
     if index.is_file():

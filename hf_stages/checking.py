@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
-from hf_stages.blueprint import is_adapter_key, is_peft
+from hf_stages.blueprint import is_adapter_key, is_peft, torn_on_disk
 from hf_stages.cached_teacher import check_needs
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.curves import Curve
@@ -43,6 +44,11 @@ def check_stages(
     for stage in recipe.stages:
         check_teacher(recipe, stage)
         check_stage(recipe, args, stage)
+        if stage.name in skeletons and (name := torn_on_disk(skeletons[stage.name])) is not None:
+            raise ValueError(
+                f"stage {stage.name!r}: {name}: transformers {transformers.__version__} would store it in pieces and not put it "
+                'together again; use a newer one (5.23 stores it whole), or leave the experts out: exclude="experts"'
+            )
     return check_losses(recipe, args, skeletons, read, own_loss=own_loss)
 
 

@@ -12,7 +12,7 @@ import transformers as tf
 from torch import nn
 
 from hf_stages import Recipe, Stage
-from hf_stages.blueprint import Blueprint, load_weights, replay, save_weights
+from hf_stages.blueprint import Blueprint, load_weights, replay, save_weights, torn_on_disk
 from hf_stages.curves import Linear
 from hf_stages.dry_run import dry_models
 from hf_stages.layers import BinaryLinear, Quantizer, SplitEmbedding, SplitLinear, TernaryEmbedding, TernaryLinear
@@ -233,6 +233,8 @@ def test_a_folder_gives_the_same_function_back(build, kind, tmp_path):
     for transform in [None, SplitTernary()]:
         chain += [transform] if transform else []
         model = chain[-1](model)
+        if torn_on_disk(model):
+            pytest.skip("this transformers cannot store latent stacks of experts")
         folder = tmp_path / str(len(chain))
         folder.mkdir()
         save_weights(model, folder)
