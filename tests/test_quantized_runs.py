@@ -17,10 +17,10 @@ from hf_stages.blueprint import torn_on_disk
 from hf_stages.curves import Linear
 from hf_stages.layers import SplitLinear, TernaryLinear
 from hf_stages.layers._quantized import WithStrength
-from hf_stages.losses import LogitKL, TaskLoss
+from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
 from hf_stages.moments import load as load_moments
 from hf_stages.schedules import Fresh, Resume
-from hf_stages.transforms import Freeze, InsertSubLN, SplitTernary, Ternarize
+from hf_stages.transforms import Binarize, Freeze, InsertSubLN, SplitTernary, Ternarize
 from tests import tiny
 from tests.sameness import assert_same, plain
 from tests.test_resume import killed_and_resumed
@@ -315,6 +315,56 @@ def test_checkpointed_activations_change_nothing(tmp_path):
         ends.append(own.model.state_dict())
     for name, value in ends[0].items():
         assert torch.allclose(ends[1][name], value, atol=1e-6), name
+
+
+@pytest.mark.parametrize("build", [tied, moe], ids=["tied", "experts"])
+def test_bf16_with_checkpointed_activations(tmp_path, build):
+    """Autocast and recomputation together: the same finite gradients for every latent, which stays in float32."""
+    which = Ternarize(["layers", "embed_tokens", "lm_head"] if build is tied else None, method="learned", clip=2.0)
+    stages = [Stage("a", "1 steps", transforms=[which]), Stage("b", "1 steps", transforms=[SplitTernary()])]
+
+    class Gradients(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            found[-1].update(
+                {f"{state.global_step} {n}": (p.dtype, p.grad.clone()) for n, p in model.named_parameters()}
+            )
+
+    found = []
+    for name, checkpointed in (("plain", False), ("checkpointed", True)):
+        found.append({})
+        how = {"gradient_checkpointing": checkpointed, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        trainer(tmp_path / name, stages, build(), callbacks=[Gradients()], bf16=True, **how).train()
+    plain, again = found
+    assert plain.keys() == again.keys()
+    for name, (dtype, gradient) in plain.items():
+        assert dtype == again[name][0] == torch.float32, name
+        assert torch.isfinite(gradient).all(), name
+        assert torch.equal(gradient, again[name][1]), name
+
+
+def test_quantized_stages_teach(tmp_path):
+    """A chain of teachers over branches: each is the model of its stage's folder, quantized as it was."""
+    stages = [
+        Stage("full", "1 steps"),
+        Stage("ternary", "2 steps", transforms=[Ternarize()], loss=LogitKL(), teacher="stage:full"),
+        Stage("split", "1 steps", transforms=[SplitTernary()], loss=LogitKL() + HiddenMSE(), teacher="stage:ternary"),
+        Stage("binary", "1 steps", transforms=[Binarize()], loss=LogitKL(), teacher="stage:split", parents="full"),
+        Stage("on", "1 steps", loss=HiddenMSE(), teacher="stage:binary", parents="split"),
+    ]
+    ids, taught = torch.tensor(tiny.lm_data()[:2]["input_ids"]), {}
+
+    class Teachers(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if own.stage_teacher is not None:
+                taught[own._stage.planned.stage.teacher] = logits(own.stage_teacher.model, ids)
+
+    own = trainer(tmp_path, stages, callbacks=[Teachers()])
+    own.probe_teacher = False
+    own.train()
+    assert len(taught) == 4
+    for number, stage in enumerate(stages[:-1], 1):
+        model = StagedTrainer.from_stage(tmp_path / f"{number:02d}-{stage.name}").model
+        assert torch.equal(logits(model, ids), taught[f"stage:{stage.name}"]), stage.name
 
 
 def test_what_would_fail_fails_in_the_plan(tmp_path):
