@@ -13,24 +13,32 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_stages import own_models
 from hf_stages.data._random import undisturbed
+from hf_stages.layers._quantized import WithStrength
 from hf_stages.layers.bits import known_size
 from hf_stages.layers.own_type import with_mark
+from hf_stages.recipe import part_from_dict, part_to_dict
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_model.safetensors"
+_ORIGIN = "_hf_stages_origin"
+
+logger = logging.get_logger(__name__)
 
 
 class Blueprint:
-    """What it takes to build the initial model's structure again: its class, config, dtype and trainable set.
+    """What it takes to build the initial model's structure again: its class, config, transforms, dtype and trainable set.
 
     A branch starts from a stage that is no longer in memory, and sharded models cannot be transformed in place.
     """
 
     weights: int | None = None
     """How many the initial model has; None where that is not known."""
+    transforms: tuple[Any, ...] = ()
+    """What earlier runs made of it: those of the stage folder that it was read from."""
 
     def __init__(self, model: nn.Module) -> None:
         size = known_size(model)
@@ -38,15 +46,38 @@ class Blueprint:
         self.adapter, self.trusted = None, True
         if is_peft(model) and len(model.peft_config) == 1:
             self.adapter = copy.deepcopy(next(iter(model.peft_config.values())))
-        self.dtypes = {name: p.dtype for name, p in model.named_parameters()}
-        model, outer = model.get_base_model() if self.adapter is not None else model, model
+        parameters, outer = dict(model.named_parameters()), model
+        model = model.get_base_model() if self.adapter is not None else model
         self.kind = type(model)
         self.buildable = isinstance(model, PreTrainedModel) and getattr(model, "hf_quantizer", None) is None
         self.config = copy.deepcopy(model.config) if self.buildable else None
         self.dtype = model.dtype if self.buildable else None
-        self.frozen = {name for name, p in outer.named_parameters() if not p.requires_grad}
-        self.dtypes = {name: dtype for name, dtype in self.dtypes.items() if dtype != self.dtype}
         self.generation = copy.deepcopy(getattr(model, "generation_config", None))
+        if (origin := vars(outer).get(_ORIGIN)) is not None:
+            self._begin_as(origin)
+        self.frozen = {name for name, p in parameters.items() if not p.requires_grad}
+        self.dtypes = {name: p.dtype for name, p in parameters.items() if p.dtype != self.dtype}
+        if self.buildable and (odd := _difference(outer, self.build("meta"))) is not None:
+            self.buildable = False
+            logger.warning(
+                f"the {type(outer).__name__} differs from what its config describes ({odd}): its stages can only follow one "
+                "another, and their folders cannot be read by from_stage. Let transforms of the first stage change it, or "
+                "read it from a stage folder"
+            )
+
+    def _begin_as(self, origin: Blueprint) -> None:
+        """Begin with what ``origin`` builds; what is trained, and in which dtype, is the model's own matter."""
+        attention = getattr(self.config, "_attn_implementation", None)
+        self.kind, self.dtype, self.adapter = origin.kind, origin.dtype, origin.adapter
+        self.config, self.transforms, self.trusted = copy.deepcopy(origin.config), origin.transforms, origin.trusted
+        if attention is not None:
+            self.config._attn_implementation = attention  # type: ignore[union-attr]
+
+    def mark(self, model: Any, transforms: Iterable[Any]) -> None:
+        """Note on a model that it is what these transforms make of this structure, for a later run that begins with it."""
+        origin = copy.copy(self)
+        origin.transforms = (*self.transforms, *transforms)
+        vars(model)[_ORIGIN] = origin
 
     def to_dict(self) -> dict[str, Any]:
         """What ``stage.json`` records, so that a folder can be loaded without the script that made it."""
@@ -62,6 +93,7 @@ class Blueprint:
             "dtypes": {name: str(dtype) for name, dtype in self.dtypes.items()},
             "frozen": sorted(self.frozen),
             "adapter": adapter,
+            "transforms": [part_to_dict(transform, "transforms") for transform in self.transforms],
         }
 
     @classmethod
@@ -87,14 +119,18 @@ class Blueprint:
 
             own.adapter = get_peft_config(dict(data["adapter"]))
         own.frozen = set(data["frozen"])
+        own.transforms = tuple(
+            part_from_dict(part, "transforms", trust_remote_code=trust_remote_code)
+            for part in data.get("transforms", ())
+        )
         return own
 
     def build(self, device: str | torch.device = "cpu") -> Any:
         """The structure with random weights (none at all on the meta device)."""
         if not self.buildable:
             raise ValueError(
-                f"cannot build a second {self.kind.__name__}: only an unquantized transformers model can be built from its "
-                "config; make the trainer anew to resume, and start no stage from an earlier one than the last"
+                f"cannot build a second {self.kind.__name__}: only an unquantized transformers model that is as its config says "
+                "can be built from it; make the trainer anew to resume, and start no stage from an earlier one than the last"
             )
         with undisturbed(), torch.device(device):
             model = own_models.build(
@@ -107,6 +143,8 @@ class Blueprint:
 
             with undisturbed():
                 model = get_peft_model(model, copy.deepcopy(self.adapter))
+        with torch.device(device):
+            model = replay(model, self.transforms)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in self.frozen)
             if name in self.dtypes:
@@ -121,6 +159,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set | frozenset | list | tuple):
         return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
     return getattr(value, "value", value)
+
+
+def _difference(model: nn.Module, other: nn.Module) -> str | None:
+    """The first parameter or quantized layer that only one of two structures has; None where they are the same."""
+    ours, theirs = _structure(model), _structure(other)
+    return next((name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name)), None)
+
+
+def _structure(model: nn.Module) -> dict[str, Any]:
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    layers = {
+        path: (type(module).__name__, module.quantizer, module.activations)
+        for path, module in model.named_modules()
+        if isinstance(module, WithStrength)
+    }
+    return shapes | layers
 
 
 def replay(model: Any, transforms: Iterable[Any]) -> Any:
@@ -218,18 +272,39 @@ def is_adapter_key(name: str) -> bool:
 def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
     """A folder's weights under the names that the model has for them, which transformers renames and merges."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, apply_renamings
+    from transformers.core_model_loading import WeightRenaming
 
     known = model.state_dict()
     renamings = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)]
-    found = {apply_renamings(name, renamings): tensor for name, tensor in state.items()}
-    found = {name: tensor for name, tensor in found.items() if name in known}
+    found = {}
+    for name, tensor in state.items():
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        if name in known:
+            found[name] = tensor
     # What a plain model lacks (latent weights) is renamed at most; what it has, from_pretrained puts together.
     plain = own_models.read(type(model), folder, config=copy.deepcopy(model.config), dtype=model.dtype).state_dict()
     merged = {name: tensor for name, tensor in plain.items() if name in known and name not in found}
     own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
     latent = any(name not in plain for name in found)
     return found | {name: tensor for name, tensor in merged.items() if name in own or not latent}
+
+
+def torn_on_disk(model: Any) -> str | None:
+    """A latent weight that transformers would store in pieces, as it does the weight beside it; None where there is none.
+
+    transformers 5.19 takes ``gate_up_proj_latent`` of a mixture of experts for ``gate_up_proj``; 5.23 does not.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    model = model.get_base_model() if is_peft(model) else model
+    if not isinstance(model, PreTrainedModel) or not any(isinstance(m, WithStrength) for m in model.modules()):
+        return None
+    known = get_model_conversion_mapping(model)
+    on_saving = [entry.reverse_transform() for entry in known if isinstance(entry, WeightConverter)]
+    latents = [name for name, _ in model.named_parameters() if "_latent" in name.rpartition(".")[2]]
+    return next((name for name in latents if any(e.rename_source_key(name)[1] is not None for e in on_saving)), None)
 
 
 def _read(folder: Path) -> dict[str, torch.Tensor]:

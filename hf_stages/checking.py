@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
-from hf_stages.blueprint import is_adapter_key, is_peft
+from hf_stages.blueprint import is_adapter_key, is_peft, torn_on_disk
 from hf_stages.cached_teacher import check_needs
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.curves import Curve
@@ -44,6 +45,11 @@ def check_stages(
     for stage in recipe.stages:
         check_teacher(recipe, stage)
         check_stage(recipe, args, stage)
+        if stage.name in skeletons and (name := torn_on_disk(skeletons[stage.name])) is not None:
+            raise ValueError(
+                f"stage {stage.name!r}: {name}: transformers {transformers.__version__} would store it in pieces and not put it "
+                'together again; use a newer one (5.23 stores it whole), or leave the experts out: exclude="experts"'
+            )
     return check_losses(recipe, args, skeletons, read, own_loss=own_loss)
 
 
@@ -225,7 +231,7 @@ def _placing(where: str) -> Iterator[None]:
 
 def check_no_rebuild(recipe: Recipe, plan: Plan) -> None:
     """A model that cannot be built a second time can only go from each stage to the next."""
-    reason = "this model cannot be built a second time from its config (it is quantized, or no transformers model)"
+    reason = "this model cannot be built a second time from its config (it is quantized, changed by hand, or no transformers model)"
     for stage in recipe.stages:
         for index, transform in enumerate(stage.transforms):
             with _placing(f"stage {stage.name!r}: transforms[{index}]"):

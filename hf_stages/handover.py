@@ -105,6 +105,8 @@ class Handover:
     def keep(self, name: str) -> moments_file.Moments:
         """A stage has ended: its result is what the trainer holds. Collective where parameters are sharded."""
         self.in_memory = name
+        if self.trainer.blueprint.buildable:  # the model may begin another run
+            self.trainer.blueprint.mark(self.trainer.model, self.transforms_up_to(name))
         self.moments = moments_file.collect(self.trainer.optimizer, self.trainer.model)
         return self.moments
 

@@ -24,6 +24,7 @@ def load_stage(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
     ]
     model = replay(blueprint.build(), transforms)
     load_weights(model, folder)
+    blueprint.mark(model, transforms)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval(), _processing_class(folder)

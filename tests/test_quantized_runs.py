@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import types
 
 import pytest
 import torch
 import transformers as tf
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments, conversion_mapping
+from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 
 from hf_stages import Stage, StagedTrainer
+from hf_stages.blueprint import torn_on_disk
 from hf_stages.curves import Linear
+from hf_stages.layers import SplitLinear, TernaryLinear
 from hf_stages.layers._quantized import WithStrength
+from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
 from hf_stages.moments import load as load_moments
 from hf_stages.schedules import Fresh, Resume
-from hf_stages.transforms import Freeze, SplitTernary, Ternarize
+from hf_stages.transforms import Binarize, Freeze, InsertSubLN, SplitTernary, Ternarize
 from tests import tiny
 from tests.sameness import assert_same, plain
 from tests.test_resume import killed_and_resumed
@@ -27,7 +32,14 @@ def moe():
     config = {key: getattr(tiny.llama_config(), key) for key in ("vocab_size", "hidden_size", "num_hidden_layers")}
     torch.manual_seed(0)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32}
-    return tf.MixtralForCausalLM(tf.MixtralConfig(**config, **heads, num_local_experts=4, pad_token_id=0))
+    model = tf.MixtralForCausalLM(tf.MixtralConfig(**config, **heads, num_local_experts=4, pad_token_id=0))
+    if torn_on_disk(Ternarize(["experts"])(copy.deepcopy(model))):
+        pytest.skip("this transformers cannot store latent stacks of experts")
+    return model
+
+
+def tied():
+    return tiny.llama(tie_word_embeddings=True)
 
 
 def trainer(out, stages, model=None, data=None, callbacks=(), **args):
@@ -171,6 +183,70 @@ def test_folder_hand_off_equals_memory_hand_off(tmp_path):
         assert torch.equal(again.model.state_dict()[name], value), name
 
 
+def test_further_stages_on_a_quantized_folder(tmp_path):
+    """As if they had stood in one recipe: a branch builds the folder's model again, a resume goes on, folders load."""
+    learned = Ternarize(["layers", "embed_tokens", "lm_head"], method="learned", clip=2.0)
+    trainer(tmp_path / "a", [Stage("ternary", "2 steps", transforms=[InsertSubLN(), learned])], tied()).train()
+    more = [
+        Stage("split", "2 steps", transforms=[SplitTernary()], loss=LogitKL(), teacher=tiny.llama(1)),
+        Stage("again", "2 steps", loss=LogitKL(), teacher="stage:split", parents=()),
+    ]
+
+    def later(out, stages=more):
+        model = StagedTrainer.from_stage(tmp_path / "a" / "01-ternary").model
+        model.model.norm.weight.requires_grad_(False)
+        own = trainer(out, stages, model)
+        own.probe_teacher = False
+        return own
+
+    assert later(tmp_path / "b").plan()["again"].steps == 2
+    whole = later(tmp_path / "b")
+    whole.train()
+    ids = torch.tensor(tiny.lm_data()[:2]["input_ids"])
+    assert isinstance(StagedTrainer.from_stage(tmp_path / "b" / "01-split").model.lm_head, SplitLinear)
+    loaded = StagedTrainer.from_stage(tmp_path / "b" / "02-again").model
+    assert torch.equal(logits(loaded, ids), logits(whole.model, ids))
+    assert isinstance(loaded.lm_head, TernaryLinear)
+    assert [n for n, p in loaded.named_parameters() if not p.requires_grad] == ["model.norm.weight"]
+    later(tmp_path / "c", more[:1]).train()
+    resumed = later(tmp_path / "c")
+    resumed.train(resume_from_checkpoint=True)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+    last = trainer(tmp_path / "d", [SPLIT], whole.model)  # in the same process, without a folder
+    last.train()
+    loaded = StagedTrainer.from_stage(tmp_path / "d" / "01-split").model
+    assert torch.equal(logits(loaded, ids), logits(last.model, ids))
+
+
+def test_a_model_quantized_by_hand_is_not_taken_for_a_plain_one(tmp_path):
+    stages = [Stage("one", "1 steps", loss=TaskLoss()), Stage("two", "1 steps", parents=())]
+    with pytest.raises(ValueError, match="stage 'two': parents: this model cannot be built a second time"):
+        trainer(tmp_path, stages, Ternarize()(tiny.llama())).plan()
+    trainer(tmp_path, [stages[0], SPLIT], Ternarize()(tiny.llama())).train()
+    with pytest.raises(
+        ValueError, match="LlamaForCausalLM, which cannot be built from a config; load it as it was made"
+    ):
+        StagedTrainer.from_stage(tmp_path / "02-split")
+
+
+def test_experts_that_transformers_would_tear_are_refused(tmp_path, monkeypatch):
+    """As 5.19 does, whose patterns end anywhere in a name: the run would end in a folder that nothing reads."""
+    model = moe()
+    known = conversion_mapping.get_model_conversion_mapping(model)
+    tearing = WeightConverter(
+        ["experts.*.w1.weight_latent", "experts.*.w3.weight_latent"],
+        "experts.gate_up_proj_latent",
+        [MergeModulelist(dim=0), Concatenate(dim=1)],
+    )
+    monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda model: [*known, tearing])
+    with pytest.raises(
+        ValueError, match=r"stage 'ternary': model.layers.0.mlp.experts.gate_up_proj_latent: .* in pieces"
+    ):
+        trainer(tmp_path, [TERNARY], model).plan()
+    trainer(tmp_path, [Stage("ternary", "1 steps", transforms=[Ternarize(exclude="experts")])], model).plan()
+
+
 @pytest.mark.parametrize("build", [tiny.llama, moe], ids=["llama", "experts"])
 def test_checkpoints_and_the_best_model(tmp_path, build):
     """Of experts a checkpoint's names are others than the model's: Trainer alone would go on with random ones."""
@@ -239,6 +315,56 @@ def test_checkpointed_activations_change_nothing(tmp_path):
         ends.append(own.model.state_dict())
     for name, value in ends[0].items():
         assert torch.allclose(ends[1][name], value, atol=1e-6), name
+
+
+@pytest.mark.parametrize("build", [tied, moe], ids=["tied", "experts"])
+def test_bf16_with_checkpointed_activations(tmp_path, build):
+    """Autocast and recomputation together: the same finite gradients for every latent, which stays in float32."""
+    which = Ternarize(["layers", "embed_tokens", "lm_head"] if build is tied else None, method="learned", clip=2.0)
+    stages = [Stage("a", "1 steps", transforms=[which]), Stage("b", "1 steps", transforms=[SplitTernary()])]
+
+    class Gradients(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            found[-1].update(
+                {f"{state.global_step} {n}": (p.dtype, p.grad.clone()) for n, p in model.named_parameters()}
+            )
+
+    found = []
+    for name, checkpointed in (("plain", False), ("checkpointed", True)):
+        found.append({})
+        how = {"gradient_checkpointing": checkpointed, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        trainer(tmp_path / name, stages, build(), callbacks=[Gradients()], bf16=True, **how).train()
+    plain, again = found
+    assert plain.keys() == again.keys()
+    for name, (dtype, gradient) in plain.items():
+        assert dtype == again[name][0] == torch.float32, name
+        assert torch.isfinite(gradient).all(), name
+        assert torch.equal(gradient, again[name][1]), name
+
+
+def test_quantized_stages_teach(tmp_path):
+    """A chain of teachers over branches: each is the model of its stage's folder, quantized as it was."""
+    stages = [
+        Stage("full", "1 steps"),
+        Stage("ternary", "2 steps", transforms=[Ternarize()], loss=LogitKL(), teacher="stage:full"),
+        Stage("split", "1 steps", transforms=[SplitTernary()], loss=LogitKL() + HiddenMSE(), teacher="stage:ternary"),
+        Stage("binary", "1 steps", transforms=[Binarize()], loss=LogitKL(), teacher="stage:split", parents="full"),
+        Stage("on", "1 steps", loss=HiddenMSE(), teacher="stage:binary", parents="split"),
+    ]
+    ids, taught = torch.tensor(tiny.lm_data()[:2]["input_ids"]), {}
+
+    class Teachers(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if own.stage_teacher is not None:
+                taught[own._stage.planned.stage.teacher] = logits(own.stage_teacher.model, ids)
+
+    own = trainer(tmp_path, stages, callbacks=[Teachers()])
+    own.probe_teacher = False
+    own.train()
+    assert len(taught) == 4
+    for number, stage in enumerate(stages[:-1], 1):
+        model = StagedTrainer.from_stage(tmp_path / f"{number:02d}-{stage.name}").model
+        assert torch.equal(logits(model, ids), taught[f"stage:{stage.name}"]), stage.name
 
 
 def test_what_would_fail_fails_in_the_plan(tmp_path):

@@ -67,6 +67,15 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
             self.embed_scale = scale
         self._own(quantizer, latents, scales)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # transformers resizes by writing to `weight.data`, which changes nothing here, and then sets this.
+        if name == "num_embeddings" and "quantizer" in self.__dict__ and value != (rows := self.latents[0].shape[0]):
+            raise ValueError(
+                f"{type(self).__name__}: expected {rows} rows, as its latent weight has, got {value}; resize the vocabulary "
+                "before quantizing (ResizeVocab before Ternarize or Binarize), or leave embeddings out (embeddings=False)"
+            )
+        super().__setattr__(name, value)
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         look = (input, self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse)
         if self.quantizer.per == "tensor":

@@ -38,8 +38,9 @@ def bitdistill(
     one layer.
 
     ``relation`` and ``logits`` of 0 leave their parts out; ``sub_norm=False`` inserts no norms; ``pretrain=None``
-    skips that stage. The inserted norms change the function: on a small Llama with few updates (docs/results.md)
-    plain training was better than this recipe, and ``sub_norm=False, pretrain=None, relation=0`` the best.
+    skips that stage; ``embeddings`` quantizes the word embeddings, too, which no head may share its weight with. The
+    inserted norms change the function: on a small Llama with few updates (docs/results.md) plain training was better
+    than this recipe, and ``sub_norm=False, pretrain=None, relation=0`` the best.
 
     The weights are not the paper's (logits 10 at a temperature of 5, relations 1e5, divided by other counts than
     here). Its logits, with the temperature**2 of ``LogitKL`` and of its code, pulled 23 times as hard as the task

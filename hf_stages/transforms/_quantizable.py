@@ -21,12 +21,15 @@ def chosen_modules(transform: Any, model: Any) -> dict[str, nn.Module]:
     modules = dict(model.named_modules())
     found = {path: module for path, module in modules.items() if kind_of(module) is not None}
     name, kind = type(transform).__name__, type(model).__name__
+    made: list[str] = []
     if transform.modules is not None:
         for pattern in transform.modules:
             _explain(pattern, modules, found, where=f"{name}: modules")
         paths = match_names(transform.modules, found, where=f"{name}: modules")
     else:
-        paths = [path for path in _default(model, found) if not _is_already(transform, found[path])]
+        paths = _default(model, found)
+        made = [path for path in paths if _stays(transform, found[path])]
+        paths = [path for path in paths if path not in made]
     if transform.embeddings is False:
         paths = [path for path in paths if not isinstance(found[path], nn.Embedding)]
     elif transform.embeddings:
@@ -37,6 +40,9 @@ def chosen_modules(transform: Any, model: Any) -> dict[str, nn.Module]:
         paths = [path for path in paths if path not in out]
     paths = _untied(transform, modules, paths)
     if not paths:
+        for path in made:
+            if found[path].split or found[path].levels != transform.levels:
+                _refuse_twice(transform, path, found[path])
         raise ValueError(f"{name}: {kind}: nothing left to quantize; name linear layers or embeddings in modules=")
     for path in paths:
         _refuse_twice(transform, path, found[path])
@@ -96,16 +102,18 @@ def _untied(transform: Any, modules: dict[str, nn.Module], paths: list[str]) -> 
         if not left:
             kept.append(path)
         elif transform.modules is not None or transform.embeddings:
-            raise ValueError(
-                f"{type(transform).__name__}: {path} shares its weight with {left[0]}, which is not to be quantized; name "
-                "both in modules=, or neither"
-            )
+            name = type(transform).__name__
+            # Ready recipes pass embeddings= on, but not modules=.
+            way = "name both in modules=, or neither"
+            if transform.embeddings:
+                way = f"leave embeddings=True out, or name both in {name}(modules=...)"
+            raise ValueError(f"{name}: {path} shares its weight with {left[0]}, which is not to be quantized; {way}")
     return kept
 
 
-def _is_already(transform: Any, module: Any) -> bool:
-    """Made by an earlier stage: "all" then means the rest."""
-    return isinstance(module, WithStrength) and not module.split and module.levels == transform.levels
+def _stays(transform: Any, module: Any) -> bool:
+    """Made by an earlier transform, and nothing that this one could change: "all" then means the rest."""
+    return isinstance(module, WithStrength) and (module.split or module.levels in (transform.levels, "binary"))
 
 
 def _refuse_twice(transform: Any, path: str, module: Any) -> None:

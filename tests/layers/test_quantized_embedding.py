@@ -15,6 +15,8 @@ from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from hf_stages.layers import BinaryEmbedding, Quantizer, SplitEmbedding, TernaryEmbedding
+from hf_stages.transforms import Ternarize
+from tests import tiny
 from tests.conftest import ROOT
 
 KINDS = [
@@ -127,6 +129,23 @@ def test_tables_that_multiply_what_they_give():
 def test_refuses():
     with pytest.raises(ValueError, match="max_norm: a quantized embedding does not renormalize"):
         BinaryEmbedding.of(nn.Embedding(4, 4, max_norm=1.0), Quantizer("binary", "mean"))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("rows", [tiny.VOCAB - 4, tiny.VOCAB + 8])
+def test_resizing_the_vocabulary_afterwards_is_refused(tied, rows):
+    """transformers writes to ``weight.data``: the table would keep its rows, and the head become a plain one."""
+    model = tiny.llama(tie_word_embeddings=tied)
+    model = Ternarize(["layers", "embed_tokens", "lm_head"])(model)
+    head, names = model.lm_head, list(model.state_dict())
+    model.resize_token_embeddings(tiny.VOCAB)
+    with pytest.raises(
+        ValueError, match=rf"TernaryEmbedding: expected 64 rows, .* got {rows}; resize .* before quantizing"
+    ):
+        model.resize_token_embeddings(rows)
+    assert model.lm_head is head
+    assert list(model.state_dict()) == names
+    assert model.config.vocab_size == model.get_input_embeddings().num_embeddings == tiny.VOCAB
 
 
 WORKER = """
