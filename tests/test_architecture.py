@@ -21,7 +21,7 @@ WORK = (
     "flow transition teaching agreement checking stage_run stage_folder checkpointing loading progress signals "
     "teacher teachers teacher_source teacher_print teacher_cache cached_teacher cache_folder row_keys top_k runner trainer callbacks"
 )
-LEAVES = "losses layers transforms data schedules monitors gates exporters packing hub reports metrics"
+LEAVES = "losses layers kernels transforms data schedules monitors gates exporters packing hub reports metrics"
 
 # What may import what of ours, lowest first. Within a line, and within a folder, all may import each other.
 ALLOWED = {
@@ -34,6 +34,7 @@ ALLOWED = {
     "__init__": f"{NOUNS} trainer teacher_source own_models",
     "losses": f"{NOUNS} layers",
     "layers": NOUNS,
+    "kernels": f"{NOUNS} layers",
     "transforms": f"{NOUNS} layers",
     "data": f"{NOUNS} checkpoint teacher_print",
     "schedules": NOUNS,

@@ -126,6 +126,11 @@ static void draw(task *t) {
     for (int64_t i = 0; i < rows * t->row_bytes; i++) t->w[i] = (uint8_t)chance();
     for (int64_t i = 0; i < rows * t->groups; i++) t->scale[i] = uniform();
     for (int64_t i = 0; i < t->m * t->k; i++) t->x[i] = uniform();
+    if (!below(4)) { /* the largest sums that there can be */
+        memset(t->w, below(2) ? 0xff : chance() & 0xff, (size_t)(rows * t->row_bytes));
+        const float all = below(2) ? 1 : -1;
+        for (int64_t i = 0; i < t->m * t->k; i++) t->x[i] = all;
+    }
     for (int64_t i = 0; t->bias && i < t->n; i++) t->bias[i] = uniform();
 }
 
