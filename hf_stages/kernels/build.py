@@ -42,7 +42,11 @@ def compile_library(target: Path) -> None:
     sources = [str(path) for path in sorted((HERE / "csrc").glob("*.c"))]
     try:
         subprocess.run(
-            [*command, *FLAGS, *sources, "-o", str(part), "-lm"], check=True, capture_output=True, text=True, timeout=300
+            [*command, *FLAGS, *sources, "-o", str(part), "-lm"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         part.replace(target)
     except (OSError, subprocess.SubprocessError) as error:

@@ -44,7 +44,9 @@ def compiled(tmp_path: Path, *flags: str) -> Path:
 
 def test_fuzz_under_sanitizers(tmp_path):
     """Every path that this processor can run, and those with VNNI by emulation of their instructions."""
-    fuzz = compiled(tmp_path, "-O0", "-g0", "-DLB_EMULATED", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    fuzz = compiled(
+        tmp_path, "-O0", "-g0", "-DLB_EMULATED", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
+    )
     done = subprocess.run([str(fuzz), "60", "11"], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert platform.machine() != "x86_64" or "avx512-vnni avx-vnni avx2 scalar" in done.stdout

@@ -27,7 +27,9 @@ def packed(levels: str, rows: int, columns: int, groups: int = 1, seed: int = 0)
     each = 8 // bits
     codes = torch.randint(1 if bits == 2 else 0, 4 if bits == 2 else 2, (halves, rows, columns), generator=draw)
     room = -columns % each
-    filling = torch.full((halves, rows, room), 2) if bits == 2 else torch.randint(2, (halves, rows, room), generator=draw)
+    filling = (
+        torch.full((halves, rows, room), 2) if bits == 2 else torch.randint(2, (halves, rows, room), generator=draw)
+    )
     filled = torch.cat([codes, filling], -1).reshape(halves, rows, -1, each)
     weight = (filled << torch.arange(0, 8, bits)).sum(-1).to(torch.uint8)
     scale = torch.rand(halves, rows, groups, generator=draw) + 0.1
@@ -76,7 +78,15 @@ def path(request, monkeypatch):
 def test_it_is_the_linear_layer_of_the_rounded_activations(path, levels, activations, clip):
     clip = None if clip is None else torch.tensor(clip)
     for number, (rows, out, columns, groups) in enumerate(
-        [(1, 1, 1, 1), (1, 67, 300, 1), (3, 20, 96, 3), (5, 33, 1, 1), (9, 16, 515, 1), (130, 18, 260, 2), (4, 5, 30, 6)]
+        [
+            (1, 1, 1, 1),
+            (1, 67, 300, 1),
+            (3, 20, 96, 3),
+            (5, 33, 1, 1),
+            (9, 16, 515, 1),
+            (130, 18, 260, 2),
+            (4, 5, 30, 6),
+        ]
     ):
         p = packed(levels, out, columns, groups, seed=number)
         x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(number))
@@ -144,11 +154,16 @@ def test_a_cache_follows_its_weight(path):
     p, other, x = packed("binary", 8, 64), packed("binary", 8, 64, seed=1), torch.randn(4, 64)
     cache: dict = {}
     for _ in range(2):
-        close(run(x, p, None, Activations(symmetric=False), cache=cache), expected(x, p, None, Activations(symmetric=False)))
+        close(
+            run(x, p, None, Activations(symmetric=False), cache=cache),
+            expected(x, p, None, Activations(symmetric=False)),
+        )
     p.weight.copy_(other.weight)
     p.scale.copy_(other.scale)
     p.dense = other.dense
-    close(run(x, p, None, Activations(symmetric=False), cache=cache), expected(x, p, None, Activations(symmetric=False)))
+    close(
+        run(x, p, None, Activations(symmetric=False), cache=cache), expected(x, p, None, Activations(symmetric=False))
+    )
 
 
 def test_threads_change_nothing(path):
