@@ -1,7 +1,7 @@
 """A linear layer on packed 1-bit and 2-bit weights with 8-bit activations, next to nn.Linear in float32.
 
 Sides take turns, so that whatever else the machine does hits all of them. ``ratio`` is of medians, ``best`` of each side's
-fastest turn, which other programs disturbed least. ``int8`` is torch's dynamically quantized linear layer. Where a target is
+fastest turn, which other programs disturbed least, ``processor`` of medians in processor time of all threads. ``int8`` is torch's dynamically quantized linear layer. Where a target is
 missed the bound of this processor is printed: the packed bytes over the measured bandwidth of memory, and the products over
 what its integer units can do (AVX2 without VNNI: two 32-byte maddubs a cycle, four times the products of float32).
 """
@@ -56,21 +56,25 @@ def turns(inputs: int, outputs: int, rows: int, seconds: float, int8: bool = Tru
     """Each side's time over float32's, by medians and by the best turns; float32's own in microseconds."""
     x, ways = torch.randn(rows, inputs), sides(inputs, outputs, int8)
     took: dict[str, list[float]] = {name: [] for name in ways}
+    busy: dict[str, list[float]] = {name: [] for name in ways}
     for way in ways.values():
         way(x)
     end, order = time.perf_counter() + seconds, list(ways)
     while time.perf_counter() < end or len(took["float32"]) < 5:
         for name in order:
-            began = time.perf_counter()
+            used, began = time.process_time(), time.perf_counter()
             ways[name](x)
             took[name].append(time.perf_counter() - began)
+            busy[name].append(time.process_time() - used)
         order.reverse()
     median = {name: statistics.median(values) for name, values in took.items()}
+    work = {name: statistics.median(values) for name, values in busy.items()}
     least = {name: min(values) for name, values in took.items()}
     found: dict[str, Any] = {"float32_us": round(least["float32"] * 1e6, 1)}
     for name in list(ways)[1:]:
         ratio, best = median["float32"] / median[name], least["float32"] / least[name]
         found[name] = {"ratio": round(ratio, 2), "best": round(best, 2), "best_us": round(least[name] * 1e6, 1)}
+        found[name]["processor"] = round(work["float32"] / work[name], 2)
     return found
 
 
