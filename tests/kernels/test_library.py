@@ -83,12 +83,12 @@ def test_without_the_library_one_warning(forced, caplog):
 
 def test_building_into_a_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "surely-no-compiler")
-    with pytest.raises(build.CompileError, match="no C compiler"):
+    with pytest.raises(RuntimeError, match="no C compiler"):
         build.compile_library(tmp_path / build.NAME)
     failing = shutil.which("false")
     if failing:
         monkeypatch.setenv("CC", failing)
-        with pytest.raises(build.CompileError, match="failed"):
+        with pytest.raises(RuntimeError, match="failed"):
             build.compile_library(tmp_path / build.NAME)
     assert not list(tmp_path.iterdir())
 
