@@ -24,7 +24,8 @@ help: ## list the targets
 
 venv: $(READY) ## set up .venv (once; the others do it by themselves)
 
-.venv/.ready: setup.cfg pyproject.toml constraints.txt
+# C sources too: the kernels' library is compiled as the package is installed.
+.venv/.ready: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard hf_stages/kernels/csrc/*)
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) $(PIP) torch
 	$(PY) $(PIP) --editable '.[dev]'

@@ -24,7 +24,7 @@ class Library(build_ext):
     def build_extension(self, extension):
         try:
             build.compile_library(Path(self.get_ext_fullpath(extension.name)))
-        except build.CompileError as error:
+        except RuntimeError as error:
             logging.warning("hf_stages: installed without its fast kernels, which fall back on torch: %s", error)
 
     def get_outputs(self):

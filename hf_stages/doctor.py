@@ -63,6 +63,7 @@ def examine() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": [asdict(package) for package in packages],
         "devices": _devices(),
+        "kernels": _kernels(),
         "offline": os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"),
     }
 
@@ -74,7 +75,7 @@ def render(found: dict[str, Any]) -> str:
     lines = [f"hf_stages {found['hf_stages']} on {found['platform']}", f"python {python['version']}: {mark}", ""]
     for package in found["packages"]:
         lines.append(_line(package))
-    lines += ["", *_device_lines(found["devices"])]
+    lines += ["", *_device_lines(found["devices"]), _kernel_line(found["kernels"])]
     if found["offline"]:
         lines.append("HF_HUB_OFFLINE is set: models and datasets come from disk alone")
     lines.append("The Hub was not contacted: whether it can be reached is not tested here.")
@@ -107,6 +108,24 @@ def _device_lines(devices: dict[str, Any]) -> list[str]:
     if not devices["cuda"] and not devices["mps"]:
         lines.append("No GPU: training runs on the CPU")
     return lines
+
+
+def _kernels() -> dict[str, Any]:
+    try:
+        from hf_stages.kernels import _library
+
+        return {"built": _library.library() is not None, "runs": _library.which()}
+    except Exception as error:  # without torch, or with a wrong HF_STAGES_KERNEL
+        return {"error": str(error)}
+
+
+def _kernel_line(kernels: dict[str, Any]) -> str:
+    if "error" in kernels:
+        return f"packed layers: unknown ({kernels['error']})"
+    line = f"packed layers: {kernels['runs']}"
+    if kernels["built"]:
+        return line
+    return f"{line}; the kernels' library is not built: pip install -e . or python -m hf_stages.kernels.build"
 
 
 def _required(name: str, wanted: str) -> Package:

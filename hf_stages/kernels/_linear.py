@@ -56,7 +56,7 @@ def _forward(
     cache: dict[str, Any] | None,
 ) -> torch.Tensor:
     rows, groups = _checked(x, weight, scale, bias, levels, in_features)
-    name = _library.native() if x.device.type == "cpu" else None
+    name = _library.native() if x.is_cpu else None
     if name is None:
         return _plain.linear(x, weight, scale, bias, levels, in_features, activations, clip, cache)
     bits, halves, found = BITS[levels], 2 if levels == "split" else 1, _library.library()
@@ -115,22 +115,27 @@ def _checked(
     """Outputs and groups; the library reads memory by them, so that nothing may be taken on trust."""
     if levels not in BITS:
         raise ValueError(f"levels: expected one of {', '.join(BITS)}, got {levels!r}")
-    if in_features < 1 or x.shape[-1:] != (in_features,):
-        raise ValueError(f"x: expected [..., {in_features}], got {list(x.shape)}")
-    columns = -(-in_features * BITS[levels] // 8)
-    dims = 3 if levels == "split" else 2
-    shape, scales = weight.shape, scale.shape
-    if len(shape) != dims or shape[-1] != columns or (dims == 3 and shape[0] != 2) or weight.dtype is not torch.uint8:
-        wanted = f"[2, out, {columns}]" if dims == 3 else f"[out, {columns}]"
-        raise ValueError(f"weight: expected uint8 {wanted} for {levels}, got {weight.dtype} {list(shape)}")
-    if len(scales) != dims or scales[:-1] != shape[:-1] or scales[-1] < 1 or in_features % scales[-1]:
-        wanted = f"{[*shape[:-1]]} and then a divisor of {in_features}"
-        raise ValueError(f"scale: expected {wanted}, got {list(scales)}")
-    if bias is not None and bias.shape != shape[-2:-1]:
-        raise ValueError(f"bias: expected [{shape[-2]}], got {list(bias.shape)}")
-    if not x.device == weight.device == scale.device or (bias is not None and bias.device != x.device):
-        raise ValueError(f"expected all on one device, got x on {x.device}, weight on {weight.device}, scale on {scale.device}")
-    return shape[-2], scales[-1]
+    given, shape, scales = x.shape, weight.shape, scale.shape
+    columns, lead = -(-in_features * BITS[levels] // 8), (2,) if levels == "split" else ()
+    rows, groups = (shape[-2], scales[-1]) if len(shape) > 1 and len(scales) > 1 else (0, 0)
+    if not given or in_features < 1 or given[-1] != in_features:
+        raise ValueError(f"x: expected [..., {in_features}], got {list(given)}")
+    if shape != (*lead, rows, columns) or weight.dtype is not torch.uint8:
+        wanted = ", ".join(map(str, (*lead, "out", columns)))
+        raise ValueError(f"weight: expected uint8 [{wanted}] for {levels}, got {weight.dtype} {list(shape)}")
+    if scales != (*lead, rows, groups) or groups < 1 or in_features % groups:
+        wanted = ", ".join(map(str, (*lead, rows)))
+        raise ValueError(
+            f"scale: expected [{wanted}, groups] with groups a divisor of {in_features}, got {list(scales)}"
+        )
+    if bias is not None and bias.shape != (rows,):
+        raise ValueError(f"bias: expected [{rows}], got {list(bias.shape)}")
+    cpu = x.is_cpu
+    if weight.is_cpu != cpu or scale.is_cpu != cpu or (bias is not None and bias.is_cpu != cpu):
+        raise ValueError(
+            f"expected all on one device, got x on {x.device}, weight on {weight.device}, scale on {scale.device}"
+        )
+    return rows, groups
 
 
 def _learned(clip: torch.Tensor, symmetric: bool) -> tuple[float, float]:
@@ -151,7 +156,9 @@ def _sums(weight: torch.Tensor, rows: int, columns: int, groups: int, bits: int,
     return _plain.kept(cache, "sums", (weight,), make)
 
 
-def _input_gradient(grad: Any, x: Any, weight: Any, scale: Any, clip: Any, levels: str, activations: Any, width: int) -> Any:
+def _input_gradient(
+    grad: Any, x: Any, weight: Any, scale: Any, clip: Any, levels: str, activations: Any, width: int
+) -> Any:
     """Straight through; none beyond a learned range, as in training."""
     wide = torch.promote_types(grad.dtype, torch.float32)
     found = grad.to(wide) @ dense(weight, scale, levels, width, wide)
@@ -163,7 +170,16 @@ def _input_gradient(grad: Any, x: Any, weight: Any, scale: Any, clip: Any, level
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Any, bias: Any, weight: Any, scale: Any, clip: Any, levels: str, width: int, activations: Any, cache: Any
+        ctx: Any,
+        x: Any,
+        bias: Any,
+        weight: Any,
+        scale: Any,
+        clip: Any,
+        levels: str,
+        width: int,
+        activations: Any,
+        cache: Any,
     ) -> Any:
         ctx.save_for_backward(weight, scale, clip, x if clip is not None else None)
         ctx.levels, ctx.width, ctx.activations = levels, width, activations
@@ -176,7 +192,9 @@ class _Linear(torch.autograd.Function):
         weight, scale, clip, x = ctx.saved_tensors
         of_x, of_bias = None, None
         if ctx.needs_input_grad[0]:
-            of_x = _input_gradient(grad, x, weight, scale, clip, ctx.levels, ctx.activations, ctx.width).to(ctx.dtypes[0])
+            of_x = _input_gradient(grad, x, weight, scale, clip, ctx.levels, ctx.activations, ctx.width).to(
+                ctx.dtypes[0]
+            )
         if ctx.needs_input_grad[1]:
             of_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.dtypes[1])
         return of_x, of_bias, *[None] * 7

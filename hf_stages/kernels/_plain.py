@@ -90,7 +90,9 @@ def _int_mm(
     rows = small.shape[0]
     if wide.device.type == "cuda":  # which wants more than 16 rows, and a multiple of 8
         small = F.pad(small, (0, 0, 0, max(32, -(-rows // 8) * 8) - rows))
-    halves = kept(cache if wide.device.type == "cpu" else None, "int8", (weight,), lambda: _bytes(weight, levels, in_features))
+    halves = kept(
+        cache if wide.device.type == "cpu" else None, "int8", (weight,), lambda: _bytes(weight, levels, in_features)
+    )
     found: Any = 0
     for half, of_column in zip(halves, scale.reshape(len(halves), -1), strict=True):
         dots = torch._int_mm(small, half.t())[:rows]

@@ -31,7 +31,12 @@ def dense(
 ) -> torch.Tensor:
     """The effective weight, [out, in]."""
     # Not where a compiler traces: its tensors have no memory.
-    if dtype is torch.float32 and type(weight) in _PLAIN and weight.device.type == "cpu" and _library.native() is not None:
+    if (
+        dtype is torch.float32
+        and type(weight) in _PLAIN
+        and weight.device.type == "cpu"
+        and _library.native() is not None
+    ):
         return unpacked_rows(weight.contiguous(), scale.float().contiguous(), levels, in_features, 0, weight.shape[-2])
     found = levels_of(weight, levels, in_features)
     scales = halves_of(scale, levels).to(dtype).unsqueeze(-1)

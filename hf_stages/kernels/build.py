@@ -20,10 +20,6 @@ NAME = "_lowbit.dylib" if sys.platform == "darwin" else "_lowbit.so"
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
 
 
-class CompileError(Exception):
-    """No library came of it; the text says why."""
-
-
 def compiler() -> list[str]:
     """The C compiler's command: $CC, else cc, gcc or clang; empty where there is none."""
     named = shlex.split(os.environ.get("CC", ""))
@@ -33,29 +29,33 @@ def compiler() -> list[str]:
 
 
 def compile_library(target: Path) -> None:
-    """Write the library to ``target``, whole or not at all; CompileError where that fails."""
+    """Write the library to ``target``, whole or not at all; RuntimeError where that fails."""
     command = compiler()
     if sys.platform == "win32" or not command:
-        raise CompileError("there is no C compiler (cc, gcc, clang, or what CC names)")
+        raise RuntimeError("there is no C compiler (cc, gcc, clang, or what CC names)")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}")
     sources = [str(path) for path in sorted((HERE / "csrc").glob("*.c"))]
     try:
         subprocess.run(
-            [*command, *FLAGS, *sources, "-o", str(part), "-lm"], check=True, capture_output=True, text=True, timeout=300
+            [*command, *FLAGS, *sources, "-o", str(part), "-lm"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         part.replace(target)
     except (OSError, subprocess.SubprocessError) as error:
         part.unlink(missing_ok=True)
         said = getattr(error, "stderr", None) or error
-        raise CompileError(f"{command[0]} failed: {said}") from error
+        raise RuntimeError(f"{command[0]} failed: {said}") from error
 
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         compile_library(HERE / NAME)
-    except CompileError as error:
+    except RuntimeError as error:
         logging.error("hf_stages kernels were not built: %s", error)
         return 1
     logging.info("built %s", HERE / NAME)
