@@ -39,7 +39,7 @@ ALLOWED = {
     "schedules": NOUNS,
     "monitors": f"{NOUNS} layers",
     "gates": NOUNS,
-    "exporters": f"{NOUNS} packing",
+    "exporters": f"{NOUNS} packing layers",
     "packing": f"{NOUNS} layers kernels loading own_models own_quantizer",
     "kernels": f"{NOUNS} layers",
     "hub": f"{NOUNS} reports",
