@@ -40,7 +40,7 @@ ALLOWED = {
     "schedules": NOUNS,
     "monitors": f"{NOUNS} layers",
     "gates": NOUNS,
-    "exporters": f"{NOUNS} packing",
+    "exporters": f"{NOUNS} packing layers",
     "packing": f"{NOUNS} layers kernels loading own_models own_quantizer",
     "hub": f"{NOUNS} reports",
     "reports": f"{NOUNS} plan sizes dry_run checkpoint losses",

@@ -1,0 +1,91 @@
+"""Tensors on their way into a GGUF file: which type each takes, and what could not have the type it should."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hf_stages.exporters._gguf_blocks import BLOCK, blocks, half, type_of
+from hf_stages.exporters._source import Array, Levels, Source, Weight
+
+RESTS = {"float16": "F16", "float32": "F32"}
+_FILE_TYPES = {"TQ2_0": "MOSTLY_TQ2_0", "Q1_0": "MOSTLY_Q1_0", "F16": "MOSTLY_F16", "F32": "ALL_F32"}
+
+
+class Writing:
+    """Around ``gguf.GGUFWriter``."""
+
+    def __init__(self, writer: Any, rest: str, strict: bool) -> None:
+        self.writer, self.rest, self.strict = writer, rest, strict
+        self.counts: dict[str, int] = {}
+        self.notes: list[str] = []
+        self._weights: dict[str, int] = {}
+        self._misfits: dict[str, list[str]] = {}
+
+    def linear(self, source: Source, path: str, name: str, order: Array | None = None) -> None:
+        """A linear layer with its bias, its rows in ``order``."""
+        weight, bias = source.weight(path), source.bias(path)
+        if order is not None:
+            weight = weight.reordered(order) if isinstance(weight, Levels) else weight[order]
+            bias = None if bias is None else bias[order]
+        self.matrix(f"{name}.weight", weight)
+        if bias is not None:
+            self.vector(f"{name}.bias", bias)
+
+    def norm(self, source: Source, path: str, name: str, bias: bool = True) -> None:
+        for end in ("weight", "bias") if bias else ("weight",):
+            self.vector(f"{name}.{end}", source.vector(f"{path}.{end}"))
+
+    def matrix(self, name: str, weight: Weight) -> None:
+        import gguf
+
+        if not isinstance(weight, Levels):
+            self._plain(name, weight)
+            return
+        try:
+            kind = type_of(weight)
+        except ValueError as error:
+            if self.strict:
+                raise ValueError(f"Gguf: {name}: {error}; strict=False writes it in {self.rest}") from None
+            self._misfits.setdefault(str(error), []).append(name)
+            self._plain(name, weight.dense())
+            return
+        try:
+            made = blocks(weight, kind)
+        except ValueError as error:
+            raise ValueError(f"Gguf: {name}: {error}") from None
+        self.writer.add_tensor(name, made, raw_dtype=gguf.GGMLQuantizationType[kind])
+        self._count(kind, made.nbytes)
+
+    def vector(self, name: str, values: Array) -> None:
+        """In float32, as llama.cpp wants what it does not multiply matrices with."""
+        self.writer.add_tensor(name, np.ascontiguousarray(values, np.float32))
+        self._count("F32", 0)
+
+    def _plain(self, name: str, values: Array) -> None:
+        try:
+            made = half(values) if self.rest == "F16" else values
+        except ValueError as error:
+            raise ValueError(f"Gguf: {name}: {error}; choose rest='float32'") from None
+        self.writer.add_tensor(name, np.ascontiguousarray(made))
+        self._count(self.rest, made.nbytes)
+
+    def _count(self, kind: str, size: int) -> None:
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self._weights[kind] = self._weights.get(kind, 0) + size
+
+    def finish(self) -> None:
+        import gguf
+
+        for why, names in self._misfits.items():
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            self.notes.append(f"{shown} in {self.rest}, not in low bits: {why}")
+        low = [kind for kind in BLOCK if kind in self.counts] or [self.rest]
+        most = max(low, key=lambda kind: self._weights.get(kind, 0))
+        self.writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[most]])
+        self.writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        self.writer.write_header_to_file()
+        self.writer.write_kv_data_to_file()
+        self.writer.write_tensors_to_file()
+        self.writer.close()
