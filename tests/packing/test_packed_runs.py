@@ -27,7 +27,9 @@ def trainer(out, stages):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
-    own = trainer(out, [Stage("plain", "1 steps"), Stage("binary", "2 steps", transforms=Binarize(), pack_on_save=True)])
+    own = trainer(
+        out, [Stage("plain", "1 steps"), Stage("binary", "2 steps", transforms=Binarize(), pack_on_save=True)]
+    )
     own.train()
     return out, own.model.eval()
 
