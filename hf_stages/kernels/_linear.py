@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from hf_stages.kernels import _library, _plain
-from hf_stages.kernels._unpack import BITS, dense, unpacked_rows
+from hf_stages.kernels._unpack import dense, unpacked_rows
 from hf_stages.layers.activations import Activations
+from hf_stages.layers.packed_levels import BITS
 
 _FEW = 16
 """Rows of full-precision activations up to which sums of x and -x are faster than unpacking the weights."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from hf_stages.kernels import _library
+from hf_stages.layers.packed_levels import BITS, unpack_levels
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-BITS = {"ternary": 2, "binary": 1, "split": 1}
 
 
 def halves_of(weight: torch.Tensor, levels: str) -> torch.Tensor:
@@ -17,13 +17,7 @@ def halves_of(weight: torch.Tensor, levels: str) -> torch.Tensor:
 
 def levels_of(weight: torch.Tensor, levels: str, in_features: int) -> torch.Tensor:
     """-1, 0 and 1 as int8, [halves, out, in]."""
-    bits, halves = BITS[levels], halves_of(weight, levels)
-    # A lookup instead of shifts: each byte's levels, one row of 4 or 8.
-    each = torch.arange(0, 8, bits, device=weight.device)
-    codes = torch.arange(256, device=weight.device).unsqueeze(-1) >> each & (2**bits - 1)
-    table = (codes - 2 if bits == 2 else 2 * codes - 1).to(torch.int8)
-    found = table[halves.to(torch.int32).flatten()].reshape(*halves.shape[:2], -1)
-    return found[..., :in_features]
+    return unpack_levels(halves_of(weight, levels), BITS[levels], in_features)
 
 
 def dense(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-BITS = {"binary": 1, "split": 1, "ternary": 2, "int8": 8}
+BITS = {"ternary": 2, "binary": 1, "split": 1}
 """Of one stored level, by what a packed weight is: a split one is two binary ones."""
 
 

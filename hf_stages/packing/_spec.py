@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_stages.layers import Activations
-from hf_stages.layers.packed_levels import BITS, row_bytes
+from hf_stages.layers.packed_levels import BITS as LEVEL_BITS
+from hf_stages.layers.packed_levels import row_bytes
+
+BITS = {**LEVEL_BITS, "int8": 8}
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 

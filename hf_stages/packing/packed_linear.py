@@ -75,5 +75,8 @@ class PackedLinear(PackedWeight, nn.Linear):
         found = torch.cat(parts, -1)
         return found if self.bias is None else found + self.bias.to(found.dtype)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}  # what copies and pickles can make again
+
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self._words()}"
