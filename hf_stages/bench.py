@@ -6,13 +6,11 @@ the best times, and of the median of the turns' ratios beside it.
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,16 +19,10 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from torch import nn
 
 from hf_stages import kernels
-from hf_stages.checkpoint import STAGE_FILE, write_json
-from hf_stages.layers._quantized import Quantized
-from hf_stages.loading import load_stage
-from hf_stages.own_models import read
-from hf_stages.packing._convert import to_packed, unpack
-from hf_stages.packing._weight import PackedWeight
+from hf_stages.bench_ways import WAYS, load, models_of, resident_bytes, why
+from hf_stages.checkpoint import write_json
 
 BENCH_FILE = "bench.json"
 SHAPES = ("1x16", "1x128", "32x128")
@@ -114,14 +106,14 @@ def measure(
 ) -> dict[str, Any]:
     """``rows``: what each way takes, and how long; ``shapes``: what was timed."""
     shapes = _shapes(model, shapes)
-    models, absent = _models(model, ways)
+    models, absent = models_of(model, ways)
     taken: dict[str, dict[str, list[Pair] | str]] = {}
     with torch.no_grad(), _quiet("bitsandbytes"):
         for shape in shapes:
-            cells = {way: _forward(made, shape) for way, made in models.items()}
-            taken[str(shape)] = _in_turns(cells, repeats, seconds)
+            cells = {way: forward(made, shape) for way, made in models.items()}
+            taken[str(shape)] = in_turns(cells, repeats, seconds)
         if _decodes(model):
-            taken[DECODE] = _in_turns({way: _decode(made, tokens) for way, made in models.items()}, repeats, seconds)
+            taken[DECODE] = in_turns({way: decode(made, tokens) for way, made in models.items()}, repeats, seconds)
     rows = []
     for way in [way for way in ways if way in models or way in absent]:
         row: dict[str, Any] = {"way": way, "name": WAYS[way].name}
@@ -129,7 +121,7 @@ def measure(
             row["absent"] = absent[way]
         else:
             row["weight_bytes"] = resident_bytes(models[way])
-            row["times"] = {name: _summary(cells[way], cells.get("fp32")) for name, cells in taken.items()}
+            row["times"] = {name: summary(cells[way], cells.get("fp32")) for name, cells in taken.items()}
         rows.append(row)
     sizes = {str(shape): {"rows": shape.rows, "tokens": shape.tokens} for shape in shapes}
     return {"shapes": sizes, "decoded": tokens if _decodes(model) else None, "rows": rows}
@@ -149,188 +141,21 @@ def machine() -> dict[str, Any]:
     }
 
 
-# ---- the model, and what it is compared with ------------------------------------------------------------------------
-
-
-def load(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """A stage folder's model, a packed one's, or any that transformers wrote. ValueError where there is none."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a model's folder, and there is none")
-    if not any((folder / name).is_file() for name in ("config.json", STAGE_FILE)):
-        adapter = (folder / "adapter_config.json").is_file()
-        mend = "it holds an adapter alone; merge it first (MergeLora)" if adapter else "there is no config.json in it"
-        raise ValueError(f"{folder}: expected a model's folder; {mend}")
-    try:
-        if (folder / STAGE_FILE).is_file():
-            return load_stage(folder, trust_remote_code=trust_remote_code)[0]
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        known = [getattr(transformers, name, None) for name in config.architectures or ()]
-        kind = next((cls for cls in known if cls is not None), transformers.AutoModel)
-        return read(kind, folder, config=config, trust_remote_code=trust_remote_code).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{folder}: the model in it cannot be loaded: {error}") from error
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to run a model: from the model as it was loaded, or (all but the first two) from its plain fp32 form."""
-
-    name: str
-    make: Callable[[Any], Any]
-
-
-class _NotHere(Exception):
-    """A way that says nothing new of this model."""
-
-
-def _as_loaded(model: Any) -> Any:
-    plain = not any(isinstance(m, Quantized | PackedWeight) for m in model.modules()) and not _foreign(model)
-    if plain or any(isinstance(module, PackedWeight) for module in model.modules()):
-        raise _NotHere
-    return model
-
-
-def _packed(model: Any) -> Any:
-    if any(isinstance(module, PackedWeight) for module in model.modules()):
-        return model
-    if not any(isinstance(module, Quantized) for module in model.modules()):
-        raise _NotHere
-    made = copy.deepcopy(model)
-    to_packed(made, torch.float32, "int8")
-    return made
-
-
-def _plain(model: Any) -> Any:
-    """The dequantized model: ``nn.Linear`` with the effective weights, activations as they come."""
-    made = copy.deepcopy(model)
-    if any(isinstance(module, Quantized) for module in made.modules()):
-        to_packed(made, torch.float32, None)
-        unpack(made, torch.float32)
-    elif getattr(made, "hf_quantizer", None) is not None:
-        made.dequantize(torch.float32)
-    return made.float()
-
-
-def _int8(plain: Any) -> Any:
-    with warnings.catch_warnings():  # it says that it will be gone one day
-        warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(_twin(plain), {nn.Linear}, dtype=torch.qint8, inplace=True)
-
-
-def _bitsandbytes(bits: int) -> Callable[[Any], Any]:
-    def make(plain: Any) -> Any:
-        import bitsandbytes as bnb
-
-        def eight(module: nn.Linear) -> Any:
-            new = bnb.nn.Linear8bitLt(
-                module.in_features, module.out_features, module.bias is not None, has_fp16_weights=False
-            )
-            new.load_state_dict(module.state_dict())
-            return new.to("cpu")
-
-        def four(module: nn.Linear) -> Any:
-            sizes = module.in_features, module.out_features, module.bias is not None
-            new = bnb.nn.Linear4bit(*sizes, compute_dtype=torch.float32, quant_type="nf4")
-            new.weight = bnb.nn.Params4bit(module.weight.data.clone(), requires_grad=False, quant_type="nf4")
-            new.bias = module.bias
-            return new.to("cpu")
-
-        model = _twin(plain)
-        head = model.get_output_embeddings()  # which transformers leaves out too
-        for name, module in list(model.named_modules()):
-            if type(module) is nn.Linear and module is not head:
-                model.set_submodule(name, eight(module) if bits == 8 else four(module))
-        return model.eval()
-
-    return make
-
-
-WAYS = {
-    "own": Way("as loaded", _as_loaded),
-    "packed": Way("packed", _packed),
-    "fp32": Way("fp32", _plain),
-    "bf16": Way("bf16", lambda plain: copy.deepcopy(plain).to(torch.bfloat16)),
-    "int8": Way("torch int8, dynamic", _int8),
-    "bnb8": Way("bitsandbytes 8-bit", _bitsandbytes(8)),
-    "bnb4": Way("bitsandbytes 4-bit", _bitsandbytes(4)),
-}
-
-
-def _models(model: Any, ways: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Those that could be made, and why others could not: a library that is not there is no failure of ours."""
-    models: dict[str, Any] = {}
-    absent: dict[str, str] = {}
-    plain: Any = None
-    try:
-        plain = _plain(model)
-    except Exception as error:
-        absent = {way: f"cannot be dequantized: {_why(error)}" for way in ways if way not in ("own", "packed")}
-    for way in ways:
-        if way in absent:
-            continue
-        try:
-            models[way] = plain if way == "fp32" else WAYS[way].make(model if way in ("own", "packed") else plain)
-        except _NotHere:
-            continue
-        except Exception as error:
-            absent[way] = _why(error)
-    return models, absent
-
-
-def _twin(model: Any) -> Any:
-    """Modules of its own, the same tensors."""
-    return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
-
-
-def _foreign(model: Any) -> bool:
-    """Quantized by others, as what ``pack(portable=True)`` wrote is to transformers."""
-    return getattr(model, "hf_quantizer", None) is not None and not any(
-        isinstance(module, PackedWeight) for module in model.modules()
-    )
-
-
-def resident_bytes(model: Any) -> int:
-    """Of every tensor that its modules hold, what other libraries keep beside the weights too; shared memory once."""
-    found: dict[Any, int] = {}
-    seen: set[int] = set()
-
-    def look(value: Any, depth: int) -> None:
-        if depth > 4 or id(value) in seen or isinstance(value, nn.Module | str | type):
-            return
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            storage = value.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(value, torch.ScriptObject):  # torch's own packed weights
-            weight, bias = torch.ops.quantized.linear_unpack(value)
-            found[id(value), "packed"] = weight.numel() + (0 if bias is None else bias.nbytes)
-            return
-        inner: Any = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-        for item in [*inner, *getattr(value, "__dict__", {}).values()]:
-            look(item, depth + 1)
-
-    for module in model.modules():
-        for held in vars(module).values():
-            look(held, 0)
-    return sum(found.values())
-
-
 # ---- time -----------------------------------------------------------------------------------------------------------
 
 
-def _in_turns(
-    cells: Mapping[str, Callable[[int], Pair]], repeats: int, seconds: float
-) -> dict[str, list[Pair] | str]:
+def in_turns(cells: Mapping[str, Callable[[int], Pair]], repeats: int, seconds: float) -> dict[str, list[Pair] | str]:
     """Seconds of a call by way and turn; in the place of a way that fails, why."""
     taken: dict[str, list[Pair] | str] = {}
     calls: dict[str, int] = {}
     for way, cell in cells.items():
         try:
-            cell(1)
-            calls[way] = max(1, min(200, int(_LEAST / max(cell(1)[0], 1e-6))))
+            first = cell(1)[0]
+            took = cell(1)[0] if first < 1 else first  # the first call also sets things up
+            calls[way] = max(1, min(200, int(_LEAST / max(took, 1e-6))))
             taken[way] = []
         except Exception as error:
-            taken[way] = _why(error)
+            taken[way] = why(error)
     for turn in range(repeats):
         for way in list(calls)[:: -1 if turn % 2 else 1]:
             own = taken[way]
@@ -340,18 +165,18 @@ def _in_turns(
     return taken
 
 
-def _forward(model: Any, shape: Shape) -> Callable[[int], Pair]:
+def forward(model: Any, shape: Shape) -> Callable[[int], Pair]:
     def cell(calls: int) -> Pair:
         inputs = _inputs(model, shape)
-        began = _now()
+        began = now()
         for _ in range(calls):
             model(**inputs)
-        return _since(began, calls)
+        return since(began, calls)
 
     return cell
 
 
-def _decode(model: Any, tokens: int) -> Callable[[int], Pair]:
+def decode(model: Any, tokens: int) -> Callable[[int], Pair]:
     """Greedy, one token after another with the cache of those before; the prompt is not timed."""
 
     def cell(calls: int) -> Pair:
@@ -359,11 +184,11 @@ def _decode(model: Any, tokens: int) -> Callable[[int], Pair]:
         wall = processor = 0.0
         for _ in range(calls):
             out = model(**inputs, use_cache=True)
-            began = _now()
+            began = now()
             for _ in range(tokens):
                 ids = out.logits[:, -1:].argmax(-1)
                 out = model(input_ids=ids, past_key_values=out.past_key_values, use_cache=True)
-            took = _since(began, tokens)
+            took = since(began, tokens)
             wall, processor = wall + took[0], processor + took[1]
         return wall / calls, processor / calls
 
@@ -401,7 +226,7 @@ def _decodes(model: Any) -> bool:
     return bool(model.can_generate()) and not model.config.is_encoder_decoder and model.main_input_name == "input_ids"
 
 
-def _summary(own: list[Pair] | str, plain: list[Pair] | str | None) -> dict[str, Any]:
+def summary(own: list[Pair] | str, plain: list[Pair] | str | None) -> dict[str, Any]:
     if isinstance(own, str):
         return {"failed": own}
     walls = [wall for wall, _ in own]
@@ -409,6 +234,7 @@ def _summary(own: list[Pair] | str, plain: list[Pair] | str | None) -> dict[str,
     found["processor"] = min(processor for _, processor in own)
     if isinstance(plain, list):
         base = [wall for wall, _ in plain]
+        found["speedup_processor"] = min(p for _, p in plain) / max(found["processor"], 1e-9)
         found["speedup"] = min(base) / min(walls)
         found["speedup_median"] = statistics.median(b / w for b, w in zip(base, walls, strict=False))
     return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in found.items()}
@@ -426,18 +252,13 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _now() -> Pair:
+def now() -> Pair:
     return time.perf_counter(), time.process_time()
 
 
-def _since(began: Pair, calls: int) -> Pair:
-    wall, processor = _now()
+def since(began: Pair, calls: int) -> Pair:
+    wall, processor = now()
     return (wall - began[0]) / calls, (processor - began[1]) / calls
-
-
-def _why(error: BaseException) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:160]
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -89,7 +89,9 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     turns = "-".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else "no"
     lines = [f"Best of {turns} turns (median), and how many times faster than fp32, which is the dequantized model."]
     if (machine["load"] or 0) > 0.5 * (machine["cores"] or 1):
-        lines.append(f"The machine had other work (load {machine['load']} on {machine['cores']} cores): times are too long.")
+        lines.append(
+            f"The machine had other work (load {machine['load']} on {machine['cores']} cores): times are too long."
+        )
     return [*lines, *(f"{'; '.join(names)}: {why}" for why, names in reasons.items())]
 
 
