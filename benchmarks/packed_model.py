@@ -61,7 +61,7 @@ def without_linear_layers(plain: Any) -> Any:
     return model
 
 
-def sides(build: Callable[[], Any], kinds: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+def sides(build: Callable[[], Any], kinds: list[str], left_out: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The ways to run one model, and why others are not among them."""
     models: dict[str, Any] = {}
     absent: dict[str, str] = {}
@@ -72,13 +72,13 @@ def sides(build: Callable[[], Any], kinds: list[str]) -> tuple[dict[str, Any], d
             for transform in KINDS[kind]:
                 quantized = transform(quantized)
             models[kind] = WAYS["packed"].make(quantized)
-            if kind == "ternary":
+            if kind == "ternary" and "transformers" not in left_out:
                 pack(quantized, Path(folder) / "portable", portable=True)
                 kind_of = AutoModel if isinstance(quantized, BertModel) else type(quantized)
                 models["transformers"] = kind_of.from_pretrained(Path(folder) / "portable").eval()
     models["fp32"] = WAYS["fp32"].make(build()).eval()
     models["no linear layers"] = without_linear_layers(models["fp32"])
-    for way in ("bf16", "int8", "bnb8", "bnb4"):
+    for way in (way for way in ("bf16", "int8", "bnb8", "bnb4") if way not in left_out):
         try:
             models[way] = WAYS[way].make(models["fp32"])
         except Exception as error:
@@ -193,8 +193,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=30.0, help="after which a side takes no further turn")
     parser.add_argument("--threads", type=int, help="torch's own number if left out")
+    parser.add_argument("--rows", nargs="*", default=["1x16", "1x128", "32x128"], metavar="ROWSxTOKENS", help="of BERT")
     parser.add_argument("--layers", type=int, default=4, help="of the decoder")
     parser.add_argument("--only", choices=["bert", "llama", "layer"], nargs="*", default=["bert", "llama", "layer"])
+    parser.add_argument("--leave-out", nargs="*", default=[], choices=["transformers", "bf16", "int8", "bnb8", "bnb4"])
     options = parser.parse_args(argv)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every 8-bit call
     if options.threads:
@@ -204,8 +206,8 @@ def main(argv: list[str] | None = None) -> None:
     found: dict[str, Any] = {}
     if "bert" in options.only:
         config = BertConfig(**QUICK) if options.quick else BertConfig()
-        models, absent = sides(lambda: BertModel(config), list(KINDS))
-        for shape in ("1x16", "4x32") if options.quick else ("1x16", "1x128", "32x128"):
+        models, absent = sides(lambda: BertModel(config), list(KINDS), options.leave_out)
+        for shape in ["1x16", "4x32"] if options.quick else options.rows:
             found[shape] = timed({way: forward(m, shape_of(shape)) for way, m in models.items()}, options)
             show(shape, found[shape])
         found["absent"] = absent
@@ -214,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
         gc.collect()
         sizes = {**(QUICK if options.quick else {**LLAMA, "num_hidden_layers": options.layers})}
         config = LlamaConfig(vocab_size=1024, max_position_embeddings=128, **sizes)
-        models, _ = sides(lambda: LlamaForCausalLM(config), ["binary", "ternary"])
+        models, _ = sides(lambda: LlamaForCausalLM(config), ["binary", "ternary"], options.leave_out)
         found["decode"] = timed({way: decode(m, 4 if options.quick else 16) for way, m in models.items()}, options)
         show("decode", found["decode"])
     layer = one_layer(options) if "layer" in options.only else None

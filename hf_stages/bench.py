@@ -79,8 +79,9 @@ def bench(
     for way in ways or ():
         if way not in WAYS:
             raise ValueError(f"ways: expected some of {', '.join(WAYS)}, got {way!r}")
-    if repeats < 1 or tokens < 1:
-        raise ValueError(f"repeats, tokens: expected at least 1, got {repeats} and {tokens}")
+    for name, number in (("repeats", repeats), ("tokens", tokens), ("threads", 1 if threads is None else threads)):
+        if number < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}")
     model = load(folder, trust_remote_code=trust_remote_code)
     before = torch.get_num_threads()
     try:
