@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     cache.set_defaults(command=_cache)
 
     _pack_parser(commands, shared)
+    _bench_parser(commands, shared)
     doctor = commands.add_parser("doctor", parents=[shared], help="what this machine has and what is missing")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
@@ -120,6 +121,27 @@ def _pack_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     pack.add_argument("--trust-remote-code", action="store_true", help="let code named by the stage run")
     pack.add_argument("--json", action="store_true", help="print JSON")
     pack.set_defaults(command=_pack)
+
+
+def _bench_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+    bench = commands.add_parser(
+        "bench",
+        parents=[shared],
+        help="size and speed of a packed model (or any model's folder) on this machine",
+        description="Size and speed on this machine: a packed folder (or a stage's, or any model's) beside the same model in "
+        "fp32 and bf16, torch's dynamic int8 and bitsandbytes. All take turns; best of the turns, median in brackets.",
+    )
+    bench.add_argument("folders", nargs="+", metavar="FOLDER", help="what pack, a stage or save_pretrained wrote")
+    bench.add_argument("--rows", nargs="+", metavar="ROWSxTOKENS", help="what to time (1x16 1x128 32x128)")
+    bench.add_argument("--ways", nargs="+", metavar="WAY", help="of: own packed fp32 bf16 int8 bnb8 bnb4 (all)")
+    bench.add_argument("--tokens", type=int, default=16, help="to decode, where the model is a causal one (16)")
+    bench.add_argument("--repeats", type=int, default=7, help="turns of each way in each shape (7)")
+    bench.add_argument("--seconds", type=float, default=20.0, help="after which a way takes no further turn (20)")
+    bench.add_argument("--threads", type=int, help="torch's own number if left out")
+    bench.add_argument("--save", action="store_true", help="write bench.json into each folder")
+    bench.add_argument("--trust-remote-code", action="store_true", help="let code named by the folder run")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+    bench.set_defaults(command=_bench)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -256,6 +278,25 @@ def _pack(options: argparse.Namespace) -> int:
     except (ValueError, ImportError) as error:
         raise _Bad from error
     print(json.dumps(size.to_dict(), indent=2) if options.json else f"{options.to}\n{size}")
+    return OK
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from hf_stages.bench import SHAPES, bench
+    from hf_stages.reports.bench_table import bench_table
+
+    same = ("ways", "tokens", "repeats", "seconds", "threads", "save", "trust_remote_code")
+    given = {name: getattr(options, name) for name in same}
+    found = []
+    for folder in options.folders:
+        try:
+            found.append(bench(folder, shapes=options.rows or SHAPES, **given))
+        except (ValueError, ImportError) as error:
+            raise _Bad from error
+        if not options.json:
+            print(bench_table(found[-1]) + "\n", flush=True)
+    if options.json:
+        print(json.dumps(found, indent=2))
     return OK
 
 

@@ -30,7 +30,7 @@ ALLOWED = {
     PLANS: f"{NOUNS} {READERS} schedules data",
     WORK: f"{NOUNS} {READERS} {PLANS} {LEAVES}",
     "recipes": "*",
-    "cli __main__ build probe doctor": "*",
+    "cli __main__ build probe doctor bench bench_ways": "*",
     "__init__": f"{NOUNS} trainer teacher_source own_models own_quantizer",
     "losses": f"{NOUNS} layers",
     "layers": NOUNS,

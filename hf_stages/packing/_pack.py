@@ -80,7 +80,7 @@ def read(folder: Path, trust_remote_code: bool = False) -> tuple[Any, list[Path]
     if (folder / SUMMARY).is_file():
         raise ValueError(f"{folder}: is packed already; pack the stage folder that it was made of")
     model, _ = load_stage(folder, trust_remote_code=trust_remote_code)
-    written = {"config.json", "generation_config.json", "stage.json", "run.json", SUMMARY}
+    written = {"config.json", "generation_config.json", "stage.json", "run.json", "bench.json", SUMMARY}
     keep = (".json", ".txt", ".model", ".jinja", ".tiktoken")
     return model, [
         file
