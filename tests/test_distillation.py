@@ -122,7 +122,9 @@ def _marks(model):
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
     found = [(n, len(getattr(m, h))) for n, m in model.named_modules() for h in hooks if getattr(m, h)]
     configs = {n: id(m.config) for n, m in model.named_modules() if hasattr(m, "config")}
-    taps = [n for n, m in model.named_modules() if any("hf_stages" in key for key in m.__dict__)]
+    # What a later run with the trained model begins as stays.
+    kept = {"_hf_stages_origin"}
+    taps = [n for n, m in model.named_modules() if any("hf_stages" in key for key in m.__dict__.keys() - kept)]
     return found, configs, taps, sorted(model.state_dict())
 
 
