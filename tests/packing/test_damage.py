@@ -114,7 +114,7 @@ def bad(key, value):
         (no_scale, f"{NAME}.scale: is not in the checkpoint"),
         (no_weight, f"{NAME}: is packed, says config.json, but it is not in the checkpoint"),
         (scale_nan, f"{NAME}.scale: expected finite scales, got nan"),
-        (bad("levels", "quaternary"), r"layers\[0\].levels: expected one of binary"),
+        (bad("levels", "quaternary"), r"layers\[0\].levels: expected one of ternary, binary"),
         (bad("levels", "ternary"), "expected I8 of shape"),
         (bad("group", 5), "groups of 5, which do not fill rows"),
         (bad("group", -1), "expected null or a whole number"),
