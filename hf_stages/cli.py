@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Print a ready recipe's stages as YAML, to edit. Without a name, list the ready recipes.",
         epilog="e.g. hf-stages recipe three_stage until='9 epochs' reduce=[2,4,6] logits='{use: LogitKL, temperature: 2}'",
     )
-    ready.add_argument("name", nargs="?", help="one_stage, two_stage or three_stage")
+    ready.add_argument("name", nargs="?", help="such as three_stage or multi_stage")
     ready.add_argument("settings", nargs="*", metavar="key=value", help="its arguments, as YAML")
     ready.set_defaults(command=_ready)
     cache = commands.add_parser(
