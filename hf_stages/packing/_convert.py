@@ -25,6 +25,11 @@ Packed = tuple[nn.Parameter, nn.Parameter]
 
 def check_packable(model: Any) -> None:
     """ValueError where a model, or its skeleton on the meta device, has nothing that can be packed."""
+    if type(model).__module__.startswith("peft."):
+        # Its save_pretrained would write the adapter alone.
+        raise ValueError("the model has adapters; merge them first (MergeLora, or merge_and_unload())")
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"expected a transformers model or a stage folder, got a {type(model).__name__}")
     if any(isinstance(module, PackedWeight) for module in model.modules()):
         raise ValueError("the model is packed already; to write it elsewhere, call its save_pretrained")
     for name, module in model.named_modules():

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
+from hf_stages.packing._convert import check_packable
 from hf_stages.packing._portable import write_portable
 from hf_stages.packing._sizes import PackedSize
 from hf_stages.packing._write import write_packed
@@ -50,9 +50,11 @@ def pack(
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
         raise ValueError(f"out: {out} is not empty; choose another folder, or say overwrite=True (--overwrite)")
     source = Path(model) if isinstance(model, str | Path) else None
-    if source is not None and source.resolve() == out.resolve():
-        raise ValueError(f"out: {out} is the folder to be packed; choose another one")
-    own, extras = read(source, trust_remote_code) if source is not None else (_copied(model), [])
+    if source is not None and out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"out: {out} is, or holds, the folder to be packed; choose another one")
+    if source is None:
+        check_packable(model)  # before it is copied
+    own, extras = read(source, trust_remote_code) if source is not None else (copy.deepcopy(model), [])
     write = write_portable if portable else write_packed
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -87,15 +89,3 @@ def read(folder: Path, trust_remote_code: bool = False) -> tuple[Any, list[Path]
         for file in sorted(folder.iterdir())
         if file.is_file() and file.suffix in keep and file.name not in written and ".index." not in file.name
     ]
-
-
-def _copied(model: Any) -> Any:
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"model: expected a transformers model or a stage folder, got {_kind(model)}")
-    return copy.deepcopy(model)
-
-
-def _kind(model: Any) -> str:
-    if type(model).__module__.startswith("peft."):
-        return "a model with adapters; merge them first (MergeLora, or merge_and_unload())"
-    return f"a {type(model).__name__}"

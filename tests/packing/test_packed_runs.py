@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.cli import main
-from hf_stages.transforms import Binarize
+from hf_stages.packing import pack
+from hf_stages.transforms import AddLora, Binarize
 from tests import tiny
 from tests.packing.models import IDS, logits
 
@@ -77,3 +78,22 @@ def test_what_cannot_be_packed_is_refused_before_the_first_step(tmp_path):
     with pytest.raises(ValueError, match=r"stage 'plain': pack_on_save: .*no quantized layers"):
         trainer(tmp_path, [Stage("plain", "1 steps", pack_on_save=True)]).train()
     assert not list(tmp_path.glob("*/config.json"))
+
+
+def test_a_folder_that_holds_the_stage_is_never_replaced(run, capsys):
+    out, _ = run
+    for to in (out, out.parent, out / "02-binary"):
+        assert main(["pack", str(out / "02-binary"), "--to", str(to), "--overwrite"]) == 2
+        assert "is, or holds, the folder to be packed" in capsys.readouterr().err
+    assert (out / "02-binary" / "config.json").is_file()
+
+
+def test_an_adapter_is_merged_first(tmp_path):
+    pytest.importorskip("peft")
+    lora = [Binarize(), AddLora(r=2, target_modules=["query"])]
+    with pytest.raises(ValueError, match=r"pack_on_save: .*merge them first"):
+        trainer(tmp_path / "refused", [Stage("adapted", "1 steps", transforms=lora, pack_on_save=True)]).train()
+    trainer(tmp_path / "out", [Stage("adapted", "1 steps", transforms=lora)]).train()
+    with pytest.raises(ValueError, match="the model has adapters; merge them first"):
+        pack(tmp_path / "out" / "01-adapted", tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
