@@ -56,7 +56,7 @@ def test_a_packed_decoder(packed):
 def test_a_sealed_card_is_left_alone(packed, caplog):
     found = {"folder": str(packed)}
     (packed / "README.md").write_text("of the stage")
-    (packed / "seal.json").write_text('{"files": {"README.md": {}}}')
+    (packed / "seal.json").write_text('{"schema": 1, "files": {"README.md": {}}}')
     _write_card(packed, found)
     (packed / "seal.json").unlink()
     assert (packed / "README.md").read_text() == "of the stage"
