@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -60,7 +59,8 @@ def find_layout(model: Any) -> Layout:
     """The first way of packing under which a document's logits are what they are alone and do not move with its neighbour.
 
     The model is asked, not its name: some ignore positions (BERT makes its mask without them), some want them to begin
-    elsewhere (RoBERTa), some mix tokens by other means than attention (convolutions, recurrences) and cannot be packed.
+    elsewhere (RoBERTa), with ``use_cache`` none looks at them, some mix tokens by other means than attention (convolutions,
+    recurrences) and cannot be packed.
     """
     limit = 1e-3 if _dtype(model) == torch.float32 else 0.05
     least = (float("inf"), float("inf"))
@@ -119,12 +119,10 @@ def _is_causal(model: Any) -> bool:
 
 
 def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    takes = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
     vocab = model.get_input_embeddings().weight.shape[0]
     inputs = {k: v.to(model.device) for k, v in inputs.items()}
     inputs["input_ids"] = inputs["input_ids"] % vocab
-    extra = {"use_cache": False} if "use_cache" in takes else {}
-    out = model(**inputs, **extra)
+    out = model(**inputs)
     return (out.logits if "logits" in out else out[0]).float()
 
 

@@ -46,10 +46,10 @@ def built(collator: Any, tokenizer: Any, model: Any) -> Any:
     return collator.build(tokenizer, model) if hasattr(collator, "build") else collator
 
 
-def columns_of(collator: Any) -> frozenset[str]:
+def columns_read(collator: Any) -> frozenset[str]:
     """Columns that a collator reads and the model does not, at any depth."""
     inner = [getattr(collator, name, None) for name in ("collator", "inner")]
-    return frozenset(getattr(collator, "columns", ())).union(*(columns_of(c) for c in inner if c is not None))
+    return frozenset(getattr(collator, "columns", ())).union(*(columns_read(c) for c in inner if c is not None))
 
 
 def number(value: float | Curve, t: float | None, *, whole: bool) -> Any:
