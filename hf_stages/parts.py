@@ -17,6 +17,7 @@ from hf_stages.naming import (
     FOLDERS,
     Where,
     check_arguments,
+    did_you_mean,
     find_class,
     find_custom,
     has_class,

@@ -141,7 +141,9 @@ class StageRun:
         size = self.planned.size
         rounds = size.batch * size.world if size.world > 1 and not size.drop_last else 1
         self.sampler = StageSampler(n, order, rounds=rounds)
-        return PlacedSampler(self.sampler, self.place_of) if reads_progress(self.trainer.data_collator) else self.sampler
+        return (
+            PlacedSampler(self.sampler, self.place_of) if reads_progress(self.trainer.data_collator) else self.sampler
+        )
 
     def place_of(self, epoch: int, position: int) -> float:
         """Progress of the update that takes the example at ``position`` of an epoch; by planned updates, for a stage in tokens."""

@@ -36,7 +36,9 @@ def conversation(where: str, row: Any, key: str) -> tuple[list[dict[str, Any]], 
     """Messages and tools of a row, without the empty fields that a table adds to rows that lack them."""
     if not isinstance(row, Mapping) or key not in row:
         has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-        raise ValueError(f"{where}: expected rows with a column {key!r} of messages, got {has}; name it: {where}(messages=...)")
+        raise ValueError(
+            f"{where}: expected rows with a column {key!r} of messages, got {has}; name it: {where}(messages=...)"
+        )
     messages, tools = _read(row[key]), _read(row.get("tools"))
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where}: {key}: expected a list of messages, got {row[key]!r}")

@@ -24,10 +24,10 @@ class Collating:
         """The collator ready for use; the trainer calls this when a stage begins."""
         own: dict[str, Any] = {}
         names = {field.name for field in fields(self)}  # type: ignore[arg-type]
-        if "tokenizer" in names and getattr(self, "tokenizer") is None:
+        if "tokenizer" in names and self.tokenizer is None:
             own["tokenizer"] = tokenizer
         if "collator" in names:
-            own["collator"] = built(getattr(self, "collator"), tokenizer, model)
+            own["collator"] = built(self.collator, tokenizer, model)
         return replace(self, **own)  # type: ignore[type-var]
 
     def at(self: _T, t: float | None) -> _T:
@@ -61,7 +61,9 @@ def check_length(where: str, length: Any) -> None:
     if isinstance(length, Curve):
         low = min(length(i / 64) for i in range(65))
         if low < 1:
-            raise ValueError(f"{where}: length: expected at least 1 token everywhere, the curve {length} falls to {low:.4g}")
+            raise ValueError(
+                f"{where}: length: expected at least 1 token everywhere, the curve {length} falls to {low:.4g}"
+            )
     elif isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ValueError(f"{where}: length: expected a whole number of tokens or a curve of them, got {length!r}")
 

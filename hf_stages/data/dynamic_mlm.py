@@ -61,7 +61,9 @@ class DynamicMLM(Collating):
         found, apart = documents("DynamicMLM", rows, self.collator)
         apart = {key: value for key, value in apart.items() if key != "labels"}
         if not any(len(document["input_ids"]) for document in found):
-            raise ValueError(f"DynamicMLM: a micro-batch of {len(rows)} examples without a single token; drop empty examples")
+            raise ValueError(
+                f"DynamicMLM: a micro-batch of {len(rows)} examples without a single token; drop empty examples"
+            )
         batch = batched(found, self.tokenizer)
         special = torch.isin(batch["input_ids"], torch.tensor(self.tokenizer.all_special_ids))
         special |= batch.pop("special_tokens_mask", torch.zeros(())).bool()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
 import torch
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -75,7 +76,9 @@ class Packed(Collating):
         if model is None:
             return ready
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-            raise ValueError(f"Packed: {type(model).__name__} is an encoder with a decoder; packing one is not supported")
+            raise ValueError(
+                f"Packed: {type(model).__name__} is an encoder with a decoder; packing one is not supported"
+            )
         if ready.shift is None:
             ready = replace(ready, shift=_shifts(model))
         if ready.mask == "auto":
@@ -94,7 +97,9 @@ class Packed(Collating):
         length = number(self.length, None, whole=True)
         runs = [self._targets(run) for doc in found for run in fitted("Packed", doc, length, self.longer)]
         if not runs:
-            raise ValueError(f"Packed: a micro-batch of {len(rows)} examples without a single token; drop empty examples")
+            raise ValueError(
+                f"Packed: a micro-batch of {len(rows)} examples without a single token; drop empty examples"
+            )
         counts = [len(run["input_ids"]) for run in runs]
         packed = [list(range(len(runs)))] if self.mask == "flat" else rows_of(counts, length)
         return self._batch(runs, packed, [[counts[i] for i in row] for row in packed])
@@ -109,7 +114,9 @@ class Packed(Collating):
     def _batch(self, runs: list[Document], rows: list[list[int]], counts: list[list[int]]) -> dict[str, torch.Tensor]:
         width = max(map(sum, counts))
         batch = {
-            key: padded([torch.cat([runs[i][key] for i in row]) for row in rows], width, filled(key, pad_id(self.tokenizer)))
+            key: padded(
+                [torch.cat([runs[i][key] for i in row]) for row in rows], width, filled(key, pad_id(self.tokenizer))
+            )
             for key in runs[0]
         }
         batch["position_ids"] = positions_of(counts, width, self.first)

@@ -53,7 +53,9 @@ def real_tokens(batch: Mapping[str, Any]) -> torch.Tensor | None:
     if torch.is_tensor(mask):
         if mask.dim() == 4 and mask.shape[-1] == mask.shape[-2]:
             own = mask[:, 0].diagonal(dim1=-2, dim2=-1)
-            return own if own.dtype == torch.bool else own.eq(0)
+            if own.dtype == torch.bool:
+                return own
+            return None if bool(own.gt(0).any()) else own.eq(0)  # added to scores, or of a kind that is not known
         return mask.ne(0) if mask.dim() == 2 else None
     if mask is not None or not torch.is_tensor(positions) or positions.shape != getattr(ids, "shape", None):
         return None

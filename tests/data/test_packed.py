@@ -143,7 +143,9 @@ def test_padding_counts_as_none(mask: str) -> None:
         assert int(TaskLoss(shift=True).items(batch)) == sum(n - 1 for n in lengths)
         before = Targets("next", on="tokens")._mask(batch)
         assert int(before.sum()) == sum(n - 1 for n in lengths)
-        assert batch["input_ids"][real_tokens(batch)].sort().values.tolist() == sorted(i for r in rows for i in r["input_ids"])
+        assert batch["input_ids"][real_tokens(batch)].sort().values.tolist() == sorted(
+            i for r in rows for i in r["input_ids"]
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -170,7 +172,7 @@ def test_a_wrapped_collator_makes_inputs_and_labels() -> None:
 def test_longer_examples() -> None:
     rows = [{"input_ids": [3, 4, 5, 6, 7]}, {"input_ids": [8]}]
     made = {longer: Packed(2, longer=longer, shift=True, mask="positions") for longer in ("error", "split", "truncate")}
-    with pytest.raises(ValueError, match="an example of 5 tokens is longer than length=2.*longer='split'"):
+    with pytest.raises(ValueError, match=r"an example of 5 tokens is longer than length=2.*longer='split'"):
         made["error"](rows)
     split = made["split"](rows)
     assert split["input_ids"].tolist() == [[3, 4], [5, 6], [7, 8]]
