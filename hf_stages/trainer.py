@@ -110,7 +110,7 @@ class StagedMixin(_Base):
             **shared,
         )
         self._refuse()
-        self.data_collator = collator_at_work(self.data_collator, self.processing_class, self.model)
+        self.data_collator: Any = collator_at_work(self.data_collator, self.processing_class, self.model)
         if self.args.max_steps > 0 or self.args.num_train_epochs != 3.0:
             logger.warning(
                 "max_steps and num_train_epochs have no effect with stages: each stage's `until` says how long it is"

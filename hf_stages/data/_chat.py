@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_stages.data._collating import IGNORED, batched
+from hf_stages.data._collating import IGNORED, Collating, batched
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Messages = Sequence[Mapping[str, Any]]
@@ -145,11 +145,25 @@ def collated(collating: Any, rows: Sequence[Any], wanted: Callable[[Messages], W
         made.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
     if collating.collator is None:
         return batched([{key: torch.tensor(row[key]) for key in ("input_ids", "labels")} for row in made], tokenizer)
-    batch = collating.collator(made)
-    asked = sum(label != IGNORED for row in made for label in row["labels"])
-    if not torch.is_tensor(batch.get("labels")) or int(batch["labels"].ne(IGNORED).sum()) > asked:
+    if isinstance(collating.collator, Collating):
+        return collating.collator(made)
+    # Some pad no labels, some write their own over them: they get none.
+    batch = collating.collator([{key: row[key] for key in ("input_ids", "attention_mask")} for row in made])
+    return {**batch, "labels": _placed(where, collating.collator, batch, made)}
+
+
+def _placed(
+    where: str, collator: Any, batch: Mapping[str, Any], made: Sequence[Mapping[str, list[int]]]
+) -> torch.Tensor:
+    """The rows' labels where the collator put their tokens."""
+    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    given = torch.tensor([token for row in made for token in row["input_ids"]])
+    fits = torch.is_tensor(ids) and torch.is_tensor(mask) and ids.shape == mask.shape and len(ids) == len(made)
+    if not fits or not torch.equal(ids[mask.bool()], given):
         raise ValueError(
-            f"{where}: collator: {type(collating.collator).__name__} writes labels of its own over those of the answers; use one that "
-            "pads the labels it is given (DataCollatorForSeq2Seq), or leave it out"
+            f"{where}: collator: expected one that pads input_ids and gives an attention_mask, {type(collator).__name__} does more (it "
+            "masks, cuts or packs); leave it out, or put it around: Packed(512, CompletionOnly())"
         )
-    return batch
+    labels = torch.full_like(ids, IGNORED)
+    labels[mask.bool()] = torch.tensor([label for row in made for label in row["labels"]])
+    return labels

@@ -24,10 +24,10 @@ class Collating:
         """The collator ready for use; the trainer calls this when a stage begins."""
         own: dict[str, Any] = {}
         names = {field.name for field in fields(self)}  # type: ignore[arg-type]
-        if "tokenizer" in names and self.tokenizer is None:
+        if "tokenizer" in names and getattr(self, "tokenizer", None) is None:
             own["tokenizer"] = tokenizer
         if "collator" in names:
-            own["collator"] = built(self.collator, tokenizer, model)
+            own["collator"] = built(getattr(self, "collator", None), tokenizer, model)
         return replace(self, **own)  # type: ignore[type-var]
 
     def at(self: _T, t: float | None) -> _T:
@@ -81,12 +81,12 @@ def documents(where: str, rows: Sequence[Any], collator: Any) -> tuple[list[Docu
     if collator is None:
         return _plain(where, rows)
     batch = dict(collator(rows))
-    ids = batch.get("input_ids")
+    ids: Any = batch.get("input_ids")
     if not torch.is_tensor(ids) or ids.dim() != 2:
         raise ValueError(
             f"{where}: collator: expected input_ids of (rows, tokens) from {type(collator).__name__}, it gave {sorted(batch)}"
         )
-    mask = batch.pop("attention_mask", None)
+    mask: Any = batch.pop("attention_mask", None)
     if mask is not None and mask.dim() != 2:
         raise ValueError(
             f"{where}: collator: {type(collator).__name__} gives a mask of {mask.dim()} dimensions: it packs already; "
@@ -99,7 +99,8 @@ def documents(where: str, rows: Sequence[Any], collator: Any) -> tuple[list[Docu
 
 
 def _plain(where: str, rows: Sequence[Any]) -> tuple[list[Document], dict[str, torch.Tensor]]:
-    found, apart = [], {}
+    found: list[Document] = []
+    apart: dict[str, list[torch.Tensor]] = {}
     for row in rows:
         if not isinstance(row, Mapping) or "input_ids" not in row:
             has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__

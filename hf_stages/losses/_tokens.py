@@ -49,6 +49,9 @@ def real_tokens(batch: Mapping[str, Any]) -> torch.Tensor | None:
     Packed rows say it without a mask of two dimensions, which would tell the model that they are one sequence: in a mask of
     four, padding does not see itself; in positions alone, it neither goes on nor begins anew.
     """
+    mask: Any
+    ids: Any
+    positions: Any
     mask, ids, positions = (batch.get(key) for key in ("attention_mask", "input_ids", "position_ids"))
     if torch.is_tensor(mask):
         if mask.dim() == 4 and mask.shape[-1] == mask.shape[-2]:
@@ -66,7 +69,7 @@ def real_tokens(batch: Mapping[str, Any]) -> torch.Tensor | None:
 
 def before_next(batch: Mapping[str, Any]) -> torch.Tensor | None:
     """(rows, tokens - 1): whether the next token goes on with the same example; None where no positions say so."""
-    positions = batch.get("position_ids")
+    positions: Any = batch.get("position_ids")
     return positions.diff(dim=-1).eq(1) if torch.is_tensor(positions) and positions.dim() == 2 else None
 
 

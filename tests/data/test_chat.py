@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, TrainingArguments
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    TrainingArguments,
+)
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.data import CompletionOnly, Lengths, Packed, ToolCallsOnly
@@ -156,8 +161,13 @@ def test_wrapped_collators() -> None:
     assert said(Lengths(47, CompletionOnly()), rows, tokenizer) == ["Yes.<end>", "Yes.<end>"]
     packed = Packed(200, CompletionOnly(), shift=True, mask="positions")
     assert said(packed, rows, tokenizer) == [f"{answers[0]}|{answers[1]}"]
-    with pytest.raises(ValueError, match="DataCollatorForLanguageModeling writes labels of its own"):
-        said(CompletionOnly(DataCollatorForLanguageModeling(tokenizer, mlm=False)), rows, tokenizer)
+    for inner in (DataCollatorForLanguageModeling(tokenizer, mlm=False), DataCollatorWithPadding(tokenizer)):
+        assert said(CompletionOnly(inner), rows, tokenizer) == answers
+    assert said(CompletionOnly(Packed(200, shift=True, mask="positions")), rows, tokenizer) == [
+        f"{answers[0]}|{answers[1]}"
+    ]
+    with pytest.raises(ValueError, match="DataCollatorForLanguageModeling does more"):
+        said(CompletionOnly(DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.9)), rows, tokenizer)
 
 
 def test_a_stage_of_conversations(tmp_path) -> None:
