@@ -156,7 +156,8 @@ def _placed(
     where: str, collator: Any, batch: Mapping[str, Any], made: Sequence[Mapping[str, list[int]]]
 ) -> torch.Tensor:
     """The rows' labels where the collator put their tokens."""
-    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    ids: Any = batch.get("input_ids")
+    mask: Any = batch.get("attention_mask")
     given = torch.tensor([token for row in made for token in row["input_ids"]])
     fits = torch.is_tensor(ids) and torch.is_tensor(mask) and ids.shape == mask.shape and len(ids) == len(made)
     if not fits or not torch.equal(ids[mask.bool()], given):

@@ -20,6 +20,9 @@ _T = TypeVar("_T", bound="Collating")
 class Collating:
     """Base: a frozen dataclass. What it lacks the trainer supplies (``build``); curves become numbers (``at``)."""
 
+    def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(rows)")
+
     def build(self: _T, tokenizer: Any = None, model: Any = None) -> _T:
         """The collator ready for use; the trainer calls this when a stage begins."""
         own: dict[str, Any] = {}
