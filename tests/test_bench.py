@@ -220,7 +220,7 @@ class _Sound:
 
 
 def test_the_benchmark_runs(capsys):
-    packed_model.main(["--quick", "--leave-out", "bf16", "bnb8", "bnb4"])
+    packed_model.main(["--quick", "--leave-out", "bitnet", "bf16", "bnb8", "bnb4"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(found["found"]) == {"1x16", "4x32", "absent", "decode"}
     assert found["found"]["1x16"]["no linear layers"]["amdahl_bound"] > 0  # of tiny layers it is noise
