@@ -6,6 +6,7 @@ from hf_stages.data.completion_only import CompletionOnly as CompletionOnly
 from hf_stages.data.dynamic_mlm import DynamicMLM as DynamicMLM
 from hf_stages.data.lengths import Lengths as Lengths
 from hf_stages.data.packed import Packed as Packed
+from hf_stages.data.preferences import Preferences as Preferences
 from hf_stages.data.source import Source as Source
 from hf_stages.data.tool_calls_only import ToolCallsOnly as ToolCallsOnly
 
@@ -16,6 +17,7 @@ __all__ = [
     "DynamicMLM",
     "Lengths",
     "Packed",
+    "Preferences",
     "Source",
     "ToolCallsOnly",
 ]

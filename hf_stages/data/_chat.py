@@ -48,6 +48,11 @@ def conversation(where: str, row: Any, key: str) -> tuple[list[dict[str, Any]], 
     return messages, tools or None
 
 
+def read_column(value: Any) -> Any:
+    """Messages or text; a table may hold messages as JSON text."""
+    return _read(value) if not isinstance(value, str) or value.lstrip()[:2] in ("[{", "[]") else value
+
+
 def _read(value: Any) -> Any:
     """JSON text as what it says; keys without a value are dropped."""
     if isinstance(value, str):

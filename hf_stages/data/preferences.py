@@ -1,0 +1,109 @@
+"""Pairs of answers to one prompt, a chosen and a rejected one, as two rows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_stages.data._chat import check_template, read_column, rendered
+from hf_stages.data._collating import IGNORED, Collating, batched
+
+
+@dataclass(frozen=True)
+class Preferences(Collating):
+    """For ``DPO``: rows 2i and 2i + 1 of the batch are the chosen and the rejected answer of example i; labels are the answers'.
+
+    Columns as preference datasets have them: ``chosen`` and ``rejected``, with a ``prompt`` or (conversations) beginning alike. Text is
+    joined as it stands and ended by the end-of-text token; conversations go through the tokenizer's chat template. A longer
+    example than ``max_length`` tokens loses its end; where nothing of an answer would be left, that is an error.
+    """
+
+    max_length: int | None = None
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    tokenizer: Any = None
+    """The trainer's, if none is given; for conversations, with a chat template."""
+
+    def __post_init__(self) -> None:
+        value = self.max_length
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
+            raise ValueError(f"Preferences: max_length: expected a whole number of at least 2, got {value!r}")
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset({self.prompt, self.chosen, self.rejected, "tools"})
+
+    def build(self, tokenizer: Any = None, model: Any = None) -> Preferences:
+        ready = super().build(tokenizer, model)
+        if ready.tokenizer is None:
+            raise ValueError("Preferences: tokenizer: missing; give the recipe or the trainer a tokenizer")
+        return ready
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+        return batched([run for row in rows for run in self._pair(row)], self.tokenizer)
+
+    def _pair(self, row: Any) -> list[dict[str, torch.Tensor]]:
+        for key in (self.chosen, self.rejected):
+            if not isinstance(row, Mapping) or row.get(key) is None:
+                has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+                raise ValueError(
+                    f"Preferences: expected rows with {self.chosen!r} and {self.rejected!r}, got {has}; name the columns: "
+                    "Preferences(chosen=..., rejected=...)"
+                )
+        found = [self._answer(row, row.get(self.prompt), row[key], key) for key in (self.chosen, self.rejected)]
+        runs = []
+        for (ids, learned), key in zip(found, (self.chosen, self.rejected), strict=True):
+            ids, learned = ids[: self.max_length], learned[: self.max_length]
+            if not any(learned[1:]):
+                raise ValueError(
+                    f"Preferences: {key}: nothing of the answer is left within max_length={self.max_length} tokens; raise it, or "
+                    "filter such rows out"
+                    if self.max_length is not None
+                    else f"Preferences: {key}: expected an answer, got {row[key]!r}"
+                )
+            labels = [token if learn else IGNORED for token, learn in zip(ids, learned, strict=True)]
+            runs.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)})
+        return runs
+
+    def _answer(self, row: Mapping[str, Any], prompt: Any, answer: Any, key: str) -> tuple[list[int], list[bool]]:
+        """Tokens of prompt and answer, and which are the answer's."""
+        prompt, answer = (read_column(value) for value in (prompt, answer))
+        if isinstance(answer, str):
+            return self._text(prompt or "", answer)
+        check_template("Preferences", self.tokenizer)
+        other = read_column(row[self.rejected if key == self.chosen else self.chosen])
+        same = 0 if prompt else _alike(answer, other)
+        messages = [*(prompt or []), *answer]
+        given = len(prompt or []) + same
+        wanted = [i >= given and message["role"] == "assistant" for i, message in enumerate(messages)]
+        done = rendered("Preferences", self.tokenizer, messages, read_column(row.get("tools")) or None, wanted)
+        return done.ids, done.learned
+
+    def _text(self, prompt: Any, answer: str) -> tuple[list[int], list[bool]]:
+        if not isinstance(prompt, str):
+            raise ValueError(f"Preferences: {self.prompt}: expected text, as the answers are, got {prompt!r}")
+        done = self.tokenizer(prompt + answer, return_offsets_mapping=True)
+        ids = list(done["input_ids"])
+        # A special token has an empty span; one that ends the text is the answer's.
+        learned = [end > len(prompt) for _, end in done["offset_mapping"]]
+        end = self.tokenizer.eos_token_id
+        if end is not None and (not ids or ids[-1] != end):
+            ids.append(end)
+            learned.append(True)
+        elif ids:
+            learned[-1] = True
+        return ids, learned
+
+
+def _alike(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many messages both begin with; the last of each is an answer whatever it says."""
+    same = 0
+    for a, b in zip(one[:-1], other[:-1], strict=False):
+        if a != b:
+            break
+        same += 1
+    return same

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+
+from hf_stages.data import Preferences
+from tests import tiny
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+ASKED = [{"role": "user", "content": "hi?"}]
+
+
+def answer(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def learned(batch, tokenizer):
+    return [tokenizer.decode([t for t in row.tolist() if t != -100]) for row in batch["labels"]]
+
+
+def whole(batch, tokenizer):
+    return [
+        tokenizer.decode(row[mask.bool()])
+        for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+
+
+def test_text():
+    tokenizer = tiny.tokenizer()
+    batch = Preferences().build(tokenizer)([{"prompt": "a: ", "chosen": "yes", "rejected": "no"}] * 2)
+    assert learned(batch, tokenizer) == ["yes<end>", "no<end>"] * 2
+    assert whole(batch, tokenizer) == ["a: yes<end>", "a: no<end>"] * 2
+    short = Preferences(max_length=4).build(tokenizer)([{"prompt": "a: ", "chosen": "yes", "rejected": "no"}])
+    assert learned(short, tokenizer) == ["y", "n"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_conversations(shared):
+    """With a prompt of their own, or beginning alike: the same batch."""
+    tokenizer = tiny.tokenizer(TEMPLATE)
+    row = {"chosen": answer("yes"), "rejected": answer("no")}
+    row = {k: ASKED + v for k, v in row.items()} if shared else {"prompt": ASKED, **row}
+    batch = Preferences().build(tokenizer)([row])
+    assert learned(batch, tokenizer) == ["yes", "no"]
+    assert whole(batch, tokenizer) == ["<user>hi?<assistant>yes", "<user>hi?<assistant>no"]
+
+
+def test_an_answer_within_what_both_share_is_not_learned():
+    tokenizer = tiny.tokenizer(TEMPLATE)
+    begun = [*ASKED, *answer("what?"), *ASKED]
+    batch = Preferences().build(tokenizer)([{"chosen": begun + answer("yes"), "rejected": begun + answer("yes")}])
+    assert learned(batch, tokenizer) == ["yes", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "words"),
+    [
+        ({"chosen": "a"}, {}, "expected rows with 'chosen' and 'rejected', got chosen"),
+        ({"prompt": "long", "chosen": "a", "rejected": "b"}, {"max_length": 3}, "nothing of the answer"),
+        ({"prompt": ASKED, "chosen": "a", "rejected": "b"}, {}, "expected text"),
+        ({"chosen": answer("a"), "rejected": answer("b")}, {}, "chat template"),
+    ],
+)
+def test_refused(row, options, words):
+    with pytest.raises(ValueError, match=words):
+        Preferences(**options).build(tiny.tokenizer())([row])
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="max_length"):
+        Preferences(max_length=1)
+    with pytest.raises(ValueError, match="tokenizer: missing"):
+        Preferences().build(None)

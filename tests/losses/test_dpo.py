@@ -1,0 +1,158 @@
+"""DPO against its formula in a few lines, against TRL's where that is installed, and as the last of several stages."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+from torch.nn.functional import logsigmoid
+from transformers import TrainingArguments
+
+from hf_stages import Stage, StagedTrainer
+from hf_stages.curves import Linear
+from hf_stages.data import Preferences
+from hf_stages.losses import DPO, TaskLoss
+from hf_stages.losses._signals import Head
+from tests import tiny
+
+ROWS = [
+    {"prompt": "one and one is ", "chosen": "two", "rejected": "eleven"},
+    {"prompt": "say hi: ", "chosen": "hi", "rejected": "no"},
+    {"prompt": "", "chosen": "yes", "rejected": "a much longer answer than the other one"},
+    {"prompt": "again ", "chosen": "and again", "rejected": "never"},
+]
+
+
+def batch_of(rows=ROWS, **options):
+    return Preferences(**options).build(tiny.tokenizer())(rows)
+
+
+def seen(logits):
+    return types.SimpleNamespace(final=logits)
+
+
+def log_probabilities(logits, labels):
+    found = []
+    for row, targets in zip(logits.double(), labels, strict=True):
+        scores = row.log_softmax(-1)
+        found.append(sum(scores[i - 1, t] for i, t in enumerate(targets.tolist()) if i and t != -100))
+    return torch.stack(found)
+
+
+def expected(student, teacher, labels, beta=0.1, smoothing=0.0):
+    total = 0.0
+    mine, theirs = log_probabilities(student, labels), log_probabilities(teacher, labels)
+    for i in range(0, len(labels), 2):
+        z = beta * ((mine[i] - theirs[i]) - (mine[i + 1] - theirs[i + 1]))
+        total = total - (1 - smoothing) * logsigmoid(z) - smoothing * logsigmoid(-z)
+    return total
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [2**25, 300])
+def test_equals_the_formula(smoothing, chunk, monkeypatch):
+    monkeypatch.setattr("hf_stages.losses.dpo._CHUNK", chunk)
+    batch, draw = batch_of(), torch.Generator().manual_seed(0)
+    shape = (*batch["labels"].shape, 259)
+    student = torch.randn(shape, generator=draw).requires_grad_()
+    teacher = torch.randn(shape, generator=draw)
+    loss = DPO(beta=0.3, label_smoothing=smoothing)
+    got, wanted = (
+        loss(seen(student), seen(teacher), batch, 0.5),
+        expected(student, teacher, batch["labels"], 0.3, smoothing),
+    )
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+    (found,), (right,) = torch.autograd.grad(got, student), torch.autograd.grad(wanted, student)
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-6)
+    assert loss.items(batch) == len(ROWS)
+
+
+def test_through_a_head_and_with_a_curve():
+    batch, head, draw = batch_of(), torch.nn.Linear(8, 259), torch.Generator().manual_seed(0)
+    hidden = torch.randn(*batch["labels"].shape, 8, generator=draw)
+    other = torch.randn(*batch["labels"].shape, 259, generator=draw)
+    got = DPO(beta=Linear(0.1, 0.5))(seen(Head(hidden, head)), seen(other), batch, 0.5)
+    wanted = expected(head(hidden), other, batch["labels"], 0.3)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+    for found, right in zip(
+        torch.autograd.grad(got, head.parameters()), torch.autograd.grad(wanted, head.parameters()), strict=True
+    ):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-6)
+
+
+def test_equals_trl(tmp_path):
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    tokenizer, model, reference = tiny.tokenizer(), tiny.llama(vocab_size=259), tiny.llama(vocab_size=259, seed=1)
+    args = trl.DPOConfig(
+        output_dir=str(tmp_path), report_to="none", use_cpu=True, beta=0.3, per_device_train_batch_size=4
+    )
+    theirs = trl.DPOTrainer(model, reference, args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer)
+    batch = next(iter(theirs.get_train_dataloader()))
+    wanted = theirs.compute_loss(model, batch)
+    ours = batch_of()
+    with torch.no_grad():
+        teacher = reference(**{k: ours[k] for k in ("input_ids", "attention_mask")}).logits
+    student = model(**{k: ours[k] for k in ("input_ids", "attention_mask")}).logits
+    got = DPO(beta=0.3)(seen(student), seen(teacher), ours, 0.0) / len(ROWS)
+    torch.testing.assert_close(got, wanted.to(got.dtype), rtol=1e-4, atol=1e-5)
+
+
+def run(out, batch, accumulate=1):
+    args = TrainingArguments(
+        output_dir=str(out),
+        report_to="none",
+        use_cpu=True,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
+        optim="sgd",
+        logging_steps=1,
+        max_grad_norm=0.0,
+    )
+    ids = [{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}] * 4
+    stages = [
+        Stage("tools", "1 steps", train_dataset=ids, loss=TaskLoss()),
+        Stage(
+            "preferences",
+            "3 steps",
+            train_dataset=ROWS,
+            data_collator=Preferences(),
+            loss=DPO(beta=0.5),
+            teacher="stage:tools",
+        ),
+    ]
+    trainer = StagedTrainer(tiny.llama(vocab_size=259), args, stages=stages, processing_class=tiny.tokenizer())
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if log.get("stage") == 2 and "loss" in log]
+    return trainer, losses
+
+
+def test_as_a_stage(tmp_path):
+    """It begins at log 2, since student and reference are one; and falls. Cut otherwise, it is the same."""
+    trainer, losses = run(tmp_path / "a", 4)
+    assert losses[0] == pytest.approx(0.6931, abs=1e-4)
+    assert losses[-1] < losses[0] - 0.01
+    other, same = run(tmp_path / "b", 2, accumulate=2)
+    assert same == pytest.approx(losses, abs=1e-4)
+    for one, two in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (lambda: DPO(beta=0), "beta: expected more than 0"),
+        (lambda: DPO(beta=Linear(0.1, -1)), "beta: expected more than 0"),
+        (lambda: DPO(label_smoothing=0.5), "label_smoothing: expected"),
+        (lambda: DPO().items({"labels": torch.zeros(3, 4)}), "pairs of rows"),
+        (lambda: DPO().items({"input_ids": torch.zeros(2, 4)}), "only input_ids"),
+        (lambda: DPO().for_models(tiny.bert(), None), "causal language model"),
+    ],
+)
+def test_refused(what, words):
+    with pytest.raises(ValueError, match=words):
+        what()
