@@ -156,7 +156,9 @@ def _read_recipe(data: Any, where: Where) -> Recipe:
     read = {key: _read_value(key, value, where / key) for key, value in data.items() if key != "stages"}
     _check_references(data, where)
     with where.wrap(["stages"]):
-        return Recipe(tuple(stages), **read)
+        recipe = Recipe(tuple(stages), **read)
+    _check_curricula(recipe, where)
+    return recipe
 
 
 def _read_stages(value: Any, where: Where) -> tuple[Stage, ...]:
@@ -220,7 +222,7 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
             raise where.error(f"expected a mapping, got {_short(value)}")
         return dict(value) if key == "args" else {k: _read_source(v, where / k) for k, v in value.items()}
     readers = {"data_collator": _read_collator, "compute_metrics": _read_metrics, "model": _read_model}
-    readers |= {"teacher": _read_model, "train_dataset": _read_dataset, "eval_dataset": _read_eval}
+    readers |= {"teacher": _read_model, "train_dataset": _read_several, "eval_dataset": _read_several}
     if key in readers:
         return readers[key](value, where)
     if isinstance(value, Mapping):
@@ -230,7 +232,9 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
     return value
 
 
-def _read_source(value: Any, where: Where) -> Any:
+def _read_source(value: Any, where: Where, *, named: bool = False) -> Any:
+    if named and isinstance(value, str):
+        return value
     if not isinstance(value, Mapping):
         raise where.error(f"expected {{path: ..., ...}}, got {_short(value)}; a string would be {{path: {value}}}")
     refuse_in_memory(value, where)
@@ -241,16 +245,12 @@ def _read_source(value: Any, where: Where) -> Any:
     return build(Source, value, ["data"], where)
 
 
-def _read_dataset(value: Any, where: Where) -> Any:
-    return value if isinstance(value, str) else _read_source(value, where)
-
-
-def _read_eval(value: Any, where: Where) -> Any:
+def _read_several(value: Any, where: Where) -> Any:
     """A dataset, or several by name."""
     several = isinstance(value, Mapping) and not {"use", "path", "in_memory"} & set(value)
     if several and all(isinstance(v, str | Mapping) for v in value.values()):
-        return {name: _read_dataset(v, where / name) for name, v in value.items()}
-    return _read_dataset(value, where)
+        return {name: _read_source(v, where / name, named=True) for name, v in value.items()}
+    return _read_source(value, where, named=True)
 
 
 def _read_model(value: Any, where: Where) -> Any:
@@ -322,12 +322,29 @@ def _check_references(data: Mapping[str, Any], where: Where) -> None:
             raise (place / "teacher").error(f"no earlier stage is called {teacher[6:]!r}; {hint}")
 
 
+def _check_curricula(recipe: Recipe, where: Where) -> None:
+    """Names of sources inside curricula, and curricula where examples are only looked at."""
+    from hf_stages.data._curriculum import Curriculum
+
+    nouns: list[tuple[Any, Where]] = [(recipe, where)]
+    nouns += [(stage, where / "stages" / i) for i, stage in enumerate(recipe.stages)]
+    for noun, at in nouns:
+        if isinstance(noun.eval_dataset, Curriculum):
+            raise (at / "eval_dataset").error(f"{type(noun.eval_dataset).__name__} is for training; expected a dataset")
+    held = [(noun.train_dataset, at / "train_dataset") for noun, at in nouns]
+    held += [(source, where / "sources" / name) for name, source in recipe.sources.items()]
+    for value, at in held:
+        for name in value.named() if isinstance(value, Curriculum) and recipe.sources else ():
+            if name not in recipe.sources:
+                raise at.error(f"no source is called {name!r}; {did_you_mean(name, recipe.sources, there_are='there are')}")
+
+
 def _dataset_names(noun: Mapping[str, Any], where: Where) -> Iterator[tuple[Where, str]]:
     for key in _DATASETS:
         value = noun.get(key)
         if isinstance(value, str):
             yield where / key, value
-        elif key == "eval_dataset" and isinstance(value, Mapping) and not {"use", "path", "in_memory"} & set(value):
+        elif isinstance(value, Mapping) and not {"use", "path", "in_memory"} & set(value):
             yield from ((where / key / name, v) for name, v in value.items() if isinstance(v, str))
 
 
@@ -368,7 +385,7 @@ def _write(key: str, value: Any) -> Any:
         return {name: write_value(argument, name) for name, argument in arguments_of(value)}
     if isinstance(value, Collator):
         return {"use": value.use, **{name: write_value(argument) for name, argument in value.args.items()}}
-    if key in ("sources", "eval_dataset") and type(value) is dict:
+    if key in ("sources", *_DATASETS) and type(value) is dict:
         return {name: _write("train_dataset", source) for name, source in value.items()}
     if key == "loss":
         return write_loss(value)
