@@ -183,7 +183,7 @@ def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str 
         return _named(where, source.load, tokenizer, trust_remote_code=trust_remote_code)
 
     used = {name for _, name in _names(recipe)}
-    while (deeper := {n for name in used for n in names_in(recipe.sources[name]) if type(recipe.sources[name]) is not str}) - used:
+    while (deeper := {n for name in used for n in names_in(recipe.sources[name])}) - used:
         used |= deeper
     sources = {n: load(s, f"sources.{n}") if n in used else s for n, s in recipe.sources.items()}
 
@@ -285,7 +285,13 @@ def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> Any:
 
 def _data_label(recipe: Recipe, stage: Stage) -> str:
     dataset = stage.train_dataset if stage.train_dataset is not None else recipe.train_dataset
-    return dataset.path if isinstance(dataset, Source) else part(dataset) if isinstance(dataset, Curriculum) else dataset_label(dataset)
+    return (
+        dataset.path
+        if isinstance(dataset, Source)
+        else part(dataset)
+        if isinstance(dataset, Curriculum)
+        else dataset_label(dataset)
+    )
 
 
 def _named(where: str, load: Any, *args: Any, **options: Any) -> Any:

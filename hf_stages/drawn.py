@@ -50,7 +50,9 @@ class Drawn:
         if len(self.names) < 2:
             return {}
         shares, self.since_log = self._shares(self.since_log), self._none()
-        return {f"share_{name}": round(share, 6) for name, share in zip(self.names, shares, strict=True)} if shares else {}
+        return (
+            {f"share_{name}": round(share, 6) for name, share in zip(self.names, shares, strict=True)} if shares else {}
+        )
 
     def summary(self, updates: int) -> dict[str, Any] | None:
         """Realized against declared, for ``stage.json``; None where the data is one plain dataset."""
@@ -72,7 +74,11 @@ class Drawn:
                 "available": leaf.n,
                 "passes": round(self._draws(i, examples) / leaf.n, 4) if leaf.n else None,
             }
-        return {"shares_of": "tokens" if blend.one_by_one else "examples", "sources": sources, "over_time": self._record(blend, updates)}
+        return {
+            "shares_of": "tokens" if blend.one_by_one else "examples",
+            "sources": sources,
+            "over_time": self._record(blend, updates),
+        }
 
     def _draws(self, i: int, examples: float) -> float:
         """Places that hold several rows count once."""
@@ -111,7 +117,10 @@ class Drawn:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state:
-            self.over_time, self.since_log = [[list(c) for c in b] for b in state["over_time"]], [list(c) for c in state["since_log"]]
+            self.over_time, self.since_log = (
+                [[list(c) for c in b] for b in state["over_time"]],
+                [list(c) for c in state["since_log"]],
+            )
 
 
 def _add(totals: Counts, counts: Counts) -> None:

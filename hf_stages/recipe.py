@@ -147,6 +147,8 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
 
 
 def _read_recipe(data: Any, where: Where) -> Recipe:
+    from hf_stages.data._curriculum import misplaced
+
     if not isinstance(data, Mapping):
         raise where.error(f"expected a mapping with a list of stages, got {_short(data)}")
     _check_keys(data, _RECIPE_KEYS, "a recipe", where)
@@ -157,7 +159,9 @@ def _read_recipe(data: Any, where: Where) -> Recipe:
     _check_references(data, where)
     with where.wrap(["stages"]):
         recipe = Recipe(tuple(stages), **read)
-    _check_curricula(recipe, where)
+    for path, name, problem in misplaced(recipe):
+        hint = "" if name is None else f"; {did_you_mean(name, recipe.sources, there_are='there are')}"
+        raise replace(where, path=(*where.path, *path)).error(problem + hint)
     return recipe
 
 
@@ -320,23 +324,6 @@ def _check_references(data: Mapping[str, Any], where: Where) -> None:
                 )
             hint = did_you_mean(teacher[6:], before, there_are="there are")
             raise (place / "teacher").error(f"no earlier stage is called {teacher[6:]!r}; {hint}")
-
-
-def _check_curricula(recipe: Recipe, where: Where) -> None:
-    """Names of sources inside curricula, and curricula where examples are only looked at."""
-    from hf_stages.data._curriculum import Curriculum
-
-    nouns: list[tuple[Any, Where]] = [(recipe, where)]
-    nouns += [(stage, where / "stages" / i) for i, stage in enumerate(recipe.stages)]
-    for noun, at in nouns:
-        if isinstance(noun.eval_dataset, Curriculum):
-            raise (at / "eval_dataset").error(f"{type(noun.eval_dataset).__name__} is for training; expected a dataset")
-    held = [(noun.train_dataset, at / "train_dataset") for noun, at in nouns]
-    held += [(source, where / "sources" / name) for name, source in recipe.sources.items()]
-    for value, at in held:
-        for name in value.named() if isinstance(value, Curriculum) and recipe.sources else ():
-            if name not in recipe.sources:
-                raise at.error(f"no source is called {name!r}; {did_you_mean(name, recipe.sources, there_are='there are')}")
 
 
 def _dataset_names(noun: Mapping[str, Any], where: Where) -> Iterator[tuple[Where, str]]:

@@ -39,7 +39,18 @@ def _blends(recipe: Recipe, plan: Plan, own: Mapping[str, TrainingArguments]) ->
             seed = stage_seed(args, planned.name)
             dataset.bind(planned.steps * planned.size.global_batch, seed, shuffle=strategy_of(args) != "sequential")
             dataset.check_dry()
+            _check_losses(planned.stage, dataset)
             yield planned.name, dataset
+
+
+def _check_losses(stage: Stage, blend: Blend) -> None:
+    if not isinstance(stage.loss, Mapping):
+        return
+    if lacking := [name for name in blend.names if name not in stage.loss]:
+        raise ValueError(
+            f"stage {stage.name!r}: loss: it names the sources {', '.join(stage.loss)}, and {lacking[0]!r} of train_dataset has no "
+            "loss; add one for it"
+        )
 
 
 def stage_seed(args: TrainingArguments, name: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,11 @@ class SourceCollator:
         batch = self.inner(bare)
         if self.sources:
             batch[SOURCE] = torch.tensor(numbers)
-        if self.drawn and isinstance(batch, Mapping):
+        if self.drawn and isinstance(batch, MutableMapping):
             pairs = zip(names, _tokens(bare, batch), strict=True)
-            batch[DRAWN] = torch.tensor([[self.drawn.index(name), tokens] for name, tokens in pairs if name in self.drawn])
+            batch[DRAWN] = torch.tensor(
+                [[self.drawn.index(name), tokens] for name, tokens in pairs if name in self.drawn]
+            )
         return batch
 
     def _number(self, source: Any) -> int:

@@ -24,7 +24,7 @@ from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.blueprint import Blueprint
 from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_beside_adapter, load_renamed, save_checkpoint, without_token
-from hf_stages.data._curriculum import Curriculum
+from hf_stages.data._curriculum import taken_out
 from hf_stages.data._random import undisturbed
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
@@ -89,13 +89,15 @@ class StagedMixin(_Base):
             given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
             kwargs |= _held(recipe, given)
             teacher = teacher if teacher is not None else recipe.teacher
-        args, held = _without_curriculum(inspect.signature(super().__init__), args, kwargs)
+        args, held = taken_out(inspect.signature(super().__init__), args, kwargs)
         super().__init__(*args, **kwargs)
         if held is not None:
             self.train_dataset = held
         if stages is None and recipe is None:
             if held is not None:
-                raise ValueError(f"train_dataset: {type(held).__name__} draws over a stage's length; expected stages=[...] with it")
+                raise ValueError(
+                    f"train_dataset: {type(held).__name__} draws over a stage's length; expected stages=[...] with it"
+                )
             if teacher is not None:
                 raise ValueError(
                     "teacher: expected together with stages, whose losses use it; got a teacher without stages"
@@ -408,20 +410,6 @@ def _held(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
             )
         found[name] = value
     return found
-
-
-def _without_curriculum(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], Curriculum | None]:
-    """A curriculum is for the stages: Trainer, when it is made, would ask it for its length. Taken out of the arguments."""
-    names = list(signature.parameters)
-    place = names.index("train_dataset") if "train_dataset" in names else len(args)
-    if isinstance(held := kwargs.get("train_dataset"), Curriculum):
-        kwargs["train_dataset"] = None
-        return args, held
-    if place < len(args) and isinstance(held := args[place], Curriculum):
-        return (*args[:place], None, *args[place + 1 :]), held
-    return args, None
 
 
 class StagedTrainer(StagedMixin, Trainer):

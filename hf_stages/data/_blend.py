@@ -188,7 +188,9 @@ class Blend:
         for position in range(first, last):
             leaf, row, _ = self.root.draw(walk, (position + 0.5) / self.draws)
             if leaf.allowed is not None and walk.counts[leaf.key] > leaf.allowed:
-                raise ValueError(f"{self.where}: {leaf.name!r} ran dry at example {position:,} of the stage; on_dry='repeat' would go on")
+                raise ValueError(
+                    f"{self.where}: {leaf.name!r} ran dry at example {position:,} of the stage; on_dry='repeat' would go on"
+                )
             yield leaf.number, row
 
     def some(self, count: int) -> list[Any]:

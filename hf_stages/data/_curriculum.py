@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from hf_stages.data._nodes import Leaf, Node
 from hf_stages.fingerprint import is_model
+from hf_stages.stage import Recipe
 
 _Own = TypeVar("_Own", bound="Curriculum")
 
@@ -18,7 +20,7 @@ class Make(Protocol):
 
     def __call__(self, source: Any, name: str | None, where: str) -> Node: ...
 
-    def folder(self) -> Path: ...
+    def folder(self) -> Path | None: ...
 
 
 class Curriculum:
@@ -89,5 +91,40 @@ def leaf_of(node: Node, what: str, where: str) -> Leaf:
             f"{where}: {what} orders the rows of one source, and this is a curriculum; put {what} inside it instead, around each source"
         )
     if node.n is None:
-        raise ValueError(f"{where}: {what} needs to know every row beforehand, and {node.name!r} is a stream; save it first")
+        raise ValueError(
+            f"{where}: {what} needs to know every row beforehand, and {node.name!r} is a stream; save it first"
+        )
     return node
+
+
+def misplaced(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str | None, str]]:
+    """(path, unknown name or None, problem): names inside curricula that no source has, curricula where rows are only looked at."""
+    nouns: list[tuple[tuple[str | int, ...], Any]] = [((), recipe)]
+    nouns += [(("stages", i), stage) for i, stage in enumerate(recipe.stages)]
+    for path, noun in nouns:
+        if isinstance(noun.eval_dataset, Curriculum):
+            yield (
+                (*path, "eval_dataset"),
+                None,
+                f"{type(noun.eval_dataset).__name__} is for training; expected a dataset",
+            )
+    held = [((*path, "train_dataset"), noun.train_dataset) for path, noun in nouns]
+    held += [(("sources", name), source) for name, source in recipe.sources.items()]
+    for path, value in held:
+        for name in value.named() if isinstance(value, Curriculum) and recipe.sources else ():
+            if name not in recipe.sources:
+                yield path, name, f"no source is called {name!r}"
+
+
+def taken_out(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], Curriculum | None]:
+    """A curriculum out of the arguments of Trainer, which would ask it for its length when it is made."""
+    names = list(signature.parameters)
+    place = names.index("train_dataset") if "train_dataset" in names else len(args)
+    if isinstance(held := kwargs.get("train_dataset"), Curriculum):
+        kwargs["train_dataset"] = None
+        return args, held
+    if place < len(args) and isinstance(held := args[place], Curriculum):
+        return (*args[:place], None, *args[place + 1 :]), held
+    return args, None

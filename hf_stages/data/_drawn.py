@@ -43,7 +43,9 @@ class DrawnRows(Dataset):
         for number in np.unique(leaves).tolist():
             leaf, where = self.blend.leaves[number], np.flatnonzero(leaves == number).tolist()
             for place, row in zip(where, _fetched(leaf, rows[where].tolist()), strict=True):
-                found[place] = [_with_source(one, self.column, leaf.name) for one in (row if isinstance(row, list) else [row])]
+                found[place] = [
+                    _with_source(one, self.column, leaf.name) for one in (row if isinstance(row, list) else [row])
+                ]
         return [row for rows in found for row in rows]
 
 

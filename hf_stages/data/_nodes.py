@@ -83,7 +83,9 @@ class Node:
 class Leaf(Node):
     """One source: pass after pass over all of its rows, each pass in an order of its own."""
 
-    def __init__(self, name: str, dataset: Any, n: int | None, *, order: Callable[[], np.ndarray] | None = None) -> None:
+    def __init__(
+        self, name: str, dataset: Any, n: int | None, *, order: Callable[[], np.ndarray] | None = None
+    ) -> None:
         self.name, self.dataset, self.n = name, dataset, n
         self.rows_of = dataset
         """The dataset with the columns that a model takes."""
@@ -158,7 +160,13 @@ class Mixed(Node):
     """Children by weights that are curves."""
 
     def __init__(
-        self, children: Mapping[str, Node], weights: Mapping[str, Any], *, temperature: float, by_tokens: bool, where: str
+        self,
+        children: Mapping[str, Node],
+        weights: Mapping[str, Any],
+        *,
+        temperature: float,
+        by_tokens: bool,
+        where: str,
     ) -> None:
         self.named = dict(children)
         self.curves: list[Curve] = [as_curve(weights[name]) for name in self.named]

@@ -114,10 +114,14 @@ def kept(folder: Path | None, about: tuple[Any, ...], make: Callable[[], np.ndar
     return np.load(path, mmap_mode="r")
 
 
-def named(by: str | Callable[..., Any]) -> str:
-    """What a score is called where it is kept; of a function its code counts, too."""
+def named(by: str | Callable[..., Any], *, shared: bool) -> str:
+    """What a score is called where it is kept; of a function its code counts, too.
+
+    In a folder that runs share, so does what a function holds (a model). In a run's own folder it does not: it may have
+    changed since, and a resumed run must find the order that it began with.
+    """
     if isinstance(by, FunctionType):
-        held = [fingerprint(cell.cell_contents) for cell in by.__closure__ or ()]
+        held = [fingerprint(cell.cell_contents) for cell in by.__closure__ or ()] if shared else ()
         code = by.__code__
         return f"{fingerprint(by)} {hashlib.sha256(code.co_code).hexdigest()[:16]} {code.co_names} {held}"
     return by if isinstance(by, str) else fingerprint(by)

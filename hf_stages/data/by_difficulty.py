@@ -51,7 +51,7 @@ class ByDifficulty(Curriculum):
                 raise ValueError(f"{where}: by: {leaf.name!r} has no column {wanted!r}; there are {', '.join(known)}")
 
         def order() -> Any:
-            about = (fingerprint(leaf.dataset), leaf.n, named(self.by), self.descending)
+            about = (fingerprint(leaf.dataset), leaf.n, named(self.by, shared=self.cache is not None), self.descending)
             folder = make.folder() if self.cache is None else Path(self.cache)
             return kept(folder, about, lambda: ranked(scores(leaf.dataset, self.by, where), descending=self.descending))
 

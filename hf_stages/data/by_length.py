@@ -34,7 +34,9 @@ class ByLength(Curriculum):
         check_source(self.source, "source")
         for key in ("tokens", "window"):
             value = getattr(self, key)
-            if (key == "window" or value is not None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if (key == "window" or value is not None) and (
+                isinstance(value, bool) or not isinstance(value, int) or value < 1
+            ):
                 raise ValueError(f"{key}: expected a whole number of at least 1, got {value!r}")
 
     def node(self, make: Make, name: str | None, where: str) -> Node:

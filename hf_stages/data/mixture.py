@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from hf_stages.curves import Curve, as_curve
 from hf_stages.data._curriculum import Curriculum, Make, check_source
-from hf_stages.data._nodes import Leaf, Mixed, Node
+from hf_stages.data._nodes import Mixed, Node
 
 
 @dataclass(frozen=True, eq=True)
@@ -42,7 +42,9 @@ class Mixture(Curriculum):
         elif isinstance(weights, list | tuple):
             weights = tuple(weights)
         if not weights or isinstance(weights, str) or not isinstance(weights, dict | tuple):
-            raise ValueError(f'weights: expected weights by source, such as {{"language": 0.9, "code": 0.1}}, got {self.weights!r}')
+            raise ValueError(
+                f'weights: expected weights by source, such as {{"language": 0.9, "code": 0.1}}, got {self.weights!r}'
+            )
         object.__setattr__(self, "weights", weights)
         self._check_weights(weights)
         for key, low in (("temperature", 0.0), ("max_repeats", 0.0)):
@@ -59,7 +61,9 @@ class Mixture(Curriculum):
             raise ValueError(f"weights: expected names of sources, got {list(weights)!r}")
         if len(set(weights)) < len(weights):
             twice = next(name for name in weights if list(weights).count(name) > 1)
-            raise ValueError(f"weights: {twice!r} is named twice; give each source once, or copies names of their own in sources")
+            raise ValueError(
+                f"weights: {twice!r} is named twice; give each source once, or copies names of their own in sources"
+            )
         for name, weight in weights.items() if isinstance(weights, Mapping) else ():
             try:
                 as_curve(weight)
@@ -88,13 +92,21 @@ class Mixture(Curriculum):
         if not isinstance(weights, Mapping):
             streams = [name for name, child in children.items() if child.n is None]
             if streams:
-                raise ValueError(f"{where}: weights: {streams[0]!r} is a stream, whose size nobody knows; give weights: {{name: weight}}")
+                raise ValueError(
+                    f"{where}: weights: {streams[0]!r} is a stream, whose size nobody knows; give weights: {{name: weight}}"
+                )
             weights = {name: float(child.n or 0) for name, child in children.items()}
         streams = [name for name, child in children.items() if child.n is None]
         if self.max_repeats is not None and streams:
-            raise ValueError(f"{where}: max_repeats: {streams[0]!r} is a stream without a length; leave max_repeats out")
+            raise ValueError(
+                f"{where}: max_repeats: {streams[0]!r} is a stream without a length; leave max_repeats out"
+            )
         mixed = Mixed(
-            children, weights, temperature=self.temperature, by_tokens=self.weigh == "tokens", where=f"{where}: {type(self).__name__}"
+            children,
+            weights,
+            temperature=self.temperature,
+            by_tokens=self.weigh == "tokens",
+            where=f"{where}: {type(self).__name__}",
         )
         for child in children.values():
             child.may_stop = child.may_stop or self.on_dry == "stop"

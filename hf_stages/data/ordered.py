@@ -40,7 +40,9 @@ class Ordered(Curriculum):
             own = name if alone else None if isinstance(source, str) else f"{name or 'part'}-{number}"
             child = make(source, own, f"{where}: Ordered: number {number}")
             if child.n is None and number < len(self.sources):
-                raise ValueError(f"{where}: Ordered: number {number} is a stream without a length, so nobody knows when the next begins; put it last")
+                raise ValueError(
+                    f"{where}: Ordered: number {number} is a stream without a length, so nobody knows when the next begins; put it last"
+                )
             if isinstance(child, Leaf):
                 child.own_order = not self.shuffle
             children.append(child)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hf_stages.curves import Curve, Linear, as_curve
-from hf_stages.data._curriculum import Curriculum, Make, check_source
+from hf_stages.curves import Curve, as_curve
+from hf_stages.data._curriculum import Curriculum, Make, check_source, names_in
 from hf_stages.data._nodes import Mixed, Node
 
 
@@ -44,9 +44,14 @@ class Replay(Curriculum):
 
     def node(self, make: Make, name: str | None, where: str) -> Node:
         if self.into is None:
-            raise ValueError(f"{where}: Replay: into: expected what the stage is about; the run has no train_dataset of its own")
+            raise ValueError(
+                f"{where}: Replay: into: expected what the stage is about; the run has no train_dataset of its own"
+            )
         where = f"{where}: Replay"
-        told = {"into": None if isinstance(self.into, str) else name or "new", "source": None if isinstance(self.source, str) else "replay"}
+        told = {
+            "into": None if names_in(self.into) else name or "new",
+            "source": None if names_in(self.source) else "replay",
+        }
         children = {key: make(getattr(self, key), told[key], f"{where}: {key}") for key in ("into", "source")}
         share = as_curve(self.share)
         node = Mixed(children, {"into": _Rest(share), "source": share}, temperature=1.0, by_tokens=False, where=where)
