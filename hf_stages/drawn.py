@@ -62,7 +62,14 @@ class Drawn:
         totals = self._none()
         for counts in self.over_time:
             _add(totals, counts)
-        shares, declared = self._shares(totals), blend.declared(0, updates * self.global_batch) if updates else []
+        shares, record = self._shares(totals), self._record(blend, updates)
+        declared = blend.declared(0, updates * self.global_batch) if updates else []
+        if blend.one_by_one and record:  # shares of what was read in each stretch, which only the record knows
+            read = [sum(tokens for _, tokens in counts) for counts in self.over_time if self._shares(counts)]
+            declared = [
+                sum(point["declared"][name] * tokens for point, tokens in zip(record, read, strict=True)) / sum(read)
+                for name in self.names
+            ]
         sources = {}
         for i, leaf in enumerate(blend.leaves):
             examples, tokens = totals[i]
@@ -77,7 +84,7 @@ class Drawn:
         return {
             "shares_of": "tokens" if blend.one_by_one else "examples",
             "sources": sources,
-            "over_time": self._record(blend, updates),
+            "over_time": record,
         }
 
     def _draws(self, i: int, examples: float) -> float:

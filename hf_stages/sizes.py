@@ -67,7 +67,7 @@ def train_dataset_of(recipe: Recipe, stage: Stage) -> Any:
     where = f"stage {stage.name!r}: train_dataset"
     dataset = stage.train_dataset if stage.train_dataset is not None else recipe.train_dataset
     dataset = named(dataset, recipe, where)
-    if isinstance(dataset, Replay) and dataset.into is None and dataset is not recipe.train_dataset:
+    if isinstance(dataset, Replay) and dataset.into is None and not isinstance(recipe.train_dataset, Mapping | Replay):
         dataset = replace(dataset, into=recipe.train_dataset)
     if type(dataset) is dict and stage.train_dataset is not None:
         dataset = Mixture(tuple(dataset), dataset)

@@ -108,11 +108,10 @@ class DrawnStream(IterableDataset):
             found: list[Any] = [None]
 
             def read(leaf: Leaf, row: int) -> int:
-                found[0] = readers[leaf.number].read(row)
+                found[0] = readers[leaf.number].read(row, ahead=position >= self.blend.draws)
                 return tokens_in(found[0])
 
-            walk = self.blend.walk(read)
-            position = 0
+            walk, position = self.blend.walk(read), 0
             while True:
                 for leaf, _ in self.blend.drawn(walk, position, position + 1):
                     yield position, leaf, found[0]
@@ -121,7 +120,7 @@ class DrawnStream(IterableDataset):
         while True:
             leaves, rows = self.blend.at(np.arange(position, position + _KEPT))
             for leaf, row in zip(leaves.tolist(), rows.tolist(), strict=True):
-                yield position, leaf, readers[leaf].read(row)
+                yield position, leaf, readers[leaf].read(row, ahead=position >= self.blend.draws)
                 position += 1
 
 
@@ -134,18 +133,21 @@ class _Reader:
         self.rows: Iterator[Any] | None = None
         self.taken, self.passes = 0, 0
 
-    def read(self, number: int) -> Any:
-        """A map-style source's row; or a stream's example, after as many as the number says."""
+    def read(self, number: int, *, ahead: bool = False) -> Any:
+        """A map-style source's row; or a stream's example, after as many as the number says.
+
+        ``ahead``: the loader reads beyond the stage's end, where nothing runs dry.
+        """
         if self.leaf.n is not None:
             seed_data(seed_of(self.seed, number))
             return self.leaf.dataset[number]
         while True:
-            row = self._next()
+            row = self._next(ahead)
             self.taken += 1
             if self.taken > number:
                 return row
 
-    def _next(self) -> Any:
+    def _next(self, ahead: bool) -> Any:
         for fresh in (False, True):
             if self.rows is None:
                 self._open()
@@ -156,7 +158,7 @@ class _Reader:
                 return row
             if fresh:
                 break
-            if self.leaf.may_stop:
+            if self.leaf.may_stop and not ahead:
                 raise ValueError(
                     f"{self.where}: {self.leaf.name!r} ran dry after {self.taken:,} examples; shorten the stage, or let it be read "
                     "again: on_dry='repeat'"

@@ -23,6 +23,9 @@ _BEYOND = 8
 """How many times its planned length a stage may take where the cap is in tokens; shares stay as they are at t = 1."""
 
 
+_AHEAD = 1 << 16  # a loader reads ahead of a short stage's end
+
+
 @dataclass(frozen=True)
 class Clock:
     """Expected draws at the edges of the blocks, with their fraction; ``t`` is progress in the middle of each block."""
@@ -36,8 +39,9 @@ class Clock:
         draws = max(int(draws), 1)
         blocks = min(max(BLOCKS, -(-draws // _SPAN)), draws)
         inside = np.array([draws * b // blocks for b in range(blocks + 1)], dtype=np.int64)
-        further = -(-(_BEYOND - 1) * draws // _SPAN)
-        after = np.array([draws + (_BEYOND - 1) * draws * b // further for b in range(1, further + 1)], dtype=np.int64)
+        more = max((_BEYOND - 1) * draws, _AHEAD)
+        further = -(-more // _SPAN)
+        after = np.array([draws + more * b // further for b in range(1, further + 1)], dtype=np.int64)
         t = np.concatenate([(inside[:-1] + inside[1:]) / (2 * draws), np.ones(further)])
         return cls(np.concatenate([inside, after]) << FRACTION, t)
 

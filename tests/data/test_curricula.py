@@ -188,7 +188,7 @@ BAD = {
     "all-zero": (Mixture({"a": Step(((0, 1), (0.5, 0))), "b": 0}), "all are 0 at t=0.5"),
     "dry": (
         Mixture({"a": 0.5, "tiny": 0.5}, on_dry="stop"),
-        "'tiny' runs dry: the stage draws 50 of it, and 3 are allowed",
+        "'a' runs dry: the stage draws 50 of it, and 30 are allowed",
     ),
     "capped-out": (Mixture({"tiny": 1, "a": 1}, max_repeats=1), "every source that weighs something has been read"),
     "twice": (Mixture({"a": 1, "more": 1}, {"more": Ordered(["a", "b"])}), "'a' is drawn from in two places"),
