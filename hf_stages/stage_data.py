@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from hf_stages.data._blend import Blend
 from hf_stages.data._drawn import DrawnRows, DrawnStream, OneByOne, Positions
 from hf_stages.data._order import KeyedDataset, StageSampler, drawn_by, sequential, shuffled
+from hf_stages.data._random import undisturbed
 from hf_stages.data._stream import EndlessStream
 from hf_stages.losses._on_source import SOURCE
 from hf_stages.plan import PlannedStage
@@ -46,6 +47,9 @@ class StageData:
             return trainer._remove_unused_columns(dataset, description="Training")
 
         if (blend := self.blend) is not None:
+            with undisturbed():
+                for leaf in blend.leaves:
+                    leaf.open()  # here, not in a worker: it may be a model that scores
             if blend.streams:
                 self.stream = DrawnStream(blend, self.seed, SOURCE)
                 return self.stream

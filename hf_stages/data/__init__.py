@@ -5,8 +5,9 @@ from hf_stages.data.by_difficulty import ByDifficulty as ByDifficulty
 from hf_stages.data.by_length import ByLength as ByLength
 from hf_stages.data.collator import Collator as Collator
 from hf_stages.data.mixture import Mixture as Mixture
+from hf_stages.data.model_loss import ModelLoss as ModelLoss
 from hf_stages.data.ordered import Ordered as Ordered
 from hf_stages.data.replay import Replay as Replay
 from hf_stages.data.source import Source as Source
 
-__all__ = ["Augment", "ByDifficulty", "ByLength", "Collator", "Mixture", "Ordered", "Replay", "Source"]
+__all__ = ["Augment", "ByDifficulty", "ByLength", "Collator", "Mixture", "ModelLoss", "Ordered", "Replay", "Source"]

@@ -100,11 +100,9 @@ class Leaf(Node):
         """Rows are taken as they come, whatever the run does elsewhere."""
         self._ahead: tuple[int, np.ndarray] | None = None
 
-    @property
-    def sorted(self) -> np.ndarray:
-        """Opened at the first draw: a plan need not score anything."""
-        if self._sorted is None:
-            assert self.order is not None
+    def open(self) -> np.ndarray | None:
+        """The rows sorted. Not before the first draw, or the stage's begin: a plan need not score anything."""
+        if self._sorted is None and self.order is not None:
             self._sorted = self.order()
         return self._sorted
 
@@ -128,7 +126,9 @@ class Leaf(Node):
 
     def _by_order(self, passes: np.ndarray, places: np.ndarray) -> np.ndarray:
         """The sorted rows, shuffled among so many neighbours; a window that is not full at the end has fewer."""
+        order = self.open()
         assert self.n is not None
+        assert order is not None
         window = min(self.window, self.n)
         if window > 1:
             block, inside = np.divmod(places, window)
@@ -137,7 +137,7 @@ class Leaf(Node):
             for chosen, size in ((~last, window), (last, self.n - (self.n - 1) // window * window)):
                 inside[chosen] = permute(inside[chosen], size, keys[chosen])
             places = block * window + inside
-        return self.sorted[places].astype(np.int64)
+        return order[places].astype(np.int64)
 
     def _keys(self, passes: np.ndarray) -> np.ndarray:
         if not len(passes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class ByDifficulty(Curriculum):
 
     source: Any
     by: str | Callable[[list[Any]], Any] = "length"
-    """A column of numbers, ``"length"`` (tokens), or a function from a list of rows to a number each, such as a model's loss."""
+    """A column of numbers, ``"length"`` (tokens), or a function from a list of rows to a number each, such as ``ModelLoss``."""
     descending: bool = False
     """Hardest first."""
     window: int = 1
@@ -41,6 +41,10 @@ class ByDifficulty(Curriculum):
             raise ValueError(f"by: expected a column, 'length' or a function of a list of rows, got {self.by!r}")
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"window: expected a whole number of at least 1, got {self.window!r}")
+
+    def resolve(self, base: str | Path) -> ByDifficulty:
+        by = self.by.resolve(base) if hasattr(self.by, "resolve") else self.by
+        return replace(super().resolve(base), by=by)
 
     def node(self, make: Make, name: str | None, where: str) -> Node:
         where = f"{where}: ByDifficulty"
