@@ -10,9 +10,10 @@ import time
 import tracemalloc
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from benchmarks.common import say
+from benchmarks.common import llama, say
 from hf_stages.curves import Linear
 from hf_stages.data import Mixture
 from hf_stages.data._blend import blend
@@ -75,6 +76,18 @@ def per_batch(loader: DataLoader, batches: int) -> float:
     return (time.process_time() - began) / batches
 
 
+def step_seconds(batch: int, tokens: int = 128) -> tuple[float, float]:
+    """(millions of weights, processor seconds) of a training step of a model of ten million weights."""
+    model = llama(hidden=384, layers=6)
+    ids = torch.zeros(batch, tokens, dtype=torch.long)
+    times = []
+    for _ in range(3):
+        began = time.process_time()
+        model(input_ids=ids, labels=ids).loss.backward()
+        times.append(time.process_time() - began)
+    return sum(p.numel() for p in model.parameters()) / 1e6, min(times)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000_000)
@@ -92,6 +105,7 @@ def main() -> None:
     plain = Rows(100_000)
     theirs = DataLoader(plain, batch_size=options.batch, sampler=RandomSampler(plain), collate_fn=len)
     mine, other = (min(per_batch(loader, 300) for _ in range(3)) for loader in (ours, theirs))
+    millions, step = step_seconds(options.batch)
     say(
         "mixture_cost",
         rows=options.rows,
@@ -101,6 +115,9 @@ def main() -> None:
         ns_per_position={str(c): round(per_position(options.rows, draws, 64 * 512, c)) for c in (64, 4096)},
         cpu_ms_per_batch={"mixture": round(mine * 1e3, 3), "random": round(other * 1e3, 3)},
         batch=options.batch,
+        model_millions=round(millions, 1),
+        cpu_ms_per_step=round(step * 1e3),
+        share_of_step=round(mine / step, 6),
         target="<= 1 byte per example, < 1 s, <= 1 % of a step",
     )
 

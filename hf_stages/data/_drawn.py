@@ -49,7 +49,6 @@ class DrawnRows(Dataset):
                 ]
         return [row for rows in found for row in rows]
 
-
     def _at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As the blend says, worked out for a stretch at a time: a call costs as much for one position as for hundreds."""
         found = np.zeros((2, len(positions)), dtype=np.int64)

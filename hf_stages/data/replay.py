@@ -14,7 +14,7 @@ from hf_stages.data._nodes import Mixed, Node
 class Replay(Curriculum):
     """``Replay("language", 0.05, into="code")``: one example in twenty from ``language``, the others from ``code``.
 
-    1 % to 5 % mostly keeps the old domain at a mild shift, 25 % at a strong one (arXiv 2403.08763, table 2). An epoch is one
+    5 % have kept the old domain at a mild shift, 25 % at a strong one (arXiv 2403.08763, table 2). An epoch is one
     pass over ``into``.
 
     >>> Replay("language", 0.05, into="code").named()
