@@ -34,32 +34,17 @@ def main() -> None:
     options = parser.parse_args()
     set_seed(0)
     tokenizer = byte_tokenizer()
-    data = {name: blocks(text(150_000), tokenizer, 128) for name, text in (("prose", prose), ("code", code))}
-    held_out = {
-        name: blocks(text(15_000, split="eval"), tokenizer, 128) for name, text in (("prose", prose), ("code", code))
-    }
-    config = LlamaConfig(
-        vocab_size=258,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.08,
-    )
-    ramp = Mixture(
-        {"prose": Linear(1, 0.3), "code": Linear(0, 0.7)},
-        sources={"code": ByDifficulty("code", by=variety, window=64)},
-    )
+    texts = {"prose": prose, "code": code}
+    data = {name: blocks(text(150_000), tokenizer, 128) for name, text in texts.items()}
+    held_out = {name: blocks(text(15_000, split="eval"), tokenizer, 128) for name, text in texts.items()}
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=258, initializer_range=0.08, **size)
+    hard = {"code": ByDifficulty("code", by=variety, window=64)}
+    ramp = Mixture({"prose": Linear(1, 0.3), "code": Linear(0, 0.7)}, sources=hard)
+    quiet = {"logging_steps": 20, "save_strategy": "no", "report_to": "none"}
     trainer = StagedTrainer(
         LlamaForCausalLM(config),
-        TrainingArguments(
-            options.out,
-            per_device_train_batch_size=8,
-            learning_rate=3e-3,
-            logging_steps=20,
-            save_strategy="no",
-            report_to="none",
-        ),
+        TrainingArguments(options.out, per_device_train_batch_size=8, learning_rate=3e-3, **quiet),
         train_dataset=data,
         eval_dataset=held_out,
         processing_class=tokenizer,
