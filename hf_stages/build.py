@@ -15,7 +15,9 @@ from transformers.utils import logging
 from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.checking import check_stages
 from hf_stages.collating import check_collators
+from hf_stages.data._blend import Blend
 from hf_stages.data._collating import built
+from hf_stages.data._curriculum import Curriculum, names_in
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
@@ -24,7 +26,7 @@ from hf_stages.losses._algebra import terms_of
 from hf_stages.model_source import ModelSource
 from hf_stages.naming import did_you_mean
 from hf_stages.plan import Plan, Taught
-from hf_stages.reports._text import dataset_label
+from hf_stages.reports._text import dataset_label, part
 from hf_stages.sizes import train_dataset_of
 from hf_stages.stage import Recipe, Stage
 from hf_stages.teacher import BASE
@@ -118,7 +120,8 @@ class Prepared:
         for stage in self.recipe.stages:
             if any(term.loss.uses_teacher for term in terms_of(stage.loss if stage.loss is not None else TaskLoss())):
                 declared.append(stage.teacher if stage.teacher is not None else self.recipe.teacher)
-                datasets.append(train_dataset_of(self.recipe, stage))
+                found = train_dataset_of(self.recipe, stage)
+                datasets += [leaf.dataset for leaf in found.leaves] if isinstance(found, Blend) else [found]
         teachers = {repr(teacher): teacher for teacher in declared}
         if len(teachers) != 1:
             raise ValueError(f"teacher: expected one that some stage's loss uses, got {', '.join(teachers) or 'none'}")
@@ -176,11 +179,15 @@ def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str 
     def load(source: Any, where: str) -> Any:
         if isinstance(source, Mapping):
             return {key: load(value, f"{where}.{key}") for key, value in source.items()}
+        if isinstance(source, Curriculum):
+            return source.mapped(lambda held: load(held, where))
         if not isinstance(source, Source):
             return source
         return _named(where, source.load, tokenizer, trust_remote_code=trust_remote_code)
 
     used = {name for _, name in _names(recipe)}
+    while (deeper := {n for name in used for n in names_in(recipe.sources[name])}) - used:
+        used |= deeper
     sources = {n: load(s, f"sources.{n}") if n in used else s for n, s in recipe.sources.items()}
 
     def with_data(noun: Any, where: str, *, by_name: bool) -> Any:
@@ -248,12 +255,13 @@ def _names(recipe: Recipe) -> list[tuple[str, str]]:
         for key in ("train_dataset", "eval_dataset"):
             value = getattr(noun, key)
             entries = value.items() if isinstance(value, Mapping) else [("", value)]
-            found += [(f"{where}{key}{k and f'.{k}'}", v) for k, v in entries if isinstance(v, str)]
+            found += [(f"{where}{key}{k and f'.{k}'}", name) for k, v in entries for name in names_in(v)]
     return found
 
 
 def _check_sources(recipe: Recipe) -> None:
-    for where, name in _names(recipe):
+    inside = [(f"sources.{key}", name) for key, source in recipe.sources.items() for name in names_in(source)]
+    for where, name in [*_names(recipe), *inside]:
         if name not in recipe.sources:
             hint = did_you_mean(name, recipe.sources, there_are="there are")
             raise ValueError(f"{where}: no source is called {name!r}; {hint}")
@@ -280,7 +288,13 @@ def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> Any:
 
 def _data_label(recipe: Recipe, stage: Stage) -> str:
     dataset = stage.train_dataset if stage.train_dataset is not None else recipe.train_dataset
-    return dataset.path if isinstance(dataset, Source) else dataset_label(dataset)
+    return (
+        dataset.path
+        if isinstance(dataset, Source)
+        else part(dataset)
+        if isinstance(dataset, Curriculum)
+        else dataset_label(dataset)
+    )
 
 
 def _named(where: str, load: Any, *args: Any, **options: Any) -> Any:

@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--draw", metavar="PLAN.png", help="draw it as well (png, svg or pdf)")
     plan.add_argument("--probe", action="store_true", help="time a few updates with random weights to estimate seconds")
     plan.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    plan.add_argument(
+        "--batches", action="store_true", help="show what a hundred updates of each stage hold, by source"
+    )
     plan.set_defaults(command=_plan)
 
     run = commands.add_parser("run", parents=[recipe], help="run every stage of a recipe")
@@ -147,6 +150,7 @@ def _bench_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from hf_stages.reports._sources import batches_of, batches_text
     from hf_stages.reports.plan_table import plan_dict, plan_table
 
     try:
@@ -161,9 +165,15 @@ def _plan(options: argparse.Namespace) -> int:
 
         seconds = probe_seconds(plan, prepared)
     if options.json:
-        print(json.dumps(plan_dict(plan, shapes, seconds, initial), indent=2))
+        found = plan_dict(plan, shapes, seconds, initial)
+        if options.batches:
+            for stage, planned in zip(found["stages"], plan.stages, strict=True):
+                stage["batches"] = batches_of(planned)
+        print(json.dumps(found, indent=2))
     else:
         print(plan_table(plan, model=skeleton, data=prepared.data, seconds=seconds))
+        if options.batches:
+            print("\n" + batches_text(plan))
     if options.draw:
         from hf_stages.reports.plan_picture import draw_plan
 

@@ -21,13 +21,14 @@ from hf_stages.checkpoint import (
     read_json,
     write_json,
 )
+from hf_stages.data._blend import Blend
 from hf_stages.data._random import seed_data, undisturbed
 from hf_stages.fingerprint import fingerprint
 from hf_stages.ledger import Ledger
 from hf_stages.plan import Plan
-from hf_stages.recipe import diff, to_dict
+from hf_stages.recipe import diff, part_to_dict, to_dict
 from hf_stages.sizes import train_dataset_of
-from hf_stages.stage import Recipe
+from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import facts, stage_args
 
 _JUDGES = ("gates", "args", "eval_dataset", "compute_metrics", "exporters", "pack_on_save", "monitors", "parents")
@@ -73,11 +74,18 @@ class Manifest:
             **{key: value for key, value in declared.items() if key not in _JUDGES},
             "gates": gates,
             "parent": self.plan[name].parent,
-            "train_dataset": fingerprint(train_dataset_of(self.recipe, stage)),
+            "train_dataset": self._data(stage),
             "args": facts(stage_args(self.args, stage)),
             "data_collator": fingerprint(collator),
             **({"teacher_cache": content} if content is not None else {}),
         }
+
+    def _data(self, stage: Stage) -> Any:
+        """A curriculum is written out, so that an edit shows as what it is."""
+        dataset = train_dataset_of(self.recipe, stage)
+        if not isinstance(dataset, Blend):
+            return fingerprint(dataset)
+        return {"curriculum": part_to_dict(dataset.part, "train_dataset"), **dataset.described()}
 
     # ---- opening ------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ class Size:
     world: int = 1
     drop_last: bool = False
     tokens_per_example: float | None = None
+    whole_updates: bool = False
+    """A blend goes on over the end of an epoch, which is rounded up to whole updates."""
 
     @property
     def global_batch(self) -> int:
@@ -39,6 +41,8 @@ class Size:
         """
         if self.examples is None:
             return None
+        if self.whole_updates:
+            return math.ceil(self.examples / self.global_batch) * self.accumulation
         batches = self.examples / self.batch
         batches = math.floor(batches) if self.drop_last else math.ceil(batches)
         return batches // self.world if self.drop_last else math.ceil(batches / self.world)
@@ -82,6 +86,8 @@ class PlannedStage:
     lr_out: float
     taught: Taught | None = None
     """None where the models' shapes are not known."""
+    blend: Any = None
+    """The sources of a curriculum, bound to the stage as planned; None where the data is one dataset."""
 
     @property
     def name(self) -> str:
@@ -118,6 +124,9 @@ class Plan:
     def with_taught(self, taught: Mapping[str, Taught]) -> Plan:
         stages = [replace(stage, taught=taught.get(stage.name, stage.taught)) for stage in self.stages]
         return Plan(tuple(stages), self.spans)
+
+    def with_blends(self, blends: Mapping[str, Any]) -> Plan:
+        return Plan(tuple(replace(stage, blend=blends.get(stage.name)) for stage in self.stages), self.spans)
 
     def lr_at(self, name: str, t: float) -> float:
         """The planned learning rate of a stage at progress t."""
@@ -185,7 +194,7 @@ def steps_of(stage: Stage, size: Size) -> int:
         raise ValueError(
             f"stage {stage.name!r}: until: {str(until)!r}, but the examples have no input_ids to count; say steps or epochs"
         )
-    if size.examples is not None:  # an epoch's last update is smaller, so count by epochs
+    if size.examples is not None and not size.whole_updates:  # an epoch's last update is smaller, so count by epochs
         return math.ceil(until.amount / (size.tokens_per_example * size.examples) * (size.updates_per_epoch or 1))
     return math.ceil(until.amount / (size.tokens_per_example * size.global_batch))
 

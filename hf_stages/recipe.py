@@ -147,6 +147,8 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
 
 
 def _read_recipe(data: Any, where: Where) -> Recipe:
+    from hf_stages.data._curriculum import misplaced
+
     if not isinstance(data, Mapping):
         raise where.error(f"expected a mapping with a list of stages, got {_short(data)}")
     _check_keys(data, _RECIPE_KEYS, "a recipe", where)
@@ -156,7 +158,11 @@ def _read_recipe(data: Any, where: Where) -> Recipe:
     read = {key: _read_value(key, value, where / key) for key, value in data.items() if key != "stages"}
     _check_references(data, where)
     with where.wrap(["stages"]):
-        return Recipe(tuple(stages), **read)
+        recipe = Recipe(tuple(stages), **read)
+    for path, name, problem in misplaced(recipe):
+        hint = "" if name is None else f"; {did_you_mean(name, recipe.sources, there_are='there are')}"
+        raise replace(where, path=(*where.path, *path)).error(problem + hint)
+    return recipe
 
 
 def _read_stages(value: Any, where: Where) -> tuple[Stage, ...]:
@@ -220,7 +226,7 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
             raise where.error(f"expected a mapping, got {_short(value)}")
         return dict(value) if key == "args" else {k: _read_source(v, where / k) for k, v in value.items()}
     readers = {"data_collator": read_collator, "compute_metrics": _read_metrics, "model": _read_model}
-    readers |= {"teacher": _read_model, "train_dataset": _read_dataset, "eval_dataset": _read_eval}
+    readers |= {"teacher": _read_model, "train_dataset": _read_several, "eval_dataset": _read_several}
     if key in readers:
         return readers[key](value, where)
     if isinstance(value, Mapping):
@@ -230,7 +236,9 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
     return value
 
 
-def _read_source(value: Any, where: Where) -> Any:
+def _read_source(value: Any, where: Where, *, named: bool = False) -> Any:
+    if named and isinstance(value, str):
+        return value
     if not isinstance(value, Mapping):
         raise where.error(f"expected {{path: ..., ...}}, got {_short(value)}; a string would be {{path: {value}}}")
     refuse_in_memory(value, where)
@@ -241,16 +249,12 @@ def _read_source(value: Any, where: Where) -> Any:
     return build(Source, value, ["data"], where)
 
 
-def _read_dataset(value: Any, where: Where) -> Any:
-    return value if isinstance(value, str) else _read_source(value, where)
-
-
-def _read_eval(value: Any, where: Where) -> Any:
+def _read_several(value: Any, where: Where) -> Any:
     """A dataset, or several by name."""
     several = isinstance(value, Mapping) and not {"use", "path", "in_memory"} & set(value)
     if several and all(isinstance(v, str | Mapping) for v in value.values()):
-        return {name: _read_dataset(v, where / name) for name, v in value.items()}
-    return _read_dataset(value, where)
+        return {name: _read_source(v, where / name, named=True) for name, v in value.items()}
+    return _read_source(value, where, named=True)
 
 
 def _read_model(value: Any, where: Where) -> Any:
@@ -306,7 +310,7 @@ def _dataset_names(noun: Mapping[str, Any], where: Where) -> Iterator[tuple[Wher
         value = noun.get(key)
         if isinstance(value, str):
             yield where / key, value
-        elif key == "eval_dataset" and isinstance(value, Mapping) and not {"use", "path", "in_memory"} & set(value):
+        elif isinstance(value, Mapping) and not {"use", "path", "in_memory"} & set(value):
             yield from ((where / key / name, v) for name, v in value.items() if isinstance(v, str))
 
 
@@ -344,7 +348,7 @@ def _write(key: str, value: Any) -> Any:
 
     if isinstance(value, Source | ModelSource):
         return {name: write_value(argument, name) for name, argument in arguments_of(value)}
-    if key in ("sources", "eval_dataset") and type(value) is dict:
+    if key in ("sources", *_DATASETS) and type(value) is dict:
         return {name: _write("train_dataset", source) for name, source in value.items()}
     if key == "loss":
         return write_loss(value)

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from hf_stages.agreement import probe
 from hf_stages.checkpoint import disk_error, written_whole
 from hf_stages.collating import collator_at_work
+from hf_stages.data._blend import Blend
 from hf_stages.data._random import seed_of
 from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.eval_terms import EvalTerms
@@ -250,7 +251,7 @@ class Runner:
 
     def _use_data(self, planned: PlannedStage) -> None:
         trainer, stage = self.trainer, planned.stage
-        trainer.train_dataset = trainer.stage_dataset(train_dataset_of(self.recipe, stage), stage)
+        trainer.train_dataset = dataset = self._dataset(stage)
         evaluated = stage.eval_dataset if stage.eval_dataset is not None else self.own["eval_dataset"]
         where = f"stage {stage.name!r}: eval_dataset"
         if isinstance(evaluated, dict):
@@ -260,9 +261,17 @@ class Runner:
         for name in ("data_collator", "compute_metrics"):
             own = getattr(stage, name)
             setattr(trainer, name, own if own is not None else self.own[name])
-        if sources := sources_of(stage.loss):
-            trainer.data_collator = SourceCollator(trainer.data_collator, sources)
+        sources, drawn = sources_of(stage.loss), dataset.names if isinstance(dataset, Blend) else ()
+        if sources or drawn:
+            trainer.data_collator = SourceCollator(trainer.data_collator, sources, drawn)
         trainer.__dict__.pop("_eval_dataloaders", None)  # persistent workers hold the stage before's data
+
+    def _dataset(self, stage: Any) -> Any:
+        """The stage's data, prepared as the trainer's own was (TRL): a curriculum's sources one by one."""
+        dataset, prepare = train_dataset_of(self.recipe, stage), self.trainer.stage_dataset
+        if not isinstance(dataset, Blend):
+            return prepare(dataset, stage)
+        return dataset.over(lambda source: prepare(source, stage))
 
     def _span(self, planned: PlannedStage, args: Any) -> Any:
         """The learning-rate span with the rate really reached before it (a gate may have ended the parent early)."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
+from dataclasses import replace
 from typing import Any
 
 from transformers import TrainingArguments
 
+from hf_stages.data._blend import Blend, blend
+from hf_stages.data._curriculum import Curriculum
+from hf_stages.data._random import seed_of
+from hf_stages.data.mixture import Mixture
+from hf_stages.data.replay import Replay
 from hf_stages.plan import Plan, Size, args_defaults, make_plan
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args, unsupported
@@ -21,13 +27,52 @@ def plan_for(recipe: Recipe, args: TrainingArguments) -> Plan:
     own = {stage.name: stage_args(args, stage) for stage in recipe.stages}
     sizes = {stage.name: size_of(train_dataset_of(recipe, stage), own[stage.name], stage) for stage in recipe.stages}
     defaults = {stage.name: args_defaults(own[stage.name]) for stage in recipe.stages}
-    return make_plan(recipe, sizes, defaults)
+    plan = make_plan(recipe, sizes, defaults)
+    return plan.with_blends(dict(_blends(recipe, plan, own)))
+
+
+def _blends(recipe: Recipe, plan: Plan, own: Mapping[str, TrainingArguments]) -> Iterator[tuple[str, Blend]]:
+    """The stages' blends as they will be drawn from: weights and dry sources are judged here."""
+    for planned in plan.stages:
+        dataset, args = train_dataset_of(recipe, planned.stage), own[planned.name]
+        if isinstance(dataset, Blend):
+            seed = stage_seed(args, planned.name)
+            dataset.bind(planned.steps * planned.size.global_batch, seed, shuffle=strategy_of(args) != "sequential")
+            dataset.check_dry()
+            _check_losses(planned.stage, dataset)
+            yield planned.name, dataset
+
+
+def _check_losses(stage: Stage, blend: Blend) -> None:
+    if not isinstance(stage.loss, Mapping):
+        return
+    if lacking := [name for name in blend.names if name not in stage.loss]:
+        raise ValueError(
+            f"stage {stage.name!r}: loss: it names the sources {', '.join(stage.loss)}, and {lacking[0]!r} of train_dataset has no "
+            "loss; add one for it"
+        )
+
+
+def stage_seed(args: TrainingArguments, name: str) -> int:
+    """What the order of a stage's data is keyed by."""
+    return seed_of(args.data_seed if args.data_seed is not None else args.seed, name)
+
+
+def strategy_of(args: TrainingArguments) -> str:
+    return str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
 
 
 def train_dataset_of(recipe: Recipe, stage: Stage) -> Any:
-    """The stage's own training data, or the recipe's."""
+    """The stage's own training data, or the recipe's. A curriculum, or a dict that a stage holds, becomes a blend."""
+    where = f"stage {stage.name!r}: train_dataset"
     dataset = stage.train_dataset if stage.train_dataset is not None else recipe.train_dataset
-    dataset = named(dataset, recipe, f"stage {stage.name!r}: train_dataset")
+    dataset = named(dataset, recipe, where)
+    if isinstance(dataset, Replay) and dataset.into is None and not isinstance(recipe.train_dataset, Mapping | Replay):
+        dataset = replace(dataset, into=recipe.train_dataset)
+    if type(dataset) is dict and stage.train_dataset is not None:
+        dataset = Mixture(tuple(dataset), dataset)
+    if isinstance(dataset, Curriculum):
+        return blend(dataset, lambda name, where: named(name, recipe, where), where)
     if dataset is None:
         raise ValueError(
             f"stage {stage.name!r}: train_dataset: expected a dataset, got none here and none in the trainer"
@@ -35,7 +80,7 @@ def train_dataset_of(recipe: Recipe, stage: Stage) -> Any:
     if isinstance(dataset, Mapping):
         raise ValueError(
             f"stage {stage.name!r}: train_dataset: expected one dataset, got named ones ({', '.join(dataset)}); "
-            f"name the one to use: train_dataset={next(iter(dataset), 'name')!r}"
+            f"name the one to use: train_dataset={next(iter(dataset), 'name')!r}, or mix them: Mixture({list(dataset)})"
         )
     return dataset
 
@@ -53,7 +98,13 @@ def named(dataset: Any, recipe: Recipe, where: str) -> Any:
 
 def size_of(dataset: Any, args: TrainingArguments, stage: Stage) -> Size:
     """How many examples and tokens a dataset holds, in this stage's batches."""
-    examples = len(dataset) if isinstance(dataset, Sized) else None
+    mixed = isinstance(dataset, Blend)
+    examples = dataset.n if mixed else len(dataset) if isinstance(dataset, Sized) else None
+    if mixed and strategy_of(args) not in ("random", "sequential"):
+        raise ValueError(
+            f"stage {stage.name!r}: train_sampling_strategy: {strategy_of(args)!r} draws from one dataset; a curriculum has its own "
+            "order: leave it out, and use ByLength(source) for batches of like length"
+        )
     if examples == 0:
         raise ValueError(f"stage {stage.name!r}: train_dataset: expected at least one example, got an empty dataset")
     if examples is None and args.dataloader_num_workers > 1:
@@ -67,7 +118,8 @@ def size_of(dataset: Any, args: TrainingArguments, stage: Stage) -> Size:
         accumulation=args.gradient_accumulation_steps,
         world=args.world_size,
         drop_last=args.dataloader_drop_last,
-        tokens_per_example=_tokens_per_example(dataset, examples),
+        tokens_per_example=dataset.tokens_per_example() if mixed else _tokens_per_example(dataset, examples),
+        whole_updates=mixed,
     )
 
 

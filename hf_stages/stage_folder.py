@@ -105,6 +105,7 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
         "ended_by": run.ended_by,
         "ended_because": run.over,
         "metrics": metrics,
+        "data": run.drawn.summary(run.steps),
         "boundary": boundary(run.before, run.after, change.deviations),
         "ledger": runner.ledger.to_list(),
         "versions": {"hf_stages": __version__, "transformers": transformers.__version__, "torch": torch.__version__},

@@ -19,15 +19,16 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_stages.collating import reads_progress
-from hf_stages.data._order import KeyedDataset, StageSampler, drawn_by, sequential, shuffled
 from hf_stages.data._progress import PlacedDataset, PlacedSampler, PlacedStream
-from hf_stages.data._random import seed_of, undisturbed
-from hf_stages.data._stream import EndlessStream
+from hf_stages.data._random import undisturbed
+from hf_stages.drawn import Drawn
 from hf_stages.gates import History
 from hf_stages.ledger import Ledger
 from hf_stages.objective import Objective
 from hf_stages.plan import PlannedStage
 from hf_stages.schedules._span import Span
+from hf_stages.sizes import stage_seed
+from hf_stages.stage_data import StageData
 
 _ENDLESS = 10**9
 """Updates that Trainer is told where the cap is in tokens; the stage ends itself long before."""
@@ -72,9 +73,7 @@ class StageRun:
             value = getattr(self.args, name)
             if value is not None and 0 < value < 1:
                 setattr(self.args, name, math.ceil(value * self.planned.steps))
-        self.seed = seed_of(
-            self.args.data_seed if self.args.data_seed is not None else self.args.seed, self.planned.name
-        )
+        self.seed = stage_seed(self.args, self.planned.name)
         self.history_start = 0
         self.began = time.monotonic()
         self.seconds_before = 0.0
@@ -83,8 +82,8 @@ class StageRun:
         self._epoch_updates = self._epoch_batches = 0
         self._skipped = 0
         self._save_deferred = self._stop_agreed = False
-        self.sampler: StageSampler | None = None
-        self.stream: EndlessStream | None = None
+        self.data = StageData(self.dataset, self.planned, self.args, self.seed)
+        self.drawn = Drawn(self.data.blend, self.planned.steps, self.planned.size.global_batch)
         if self.resumed is not None:
             self.load_state_dict(self.resumed)
 
@@ -111,39 +110,19 @@ class StageRun:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """While Trainer builds its dataloader: keyed randomness around the data, and a stream without end."""
-        trainer = self.trainer
-        if self.planned.size.examples is None:
-            view = self.stream = EndlessStream(self.dataset, self.seed)
-        else:
-            columns = trainer._remove_unused_columns
-            dataset = (
-                columns(self.dataset, description="Training") if hasattr(self.dataset, "column_names") else self.dataset
-            )
-            view = self.keyed = KeyedDataset(dataset, self.seed)
-        if reads_progress(trainer.data_collator):
-            view = PlacedStream(view, self.place_of) if view is self.stream else PlacedDataset(view)
-        trainer.train_dataset = view
+        """While Trainer builds its dataloader."""
+        view = self.data.view(self.trainer)
+        if reads_progress(self.trainer.data_collator):
+            view = PlacedStream(view, self.place_of) if view is self.data.stream else PlacedDataset(view)
+        self.trainer.train_dataset = view
         try:
             yield
         finally:
-            trainer.train_dataset = self.dataset
+            self.trainer.train_dataset = self.dataset
 
     def make_sampler(self, theirs: Any) -> Any:
-        """Trainer's sampling strategy as a function of (seed, epoch, position)."""
-        n = self.planned.size.examples
-        assert n is not None  # Trainer asks for a sampler only where there is a length
-        strategy = str(getattr(self.args.train_sampling_strategy, "value", self.args.train_sampling_strategy))
-        if strategy == "random":
-            order = shuffled(n, self.seed)
-        else:
-            order = sequential(n) if strategy == "sequential" else drawn_by(theirs(self.dataset), self.seed)
-        size = self.planned.size
-        rounds = size.batch * size.world if size.world > 1 and not size.drop_last else 1
-        self.sampler = StageSampler(n, order, rounds=rounds)
-        return (
-            PlacedSampler(self.sampler, self.place_of) if reads_progress(self.trainer.data_collator) else self.sampler
-        )
+        sampler = self.data.make_sampler(theirs)
+        return PlacedSampler(sampler, self.place_of) if reads_progress(self.trainer.data_collator) else sampler
 
     def place_of(self, epoch: int, position: int) -> float:
         """Progress of the update that takes the example at ``position`` of an epoch; by planned updates, for a stage in tokens."""
@@ -157,11 +136,7 @@ class StageRun:
         self._epoch_batches, self._epoch_updates = kwargs["steps_in_epoch"], kwargs["num_update_steps_per_epoch"]
         self._updates_done, self._skipped = self._skipped, 0
         done = self._updates_done
-        if self.stream is not None:
-            self.stream.start = done * self.planned.size.global_batch
-        elif self.sampler is not None:
-            self.sampler.at(self._epoch, done * self.planned.size.global_batch)
-            self.keyed.epoch[0] = self._epoch
+        self.data.at(self._epoch, done)
         done_batches = done * self.args.gradient_accumulation_steps
         return {
             **kwargs,
@@ -312,9 +287,10 @@ class StageRun:
         assert self.objective is not None
         main, runner = self.args.process_index == 0, self.trainer._runner
         elapsed = self.seconds_before + time.monotonic() - self.began
-        extras = [elapsed if main else 0.0, 1.0 if runner.stop_request else 0.0]
+        extras = [elapsed if main else 0.0, 1.0 if runner.stop_request else 0.0, *self.drawn.of_update(batches)]
         self.set_progress()
-        tokens, self.seconds, stop = self.objective.open_update(batches, self.t, extras).tolist()
+        tokens, self.seconds, stop, *drawn = self.objective.open_update(batches, self.t, extras).tolist()
+        self.drawn.add(drawn, self.steps)
         self.tokens += tokens
         self._stop_agreed = stop > 0  # a request that came since is for the next update, when all ranks know of it
         if stop and runner.stop_request is None:
@@ -328,7 +304,7 @@ class StageRun:
     def watch(self, model: Any) -> dict[str, float]:
         """What a training log adds: the mean of each term, and what the stage's monitors see."""
         assert self.objective is not None
-        seen = self.objective.drain_log()
+        seen = {**self.objective.drain_log(), **self.drawn.drain_log()}
         view = {
             "model": model,
             "step": self.steps,
@@ -368,6 +344,8 @@ class StageRun:
                 "last_logged": trainer._globalstep_last_logged,
             },
             "objective": [rank["objective"] for rank in ranks],
+            "drawn": self.drawn.state_dict(),
+            "data": self.data.state_dict(self.steps),
             "parts": {key: part.state_dict() for key, part in self._remembering()},
         }
 
@@ -383,6 +361,8 @@ class StageRun:
         for name in ("first_step", "s0", "steps", "tokens", "over", "ended_by", "history_start", "before", "after"):
             setattr(self, name, state[name])
         self.seconds_before = self.seconds = state["seconds"]
+        self.drawn.load_state_dict(state.get("drawn", {}))
+        self.data.load_state_dict(state.get("data"), self.steps)
 
 
 def all_ranks(value: Any, args: TrainingArguments) -> list[Any]:

@@ -26,6 +26,7 @@ from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_beside_adapter, load_renamed, save_checkpoint, without_token
 from hf_stages.collating import check_collators, collator_at_work
 from hf_stages.data._collating import columns_read
+from hf_stages.data._curriculum import taken_out
 from hf_stages.data._random import undisturbed
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
@@ -90,8 +91,15 @@ class StagedMixin(_Base):
             given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
             kwargs |= _held(recipe, given)
             teacher = teacher if teacher is not None else recipe.teacher
+        args, held = taken_out(inspect.signature(super().__init__), args, kwargs)
         super().__init__(*args, **kwargs)
+        if held is not None:
+            self.train_dataset = held
         if stages is None and recipe is None:
+            if held is not None:
+                raise ValueError(
+                    f"train_dataset: {type(held).__name__} draws over a stage's length; expected stages=[...] with it"
+                )
             if teacher is not None:
                 raise ValueError(
                     "teacher: expected together with stages, whose losses use it; got a teacher without stages"

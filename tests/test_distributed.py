@@ -25,6 +25,7 @@ COMPARED = (
     "transitions_accumulated",
     "gradients",
     "data_order",
+    "mixture_order",
     "sharded_transitions",
     "distillation",
     "quantized",
@@ -149,6 +150,16 @@ def test_data_order_does_not_depend_on_the_ranks(two_ranks, tmp_path):
     assert found["2x2"] == alone
     stream = [[list(row) for row in sorted(rows)] for rows in ddp.order(tmp_path / "stream", 8, stream=True)]
     assert found["stream"] == stream
+
+
+@pytest.mark.parametrize("name", list(ddp.mixtures()))
+def test_mixtures_do_not_depend_on_the_ranks(two_ranks, name, tmp_path):
+    found = result(two_ranks, "mixture_order")
+    seen, drawn, shares = ddp.mixed(tmp_path / "alone", name, 8)
+    alone = [[[list(row) for row in sorted(rows)] for rows in seen], drawn, shares]
+    assert found[f"{name}1"] == alone
+    assert found.get(f"{name}2", alone) == alone
+    assert shares
 
 
 # ---- FSDP2 ----------------------------------------------------------------------------------------------------------

@@ -77,3 +77,14 @@ def test_sentences_become_more_of_them(tmp_path: Path, capsys) -> None:
     assert set(data["text"]) < set(more["text"])
     assert set(more["length"]) <= set(data["length"])
     assert (tmp_path / "augmented" / more._fingerprint / "state.json").is_file()
+
+
+def test_mixture_ramp_shows_what_it_drew(run_python, tmp_path: Path) -> None:
+    script = ROOT / "examples" / "mixture_ramp.py"
+    done = run_python(
+        f"import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); "
+        f"sys.argv = ['mixture_ramp', '--steps', '8', '--out', 'out']; runpy.run_path({str(script)!r}, run_name='__main__')"
+    )
+    assert "progress  code declared  realized" in done.stdout
+    assert "code: 22 examples, 2816 tokens" in done.stdout  # of 64: the integral of Linear(0, 0.7) is 22.4
+    assert list((tmp_path / "out" / "orders").glob("*.npy"))

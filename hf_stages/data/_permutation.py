@@ -13,8 +13,8 @@ _ROUNDS = 6
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
-def permute(positions: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Indices at ``positions`` of the shuffle of ``range(n)`` that ``key`` names.
+def permute(positions: np.ndarray, n: int, key: int | np.ndarray) -> np.ndarray:
+    """Indices at ``positions`` of the shuffle of ``range(n)`` that ``key`` names; an array of keys has one per position.
 
     >>> sorted(permute(np.arange(10), 10, key=7).tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -22,11 +22,15 @@ def permute(positions: np.ndarray, n: int, key: int) -> np.ndarray:
     if n <= 1:
         return np.zeros(len(positions), dtype=np.int64)
     half = np.uint64(max(((n - 1).bit_length() + 1) // 2, 1))
-    keys = _mix(np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _M1 + np.uint64(key & (2**64 - 1)))
+    rounds = np.arange(1, _ROUNDS + 1, dtype=np.uint64) * _M1
+    if isinstance(key, np.ndarray):
+        keys = _mix(rounds[:, None] + key.astype(np.uint64))
+    else:
+        keys = _mix(rounds + np.uint64(key & (2**64 - 1)))
     values = _feistel(positions.astype(np.uint64), half, keys)
     outside = values >= n
     while outside.any():
-        values[outside] = _feistel(values[outside], half, keys)
+        values[outside] = _feistel(values[outside], half, keys[:, outside] if keys.ndim > 1 else keys)
         outside = values >= n
     return values.astype(np.int64)
 

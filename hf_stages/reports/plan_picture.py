@@ -179,12 +179,16 @@ def _draw_shares(axes: Any, planned: PlannedStage, weights: list[dict[str, float
 
 def _weights(planned: PlannedStage) -> list[dict[str, float]] | None:
     """A mixture's declared weights over the stage; None where the data is one source."""
-    weights = getattr(planned.stage.train_dataset, "weights", None)
-    return [dict(weights(k / _SAMPLES)) for k in range(_SAMPLES + 1)] if callable(weights) else None
+    blend = planned.blend
+    if blend is None or len(blend.names) < 2:
+        return None
+    edges = [min(blend.draws * k // _SAMPLES, blend.draws - 1) for k in range(_SAMPLES + 1)]
+    width = max(blend.draws // _SAMPLES, 1)
+    return [dict(zip(blend.names, blend.declared(edge, edge + width), strict=True)) for edge in edges]
 
 
 def _has_mixture(plan: Plan) -> bool:
-    return any(callable(getattr(planned.stage.train_dataset, "weights", None)) for planned in plan.stages)
+    return any(_weights(planned) is not None for planned in plan.stages)
 
 
 def _swatch(colour: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from hf_stages.dry_run import StageShape, dry_run, shape_of
 from hf_stages.plan import Plan, PlannedStage
 from hf_stages.reports._sizes import size_details, size_table
+from hf_stages.reports._sources import data_notes, sources_of, sources_text
 from hf_stages.reports._text import count, duration, part, parts, rate, size
 from hf_stages.stage import Recipe
 
@@ -74,6 +75,7 @@ def plan_dict(
                 "flops_estimate": flops_of(planned, shapes),
                 "checkpoint_bytes": shape and shape.bytes,
                 "size": shape.stored.to_dict(began) if shape is not None and shape.stored is not None else None,
+                "sources": sources_of(planned),
                 "losses": list(planned.taught.losses) if planned.taught else None,
                 "teacher": planned.taught and planned.taught.teacher,
                 "teacher_reach": planned.taught and (planned.taught.reach or None),
@@ -172,6 +174,8 @@ def _details(
     if planned.parent != before:
         yield from _detail("from", planned.parent or "the initial model", width)
     yield from _detail("data", _data(sized, data), width)
+    if (text := sources_text(planned)) is not None:
+        yield from _detail("drawn", text, width)
     taught = planned.taught
     if taught is not None and taught.teacher is not None:
         yield from _detail("loss", " · ".join(taught.losses), width)
@@ -212,7 +216,7 @@ def _detail(label: str, text: str, width: int) -> list[str]:
 def _notes(
     plan: Plan, shapes: Mapping[str, StageShape], seconds: Mapping[str, float] | None, width: int
 ) -> Iterator[str]:
-    notes = []
+    notes = list(data_notes(plan))
     if any(not planned.exact for planned in plan.stages):
         notes.append("~ is an estimate: a cap in tokens is counted while training.")
     if shapes and any(flops_of(planned, shapes) is not None for planned in plan.stages):

@@ -6,13 +6,16 @@ from dataclasses import replace
 import pytest
 
 from hf_stages import Stage
+from hf_stages.curves import Linear
+from hf_stages.data import Mixture
+from hf_stages.data._blend import blend
 from hf_stages.reports.plan_picture import _BOX, _GAP, _LANE, _TALL, _places, draw_plan
 from tests.plans import chain, plan_of
 
 
-class Mix:
-    def weights(self, t):
-        return {"web": 1 - t, "code": t}
+def mix(draws):
+    part = Mixture({"web": Linear(1, 0), "code": Linear(0, 1)}, {"web": [{}] * 5, "code": [{}] * 5})
+    return blend(part, lambda name, where: None, "stage").bind(draws, 0)
 
 
 @pytest.mark.parametrize("count", [1, 4, 9, 30])
@@ -41,7 +44,7 @@ def test_draws(count, suffix, tmp_path):
 
 def test_draws_mixtures(tmp_path):
     plan = plan_of(Stage("a", "5 steps"), Stage("b", "9 steps"))
-    mixed = replace(plan.stages[0], stage=replace(plan.stages[0].stage, train_dataset=Mix()))
+    mixed = replace(plan.stages[0], blend=mix(40))
     draw_plan(replace(plan, stages=(mixed, plan.stages[1])), tmp_path / "plan.svg")
     assert (tmp_path / "plan.svg").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import TrainerCallback
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.curves import Linear, Step
+from hf_stages.data import ByLength, Mixture, Replay
 from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.gates import Above, Budget, Expect
 from hf_stages.losses import AttentionKL, AttentionMSE, HiddenMSE, LogitKL, Loss, TaskLoss
@@ -212,6 +214,43 @@ def data_order(out: Path) -> dict[str, Any]:
     both = [None, None]
     dist.all_gather_object(both, order(out / "stream", 4, stream=True))
     found["stream"] = [sorted(a + b) for a, b in zip(*both, strict=True)]
+    return found
+
+
+def mixtures() -> dict[str, Any]:
+    """Each way of drawing: quotas alone, tokens one by one, rows that are taken together, a stream."""
+    data = {"a": tiny.lm_data(18, 6), "b": tiny.lm_data(10, 4, seed=1)}
+    stream = {**data, "b": data["b"].to_iterable_dataset()}
+    ramp = {"a": Linear(1, 0.3), "b": Linear(0, 0.7)}
+    return {
+        "ramp": (data, Mixture(ramp)),
+        "tokens": (data, Mixture(ramp, weigh="tokens")),
+        "lengths": (data, Replay("b", 0.2, into=ByLength("a", tokens=12))),
+        "stream": (stream, Mixture(ramp)),
+    }
+
+
+def mixed(
+    out: Path, name: str, batch: int, accumulation: int = 1
+) -> tuple[list[Any], dict[str, Any], dict[str, float]]:
+    """Rows of each update, what the stage says it drew, and its last logged shares."""
+    data, part = mixtures()[name]
+    stages = [Stage("one", "6 steps", train_dataset=part)]
+    trainer = staged(out, stages, batch, accumulation, kind=Recorded, train_dataset=data)
+    trainer.train()
+    shares = {key: value for log in trainer.state.log_history for key, value in log.items() if key.startswith("share_")}
+    return trainer.seen, json.loads((out / "01-one" / "stage.json").read_text())["data"], shares
+
+
+@scenario
+def mixture_order(out: Path) -> dict[str, Any]:
+    found = {}
+    for name in mixtures():
+        for how in ((4, 1), (2, 2)) if name == "ramp" else ((4, 1),):
+            seen, drawn, shares = mixed(out / f"{name}{how[1]}", name, *how)
+            both: list[Any] = [None, None]
+            dist.all_gather_object(both, seen)
+            found[f"{name}{how[1]}"] = [[sorted(a + b) for a, b in zip(*both, strict=True)], drawn, shares]
     return found
 
 

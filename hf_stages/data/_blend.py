@@ -1,0 +1,259 @@
+"""A curriculum with its sources at hand: what the plan measures, and what a stage draws from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_stages.data._curriculum import Curriculum
+from hf_stages.data._nodes import Leaf, Node, Walk
+from hf_stages.data._quota import FRACTION, Clock
+from hf_stages.data._scores import lengths, tokens_in
+from hf_stages.data.mixture import Mixture
+from hf_stages.fingerprint import fingerprint
+
+_PROBED = 64
+_FEW = 8
+
+
+class Blend:
+    """The sources of a curriculum, and the tree that draws from them. ``bind`` tells it how long the stage is."""
+
+    def __init__(self, part: Curriculum, look_up: Callable[[str, str], Any], where: str) -> None:
+        self.part, self.where = part, where
+        self._look_up, self._opening = look_up, [where]
+        self._cache: Path | None = None
+        self.leaves: list[Leaf] = []
+        self.root = self._node(part, None, where)
+        self._number(self.root, "")
+        self.names = tuple(leaf.name for leaf in self.leaves)
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise ValueError(
+                    f"{where}: the source {name!r} is drawn from in two places; name each source once, or call one of them otherwise: "
+                    f'Mixture(..., sources={{"{name}-again": ...}})'
+                )
+        self.draws = 0
+        """Of the whole stage, once it is bound."""
+
+    def over(self, change: Callable[[Any], Any]) -> Blend:
+        """The same over datasets that were changed; of rows that are taken together each by itself."""
+        changed: dict[int, Any] = {}
+
+        def once(dataset: Any) -> Any:
+            return changed.setdefault(id(dataset), (dataset, change(dataset)))[1]
+
+        def look_up(name: str, where: str) -> Any:
+            found = self._look_up(name, where)
+            return found.mapped(once) if isinstance(found, Curriculum) else once(found)
+
+        return blend(self.part.mapped(once), look_up, self.where)
+
+    @property
+    def n(self) -> int | None:
+        """Draws of an epoch; None with a stream."""
+        return self.root.n
+
+    @property
+    def streams(self) -> bool:
+        return any(leaf.n is None for leaf in self.leaves)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a mixture counts tokens, so that what comes depends on all that came before."""
+        return any(node.by_tokens for node in _below(self.root))
+
+    @property
+    def _fingerprint(self) -> str:
+        return hashlib.sha256(repr(self.described()).encode()).hexdigest()[:16]
+
+    def described(self) -> dict[str, Any]:
+        """What it is made of, as far as that decides what is drawn."""
+        bare = self.part.mapped(lambda dataset: None if dataset is None else fingerprint(dataset))
+        return {"of": fingerprint(bare), **{leaf.name: fingerprint(leaf.dataset) for leaf in self.leaves}}
+
+    # ---- making -------------------------------------------------------------------------------------------------------
+
+    def __call__(self, source: Any, name: str | None, where: str) -> Node:
+        """Make the node of a source (see ``Make``)."""
+        return self._node(source, name, where)
+
+    def folder(self) -> Path | None:
+        return self._cache
+
+    def _node(self, source: Any, name: str | None, where: str) -> Node:
+        if isinstance(source, str):
+            found = self._look_up(source, where)
+            if isinstance(found, Curriculum):
+                if f"{source}" in self._opening:
+                    raise ValueError(f"{where}: the source {source!r} is made of itself")
+                self._opening.append(source)
+                node = found.node(self, name or source, where)
+                self._opening.pop()
+                return node
+            return self._leaf(name or source, found, where)
+        if isinstance(source, Curriculum):
+            return source.node(self, name, where)
+        if type(source) is dict:
+            return Mixture(tuple(source), source).node(self, name, where)
+        return self._leaf(name or "data", source, where)
+
+    def _leaf(self, name: str, dataset: Any, where: str) -> Leaf:
+        n = len(dataset) if isinstance(dataset, Sized) else None
+        if n is None and not hasattr(dataset, "__iter__"):
+            raise ValueError(f"{where}: expected a dataset, got {type(dataset).__name__}")
+        if n is not None and not hasattr(dataset, "__getitem__"):
+            raise ValueError(f"{where}: {name!r} has a length but no rows by number ({type(dataset).__name__})")
+        if n == 0:
+            raise ValueError(f"{where}: {name!r} is an empty dataset; expected at least one example")
+        return Leaf(name, dataset, n)
+
+    def _number(self, node: Node, key: str) -> None:
+        node.key = key
+        if isinstance(node, Leaf):
+            node.number = len(self.leaves)
+            self.leaves.append(node)
+        for number, child in enumerate(node.children()):
+            self._number(child, f"{key}.{number}" if key else str(number))
+
+    # ---- measuring ----------------------------------------------------------------------------------------------------
+
+    def tokens_per_example(self) -> float | None:
+        """Of the mean draw, by the declared weights; None where some source's are not known."""
+        each = [_mean_tokens(leaf) for leaf in self.leaves]
+        if None in each:
+            return None
+        total = draws = 0.0
+        for k in range(100):
+            shares = self.root.mean_shares((k + 0.5) / 100)
+            if self.one_by_one:  # shares of tokens: of examples they are as much larger as these are shorter
+                shares = {i: share / (each[i] or 1.0) for i, share in shares.items()}
+            total += sum(share * (each[i] or 0.0) for i, share in shares.items())
+            draws += sum(shares.values())
+        return total / draws
+
+    # ---- drawing ------------------------------------------------------------------------------------------------------
+
+    def bind(self, draws: int, seed: int, *, shuffle: bool = True, folder: Path | None = None) -> Blend:
+        """Prepare for a stage of so many draws. Weights that cannot be drawn by are found here."""
+        self.draws, self._cache = draws, folder
+        self.root.bind(Clock.over(draws), seed, shuffle)
+        return self
+
+    def check_dry(self) -> None:
+        """A source that is to be read no further and would be, before a step is taken."""
+        if self.one_by_one:
+            return  # found while training
+        for leaf, count in zip(self.leaves, self.counts(self.draws), strict=True):
+            if leaf.allowed is not None and count > leaf.allowed and leaf.n:
+                raise ValueError(
+                    f"{self.where}: {leaf.name!r} runs dry: the stage draws {count:,} of it, and {leaf.allowed:,.0f} are allowed "
+                    f"({leaf.n:,} examples). Give it less weight, shorten the stage, or allow more: on_dry='repeat', or max_repeats="
+                    f"{count / leaf.n:.2g}"
+                )
+
+    def at(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(leaf, row) at positions of the stage."""
+        return self.root.at(np.asarray(positions, dtype=np.int64))
+
+    def counts(self, position: int) -> list[int]:
+        """Draws of every leaf before a position."""
+        return _counts(self.root, position, [0] * len(self.leaves))
+
+    def declared(self, first: int, last: int) -> list[float]:
+        """The declared shares of the leaves over positions ``first`` to ``last``: of tokens, where a mixture counts these."""
+        if self.one_by_one:
+            middle = [self.root.mean_shares((k + 0.5) / self.draws) for k in _spread(first, last)]
+            return [sum(shares.get(i, 0.0) for shares in middle) / len(middle) for i in range(len(self.leaves))]
+        edges = Clock.over(self.draws).edges / (1 << FRACTION)
+        had = [np.interp([first, last], edges, leaf.clock.edges / (1 << FRACTION)) for leaf in self.leaves]
+        return [float(end - start) / max(last - first, 1) for start, end in had]
+
+    def walk(self, read: Callable[[Leaf, int], int] | None = None) -> Walk:
+        """For drawing one by one."""
+        if read is None:
+            held = {leaf.number: lengths(leaf.dataset, self.where) for leaf in self.leaves}
+
+            def read(leaf: Leaf, row: int) -> int:
+                return int(held[leaf.number][row])
+
+        return Walk(read)
+
+    def drawn(self, walk: Walk, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """(leaf, row) at positions from ``first`` on, by a walk that stands there."""
+        for position in range(first, last):
+            leaf, row, _ = self.root.draw(walk, (position + 0.5) / self.draws)
+            if leaf.allowed is not None and walk.counts[leaf.key] > leaf.allowed:
+                raise ValueError(
+                    f"{self.where}: {leaf.name!r} ran dry at example {position:,} of the stage; on_dry='repeat' would go on"
+                )
+            yield leaf.number, row
+
+    def some(self, count: int) -> list[Any]:
+        """A few rows, from all sources in turn."""
+        each = -(-count // len(self.leaves))
+        rows: list[Any] = []
+        for leaf in self.leaves:
+            if leaf.n is None:
+                rows += list(leaf.dataset.take(each)) if hasattr(leaf.dataset, "take") else []
+            else:
+                found = [leaf.dataset[i * leaf.n // each] for i in range(min(each, leaf.n))]
+                rows += [one for row in found for one in (row if isinstance(row, list) else [row])]
+        return rows[:count]
+
+    def take(self, count: int) -> list[Any]:
+        return self.some(count)
+
+
+class SizedBlend(Blend):
+    """One without streams: it has a length, and rows by number (source after source, for whoever looks at a few)."""
+
+    def __len__(self) -> int:
+        return sum(leaf.n or 0 for leaf in self.leaves)
+
+    def __getitem__(self, index: int) -> Any:
+        for leaf in self.leaves:
+            assert leaf.n is not None
+            if index < leaf.n:
+                row = leaf.dataset[index]
+                return row[0] if isinstance(row, list) else row
+            index -= leaf.n
+        raise IndexError(index)
+
+
+def blend(part: Curriculum, look_up: Callable[[str, str], Any], where: str) -> Blend:
+    made = Blend(part, look_up, where)
+    return made if made.streams else SizedBlend(part, look_up, where)
+
+
+def _below(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.children():
+        yield from _below(child)
+
+
+def _counts(node: Node, draws: int, counts: list[int]) -> list[int]:
+    if isinstance(node, Leaf):
+        counts[node.number] = draws
+    else:
+        for child, own in zip(node.children(), node.before(draws), strict=True):
+            _counts(child, own, counts)
+    return counts
+
+
+def _spread(first: int, last: int) -> list[int]:
+    return sorted({first + (last - first) * k // 64 for k in range(64)})
+
+
+def _mean_tokens(leaf: Leaf) -> float | None:
+    if leaf.n is None:
+        few = list(leaf.dataset.take(_FEW)) if hasattr(leaf.dataset, "take") else []
+    else:
+        count = min(_PROBED, leaf.n)
+        few = [leaf.dataset[i * leaf.n // count] for i in range(count)]
+    found = [tokens_in(row) for row in few if isinstance(row, Mapping | list)]
+    return sum(found) / len(found) if any(found) else None

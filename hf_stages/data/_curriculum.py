@@ -1,0 +1,130 @@
+"""What all curricula have: sources by name or at hand, and a tree of nodes made of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from hf_stages.data._nodes import Leaf, Node
+from hf_stages.fingerprint import is_model
+from hf_stages.stage import Recipe
+
+_Own = TypeVar("_Own", bound="Curriculum")
+
+
+class Make(Protocol):
+    """Makes a node of a source: a name, a dataset or a curriculum. ``where`` says where it stands, for messages."""
+
+    def __call__(self, source: Any, name: str | None, where: str) -> Node: ...
+
+    def folder(self) -> Path | None: ...
+
+
+class Curriculum:
+    """Base of all: a frozen dataclass whose fields in ``_SOURCES`` hold sources."""
+
+    _SOURCES: tuple[str, ...] = ("source",)
+
+    def node(self, make: Make, name: str | None, where: str) -> Node:
+        raise NotImplementedError(f"{type(self).__name__} must define node(make, name, where)")
+
+    def named(self) -> tuple[str, ...]:
+        """Names of sources that it draws from, deeper ones too."""
+        return tuple(dict.fromkeys(name for value in self._held() for name in names_in(value)))
+
+    def mapped(self: _Own, change: Callable[[Any], Any]) -> _Own:
+        """The same with every dataset that it holds itself changed; names stay names."""
+
+        def one(value: Any) -> Any:
+            if value is None or isinstance(value, str):
+                return value
+            if type(value) is dict:
+                return {key: one(item) for key, item in value.items()}
+            return value.mapped(change) if isinstance(value, Curriculum) else change(value)
+
+        def several(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: one(item) for key, item in value.items()}
+            return tuple(one(item) for item in value) if isinstance(value, tuple) else one(value)
+
+        own = {key: getattr(self, key) for key in self._SOURCES}
+        return replace(self, **{key: several(value) for key, value in own.items()})  # type: ignore[type-var]
+
+    def resolve(self: _Own, base: str | Path) -> _Own:
+        """Relative paths of sources that it holds, taken from ``base``."""
+        return self.mapped(lambda value: value.resolve(base) if hasattr(value, "resolve") else value)
+
+    def _held(self) -> Iterator[Any]:
+        for key in self._SOURCES:
+            value = getattr(self, key)
+            if isinstance(value, Mapping):
+                yield from value.values()
+            elif isinstance(value, tuple):
+                yield from value
+            elif value is not None:
+                yield value
+
+
+def names_in(value: Any) -> tuple[str, ...]:
+    """Names of sources in what stands for a dataset: a name, a curriculum, several by name."""
+    if isinstance(value, str):
+        return (value,)
+    if type(value) is dict:
+        return tuple(name for item in value.values() for name in names_in(item))
+    return value.named() if isinstance(value, Curriculum) else ()
+
+
+def check_source(value: Any, where: str) -> None:
+    """Something to draw from: a name, a curriculum, a Source, or a dataset."""
+    plain = value is None or isinstance(value, bool | int | float | bytes)
+    if plain or isinstance(value, type) or is_model(value) or (callable(value) and not hasattr(value, "__iter__")):
+        raise ValueError(f"{where}: expected the name of a source, a dataset or a curriculum, got {value!r}")
+
+
+def leaf_of(node: Node, what: str, where: str) -> Leaf:
+    """For curricula that order the rows of one source."""
+    if not isinstance(node, Leaf):
+        raise ValueError(
+            f"{where}: {what} orders the rows of one source, and this is a curriculum; put {what} inside it instead, around each source"
+        )
+    if node.n is None:
+        raise ValueError(
+            f"{where}: {what} needs to know every row beforehand, and {node.name!r} is a stream; save it first"
+        )
+    return node
+
+
+def misplaced(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str | None, str]]:
+    """(path, unknown name or None, problem): names inside curricula that no source has, curricula where rows are only looked at."""
+    nouns: list[tuple[tuple[str | int, ...], Any]] = [((), recipe)]
+    nouns += [(("stages", i), stage) for i, stage in enumerate(recipe.stages)]
+    for path, noun in nouns:
+        if isinstance(noun.eval_dataset, Curriculum):
+            yield (
+                (*path, "eval_dataset"),
+                None,
+                f"{type(noun.eval_dataset).__name__} is for training; expected a dataset",
+            )
+    held = [((*path, "train_dataset"), noun.train_dataset) for path, noun in nouns]
+    held += [(("sources", name), source) for name, source in recipe.sources.items()]
+    for path, value in held:
+        for name in value.named() if isinstance(value, Curriculum) and recipe.sources else ():
+            if name not in recipe.sources:
+                yield path, name, f"no source is called {name!r}"
+
+
+def taken_out(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], Curriculum | None]:
+    """A curriculum out of the arguments of Trainer, which would ask it for its length when it is made."""
+    names = list(signature.parameters)
+    place = names.index("train_dataset") if "train_dataset" in names else len(args)
+    if isinstance(held := kwargs.get("train_dataset"), Curriculum):
+        kwargs["train_dataset"] = None
+        return args, held
+    if place < len(args) and isinstance(held := args[place], Curriculum):
+        return (*args[:place], None, *args[place + 1 :]), held
+    return args, None

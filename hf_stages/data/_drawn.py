@@ -1,0 +1,198 @@
+"""What Trainer's dataloader sees of a blend: rows by their position in the stage, or a stream of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xxhash
+from torch.utils.data import Dataset, IterableDataset, Sampler
+
+from hf_stages.data._blend import Blend
+from hf_stages.data._nodes import Leaf, Walk
+from hf_stages.data._random import seed_data, seed_of
+from hf_stages.data._scores import tokens_in
+
+_KEPT = 1024
+
+
+class DrawnRows(Dataset):
+    """Rows by position: which row that is, any process finds out by itself, so workers and ranks need not agree on anything.
+
+    Random transforms and collators draw from a seed of (stage, the batch's positions). Rows say their source under ``column``.
+    """
+
+    def __init__(self, blend: Blend, seed: int, length: int, column: str) -> None:
+        self.blend, self.seed, self.length, self.column = blend, seed, length, column
+        self._known: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> Any:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, drawn: Sequence[Any]) -> list[Any]:
+        if isinstance(drawn[0], tuple):  # one by one: the sampler has drawn them
+            positions, leaves, rows = (np.array(column, dtype=np.int64) for column in zip(*drawn, strict=True))
+        else:
+            positions = np.asarray(drawn, dtype=np.int64)
+            leaves, rows = self._at(positions)
+        seed_data(seed_of(self.seed, xxhash.xxh3_64_intdigest(positions.tobytes())))
+        found: list[Any] = [None] * len(positions)
+        for number in np.unique(leaves).tolist():
+            leaf, where = self.blend.leaves[number], np.flatnonzero(leaves == number).tolist()
+            for place, row in zip(where, _fetched(leaf, rows[where].tolist()), strict=True):
+                found[place] = [
+                    _with_source(one, self.column, leaf.name) for one in (row if isinstance(row, list) else [row])
+                ]
+        return [row for rows in found for row in rows]
+
+    def _at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As the blend says, worked out for a stretch at a time: a call costs as much for one position as for hundreds."""
+        found = np.zeros((2, len(positions)), dtype=np.int64)
+        stretches = positions // _KEPT
+        for stretch in np.unique(stretches).tolist():
+            if stretch not in self._known:
+                for old in list(self._known)[:-1]:
+                    del self._known[old]
+                self._known[stretch] = np.stack(self.blend.at(np.arange(stretch * _KEPT, (stretch + 1) * _KEPT)))
+            where = stretches == stretch
+            found[:, where] = self._known[stretch][:, positions[where] - stretch * _KEPT]
+        return found[0], found[1]
+
+
+class Positions(Sampler[int]):
+    """The positions of an epoch from any on. An epoch is a whole number of updates, so positions go on over its end."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.epoch = self.start = 0
+        self.first, self.end = 0, length
+
+    def at(self, epoch: int, start: int = 0) -> None:
+        self.epoch, self.start = epoch, start
+        self.first, self.end = epoch * self.length + start, (epoch + 1) * self.length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from range(self.first, self.end)
+
+
+class OneByOne(Positions):
+    """Positions with what is drawn there, where that depends on all draws before. Its few numbers are kept for each update."""
+
+    def __init__(self, length: int, blend: Blend, every: int) -> None:
+        super().__init__(length)
+        self.blend, self.every = blend, every
+        self.states: dict[int, dict[str, Any]] = {0: Walk(lambda leaf, row: 0).state_dict()}
+        """By position: the states of the last updates, of which a loader that fetches ahead has begun some."""
+
+    def __iter__(self) -> Iterator[Any]:
+        walk = self.blend.walk()
+        walk.load_state_dict(self.states[self.first])
+        drawn = self.blend.drawn(walk, self.first, self.end)
+        for position, (leaf, row) in enumerate(drawn, start=self.first):
+            yield position, leaf, row
+            if (position + 1) % self.every == 0:
+                self.states[position + 1] = walk.state_dict()
+                while len(self.states) > _KEPT:
+                    del self.states[min(self.states)]
+
+
+class DrawnStream(IterableDataset):
+    """A blend that has a stream in it, read in order; a source that ends is read again.
+
+    Examples before ``start`` are drawn again and dropped, before any collation.
+    """
+
+    def __init__(self, blend: Blend, seed: int, column: str) -> None:
+        self.blend, self.seed, self.column = blend, seed, column
+        self.start = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        readers = [_Reader(leaf, self.seed, self.blend.where) for leaf in self.blend.leaves]
+        for position, leaf, row in self._drawn(readers):
+            if position >= self.start:
+                yield _with_source(row, self.column, self.blend.leaves[leaf].name)
+
+    def _drawn(self, readers: list[_Reader]) -> Iterator[tuple[int, int, Any]]:
+        if self.blend.one_by_one:
+            found: list[Any] = [None]
+
+            def read(leaf: Leaf, row: int) -> int:
+                found[0] = readers[leaf.number].read(row, ahead=position >= self.blend.draws)
+                return tokens_in(found[0])
+
+            walk, position = self.blend.walk(read), 0
+            while True:
+                for leaf, _ in self.blend.drawn(walk, position, position + 1):
+                    yield position, leaf, found[0]
+                position += 1
+        position = self.start  # what was drawn before it, every source knows for itself
+        while True:
+            leaves, rows = self.blend.at(np.arange(position, position + _KEPT))
+            for leaf, row in zip(leaves.tolist(), rows.tolist(), strict=True):
+                yield position, leaf, readers[leaf].read(row, ahead=position >= self.blend.draws)
+                position += 1
+
+
+class _Reader:
+    """A source of a stream by the number of its draw, which only rises."""
+
+    def __init__(self, leaf: Leaf, seed: int, where: str) -> None:
+        self.leaf, self.where = leaf, where
+        self.seed = seed_of(seed, leaf.name, "stream")
+        self.rows: Iterator[Any] | None = None
+        self.taken, self.passes = 0, 0
+
+    def read(self, number: int, *, ahead: bool = False) -> Any:
+        """A map-style source's row; or a stream's example, after as many as the number says.
+
+        ``ahead``: the loader reads beyond the stage's end, where nothing runs dry.
+        """
+        if self.leaf.n is not None:
+            seed_data(seed_of(self.seed, number))
+            return self.leaf.dataset[number]
+        while True:
+            row = self._next(ahead)
+            self.taken += 1
+            if self.taken > number:
+                return row
+
+    def _next(self, ahead: bool) -> Any:
+        for fresh in (False, True):
+            if self.rows is None:
+                self._open()
+            assert self.rows is not None
+            seed_data(seed_of(self.seed, self.taken))
+            row = next(self.rows, self)
+            if row is not self:
+                return row
+            if fresh:
+                break
+            if self.leaf.may_stop and not ahead:
+                raise ValueError(
+                    f"{self.where}: {self.leaf.name!r} ran dry after {self.taken:,} examples; shorten the stage, or let it be read "
+                    "again: on_dry='repeat'"
+                )
+            self.rows, self.passes = None, self.passes + 1
+        raise ValueError(f"{self.where}: the stream {self.leaf.name!r} is empty: a pass over it gave no example")
+
+    def _open(self) -> None:
+        if hasattr(self.leaf.dataset, "set_epoch"):
+            self.leaf.dataset.set_epoch(self.passes)
+        seed_data(seed_of(self.seed, self.passes, "pass"))
+        self.rows = iter(self.leaf.dataset)
+
+
+def _fetched(leaf: Leaf, rows: list[int]) -> list[Any]:
+    fetch = getattr(leaf.rows_of, "__getitems__", None)
+    return list(fetch(rows)) if fetch is not None else [leaf.rows_of[row] for row in rows]
+
+
+def _with_source(row: Any, column: str, name: str) -> Any:
+    return {**row, column: name} if isinstance(row, Mapping) else row

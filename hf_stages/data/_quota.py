@@ -1,0 +1,145 @@
+"""Whole draws out of curved shares: which child has position k, and which of its draws that is, for any k at once.
+
+A clock counts draws; progress runs over it in blocks in each of which the shares stand still. A split gives every draw
+of its clock to its left or its right half: after m draws the left has had ``floor(V(m) + 1/2)``, V being the sum of its
+shares so far. V is an integer of fixed point that rises by at most one per draw, so the counts are whole, never fall
+and add up, and each half has a clock of its own for the next split. In a balanced tree a source is at most half a draw
+per level away from what was declared, at any k (the quota methods of apportionment know the same bound of one seat).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FRACTION = 20
+"""Bits of a draw behind the point."""
+_SHARE = 22
+"""Bits of a share. A block's draws, their fraction and a share are multiplied in 63 bits."""
+BLOCKS = 8192
+_SPAN = 1 << 20
+_BEYOND = 8
+"""How many times its planned length a stage may take where the cap is in tokens; shares stay as they are at t = 1."""
+
+
+_AHEAD = 1 << 16  # a loader reads ahead of a short stage's end
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Expected draws at the edges of the blocks, with their fraction; ``t`` is progress in the middle of each block."""
+
+    edges: np.ndarray
+    t: np.ndarray
+
+    @classmethod
+    def over(cls, draws: int) -> Clock:
+        """The clock of a whole stage of so many draws."""
+        draws = max(int(draws), 1)
+        blocks = min(max(BLOCKS, -(-draws // _SPAN)), draws)
+        inside = np.array([draws * b // blocks for b in range(blocks + 1)], dtype=np.int64)
+        more = max((_BEYOND - 1) * draws, _AHEAD)
+        further = -(-more // _SPAN)
+        after = np.array([draws + more * b // further for b in range(1, further + 1)], dtype=np.int64)
+        t = np.concatenate([(inside[:-1] + inside[1:]) / (2 * draws), np.ones(further)])
+        return cls(np.concatenate([inside, after]) << FRACTION, t)
+
+    @property
+    def spans(self) -> np.ndarray:
+        """Draws of each block."""
+        return np.diff(self.edges) / (1 << FRACTION)
+
+
+@dataclass(frozen=True)
+class _Split:
+    edges: np.ndarray
+    """Of the clock that is split."""
+    left_edges: np.ndarray
+    share: np.ndarray
+    """The left half's share in each block, a whole number of 2**-22."""
+
+    @classmethod
+    def of(cls, edges: np.ndarray, wanted: np.ndarray) -> _Split:
+        """``wanted`` is the left half's share in each block; what rounding leaves over is made good in the next."""
+        left, exact = 0, 0.0
+        lefts, shares = [0], []
+        for span, share in zip(np.diff(edges).tolist(), wanted.tolist(), strict=True):
+            exact += span * share
+            if 0.0 < share < 1.0 and span:
+                share = min(max((exact - left) / span, 0.0), 1.0)
+            whole = round(share * (1 << _SHARE))
+            left += (whole * span) >> _SHARE
+            lefts.append(left)
+            shares.append(whole)
+        return cls(edges, np.array(lefts, dtype=np.int64), np.array(shares, dtype=np.int64))
+
+    def before(self, draws: np.ndarray) -> np.ndarray:
+        """How many of the first ``draws`` went left."""
+        at = draws << FRACTION
+        block = np.clip(np.searchsorted(self.edges, at, side="right") - 1, 0, len(self.share) - 1)
+        left = self.left_edges[block] + ((self.share[block] * (at - self.edges[block])) >> _SHARE)
+        return (left + (1 << (FRACTION - 1))) >> FRACTION
+
+
+class Quotas:
+    """Children's draws out of a clock. ``shares[b, i]`` is child i's share in block b."""
+
+    def __init__(self, clock: Clock, shares: np.ndarray) -> None:
+        self.children = shares.shape[1]
+        self.end = int(clock.edges[-1])
+        edges: list[np.ndarray] = [clock.edges] * self.children
+        self._tree = _grow(clock.edges, shares, 0, self.children, edges)
+        self.clocks = [Clock(own, clock.t) for own in edges]
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Whose each position is, and how many draws its child had before it."""
+        child, own = np.zeros_like(positions), np.zeros_like(positions)
+        self._walk(self._tree, np.arange(len(positions)), positions, child, own)
+        return child, own
+
+    def before(self, position: int) -> list[int]:
+        """Every child's draws among the first ``position``."""
+        counts = [0] * self.children
+
+        def walk(node: tuple, draws: int) -> None:
+            split, first, _, left, right = node
+            if split is None:
+                counts[first] = draws
+                return
+            own = int(split.before(np.array([draws]))[0])
+            walk(left, own)
+            walk(right, draws - own)
+
+        walk(self._tree, position)
+        return counts
+
+    def _walk(self, node: tuple, where: np.ndarray, draws: np.ndarray, child: np.ndarray, own: np.ndarray) -> None:
+        split, first, _, left, right = node
+        if split is None:
+            child[where], own[where] = first, draws
+            return
+        before = split.before(draws)
+        goes_left = split.before(draws + 1) > before
+        self._walk(left, where[goes_left], before[goes_left], child, own)
+        self._walk(right, where[~goes_left], (draws - before)[~goes_left], child, own)
+
+
+def _grow(edges: np.ndarray, shares: np.ndarray, first: int, last: int, clocks: list[np.ndarray]) -> tuple:
+    """(split, first child, last child, left, right); a leaf has no split."""
+    if last - first == 1:
+        clocks[first] = edges
+        return (None, first, last, None, None)
+    middle = (first + last) // 2
+    left, whole = shares[:, first:middle].sum(1), shares[:, first:last].sum(1)
+    conditional = np.divide(left, whole, out=np.zeros_like(left), where=whole > 0)
+    conditional[(left > 0) & (shares[:, middle:last].sum(1) == 0)] = 1.0  # sums of floats may miss it
+    split = _Split.of(edges, conditional)
+    right = edges - split.left_edges
+    return (
+        split,
+        first,
+        last,
+        _grow(split.left_edges, shares, first, middle, clocks),
+        _grow(right, shares, middle, last, clocks),
+    )

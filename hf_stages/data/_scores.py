@@ -1,0 +1,127 @@
+"""Lengths and scores of all rows of a source, and the order they give: computed once, kept as whole numbers of 32 bits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+
+from hf_stages.fingerprint import fingerprint
+
+_BATCH = 256
+_TOKENS = "input_ids"
+_lengths: weakref.WeakKeyDictionary[Any, np.ndarray] = weakref.WeakKeyDictionary()
+
+
+def lengths(dataset: Any, where: str) -> np.ndarray:
+    """Tokens of every row. Read from Arrow's offsets where the rows lie there, else row by row; kept while the dataset lives."""
+    try:
+        known = _lengths.get(dataset)
+    except TypeError:  # a list, which nothing can hold weakly
+        return _read_lengths(dataset, where)
+    if known is None:
+        known = _lengths[dataset] = _read_lengths(dataset, where)
+    return known
+
+
+def columns_of(dataset: Any) -> list[str]:
+    names = getattr(dataset, "column_names", None)
+    if isinstance(names, list):
+        return names
+    first = dataset[0]
+    return list(first) if isinstance(first, Mapping) else []
+
+
+def tokens_in(row: Any) -> int:
+    """Tokens of one row, or of the rows that a batch takes as one."""
+    if isinstance(row, list):
+        return sum(tokens_in(one) for one in row)
+    return len(row[_TOKENS]) if isinstance(row, Mapping) and _TOKENS in row else 0
+
+
+def _read_lengths(dataset: Any, where: str) -> np.ndarray:
+    own = getattr(dataset, "tokens", None)
+    if isinstance(own, np.ndarray):  # rows that are taken together
+        return own
+    if _TOKENS not in columns_of(dataset):
+        raise ValueError(f"{where}: the rows have no {_TOKENS} to count; tokenize them first, or go by examples")
+    table = getattr(getattr(dataset, "data", None), "table", None)
+    if table is not None and getattr(dataset, "format", {}).get("type") != "custom":
+        import pyarrow.compute as compute
+
+        try:
+            found = compute.list_value_length(table.column(_TOKENS)).to_numpy().astype(np.uint32)
+        except (KeyError, NotImplementedError, TypeError, ValueError):
+            found = None
+        if found is not None:
+            chosen = getattr(dataset, "_indices", None)
+            return found if chosen is None else found[chosen.column(0).to_numpy()]
+    return np.fromiter((len(dataset[i][_TOKENS]) for i in range(len(dataset))), dtype=np.uint32, count=len(dataset))
+
+
+def scores(dataset: Any, by: str | Callable[[list[Any]], Any], where: str) -> np.ndarray:
+    """A number for every row: a column, ``"length"``, or what a function says of a list of rows."""
+    if by == "length":
+        return lengths(dataset, where)
+    n = len(dataset)
+    if isinstance(by, str):
+        if hasattr(dataset, "with_format"):
+            values = dataset.with_format("numpy", columns=[by])[:][by]
+        else:
+            values = [dataset[i][by] for i in range(n)]
+    else:
+        values = []
+        for start in range(0, n, _BATCH):
+            rows = [dataset[i] for i in range(start, min(start + _BATCH, n))]
+            said = [float(value) for value in by(rows)]
+            if len(said) != len(rows):
+                raise ValueError(f"{where}: by: expected a number for each of {len(rows)} rows, got {len(said)}")
+            values += said
+    found = np.asarray(values)
+    if found.ndim != 1 or not np.issubdtype(found.dtype, np.number):
+        raise ValueError(f"{where}: by: expected one number per row, got {found.dtype} of shape {found.shape}")
+    if not np.isfinite(found.astype(np.float64)).all():
+        row = int(np.flatnonzero(~np.isfinite(found.astype(np.float64)))[0])
+        raise ValueError(f"{where}: by: row {row} scores {found[row]}; expected finite numbers")
+    return found
+
+
+def ranked(values: np.ndarray, *, descending: bool) -> np.ndarray:
+    """Rows from the lowest to the highest; equal ones stay in their order."""
+    values = values.astype(np.float64) if descending else values
+    return np.argsort(-values if descending else values, kind="stable").astype(np.uint32)
+
+
+def kept(folder: Path | None, about: tuple[Any, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array in ``folder``, made if it is not there, as a memory map. Of several processes one makes it, the others wait."""
+    if folder is None:
+        return make()
+    from filelock import FileLock
+
+    path = folder / f"order-{hashlib.sha256(repr(about).encode()).hexdigest()[:16]}.npy"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            temporary = path.with_suffix(".tmp.npy")
+            np.save(temporary, make())
+            os.replace(temporary, path)
+    return np.load(path, mmap_mode="r")
+
+
+def named(by: str | Callable[..., Any], *, shared: bool) -> str:
+    """What a score is called where it is kept; of a function its code counts, too.
+
+    In a folder that runs share, so does what a function holds (a model). In a run's own folder it does not: it may have
+    changed since, and a resumed run must find the order that it began with.
+    """
+    if isinstance(by, FunctionType):
+        held = [fingerprint(cell.cell_contents) for cell in by.__closure__ or ()] if shared else ()
+        code = by.__code__
+        return f"{fingerprint(by)} {hashlib.sha256(code.co_code).hexdigest()[:16]} {code.co_names} {held}"
+    return by if isinstance(by, str) else fingerprint(by)

@@ -1,0 +1,63 @@
+"""One source from easy to hard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hf_stages.data._curriculum import Curriculum, Make, check_source, leaf_of
+from hf_stages.data._nodes import Node
+from hf_stages.data._scores import columns_of, kept, named, ranked, scores
+from hf_stages.fingerprint import fingerprint
+
+
+@dataclass(frozen=True)
+class ByDifficulty(Curriculum):
+    """The rows of one source by a number, lowest first. Every pass begins with the easy ones again.
+
+    The order is computed once, at the first step, and kept in four bytes per row on disk.
+
+    >>> ByDifficulty("code", by="length", window=100).by
+    'length'
+    """
+
+    source: Any
+    by: str | Callable[[list[Any]], Any] = "length"
+    """A column of numbers, ``"length"`` (tokens), or a function from a list of rows to a number each, such as ``ModelLoss``."""
+    descending: bool = False
+    """Hardest first."""
+    window: int = 1
+    """Rows are shuffled among so many neighbours."""
+    again: bool = True
+    """False: passes after the first are shuffled."""
+    cache: str | None = None
+    """Where to keep the order; None is the run's own folder. A file there is found again by the data and by ``by``."""
+
+    def __post_init__(self) -> None:
+        check_source(self.source, "source")
+        if not (isinstance(self.by, str) and self.by) and not callable(self.by):
+            raise ValueError(f"by: expected a column, 'length' or a function of a list of rows, got {self.by!r}")
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window: expected a whole number of at least 1, got {self.window!r}")
+
+    def resolve(self, base: str | Path) -> ByDifficulty:
+        by = self.by.resolve(base) if hasattr(self.by, "resolve") else self.by
+        return replace(super().resolve(base), by=by)
+
+    def node(self, make: Make, name: str | None, where: str) -> Node:
+        where = f"{where}: ByDifficulty"
+        leaf = leaf_of(make(self.source, name, where), "ByDifficulty", where)
+        if isinstance(self.by, str):
+            wanted = "input_ids" if self.by == "length" else self.by
+            if wanted not in (known := columns_of(leaf.dataset)):
+                raise ValueError(f"{where}: by: {leaf.name!r} has no column {wanted!r}; there are {', '.join(known)}")
+
+        def order() -> Any:
+            about = (fingerprint(leaf.dataset), leaf.n, named(self.by, shared=self.cache is not None), self.descending)
+            folder = make.folder() if self.cache is None else Path(self.cache)
+            return kept(folder, about, lambda: ranked(scores(leaf.dataset, self.by, where), descending=self.descending))
+
+        leaf.order, leaf.window, leaf.ever = order, self.window, self.again
+        return leaf

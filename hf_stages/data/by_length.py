@@ -1,0 +1,95 @@
+"""One source from short to long, with as many rows in a place as fit its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_stages.data._curriculum import Curriculum, Make, check_source, leaf_of
+from hf_stages.data._nodes import Leaf, Node
+from hf_stages.data._scores import lengths, ranked
+
+
+@dataclass(frozen=True)
+class ByLength(Curriculum):
+    """Rows by their tokens, shortest first. With ``tokens``, each of a batch's places holds as many rows as fit that many
+    tokens when padded to the longest: 512 tokens are 16 rows of 32 early and one of 512 late, and the tokens of a batch
+    stay about constant while its rows go down.
+
+    >>> ByLength("text", tokens=512).tokens
+    512
+    """
+
+    source: Any
+    tokens: int | None = None
+    """Tokens of one place, of which a batch has ``per_device_train_batch_size``. None: one row per place."""
+    descending: bool = False
+    """Longest first."""
+    window: int = 1
+    """Places are shuffled among so many neighbours; a window as large as the source makes batches of like length, in any order."""
+
+    def __post_init__(self) -> None:
+        check_source(self.source, "source")
+        for key in ("tokens", "window"):
+            value = getattr(self, key)
+            if (key == "window" or value is not None) and (
+                isinstance(value, bool) or not isinstance(value, int) or value < 1
+            ):
+                raise ValueError(f"{key}: expected a whole number of at least 1, got {value!r}")
+
+    def node(self, make: Make, name: str | None, where: str) -> Node:
+        where = f"{where}: ByLength"
+        leaf = leaf_of(make(self.source, name, where), "ByLength", where)
+        rows = lengths(leaf.dataset, where)
+        if self.tokens is None:
+            leaf.order, leaf.window = lambda: ranked(rows, descending=self.descending), self.window
+            return leaf
+        if (longest := int(rows.max())) > self.tokens:
+            raise ValueError(
+                f"{where}: tokens: a row of {leaf.name!r} has {longest} tokens and does not fit {self.tokens}; cut the rows, or "
+                f"let tokens be at least {longest}"
+            )
+        groups = _Groups.of(leaf.dataset, rows, self.tokens)
+        places = np.arange(len(groups), dtype=np.uint32)
+        own = Leaf(leaf.name, groups, len(groups), order=lambda: places[::-1] if self.descending else places)
+        own.window = self.window
+        return own
+
+
+class _Groups:
+    """Rows of like length, taken together."""
+
+    def __init__(self, dataset: Any, order: np.ndarray, starts: np.ndarray, tokens: np.ndarray) -> None:
+        self.dataset, self.order, self.starts, self.tokens = dataset, order, starts, tokens
+
+    @classmethod
+    def of(cls, dataset: Any, rows: np.ndarray, tokens: int) -> _Groups:
+        order = ranked(rows, descending=False)
+        ascending = rows[order].astype(np.int64)
+        starts, at, n = [0], 0, len(ascending)
+        while at < n:
+            count = tokens // max(int(ascending[at]), 1)
+            while True:  # of so many rows the last is the longest: how many as long as that would fit?
+                fit = max(tokens // max(int(ascending[min(at + count, n) - 1]), 1), 1)
+                if fit >= count:
+                    break
+                count = fit
+            at = min(at + count, n)
+            starts.append(at)
+        edges = np.array(starts, dtype=np.int64)
+        held = np.add.reduceat(ascending, edges[:-1])
+        return cls(dataset, order, edges, held)
+
+    def over(self, dataset: Any) -> _Groups:
+        """The same rows of a dataset whose columns were changed."""
+        return _Groups(dataset, self.order, self.starts, self.tokens)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, group: int) -> list[Any]:
+        chosen = self.order[self.starts[group] : self.starts[group + 1]].tolist()
+        fetch = getattr(self.dataset, "__getitems__", None)
+        return list(fetch(chosen)) if fetch is not None else [self.dataset[row] for row in chosen]

@@ -1,0 +1,117 @@
+"""Several sources by weights that change over the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hf_stages.curves import Curve, as_curve
+from hf_stages.data._curriculum import Curriculum, Make, check_source
+from hf_stages.data._nodes import Mixed, Node
+
+
+@dataclass(frozen=True, eq=True)
+class Mixture(Curriculum):
+    """``Mixture({"language": Linear(1, 0.3), "code": Linear(0, 0.7)})``: weights are numbers or curves over the stage.
+
+    A list of names instead of weights takes every source as often as it is large.
+
+    >>> Mixture({"language": "Linear(1, 0.3)", "code": 0.7}).weights["language"](0.5)
+    0.65
+    """
+
+    weights: Mapping[str, float | Curve] | tuple[str, ...]
+    sources: Mapping[str, Any] | None = None
+    """What the names of ``weights`` stand for, where that is no source of the recipe: a dataset, another name, a curriculum."""
+    weigh: Literal["examples", "tokens"] = "examples"
+    """What the shares are shares of."""
+    temperature: float = 1.0
+    """Weights are raised to 1 / temperature: above 1 the small sources come more often (arXiv 1911.02116 has sizes to the 0.3)."""
+    max_repeats: float | None = None
+    """How often a source may be read; its share goes to the others then."""
+    on_dry: Literal["repeat", "stop"] = "repeat"
+    """``stop``: a source that would be read more than ``max_repeats`` times (once, where that is None) is an error."""
+
+    _SOURCES = ("sources",)
+
+    def __post_init__(self) -> None:
+        weights = self.weights
+        if isinstance(weights, Mapping):
+            weights = {name: as_curve(w) if isinstance(w, str) else w for name, w in weights.items()}
+        elif isinstance(weights, list | tuple):
+            weights = tuple(weights)
+        if not weights or isinstance(weights, str) or not isinstance(weights, dict | tuple):
+            raise ValueError(
+                f'weights: expected weights by source, such as {{"language": 0.9, "code": 0.1}}, got {self.weights!r}'
+            )
+        object.__setattr__(self, "weights", weights)
+        self._check_weights(weights)
+        for key, low in (("temperature", 0.0), ("max_repeats", 0.0)):
+            value = getattr(self, key)
+            if (value is not None or key == "temperature") and not (isinstance(value, int | float) and not isinstance(value, bool) and value > low):  # fmt: skip
+                raise ValueError(f"{key}: expected a number above 0, got {value!r}")
+        for key, known in (("weigh", ("examples", "tokens")), ("on_dry", ("repeat", "stop"))):
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key}: expected {known[0]!r} or {known[1]!r}, got {getattr(self, key)!r}")
+        self._check_sources()
+
+    def _check_weights(self, weights: Mapping[str, float | Curve] | tuple[str, ...]) -> None:
+        if any(not isinstance(name, str) or not name for name in weights):
+            raise ValueError(f"weights: expected names of sources, got {list(weights)!r}")
+        if len(set(weights)) < len(weights):
+            twice = next(name for name in weights if list(weights).count(name) > 1)
+            raise ValueError(
+                f"weights: {twice!r} is named twice; give each source once, or copies names of their own in sources"
+            )
+        for name, weight in weights.items() if isinstance(weights, Mapping) else ():
+            try:
+                as_curve(weight)
+            except ValueError as error:
+                raise ValueError(f"weights: {name!r}: {error}") from None
+
+    def _check_sources(self) -> None:
+        if self.sources is None:
+            return
+        if not isinstance(self.sources, Mapping):
+            raise ValueError(f"sources: expected a mapping from names to sources, got {self.sources!r}")
+        for name, source in self.sources.items():
+            if name not in self.weights:
+                raise ValueError(f"sources: {name!r} has no weight; there are weights for {', '.join(self.weights)}")
+            check_source(source, f"sources: {name!r}")
+
+    def _held(self) -> Iterator[Any]:
+        yield from (self._source(name) for name in self.weights)
+
+    def _source(self, name: str) -> Any:
+        return (self.sources or {}).get(name, name)
+
+    def node(self, make: Make, name: str | None, where: str) -> Node:
+        children = {name: make(self._source(name), name, f"{where}: {name!r}") for name in self.weights}
+        weights = self.weights
+        if not isinstance(weights, Mapping):
+            streams = [name for name, child in children.items() if child.n is None]
+            if streams:
+                raise ValueError(
+                    f"{where}: weights: {streams[0]!r} is a stream, whose size nobody knows; give weights: {{name: weight}}"
+                )
+            weights = {name: float(child.n or 0) for name, child in children.items()}
+        streams = [name for name, child in children.items() if child.n is None]
+        if self.max_repeats is not None and streams:
+            raise ValueError(
+                f"{where}: max_repeats: {streams[0]!r} is a stream without a length; leave max_repeats out"
+            )
+        mixed = Mixed(
+            children,
+            weights,
+            temperature=self.temperature,
+            by_tokens=self.weigh == "tokens",
+            where=f"{where}: {type(self).__name__}",
+        )
+        for child in children.values():
+            child.may_stop = child.may_stop or self.on_dry == "stop"
+            if child.n is not None and self.on_dry == "stop":
+                child.allowed = child.n * (self.max_repeats or 1)
+            elif child.n is not None and self.max_repeats is not None:
+                child.limit = child.n * self.max_repeats
+        return mixed

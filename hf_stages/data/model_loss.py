@@ -1,0 +1,64 @@
+"""How hard a model finds each row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class ModelLoss:
+    """A row's mean next-token loss under a causal model: ``ByDifficulty("code", by=ModelLoss("out/01-language"))``.
+
+    The model is loaded when the first row is scored, so it may be what an earlier stage of the same run makes.
+    """
+
+    model: Any
+    """A folder, a name on the Hub, or a model."""
+    rows: int = 8
+    """At a time."""
+    max_length: int | None = None
+    """Only so many tokens of a row are read."""
+
+    def resolve(self, base: str | Path) -> ModelLoss:
+        """A relative folder taken from ``base``, where something stands there."""
+        found = Path(base) / self.model if isinstance(self.model, str) else None
+        return replace(self, model=str(found)) if found is not None and found.exists() else self
+
+    def __call__(self, rows: Sequence[Any]) -> list[float]:
+        model = _loaded(self.model) if isinstance(self.model, str) else self.model
+        was = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                starts = range(0, len(rows), self.rows)
+                return [
+                    loss
+                    for start in starts
+                    for loss in _losses(model, rows[start : start + self.rows], self.max_length)
+                ]
+        finally:
+            model.train(was)
+
+
+@lru_cache(maxsize=1)
+def _loaded(name: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return AutoModelForCausalLM.from_pretrained(name).to(device)
+
+
+def _losses(model: Any, rows: Sequence[Any], limit: int | None) -> list[float]:
+    ids = [torch.as_tensor(row["input_ids"])[:limit] for row in rows]
+    padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(model.device)
+    logits = model(input_ids=padded, attention_mask=mask).logits[:, :-1].float()
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), padded[:, 1:].flatten(), reduction="none")
+    real = mask[:, 1:].float()
+    return ((losses.view_as(real) * real).sum(1) / real.sum(1).clamp(min=1)).tolist()

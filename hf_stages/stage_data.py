@@ -1,0 +1,111 @@
+"""The data of a stage while it trains: what Trainer's loader reads, from which position on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hf_stages.data._blend import Blend
+from hf_stages.data._drawn import DrawnRows, DrawnStream, OneByOne, Positions
+from hf_stages.data._order import KeyedDataset, StageSampler, drawn_by, sequential, shuffled
+from hf_stages.data._random import undisturbed
+from hf_stages.data._stream import EndlessStream
+from hf_stages.losses._on_source import SOURCE
+from hf_stages.plan import PlannedStage
+from hf_stages.sizes import strategy_of
+
+ORDERS = "orders"
+"""The folder in a run's that keeps the orders of scored curricula."""
+
+
+class StageData:
+    """A dataset, a stream or a blend, seen from any epoch and update on."""
+
+    def __init__(self, dataset: Any, planned: PlannedStage, args: TrainingArguments, seed: int) -> None:
+        self.dataset, self.size, self.args, self.seed = dataset, planned.size, args, seed
+        self.stream: EndlessStream | DrawnStream | None = None
+        self.sampler: StageSampler | Positions | None = None
+        self.keyed: KeyedDataset | None = None
+        if isinstance(dataset, Blend):
+            draws = planned.steps * self.size.global_batch
+            shuffle = strategy_of(args) != "sequential"
+            dataset.bind(draws, seed, shuffle=shuffle, folder=Path(args.output_dir) / ORDERS)
+
+    @property
+    def blend(self) -> Blend | None:
+        return self.dataset if isinstance(self.dataset, Blend) else None
+
+    def view(self, trainer: Any) -> Any:
+        """What stands in for the dataset while Trainer makes its loader: keyed randomness, and a stream without end."""
+
+        def few_columns(dataset: Any) -> Any:
+            if not hasattr(dataset, "column_names"):
+                return dataset.over(few_columns(dataset.dataset)) if hasattr(dataset, "over") else dataset
+            return trainer._remove_unused_columns(dataset, description="Training")
+
+        if (blend := self.blend) is not None:
+            with undisturbed():
+                for leaf in blend.leaves:
+                    leaf.open()  # here, not in a worker: it may be a model that scores
+            if blend.streams:
+                self.stream = DrawnStream(blend, self.seed, SOURCE)
+                return self.stream
+            for leaf in blend.leaves:
+                leaf.rows_of = few_columns(leaf.dataset)
+            return DrawnRows(blend, self.seed, self._epoch, SOURCE)
+        if self.size.examples is None:
+            self.stream = EndlessStream(self.dataset, self.seed)
+            return self.stream
+        dataset = few_columns(self.dataset) if hasattr(self.dataset, "column_names") else self.dataset
+        self.keyed = KeyedDataset(dataset, self.seed)
+        return self.keyed
+
+    @property
+    def _epoch(self) -> int:
+        """Positions of an epoch of a blend."""
+        return (self.size.updates_per_epoch or 0) * self.size.global_batch
+
+    def make_sampler(self, theirs: Any) -> StageSampler | Positions:
+        """Trainer's sampling strategy as a function of (seed, epoch, position)."""
+        if (blend := self.blend) is not None:
+            if self.sampler is None:  # else it came with the state of a checkpoint
+                every = self.size.global_batch
+                self.sampler = OneByOne(self._epoch, blend, every) if blend.one_by_one else Positions(self._epoch)
+            return self.sampler
+        n = self.size.examples
+        assert n is not None  # Trainer asks for a sampler only where there is a length
+        strategy = strategy_of(self.args)
+        if strategy == "random":
+            order = shuffled(n, self.seed)
+        else:
+            order = sequential(n) if strategy == "sequential" else drawn_by(theirs(self.dataset), self.seed)
+        rounds = self.size.batch * self.size.world if self.size.world > 1 and not self.size.drop_last else 1
+        self.sampler = StageSampler(n, order, rounds=rounds)
+        return self.sampler
+
+    def at(self, epoch: int, done: int) -> None:
+        """Go to an epoch of which so many updates are done."""
+        if self.stream is not None:
+            self.stream.start = done * self.size.global_batch
+        elif self.sampler is not None:
+            self.sampler.at(epoch, done * self.size.global_batch)
+            if self.keyed is not None:
+                self.keyed.epoch[0] = epoch
+
+    # ---- what survives a cut --------------------------------------------------------------------------------------------
+
+    def state_dict(self, steps: int) -> dict[str, Any] | None:
+        """Of the update that was last trained, whatever the loader has fetched since. None where positions say it all."""
+        if not isinstance(self.sampler, OneByOne):
+            return None
+        return self.sampler.states[steps * self.size.global_batch]
+
+    def load_state_dict(self, state: Mapping[str, Any] | None, steps: int) -> None:
+        if state is None:
+            return
+        sampler = self.make_sampler(None)
+        assert isinstance(sampler, OneByOne)
+        sampler.states = {steps * self.size.global_batch: dict(state)}

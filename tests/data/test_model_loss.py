@@ -1,0 +1,26 @@
+"""A row's loss is the model's own on that row alone, whatever stands beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_stages.data import ByDifficulty, ModelLoss
+from hf_stages.data._blend import blend
+from tests import tiny
+
+
+def test_scores_are_the_models_loss_on_each_row(tmp_path):
+    model = tiny.llama().train()
+    rows = [{"input_ids": row["input_ids"][: 3 + i]} for i, row in enumerate(tiny.lm_data(7))]
+    scores = ModelLoss(model, rows=3)(rows)
+    assert model.training
+    with torch.no_grad():
+        for row, score in zip(rows, scores, strict=True):
+            ids = torch.tensor([row["input_ids"]])
+            assert score == pytest.approx(model.eval()(input_ids=ids, labels=ids).loss.item(), rel=1e-5)
+    model.save_pretrained(tmp_path / "model")
+    part = ByDifficulty(rows, by=ModelLoss("model")).resolve(tmp_path)
+    assert part.by.model == str(tmp_path / "model")
+    found = blend(part, lambda name, where: None, "stage").bind(7, 0)
+    assert found.at(list(range(7)))[1].tolist() == sorted(range(7), key=lambda i: scores[i])
