@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_stages.sizes import named, train_dataset_of
 from hf_stages.stage import Recipe, Stage, parents_of
+from hf_stages.transforms import SetTask
 
 PLAIN = "eval"
 """The name of the run's evaluation set where it has none of its own."""
@@ -72,13 +73,30 @@ def trained_on(recipe: Recipe, stage: Stage) -> list[str]:
 
 def earlier_domains(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
     """Domains that the stages before this one, on its own branch, trained on, as far as names tell."""
-    parents, chain = parents_of(recipe.stages), []
-    current = parents[stage.name]
-    while current is not None:
-        chain.append(recipe[current])
-        current = parents[current]
-    learned = set(itertools.chain.from_iterable(trained_on(recipe, before) for before in chain))
+    learned = set(itertools.chain.from_iterable(trained_on(recipe, before) for before in _chain(recipe, stage)[1:]))
     return tuple(name for name in domains_of(recipe, stage.name) if name in learned)
+
+
+def same_task(recipe: Recipe, stage: Stage, domain: Domain) -> bool:
+    """Whether the stage's model still does what the domain measures: a head for classes reads no tokens."""
+    return _task(recipe, stage) == (_task(recipe, domain.stage) if domain.stage is not None else None)
+
+
+def _task(recipe: Recipe, stage: Stage) -> SetTask | None:
+    """The head that a stage's model was given last; None is the initial model's."""
+    for current in _chain(recipe, stage):
+        for transform in reversed(current.transforms):
+            if isinstance(transform, SetTask):
+                return transform
+    return None
+
+
+def _chain(recipe: Recipe, stage: Stage) -> list[Stage]:
+    """The stage and those it stands on, latest first."""
+    parents, chain = parents_of(recipe.stages), [stage]
+    while (parent := parents[chain[-1].name]) is not None:
+        chain.append(recipe[parent])
+    return chain
 
 
 def by_domain(metrics: Mapping[str, Any], names: Iterable[str], plain: str | None) -> dict[str, dict[str, float]]:

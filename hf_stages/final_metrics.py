@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_stages.domains import domains_of, own_domains
+from hf_stages.domains import domains_of, own_domains, same_task
 from hf_stages.stage_run import StageRun
 
 
@@ -39,7 +39,7 @@ def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
     own = own_domains(runner.recipe, stage)
     held = {name: getattr(trainer, name) for name in ("data_collator", "compute_metrics")}
     for domain in domains_of(runner.recipe, stage.name).values():
-        if domain.name in own or domain.dataset is None:
+        if domain.name in own or domain.dataset is None or not same_task(runner.recipe, stage, domain):
             continue
         try:
             for name in held:

@@ -20,7 +20,7 @@ from hf_stages.agreement import probe
 from hf_stages.cautions import cautions
 from hf_stages.checkpoint import disk_error, written_whole
 from hf_stages.data._random import seed_of
-from hf_stages.domains import domains_of
+from hf_stages.domains import domains_of, same_task
 from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.eval_terms import EvalTerms
 from hf_stages.final_metrics import settled_metrics
@@ -265,7 +265,8 @@ class Runner:
             if any(
                 gate.on == "evaluation" for gate in stage.gates
             ):  # which are asked about earlier domains within the stage
-                evaluated = {**{d.name: d.dataset for d in domains_of(self.recipe, stage.name).values()}, **evaluated}
+                seen = [d for d in domains_of(self.recipe, stage.name).values() if same_task(self.recipe, stage, d)]
+                evaluated = {**{domain.name: domain.dataset for domain in seen}, **evaluated}
             trainer.eval_dataset = {key: named(value, self.recipe, where) for key, value in evaluated.items()}
         else:
             trainer.eval_dataset = named(evaluated, self.recipe, where)

@@ -31,7 +31,7 @@ from hf_stages.plan import PlannedStage
 from hf_stages.recipe import part_to_dict, to_dict
 from hf_stages.stage_run import StageRun
 
-_TIMED = ("_runtime", "_per_second", "train_runtime")
+_TIMED = ("_runtime", "_per_second", "train_runtime", "items")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ _HEADS = ("stage", "steps", "tokens", "time", "ended by", "before -> after", "bi
 _SIZES = (_HEADS.index("bits"), _HEADS.index("packed"))
 _RIGHT = (1, 2, 3, *_SIZES)
 _SHOWN_METRICS = 2
-_QUIET = ("runtime", "per_second")
-_PLACES = ("epoch", "step", "stage")
+_QUIET = ("runtime", "per_second", "_items")
+_PLACES = ("epoch", "step", "stage", "items")
 
 
 def result_table(out: str | Path) -> str:
