@@ -94,7 +94,9 @@ def matrix_of(run: ReadRun, metric: str = "loss") -> Matrix:
                     values[row, domain] = float(found[metric])
         for domain in summary.get("trains_on") or ():
             homes.setdefault(domain, stage.name)
+    order = {stage.name: place for place, stage in enumerate(run.done)}
     domains = tuple(domain for domain in names if any(d == domain for _, d in values))
+    domains = tuple(sorted(domains, key=lambda d: order.get(homes.get(d, ""), len(order))))  # as they are learned
     rows_shown = (START, *(stage.name for stage in run.done))
     return Matrix(metric, rows_shown, domains, values, parents, {d: homes[d] for d in domains if d in homes})
 

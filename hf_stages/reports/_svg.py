@@ -33,7 +33,7 @@ def document(parts: Sequence[tuple[str, float, float]], pad: float = 16) -> str:
 def heat_map(matrix: Matrix, title: str) -> tuple[str, float, float]:
     """A cell for each stage and domain: the value, what it rose since its best, redder the more of it."""
     rows = [row for row in matrix.rows if any((row, domain) in matrix.values for domain in matrix.domains)]
-    left = 60 + 7 * max(len(shorten(row, 24)) for row in rows)
+    left = max(60 + 7 * max(len(shorten(row, 24)) for row in rows), 116)
     parts = [_text(0, 14, title, size=14, weight="bold")]
     for column, domain in enumerate(matrix.domains):
         parts.append(_text(left + (column + 0.5) * _CELL, 44, shorten(domain, 15), anchor="middle", weight="bold"))
