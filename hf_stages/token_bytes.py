@@ -1,8 +1,9 @@
 """How many bytes of text a token stands for, where its tokenizer says so exactly.
 
 A loss per token cannot be compared between tokenizers, bits per byte can. Two kinds of vocabulary spell their bytes out:
-byte-level ones (GPT-2, Llama 3, Qwen), in which a character of a token is a byte, and SentencePiece ones (Llama 2, Gemma,
-T5), in which "▁" is a space and ``<0x0A>`` a byte. WordPiece lowercases and drops spaces: its tokens do not give the text back.
+byte-level ones (GPT-2, Llama 3, Qwen), in which a character of a token is a byte, and SentencePiece ones that fall back to bytes
+(Llama 2, Gemma), in which "▁" is a space and ``<0x0A>`` a byte. The tokens of others do not give the text back: WordPiece drops
+spaces, T5's pieces know no newline.
 """
 
 from __future__ import annotations
@@ -51,5 +52,4 @@ def _kind(tokenizer: Any) -> str | None:
     kinds = {part.get("type") for part in parts}
     if "ByteLevel" in kinds:
         return "bytes"
-    spaces = any(part.get("type") == "Replace" and part.get("pattern") == {"String": _SPACE} for part in parts)
-    return "pieces" if "Metaspace" in kinds or spaces else None
+    return "pieces" if "ByteFallback" in kinds else None

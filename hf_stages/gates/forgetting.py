@@ -44,7 +44,7 @@ class Forgetting(Gate):
         object.__setattr__(self, "of", None if of is None else tuple(of))
         if self.of is not None and not self.of:
             raise ValueError("Forgetting: of: expected names of evaluation sets or None, got an empty list")
-        if self.action == "replay":
+        if str(self.action) == "replay":
             raise ValueError(
                 "Forgetting: action: 'replay' is not there yet; put a share of the earlier data into the stage's train_dataset, "
                 f"or use one of {', '.join(_ACTIONS)}"

@@ -22,8 +22,8 @@ def domain_table(run: ReadRun) -> str:
     transfers = _transfers(matrix_of(run, "loss"))
     if not matrix_of(run, "bits_per_byte").values:
         transfers.append(
-            "Bits per byte are not there: they need the processing_class of a language model with a byte-level or SentencePiece "
-            "vocabulary, or a column `bytes` in the evaluation set."
+            "Bits per byte are not there: they need the processing_class of a language model with a vocabulary that spells "
+            "its bytes out (byte-level, or SentencePiece with a fallback to bytes), or a column `bytes` in the evaluation set."
         )
     return "\n\n".join([*parts, *transfers])
 
