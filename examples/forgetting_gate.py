@@ -18,8 +18,8 @@ from hf_stages.gates import Forgetting
 from hf_stages.reports.domain_matrix import domain_matrix
 from hf_stages.schedules import Fresh
 
-TOKENIZER = byte_tokenizer()
-BLOCK = 128
+TOKENIZER, BLOCK = byte_tokenizer(), 128
+BYTES = {"train": 200_000, "eval": 15_000}
 
 
 def train(out: Path, data: dict, gate: Forgetting, steps: int, seed: int) -> float:
@@ -55,9 +55,7 @@ def main(out: Path, steps: int, seed: int, budget: str) -> dict[str, float]:
     shutil.rmtree(out, ignore_errors=True)
     texts = {"language": prose, "code": code}
     data = {
-        name: [
-            blocks(text(size, split=split), TOKENIZER, BLOCK) for split, size in (("train", 200_000), ("eval", 15_000))
-        ]
+        name: [blocks(text(size, split=split), TOKENIZER, BLOCK) for split, size in BYTES.items()]
         for name, text in texts.items()
     }
     actions = {"free": "alert", "cut_lr": "cut_lr", "rollback": "rollback"}
