@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import Self
 
 from hf_stages.layers._quantized import CLIP, Quantized, as_activations, begun, latents_of
 from hf_stages.layers._through import QuantizedLinear as _Function
+from hf_stages.layers._through import Rounded
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.quantizers import METHOD, Quantizer
 
@@ -80,6 +83,8 @@ class QuantizedLinear(Quantized, nn.Linear):
         # As autocast does with a plain linear layer: float64 stays. The meta device knows none.
         if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(kind))
+        if torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled():
+            return self._traced(x)
         return _Function.apply(
             x,
             self.bias,
@@ -92,6 +97,17 @@ class QuantizedLinear(Quantized, nn.Linear):
             *self.latents,
             *self.scales,
         )
+
+    def _traced(self, x: torch.Tensor) -> torch.Tensor:
+        """The same for torch.compile. It would see that forward and backward make one and the same weight and keep that,
+        a full-precision copy of each layer; what is checkpointed it has to make again.
+        """
+        weight = checkpoint(lambda: self.weight.to(x.dtype), use_reentrant=False)
+        if self.activations is not None:
+            about = self.activation_clip, self.strength, self.activations
+            x = checkpoint(lambda x: Rounded.apply(x, *about), x, use_reentrant=False)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, weight.t() if self.transposed else weight, bias)
 
     def reset_parameters(self) -> None:
         """nn.Linear's own way, for whoever asks for it: the latents begin anew."""

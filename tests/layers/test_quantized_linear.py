@@ -6,11 +6,13 @@ import copy
 import io
 import pickle
 
+import functorch.compile
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
@@ -380,6 +382,47 @@ def test_compiles():
 @each_kind
 def test_compiles_all(kind, method, activations):
     compiles(built(kind, method, activations), backend="aot_eager")
+
+
+def test_compiled_keeps_no_weights_for_backward():
+    """Forward and backward make one and the same weight: torch.compile would keep it instead."""
+    torch._dynamo.reset()
+    kept: list = []
+
+    def forward(graph, inputs):
+        *_, output = graph.graph.nodes
+        kept.extend(node.meta["val"] for node in output.args[0][1:] if node is not None and node.op != "placeholder")
+        return functorch.compile.make_boxed_func(graph.forward)
+
+    def backward(graph, inputs):
+        return functorch.compile.make_boxed_func(graph.forward)
+
+    cut = functorch.compile.min_cut_rematerialization_partition  # Inductor's
+    backend = aot_autograd(fw_compiler=forward, bw_compiler=backward, partition_fn=cut)
+    layer = BinaryLinear(16, 6, activations=8)
+    torch.compile(layer, backend=backend)(torch.randn(3, 16, requires_grad=True)).square().sum().backward()
+    assert not kept  # inputs and parameters are there anyway
+
+
+@pytest.mark.parametrize("kind", [BinaryLinear, SplitLinear])
+def test_compiles_as_part_of_models(kind):
+    """Transposed, under autocast, within a checkpointed block."""
+    torch._dynamo.reset()
+    plain = Conv1D(6, 16)
+    levels = kind(16, 6).quantizer
+    halves = [torch.randn(16, 6) for _ in range(2)] if kind.split else None
+    layer, x = kind.of(plain, levels, Activations(), halves), inputs()
+
+    def block(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return checkpoint(layer, x, use_reentrant=False)
+
+    y = torch.compile(block, backend="aot_eager", fullgraph=True)(x)
+    assert torch.equal(y, block(x))
+    params = [x, *layer.parameters()]
+    found = torch.autograd.grad(y.float().square().sum(), params)
+    wanted = torch.autograd.grad(block(x).float().square().sum(), params)
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.slow

@@ -139,5 +139,5 @@ TARGET LB_INLINE V widen(V sum, V acc) { return _mm256_add_epi32(sum, _mm256_mad
 
 static int usable(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-const lb_backend lb_avx2 = {"avx2", 0, usable, lb_prepare_avx2, few, many, 3, lb_exact_avx2};
+const lb_backend lb_avx2 = {"avx2", 0, usable, lb_prepare_avx2, few, many, 3, COLUMNS, lb_exact_avx2};
 #endif

@@ -1,9 +1,13 @@
 /* What the kernels of 256 bits share. TARGET is the includer's. */
-#include <immintrin.h>
+#include "weave256.h"
 
 typedef __m256i V;
 #define BYTES 32
-#define ROWS 2
+#ifndef ROWS /* six rows of two vectors, two vectors of weights, one of activations, one product: all 16 registers */
+#define ROWS 6
+#define VECTORS 2
+#define TILE_CODES 1024
+#endif
 
 TARGET LB_INLINE V load(const void *p) { return _mm256_loadu_si256(p); }
 TARGET LB_INLINE void store(void *p, V v) { _mm256_storeu_si256(p, v); }
@@ -35,3 +39,11 @@ TARGET LB_INLINE void total4(const V *v, int32_t *into, int more) {
     if (more) four = _mm_add_epi32(four, _mm_loadu_si128((const __m128i *)into));
     _mm_storeu_si128((__m128i *)into, four);
 }
+
+TARGET LB_INLINE V spread(const int8_t *codes) {
+    int32_t four;
+    memcpy(&four, codes, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+TARGET LB_INLINE void weave(const uint8_t *from, uint8_t *into) { weave_words(from, into, VECTORS * BYTES); }

@@ -5,7 +5,9 @@
 #include <immintrin.h>
 
 #define BYTES 64
-#define ROWS 4
+#define ROWS 8 /* times two vectors: two products a cycle, five cycles each, want ten sums at least */
+#define VECTORS 2
+#define TILE_CODES 512
 #define ENOUGH_1 (1 << 30)
 #define ENOUGH_2 (1 << 30)
 
@@ -29,6 +31,11 @@ TARGET LB_INLINE V op_quarters16(int a, int b, int c, int d) { /* 16-bit lanes, 
     return _mm512_setr_epi64(a * each, a * each, b * each, b * each, c * each, c * each, d * each, d * each);
 }
 TARGET LB_INLINE V op_shift16(V v, V by) { return _mm512_srlv_epi16(v, by); }
+TARGET LB_INLINE V op_all32(const void *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return _mm512_set1_epi32(four);
+}
 TARGET LB_INLINE V op_and(V a, V b) { return _mm512_and_si512(a, b); }
 TARGET LB_INLINE V op_add32(V a, V b) { return _mm512_add_epi32(a, b); }
 TARGET LB_INLINE V op_dot(V acc, V u, V s) { return _mm512_dpbusd_epi32(acc, u, s); }
@@ -42,9 +49,13 @@ TARGET LB_INLINE __m128i op_quarters(V v) { /* their sum */
 }
 #endif
 
+#include "weave256.h"
+
+TARGET LB_INLINE void weave(const uint8_t *from, uint8_t *into) { weave_words(from, into, VECTORS * BYTES); }
 TARGET LB_INLINE V load(const void *p) { return op_load(p); }
 TARGET LB_INLINE void store(void *p, V v) { op_store(p, v); }
 TARGET LB_INLINE V none(void) { return op_none(); }
+TARGET LB_INLINE V spread(const int8_t *codes) { return op_all32(codes); }
 TARGET LB_INLINE V mac(V acc, V u, V s) { return op_dot(acc, u, s); }
 TARGET LB_INLINE V widen(V sum, V acc) { return op_add32(sum, acc); }
 
@@ -84,5 +95,5 @@ static int usable(void) {
 #endif
 }
 
-const lb_backend lb_avx512_vnni = {"avx512-vnni", 0, usable, lb_prepare_avx2, few, many, 3, lb_exact_avx2};
+const lb_backend lb_avx512_vnni = {"avx512-vnni", 0, usable, lb_prepare_avx2, few, many, 3, COLUMNS, lb_exact_avx2};
 #endif

@@ -35,9 +35,9 @@ static int usable(void) {
 #endif
 }
 
-const lb_backend lb_avx_vnni = {"avx-vnni", 0, usable, lb_prepare_avx2, few, many, 3, lb_exact_avx2};
+const lb_backend lb_avx_vnni = {"avx-vnni", 0, usable, lb_prepare_avx2, few, many, 3, COLUMNS, lb_exact_avx2};
 #else
 static int usable(void) { return 0; }
-const lb_backend lb_avx_vnni = {"avx-vnni", 0, usable, 0, 0, 0, 0, 0};
+const lb_backend lb_avx_vnni = {"avx-vnni", 0, usable, 0, 0, 0, 0, 0, 0};
 #endif
 #endif

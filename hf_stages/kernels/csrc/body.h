@@ -8,9 +8,13 @@
  *   ENOUGH_1, _2      blocks of 1-bit and 2-bit weights after which acc must be widened
  *   expand            32 (or 16) bytes of weights -> vectors of codes, plane by plane
  *   total4            the sums of the lanes of four vectors
- *   ROWS              rows of activations in a tile's kernel
+ *   spread            four codes of activations in every 32-bit lane
+ *   WEAVE, weave      so many rows of as many 32-bit words, 256 bytes apart -> as many rows, COLUMNS words apart: transposed
+ *   ROWS, VECTORS     a tile's kernel multiplies so many rows of activations with so many vectors of columns
+ *   TILE_CODES        codes along the inputs of a tile
  */
 
+#define COLUMNS (VECTORS * BYTES / 4) /* of a tile */
 #define EACH(i, count) for (int i = 0; i < (count); i++)
 
 /* Activation codes lie plane by plane: plane t of a block of 32 bytes holds what its 32 bytes' t-th codes multiply.
@@ -100,66 +104,119 @@ TARGET LB_INLINE void unpack(int bits, int bytes, const uint8_t *w, uint8_t *int
     EACH(v, bytes * (8 / bits) / BYTES) store(into + v * BYTES, codes[v]);
 }
 
-/* Blocks [block, stop) of one weight row, and the rest of its group where they are the last: codes of a byte each. */
-TARGET LB_INLINE void unpack_row(const lb_job *job, int bits, const uint8_t *segment, int64_t block, int64_t stop, uint8_t *into) {
-    for (; block < stop; block++, into += LB_BLOCK * (8 / bits)) unpack(bits, LB_BLOCK, segment + block * LB_BLOCK, into);
-    if (stop < job->full || !job->tail) return;
-    uint8_t copy[LB_BLOCK];
-    const uint8_t *rest = rest_of(job, segment, copy);
-    if (job->tail == LB_BLOCK) unpack(bits, LB_BLOCK, rest, into);
-    else unpack(bits, LB_BLOCK / 2, rest, into);
+/* `bytes` bytes of WEAVE weight rows -> codes of a byte each, four of a row side by side, then four of the next row: so
+ * that a lane of 32 bits is a column of the result. Returns how many codes of a row these were. */
+TARGET LB_INLINE int weave_block(int bits, int bytes, const uint8_t *const *w, uint8_t *into) {
+    __attribute__((aligned(64))) uint8_t codes[WEAVE * 256];
+    EACH(i, WEAVE) unpack(bits, bytes, w[i], codes + i * 256);
+    EACH(v, bytes * (8 / bits) / (4 * WEAVE)) weave(codes + v * 4 * WEAVE, into + v * WEAVE * COLUMNS * 4);
+    return bytes * (8 / bits);
 }
 
-/* ROWS rows of activations times four unpacked rows of weights. A tile is short enough for acc never to be widened, and
- * its length is a multiple of 64 above 0. */
-TARGET static __attribute__((noinline)) void tile_dots(
-    const int8_t *const *x, const uint8_t *tile, int64_t length, int32_t *dots, int more
+/* Blocks [block, stop) of the columns' rows, and the rest of their group where they are the last, as a tile. */
+TARGET LB_INLINE void fill_tile(
+    const lb_job *job, int bits, int64_t column, int64_t end, int64_t g, int h, int64_t block, int64_t stop, uint8_t *tile
 ) {
-    V acc[ROWS * 4];
-    EACH(i, ROWS * 4) acc[i] = none();
-    const uint8_t *w[4];
-    const int8_t *row[ROWS];
-    EACH(c, 4) w[c] = tile + (c + 1) * length;
-    EACH(r, ROWS) row[r] = x[r] + length;
-    int64_t at = -length;
-    do {
-        EACH(half, 64 / BYTES) {
-            V s[ROWS];
-            EACH(r, ROWS) s[r] = load(row[r] + at + half * BYTES);
-            EACH(c, 4) {
-                const V u = load(w[c] + at + half * BYTES);
-                EACH(r, ROWS) acc[r * 4 + c] = mac(acc[r * 4 + c], u, s[r]);
-            }
+    for (int64_t c = column; c < end; c += WEAVE, tile += WEAVE * 4) {
+        const uint8_t *row[WEAVE], *at[WEAVE];
+        uint8_t copy[WEAVE][LB_BLOCK], *into = tile;
+        EACH(i, WEAVE) row[i] = segment_of(job, lb_min(c + i, end - 1), g, h);
+        for (int64_t b = block; b < stop; b++) {
+            EACH(i, WEAVE) at[i] = row[i] + b * LB_BLOCK;
+            into += weave_block(bits, LB_BLOCK, at, into) * COLUMNS;
         }
-        at += 64;
-    } while (at);
-    EACH(i, ROWS * 4) acc[i] = widen(none(), acc[i]);
-    EACH(r, ROWS) total4(acc + r * 4, dots + r * LB_TILE_COLUMNS, more);
+        if (stop < job->full || !job->tail) continue;
+        EACH(i, WEAVE) at[i] = rest_of(job, row[i], copy[i]);
+        if (job->tail == LB_BLOCK) weave_block(bits, LB_BLOCK, at, into);
+        else weave_block(bits, LB_BLOCK / 2, at, into);
+    }
+}
+
+/* `rows` rows of activations times a tile, whose length is a multiple of four steps of four codes above 0. */
+TARGET LB_INLINE void tile_rows(
+    int rows, const int8_t *const *x, const uint8_t *tile, int64_t steps, int64_t enough, int32_t *dots, int more
+) {
+    const int8_t *row[ROWS];
+    EACH(r, rows) row[r] = x[r];
+    for (int64_t s = 0; s < steps; more = 1) {
+        const int64_t stop = lb_min(steps, s + enough);
+        V acc[ROWS * VECTORS];
+        EACH(i, rows * VECTORS) acc[i] = none();
+        for (; s < stop; s += 4)
+            EACH(q, 4) {
+                V u[VECTORS];
+                EACH(v, VECTORS) u[v] = load(tile + (s + q) * COLUMNS * 4 + v * BYTES);
+                EACH(r, rows) {
+                    const V codes = spread(row[r] + (s + q) * 4);
+                    EACH(v, VECTORS) acc[r * VECTORS + v] = mac(acc[r * VECTORS + v], u[v], codes);
+                }
+            }
+        EACH(r, rows) EACH(v, VECTORS) {
+            int32_t *into = dots + r * COLUMNS + v * (BYTES / 4);
+            store(into, widen(more ? load(into) : none(), acc[r * VECTORS + v]));
+        }
+    }
+}
+
+TARGET static __attribute__((noinline)) void tile_many(
+    const int8_t *const *x, const uint8_t *tile, int64_t steps, int64_t enough, int32_t *dots, int more
+) {
+    tile_rows(ROWS, x, tile, steps, enough, dots, more);
+}
+
+TARGET static __attribute__((noinline)) void tile_two(
+    const int8_t *const *x, const uint8_t *tile, int64_t steps, int64_t enough, int32_t *dots, int more
+) {
+    tile_rows(2, x, tile, steps, enough, dots, more);
+}
+
+/* One group and no zero point, in whole tiles: by far the most frequent. On its own, so that it is vectors throughout. */
+TARGET static __attribute__((noinline)) void finish_whole(
+    const lb_job *job, int64_t row, int64_t row_end, int64_t column, const int32_t *restrict dots
+) {
+    const int32_t times = job->bits == 1 ? 2 : 1;
+    float scale[COLUMNS], bias[COLUMNS]; /* copies, which nothing that is written can overlap */
+    memcpy(scale, job->scale + column, sizeof scale);
+    if (job->bias) memcpy(bias, job->bias + column, sizeof bias);
+    for (; row < row_end; row++, dots += COLUMNS) {
+        const int32_t less = (job->bits == 1 ? 1 : 2) * job->code_sums[row];
+        const float of_row = job->row_scale[row];
+        float *restrict y = job->y + row * job->n + column;
+        if (job->bias) EACH(i, COLUMNS) y[i] = (float)(times * dots[i] - less) * scale[i] * of_row + bias[i];
+        else EACH(i, COLUMNS) y[i] = (float)(times * dots[i] - less) * scale[i] * of_row;
+    }
+}
+
+TARGET LB_INLINE void finish(
+    const lb_job *job, int64_t row, int64_t row_end, int64_t g, int h, int64_t column, int64_t end, const int32_t *dots
+) {
+    if (end - column == COLUMNS && job->groups * job->halves == 1 && !job->sums) finish_whole(job, row, row_end, column, dots);
+    else
+        for (; row < row_end; row++, dots += COLUMNS) lb_finish(job, row, g, h, dots, column, end - column);
 }
 
 TARGET LB_INLINE void many_of(const lb_job *job, int bits, int64_t row, int64_t row_end, int64_t column, int64_t end) {
-    __attribute__((aligned(64))) uint8_t tile[LB_TILE_COLUMNS * (LB_TILE_BYTES + 256)];
-    int32_t dots[(LB_TILE_ROWS + ROWS) * LB_TILE_COLUMNS];
-    const int64_t codes = LB_BLOCK * (8 / bits), count = end - column;
+    __attribute__((aligned(64))) uint8_t tile[COLUMNS * (TILE_CODES + 256)];
+    __attribute__((aligned(64))) int32_t dots[(LB_TILE_ROWS + ROWS) * COLUMNS];
+    const int64_t codes = LB_BLOCK * (8 / bits), enough = (bits == 1 ? ENOUGH_1 : ENOUGH_2) * (int64_t)(8 / bits);
     for (int64_t g = 0; g < job->groups; g++)
         EACH(h, job->halves) {
             int64_t block = 0;
             do {
-                const int64_t stop = lb_min(job->full, block + LB_TILE_BYTES / codes);
-                int64_t length = (stop - block) * codes;
-                if (stop == job->full) length += job->tail * (8 / bits);
-                for (int64_t c = 0; c < (count + 3) / 4 * 4; c++)
-                    unpack_row(job, bits, segment_of(job, lb_min(column + c, end - 1), g, h), block, stop, tile + c * length);
-                for (int64_t r = row; r < row_end; r += ROWS) {
+                const int64_t stop = lb_min(job->full, block + TILE_CODES / codes);
+                const int64_t steps = ((stop - block) * codes + (stop == job->full ? job->tail * (8 / bits) : 0)) / 4;
+                fill_tile(job, bits, column, end, g, h, block, stop, tile);
+                for (int64_t r = row, count; r < row_end; r += count) {
                     const int8_t *x[ROWS];
+                    int32_t *found = dots + (r - row) * COLUMNS;
                     EACH(i, ROWS) x[i] = job->codes + lb_min(r + i, row_end - 1) * job->stride + g * job->segment + block * codes;
-                    for (int64_t c = 0; c < count; c += 4)
-                        tile_dots(x, tile + c * length, length, dots + (r - row) * LB_TILE_COLUMNS + c, block > 0);
+                    count = row_end - r > 2 ? ROWS : 2;
+                    if (count > 2) tile_many(x, tile, steps, enough, found, block > 0);
+                    else tile_two(x, tile, steps, enough, found, block > 0);
                 }
                 block = stop;
             } while (block < job->full);
-            for (int64_t r = row; r < row_end; r++)
-                lb_finish(job, r, g, h, dots + (r - row) * LB_TILE_COLUMNS, column, count);
+            finish(job, row, row_end, g, h, column, end, dots);
         }
 }
 

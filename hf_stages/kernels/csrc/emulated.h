@@ -35,6 +35,7 @@ EMULATE op_none(void) { LANES(u64, 8, 0); }
 EMULATE op_twice(const void *p) { LANES(u8, 64, ((const uint8_t *)p)[i % 32]); }
 EMULATE op_fourfold(const void *p) { LANES(u8, 64, ((const uint8_t *)p)[i % 16]); }
 EMULATE op_all8(int value) { LANES(u8, 64, (uint8_t)value); }
+EMULATE op_all32(const void *p) { LANES(u8, 64, ((const uint8_t *)p)[i % 4]); }
 EMULATE op_quarters16(int a, int b, int c, int d) { LANES(u16, 32, (uint16_t)(i < 8 ? a : i < 16 ? b : i < 24 ? c : d)); }
 EMULATE op_shift16(lb_512 v, lb_512 by) { LANES(u16, 32, by.u16[i] > 15 ? 0 : (uint16_t)(v.u16[i] >> by.u16[i])); }
 EMULATE op_and(lb_512 a, lb_512 b) { LANES(u64, 8, a.u64[i] & b.u64[i]); }

@@ -66,8 +66,8 @@ static void few_chunk(void *about, int64_t chunk) {
 
 static void many_chunk(void *about, int64_t chunk) {
     const lb_run *run = about;
-    const int64_t row = chunk / run->column_chunks * run->rows, column = chunk % run->column_chunks * LB_TILE_COLUMNS;
-    run->backend->many(&run->job, row, lb_min(row + run->rows, run->job.m), column, lb_min(column + LB_TILE_COLUMNS, run->job.n));
+    const int64_t row = chunk / run->column_chunks * run->rows, column = chunk % run->column_chunks * run->by;
+    run->backend->many(&run->job, row, lb_min(row + run->rows, run->job.m), column, lb_min(column + run->by, run->job.n));
 }
 
 /* All rows of run->job, whose activations have room. */
@@ -88,7 +88,8 @@ static void multiply(lb_run *run, int threads) {
         lb_parallel(threads, (job->n + run->by - 1) / run->by, few_chunk, run);
     } else {
         run->rows = LB_TILE_ROWS;
-        run->column_chunks = (job->n + LB_TILE_COLUMNS - 1) / LB_TILE_COLUMNS;
+        run->by = run->backend->columns;
+        run->column_chunks = (job->n + run->by - 1) / run->by;
         lb_parallel(threads, run->column_chunks * ((job->m + run->rows - 1) / run->rows), many_chunk, run);
     }
 }

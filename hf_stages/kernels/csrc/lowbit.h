@@ -13,9 +13,7 @@ enum { LB_OK = 0, LB_NO_MEMORY = 1, LB_UNAVAILABLE = 2 };
 
 /* Weights are read 32 bytes at a time (a block); what is left of a group, 16 or 32 bytes at a time. */
 #define LB_BLOCK 32
-/* A tile of the many-row kernels: columns, bytes of codes along the inputs, and rows of activations. */
-#define LB_TILE_COLUMNS 16
-#define LB_TILE_BYTES 1024
+/* Rows of activations that one tile of unpacked weights is multiplied with. */
 #define LB_TILE_ROWS 128
 /* Columns of one call of the few-row kernels. */
 #define LB_FEW_COLUMNS 64
@@ -58,6 +56,7 @@ typedef struct {
     void (*few)(const lb_job *job, int64_t row, int rows, int64_t column, int64_t end);
     void (*many)(const lb_job *job, int64_t row, int64_t row_end, int64_t column, int64_t end);
     int few_rows; /* up to so many rows `few` is used */
+    int columns;  /* of one call of `many` */
     /* Full-precision activations. */
     void (*exact)(const lb_job *job, int64_t column, int64_t end);
 } lb_backend;
@@ -113,17 +112,19 @@ LB_INLINE void lb_finish(const lb_job *job, int64_t row, int64_t g, int h, const
     const float of_row = job->row_scale[row];
     float *y = job->y + row * job->n + column;
     const int first = g == 0 && h == 0, last = g == G - 1 && h == job->halves - 1;
-    if (G == 1 && first && last && !sums) { /* by far the most frequent */
+    if (first && last && !sums) { /* one group and no zero point: by far the most frequent */
         for (int64_t i = 0; i < count; i++) y[i] = (float)(times * dots[i] - less) * scale[i] * of_row;
-    } else {
-        for (int64_t i = 0; i < count; i++) {
-            const int32_t dot = times * dots[i] - less + (sums ? zero * sums[i * G] : 0);
-            const float part = (float)dot * scale[i * G];
-            y[i] = first ? part : y[i] + part;
-        }
-        if (!last) return;
-        for (int64_t i = 0; i < count; i++) y[i] *= of_row;
+        if (bias)
+            for (int64_t i = 0; i < count; i++) y[i] += bias[i];
+        return;
     }
+    for (int64_t i = 0; i < count; i++) {
+        const int32_t dot = times * dots[i] - less + (sums ? zero * sums[i * G] : 0);
+        const float part = (float)dot * scale[i * G];
+        y[i] = first ? part : y[i] + part;
+    }
+    if (!last) return;
+    for (int64_t i = 0; i < count; i++) y[i] *= of_row;
     if (bias)
         for (int64_t i = 0; i < count; i++) y[i] += bias[i];
 }

@@ -16,6 +16,9 @@
 typedef int32x4_t V;
 #define BYTES 16
 #define ROWS 4
+#define VECTORS 4
+#define TILE_CODES 1024
+#define WEAVE 4
 #define ENOUGH_1 (1 << 30)
 #define ENOUGH_2 (1 << 30)
 
@@ -25,6 +28,20 @@ TARGET LB_INLINE V none(void) { return vdupq_n_s32(0); }
 TARGET LB_INLINE V mac(V acc, V u, V s) { /* vdotq_s32, which older clangs hide from functions with a target of their own */
     __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(acc) : "w"(u), "w"(s));
     return acc;
+}
+TARGET LB_INLINE V spread(const int8_t *codes) {
+    int32_t four;
+    memcpy(&four, codes, sizeof four);
+    return vdupq_n_s32(four);
+}
+TARGET LB_INLINE void weave(const uint8_t *from, uint8_t *into) {
+    V r[4], out[4];
+    for (int i = 0; i < 4; i++) r[i] = load(from + i * 256);
+    const int64x2_t a = vreinterpretq_s64_s32(vtrn1q_s32(r[0], r[1])), b = vreinterpretq_s64_s32(vtrn2q_s32(r[0], r[1]));
+    const int64x2_t c = vreinterpretq_s64_s32(vtrn1q_s32(r[2], r[3])), d = vreinterpretq_s64_s32(vtrn2q_s32(r[2], r[3]));
+    out[0] = vreinterpretq_s32_s64(vtrn1q_s64(a, c)), out[1] = vreinterpretq_s32_s64(vtrn1q_s64(b, d));
+    out[2] = vreinterpretq_s32_s64(vtrn2q_s64(a, c)), out[3] = vreinterpretq_s32_s64(vtrn2q_s64(b, d));
+    for (int i = 0; i < 4; i++) vst1q_s32((int32_t *)(void *)(into + i * VECTORS * BYTES), out[i]);
 }
 TARGET LB_INLINE V widen(V sum, V acc) { return vaddq_s32(sum, acc); }
 
@@ -90,5 +107,5 @@ static int usable(void) {
 #endif
 }
 
-const lb_backend lb_neon_dot = {"neon-dot", 0, usable, prepare, few, many, 3, lb_exact_scalar};
+const lb_backend lb_neon_dot = {"neon-dot", 0, usable, prepare, few, many, 3, COLUMNS, lb_exact_scalar};
 #endif

@@ -63,4 +63,4 @@ static void many(const lb_job *job, int64_t row, int64_t row_end, int64_t column
     few(job, row, (int)(row_end - row), column, end);
 }
 
-const lb_backend lb_scalar = {"scalar", 1, usable, prepare, few, many, 1, lb_exact_scalar};
+const lb_backend lb_scalar = {"scalar", 1, usable, prepare, few, many, 1, 16, lb_exact_scalar};
