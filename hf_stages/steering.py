@@ -75,6 +75,8 @@ class Steering:
         """The gates' last word, on the final metrics. True: the stage went back, measure again."""
         run = self.run
         gates = [gate for gate in run.planned.stage.gates if gate.on == "evaluation"]
+        if not gates:
+            return False
         answers = run.agreed([gate.at_end for gate in gates], history)
         for gate, decision in zip(gates, answers, strict=True):
             if decision is not None:
