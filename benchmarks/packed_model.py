@@ -6,7 +6,8 @@ turns in one process at torch's own number of threads, forwards and backwards; `
 ``speedup_median`` the median over turns, ``speedup_processor`` of processor time (all threads), which other work on the
 machine falsifies least. ``no linear layers`` is the model with layers that cost nothing in their place: fp32's time over
 its own is the most that any linear layer could give (Amdahl). ``transformers`` is what ``pack(portable=True)`` wrote, as
-stock transformers runs it: weights alone are two bits there, and become fp32 at every call.
+stock transformers runs it: weights alone are two bits there, and become fp32 at every call. ``bitnet`` are transformers' own
+layers for BitNet, whose rounding of activations is compiled and so needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -61,6 +62,20 @@ def without_linear_layers(plain: Any) -> Any:
     return model
 
 
+def with_bitnet_layers(plain: Any) -> Any:
+    """transformers' layers for BitNet: two bits a weight, unpacked to float32 at every call, activations in 8 bits."""
+    from transformers.integrations.bitnet import BitLinear, pack_weights
+
+    model = copy.deepcopy(plain)
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, nn.Linear) or module.out_features % 4:
+            continue
+        made = BitLinear(module.in_features, module.out_features, module.bias is not None, dtype=torch.float32)
+        made.weight.copy_(pack_weights(module.weight.sign()))
+        model.set_submodule(name, made)
+    return model
+
+
 def sides(build: Callable[[], Any], kinds: list[str], left_out: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The ways to run one model, and why others are not among them."""
     models: dict[str, Any] = {}
@@ -78,9 +93,10 @@ def sides(build: Callable[[], Any], kinds: list[str], left_out: list[str]) -> tu
                 models["transformers"] = kind_of.from_pretrained(Path(folder) / "portable").eval()
     models["fp32"] = WAYS["fp32"].make(build()).eval()
     models["no linear layers"] = without_linear_layers(models["fp32"])
-    for way in (way for way in ("bf16", "int8", "bnb8", "bnb4") if way not in left_out):
+    makers = {**{way: WAYS[way].make for way in ("bf16", "int8", "bnb8", "bnb4")}, "bitnet": with_bitnet_layers}
+    for way in (way for way in makers if way not in left_out):
         try:
-            models[way] = WAYS[way].make(models["fp32"])
+            models[way] = makers[way](models["fp32"])
         except Exception as error:
             absent[way] = f"{type(error).__name__}: {error}"[:200]
     return models, absent
@@ -196,7 +212,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rows", nargs="*", default=["1x16", "1x128", "32x128"], metavar="ROWSxTOKENS", help="of BERT")
     parser.add_argument("--layers", type=int, default=4, help="of the decoder")
     parser.add_argument("--only", choices=["bert", "llama", "layer"], nargs="*", default=["bert", "llama", "layer"])
-    parser.add_argument("--leave-out", nargs="*", default=[], choices=["transformers", "bf16", "int8", "bnb8", "bnb4"])
+    parser.add_argument(
+        "--leave-out", nargs="*", default=[], choices=["transformers", "bitnet", "bf16", "int8", "bnb8", "bnb4"]
+    )
     options = parser.parse_args(argv)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every 8-bit call
     if options.threads:

@@ -22,7 +22,10 @@ import transformers
 
 from hf_stages import kernels
 from hf_stages.bench_ways import WAYS, load, models_of, resident_bytes, why
-from hf_stages.checkpoint import write_json
+from hf_stages.checkpoint import SEAL, read_json, write_json
+from hf_stages.reports.bench_card import card_with
+
+logger = logging.getLogger(__name__)
 
 BENCH_FILE = "bench.json"
 SHAPES = ("1x16", "1x128", "32x128")
@@ -73,7 +76,7 @@ def bench(
 
     ``ways``: of ``WAYS``, all by default. ``tokens``: decoded by a causal model after a prompt of 16. A way gets
     ``repeats`` turns in each shape, and no further one once its turns took ``seconds``. ``save`` writes ``bench.json``
-    into the folder.
+    into the folder, and the table into its model card (``README.md``).
     """
     folder, asked = Path(folder), [shape_of(text) for text in shapes]
     for way in ways or ():
@@ -99,7 +102,18 @@ def bench(
         torch.set_num_threads(before)
     if save:
         write_json(folder / BENCH_FILE, found)
+        _write_card(folder, found)
     return found
+
+
+def _write_card(folder: Path, found: dict[str, Any]) -> None:
+    """Into the folder's model card, unless that was sealed with the folder."""
+    path = folder / "README.md"
+    if (folder / SEAL).exists() and path.name in read_json(folder / SEAL, "a seal")["files"]:
+        logger.warning("%s is sealed, so the table stands in %s alone", path, BENCH_FILE)
+        return
+    card = path.read_text(encoding="utf-8") if path.exists() else None
+    path.write_text(card_with(found, card), encoding="utf-8")
 
 
 def measure(

@@ -14,6 +14,8 @@ from transformers.utils import logging
 
 from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.checking import check_stages
+from hf_stages.collating import check_collators
+from hf_stages.data._collating import built
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
@@ -67,6 +69,7 @@ class Prepared:
         nouns: tuple[Any, ...] = (recipe, *recipe.stages)
         known = {repr(noun.teacher): noun.teacher for noun in nouns if isinstance(noun.teacher, ModelSource)}
         check_teacher_tokenizers(recipe, self.tokenizer)
+        check_collators(recipe.stages, recipe.data_collator, self.tokenizer)
         models = dry_models(recipe, self.skeleton())
         return check_stages(recipe, self.args, models, lambda t: read(repr(t)) if isinstance(t, ModelSource) else t)
 
@@ -130,7 +133,7 @@ class Prepared:
 
     def collator(self) -> Any:
         """The recipe's own collator, without a model; None where Trainer chooses."""
-        return self._collator(self.recipe.data_collator, None)
+        return built(self._collator(self.recipe.data_collator, None), self.tokenizer, None)
 
     def _model(self) -> ModelSource:
         return _model_source(self.recipe.model)
@@ -155,7 +158,7 @@ class Prepared:
 
     def _collator(self, collator: Any, model: Any, where: str = "") -> Any:
         if not isinstance(collator, Collator):
-            return collator
+            return collator  # one of ours meets its tokenizer and model when a stage begins
         try:
             return collator.build(self.tokenizer, model)
         except (TypeError, ValueError) as error:

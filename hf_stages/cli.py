@@ -154,7 +154,9 @@ def _bench_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     bench.add_argument("--repeats", type=int, default=7, help="turns of each way in each shape (7)")
     bench.add_argument("--seconds", type=float, default=20.0, help="after which a way takes no further turn (20)")
     bench.add_argument("--threads", type=int, help="torch's own number if left out")
-    bench.add_argument("--save", action="store_true", help="write bench.json into each folder")
+    bench.add_argument(
+        "--save", action="store_true", help="write bench.json and a section of the model card into each folder"
+    )
     bench.add_argument("--trust-remote-code", action="store_true", help="let code named by the folder run")
     bench.add_argument("--json", action="store_true", help="print JSON")
     bench.set_defaults(command=_bench)

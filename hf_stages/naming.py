@@ -28,6 +28,7 @@ FOLDERS = {
     "train_dataset": "data",
     "eval_dataset": "data",
     "data_collator": "data",
+    "collator": "data",
     "sources": "data",
     "augment": "data",
     "teacher": "teacher_source",

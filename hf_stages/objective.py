@@ -17,6 +17,7 @@ from hf_stages.health import Health
 from hf_stages.losses import Balanced
 from hf_stages.losses._algebra import Term, weighted
 from hf_stages.losses._signals import Signals
+from hf_stages.losses._tokens import real_tokens
 
 
 class Objective:
@@ -199,8 +200,8 @@ def counted(trainer: Any, items: Any) -> Iterator[None]:
 
 def _tokens(batch: Mapping[str, Any]) -> Any:
     """Tokens that are not padding; zero where a batch has none (images)."""
-    mask: Any = batch.get("attention_mask")
-    if torch.is_tensor(mask) and mask.dim() == 2:
-        return mask.sum()
+    real = real_tokens(batch)
+    if real is not None:
+        return real.sum()
     ids: Any = batch.get("input_ids")
     return ids.numel() if torch.is_tensor(ids) else 0

@@ -17,6 +17,7 @@ from hf_stages.naming import (
     FOLDERS,
     Where,
     check_arguments,
+    did_you_mean,
     find_class,
     find_custom,
     has_class,
@@ -80,6 +81,8 @@ def read_argument(key: str, value: Any, hint: Any, folders: Sequence[str], where
     inner = [FOLDERS[key], "curves"] if key in FOLDERS else ["curves", *(f for f in folders if f != "curves")]
     if key == "loss" and not (isinstance(value, str) and takes_text(hint)):
         return read_loss(value, where)
+    if key == "collator" and (isinstance(value, str) or (isinstance(value, Mapping) and "use" in value)):
+        return read_collator(value, where)
     if isinstance(value, Mapping):
         refuse_in_memory(value, where)
         if "use" in value:
@@ -112,6 +115,28 @@ def read_loss(value: Any, where: Where) -> Any:
             raise where.error(f"expected {{use: ClassName, ...}}, got a mapping of {', '.join(value)} without 'use'")
         return {source: read_loss(loss, where / source) for source, loss in value.items()}
     return read_part(value, ["losses"], where)
+
+
+def read_collator(value: Any, where: Where) -> Any:
+    """A collator of ours, or one of transformers' by its name."""
+    use, arguments = split_use(value, where)
+    if ":" in use or has_class(use, ["data"]):
+        return read_part(value, ["data"], where)
+    import transformers
+
+    from hf_stages.data.collator import SUPPLIED, Collator
+
+    known = [name for name in dir(transformers) if "DataCollator" in name or name == "default_data_collator"]
+    if use not in known:
+        raise where.error(f"unknown part {use!r} in hf_stages.data or transformers; {did_you_mean(use, known)}")
+    for key, argument in arguments.items():
+        if isinstance(argument, Mapping):
+            refuse_in_memory(argument, where / key)
+    target = getattr(transformers, use)
+    if not isinstance(target, type):
+        return build(target, arguments, [], where)
+    check_arguments(target, arguments, where, supplied=SUPPLIED)
+    return Collator(use, arguments)
 
 
 def _read_loss_part(use: str, arguments: dict[str, Any], folders: Sequence[str], where: Where) -> Any:
@@ -154,7 +179,13 @@ def write_value(value: Any, key: str = "", folders: Sequence[str] = ()) -> Any:
 
 
 def _write_object(value: Any, folders: Sequence[str]) -> Any:
+    from hf_stages.data.collator import Collator
+
+    if isinstance(value, Collator):
+        return {"use": value.use, **{name: write_value(argument) for name, argument in value.args.items()}}
     if isinstance(value, FunctionType):
+        if value.__module__.startswith("transformers.data.data_collator"):
+            return value.__name__
         name = importable_as(value)
         return {"use": name} if name else in_memory(value)
     name = _use_of(type(value), folders) if is_part(value) else None

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from types import FunctionType
 from typing import Any, TypeVar
 
 from hf_stages import _yaml
@@ -41,6 +40,7 @@ from hf_stages.parts import (
     build,
     in_memory,
     read_argument,
+    read_collator,
     read_loss,
     read_part,
     refuse_in_memory,
@@ -219,7 +219,7 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
         if not isinstance(value, Mapping):
             raise where.error(f"expected a mapping, got {_short(value)}")
         return dict(value) if key == "args" else {k: _read_source(v, where / k) for k, v in value.items()}
-    readers = {"data_collator": _read_collator, "compute_metrics": _read_metrics, "model": _read_model}
+    readers = {"data_collator": read_collator, "compute_metrics": _read_metrics, "model": _read_model}
     readers |= {"teacher": _read_model, "train_dataset": _read_dataset, "eval_dataset": _read_eval}
     if key in readers:
         return readers[key](value, where)
@@ -281,27 +281,6 @@ def _read_metrics(value: Any, where: Where) -> Any:
         return Metrics(tuple(names))
 
 
-def _read_collator(value: Any, where: Where) -> Any:
-    use, arguments = split_use(value, where)
-    if ":" in use or has_class(use, ["data"]):
-        return read_part(value, ["data"], where)
-    import transformers
-
-    from hf_stages.data.collator import SUPPLIED, Collator
-
-    known = [name for name in dir(transformers) if "DataCollator" in name or name == "default_data_collator"]
-    if use not in known:
-        raise where.error(f"unknown part {use!r} in hf_stages.data or transformers; {did_you_mean(use, known)}")
-    for key, argument in arguments.items():
-        if isinstance(argument, Mapping):
-            refuse_in_memory(argument, where / key)
-    target = getattr(transformers, use)
-    if not isinstance(target, type):
-        return build(target, arguments, [], where)
-    check_arguments(target, arguments, where, supplied=SUPPLIED)
-    return Collator(use, arguments)
-
-
 def _check_references(data: Mapping[str, Any], where: Where) -> None:
     """Names of sources and of teacher stages must lead somewhere. Without sources, the trainer may bring its own."""
     sources = data.get("sources") or {}
@@ -360,14 +339,11 @@ def stage_to_dict(stage: Stage) -> dict[str, Any]:
 
 
 def _write(key: str, value: Any) -> Any:
-    from hf_stages.data.collator import Collator
     from hf_stages.data.source import Source
     from hf_stages.model_source import ModelSource
 
     if isinstance(value, Source | ModelSource):
         return {name: write_value(argument, name) for name, argument in arguments_of(value)}
-    if isinstance(value, Collator):
-        return {"use": value.use, **{name: write_value(argument) for name, argument in value.args.items()}}
     if key in ("sources", "eval_dataset") and type(value) is dict:
         return {name: _write("train_dataset", source) for name, source in value.items()}
     if key == "loss":
@@ -377,8 +353,6 @@ def _write(key: str, value: Any) -> Any:
     if key == "compute_metrics" and type(value).__module__ == "hf_stages.metrics.metrics":
         written = write_value(value, key)
         return written["names"] if set(written) == {"use", "names"} else written
-    if key == "data_collator" and isinstance(value, FunctionType) and value.__module__.startswith("transformers."):
-        return value.__name__
     if key in (*_DATASETS, "tokenizer") and isinstance(value, list | tuple | Mapping):
         return in_memory(value)
     return write_value(value, key)

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from hf_stages.agreement import probe
 from hf_stages.cautions import cautions
 from hf_stages.checkpoint import disk_error, written_whole
+from hf_stages.collating import collator_at_work
 from hf_stages.data._random import seed_of
 from hf_stages.domains import domains_of, same_task
 from hf_stages.errors import RunInterrupted, StageStopped
@@ -151,6 +152,8 @@ class Runner:
     def _ready(self, planned: PlannedStage, run: StageRun, state: dict | None) -> None:
         """All that stands between the stage's losses and its first update."""
         trainer, losses, args = self.trainer, run.losses, run.args
+        where = f"stage {planned.name!r}: "
+        trainer.data_collator = collator_at_work(trainer.data_collator, trainer.processing_class, trainer.model, where)
         trainer.stage_teacher, trainer._signature_columns = losses.teacher, None  # it may read columns of its own
         if state is None:
             self._probe_teacher(planned, losses)

@@ -18,7 +18,9 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from hf_stages.collating import reads_progress
 from hf_stages.data._order import KeyedDataset, StageSampler, drawn_by, sequential, shuffled
+from hf_stages.data._progress import PlacedDataset, PlacedSampler, PlacedStream
 from hf_stages.data._random import seed_of, undisturbed
 from hf_stages.data._stream import EndlessStream
 from hf_stages.gates import History
@@ -121,13 +123,15 @@ class StageRun:
                 columns(self.dataset, description="Training") if hasattr(self.dataset, "column_names") else self.dataset
             )
             view = self.keyed = KeyedDataset(dataset, self.seed)
+        if reads_progress(trainer.data_collator):
+            view = PlacedStream(view, self.place_of) if view is self.stream else PlacedDataset(view)
         trainer.train_dataset = view
         try:
             yield
         finally:
             trainer.train_dataset = self.dataset
 
-    def make_sampler(self, theirs: Any) -> StageSampler:
+    def make_sampler(self, theirs: Any) -> Any:
         """Trainer's sampling strategy as a function of (seed, epoch, position)."""
         n = self.planned.size.examples
         assert n is not None  # Trainer asks for a sampler only where there is a length
@@ -139,7 +143,15 @@ class StageRun:
         size = self.planned.size
         rounds = size.batch * size.world if size.world > 1 and not size.drop_last else 1
         self.sampler = StageSampler(n, order, rounds=rounds)
-        return self.sampler
+        return (
+            PlacedSampler(self.sampler, self.place_of) if reads_progress(self.trainer.data_collator) else self.sampler
+        )
+
+    def place_of(self, epoch: int, position: int) -> float:
+        """Progress of the update that takes the example at ``position`` of an epoch; by planned updates, for a stage in tokens."""
+        size = self.planned.size
+        update = epoch * (size.updates_per_epoch or 0) + position // size.global_batch
+        return min(update / self.planned.steps, 1.0)
 
     def enter_epoch(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Set the data to this epoch's place; a resumed epoch is as much shorter as it was trained already."""

@@ -24,6 +24,8 @@ from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.blueprint import Blueprint
 from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_beside_adapter, load_renamed, save_checkpoint, without_token
+from hf_stages.collating import check_collators, collator_at_work
+from hf_stages.data._collating import columns_read
 from hf_stages.data._random import undisturbed
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
@@ -106,7 +108,11 @@ class StagedMixin(MeasuredMixin):
             **shared,
         )
         self._refuse()
+<<<<<<< HEAD
         self._weighs_items = True
+=======
+        self.data_collator: Any = collator_at_work(self.data_collator, self.processing_class, self.model)
+>>>>>>> main
         if self.args.max_steps > 0 or self.args.num_train_epochs != 3.0:
             logger.warning(
                 "max_steps and num_train_epochs have no effect with stages: each stage's `until` says how long it is"
@@ -130,6 +136,7 @@ class StagedMixin(MeasuredMixin):
             check_no_rebuild(self.recipe, plan)
         models = dry_models(self.recipe, self.blueprint.build("meta")) if self.blueprint.buildable else {}
         own_loss = self.compute_loss_func is not None
+        check_collators(self.recipe.stages, self.recipe.data_collator, self.processing_class)
         check_teacher_tokenizers(self.recipe, self.processing_class)
         taught = check_stages(self.recipe, self.args, models, own_loss=own_loss)
         for stage in self.recipe.stages:
@@ -312,6 +319,7 @@ class StagedMixin(MeasuredMixin):
             columns.extend(sorted(self._for_teacher))
         if isinstance(self.data_collator, SourceCollator) and SOURCE not in columns:
             columns.append(SOURCE)
+        columns.extend(sorted(columns_read(self.data_collator).difference(columns)))
 
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)

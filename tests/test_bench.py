@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks import packed_model
 from hf_stages import bench as timing
 from hf_stages import cli
-from hf_stages.bench import bench, in_turns, shape_of, summary
+from hf_stages.bench import _write_card, bench, in_turns, shape_of, summary
 from hf_stages.bench_ways import WAYS, load, models_of, resident_bytes
 from hf_stages.packing import pack
 from hf_stages.transforms import Binarize, Ternarize
@@ -46,6 +46,21 @@ def test_a_packed_decoder(packed):
     assert rows["packed"]["weight_bytes"] < rows["int8"]["weight_bytes"] < rows["fp32"]["weight_bytes"]
     assert json.loads((packed / "bench.json").read_text()) == json.loads(json.dumps(found))
     assert type(load(packed)) is type(plain)
+    card = (packed / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers")
+    assert "# packed\n" in card
+    assert "| packed | " in card
+    assert "## Size and speed" in card
+
+
+def test_a_sealed_card_is_left_alone(packed, caplog):
+    found = {"folder": str(packed)}
+    (packed / "README.md").write_text("of the stage")
+    (packed / "seal.json").write_text('{"schema": 1, "files": {"README.md": {}}}')
+    _write_card(packed, found)
+    (packed / "seal.json").unlink()
+    assert (packed / "README.md").read_text() == "of the stage"
+    assert "sealed" in caplog.text
 
 
 def test_of_a_plain_model_nothing_is_packed_and_images_have_no_length(tmp_path):
@@ -205,7 +220,7 @@ class _Sound:
 
 
 def test_the_benchmark_runs(capsys):
-    packed_model.main(["--quick", "--leave-out", "bf16", "bnb8", "bnb4"])
+    packed_model.main(["--quick", "--leave-out", "bitnet", "bf16", "bnb8", "bnb4"])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(found["found"]) == {"1x16", "4x32", "absent", "decode"}
     assert found["found"]["1x16"]["no linear layers"]["amdahl_bound"] > 0  # of tiny layers it is noise

@@ -6,6 +6,10 @@ import functools
 
 import torch
 from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -13,6 +17,7 @@ from transformers import (
     LlamaForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -113,6 +118,16 @@ def image_data(rows: int = 16, size: int = 16, seed: int = 0, *, labels: int = 3
     pixels = torch.rand((rows, 3, size, size), generator=generator).tolist()
     classes = torch.randint(labels, (rows,), generator=generator).tolist()
     return Dataset.from_dict({"pixel_values": pixels, "labels": classes}).with_format("torch")
+
+
+def tokenizer(template: str | None = None, **options) -> PreTrainedTokenizerFast:
+    """One token per byte (3 .. 258), pad 0, mask 1, end 2, no network."""
+    vocab = {"<pad>": 0, "<mask>": 1, "<end>": 2, **{c: i for i, c in enumerate(sorted(ByteLevel.alphabet()), start=3)}}
+    raw = Tokenizer(BPE(vocab, merges=[]))
+    raw.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = ByteLevelDecoder()
+    special = {"pad_token": "<pad>", "mask_token": "<mask>", "eos_token": "<end>"}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, chat_template=template, **{**special, **options})
 
 
 def _build(model: type[PreTrainedModel], config: PretrainedConfig, seed: int, changes: dict) -> PreTrainedModel:

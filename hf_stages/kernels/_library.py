@@ -13,12 +13,13 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 VARIABLE = "HF_STAGES_KERNEL"
-VERSION = 1
+VERSION = 2
 """Of the C interface (lb_version): a library of another build is not called."""
 HOW = "pip install -e . or python -m hf_stages.kernels.build (both need a C compiler)"
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
     "lb_linear": [ctypes.c_char_p, _I, *[_P] * 6, *[_L] * 4, *[_I] * 5, _F, _F],
+    "lb_call": [_P, _I, _P, _P, _L],
     "lb_exact": [ctypes.c_char_p, _I, *[_P] * 5, *[_L] * 4, _I, _I],
     "lb_dense": [_I, *[_P] * 3, *[_L] * 5, _I, _I],
     "lb_sums": [_P, _L, _L, _L, _I, _P],

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from hf_stages.kernels import _library, _plain
+from hf_stages.kernels._call import no_memory, remember
 from hf_stages.kernels._unpack import dense, unpacked_rows
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.packed_levels import BITS
@@ -33,16 +34,25 @@ def linear(
 ) -> torch.Tensor:
     """``F.linear(activations(x.float(), clip), effective weight, bias)`` in x's dtype, on packed weights.
 
-    ``weight`` is uint8 as packing writes it: ``ternary`` [out, in/4], ``binary`` [out, in/8], ``split`` [2, out, in/8];
+    ``weight`` is uint8 (or the same bytes as int8) as packing writes it: ``ternary`` [out, in/4], ``binary`` [out, in/8], ``split`` [2, out, in/8];
     ``scale`` is [out, groups], of split weights [2, out, groups]. The dots of codes are exact. x and bias get gradients,
     x's straight through the rounding. ``cache`` is the layer's own dict: what is kept of an unchanged weight goes there.
     """
     if torch.compiler.is_compiling():
+        weight = _bytes(weight)
         bits, symmetric = (0, True) if activations is None else (activations.bits, activations.symmetric)
         return _operator(x, weight, scale, bias, clip, levels, in_features, bits, symmetric)
+    known = None if cache is None else cache.get("call")
+    if known is not None and known.fits(x, weight, scale, bias):
+        return known(x)
+    weight = _bytes(weight)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return _Linear.apply(x, bias, weight, scale, clip, levels, in_features, activations, cache)
     return _forward(x, weight, scale, bias, levels, in_features, activations, clip, cache)
+
+
+def _bytes(weight: torch.Tensor) -> torch.Tensor:
+    return weight.view(torch.uint8) if weight.dtype is torch.int8 else weight
 
 
 def _forward(
@@ -60,6 +70,8 @@ def _forward(
     name = _library.native() if x.is_cpu else None
     if name is None:
         return _plain.linear(x, weight, scale, bias, levels, in_features, activations, clip, cache)
+    if cache is not None and activations is not None and activations.symmetric and clip is None:
+        remember(cache, x, weight, scale, bias, levels, in_features, activations.top)
     bits, halves, found = BITS[levels], 2 if levels == "split" else 1, _library.library()
     given = x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
     if not weight.is_contiguous():
@@ -94,7 +106,7 @@ def _forward(
             high,
         )
     if failed:
-        raise MemoryError(f"packed linear layer: no memory for {count} rounded rows of {in_features} activations")
+        raise no_memory(count, in_features)
     return y if x.dtype is torch.float32 else y.to(x.dtype)
 
 

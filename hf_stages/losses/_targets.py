@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from hf_stages.losses._tokens import before_next, real_tokens
+
 _FIELDS = ("labels", "input_ids", "pixel_values", "input_features", "input_values", "inputs_embeds")
 
 
@@ -61,7 +63,9 @@ class Targets:
         shifted, labels = _tensor(batch, "shift_labels"), _tensor(batch, "labels")
         if self.on == "tokens" or (shifted is None and labels is None):
             real = _real(batch)
-            return _moved(real) & real
+            goes_on = before_next(batch)
+            moved = _moved(real) & real
+            return moved if goes_on is None else torch.cat((moved[..., :-1] & goes_on, moved[..., -1:]), -1)
         wanted = shifted.ne(-100) if shifted is not None else _moved(labels.ne(-100))
         mask = _tensor(batch, "attention_mask")
         return wanted & mask.ne(0) if mask is not None and mask.shape == wanted.shape else wanted
@@ -98,6 +102,8 @@ def _moved(mask: torch.Tensor) -> torch.Tensor:
 
 def _real(batch: Mapping[str, Any]) -> torch.Tensor:
     mask, ids, embedded = (_tensor(batch, key) for key in ("attention_mask", "input_ids", "inputs_embeds"))
+    if (real := real_tokens(batch)) is not None:
+        return real
     if mask is not None:
         if mask.dim() != 2:
             raise ValueError(

@@ -39,8 +39,38 @@ def _mask(batch: Mapping[str, Any], stack: str | None) -> torch.Tensor | None:
         if mask is None and torch.is_tensor(labels) and labels.dim() == 2 and not labels.is_floating_point():
             return labels.ne(-100)
     else:
-        mask = batch.get("attention_mask")
+        return real_tokens(batch)
     return mask.ne(0) if torch.is_tensor(mask) and mask.dim() == 2 else None
+
+
+def real_tokens(batch: Mapping[str, Any]) -> torch.Tensor | None:
+    """(rows, tokens): what is no padding; None where the batch does not say.
+
+    Packed rows say it without a mask of two dimensions, which would tell the model that they are one sequence: in a mask of
+    four, padding does not see itself; in positions alone, it neither goes on nor begins anew.
+    """
+    mask: Any
+    ids: Any
+    positions: Any
+    mask, ids, positions = (batch.get(key) for key in ("attention_mask", "input_ids", "position_ids"))
+    if torch.is_tensor(mask):
+        if mask.dim() == 4 and mask.shape[-1] == mask.shape[-2]:
+            own = mask[:, 0].diagonal(dim1=-2, dim2=-1)
+            if own.dtype == torch.bool:
+                return own
+            return None if bool(own.gt(0).any()) else own.eq(0)  # added to scores, or of a kind that is not known
+        return mask.ne(0) if mask.dim() == 2 else None
+    if mask is not None or not torch.is_tensor(positions) or positions.shape != getattr(ids, "shape", None):
+        return None
+    real = torch.ones_like(positions, dtype=torch.bool)
+    real[:, 1:] = positions[:, 1:].eq(0) | positions.diff(dim=-1).eq(1)
+    return real
+
+
+def before_next(batch: Mapping[str, Any]) -> torch.Tensor | None:
+    """(rows, tokens - 1): whether the next token goes on with the same example; None where no positions say so."""
+    positions: Any = batch.get("position_ids")
+    return positions.diff(dim=-1).eq(1) if torch.is_tensor(positions) and positions.dim() == 2 else None
 
 
 def _token_shape(batch: Mapping[str, Any], stack: str | None) -> tuple[int, int] | None:

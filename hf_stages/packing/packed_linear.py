@@ -59,7 +59,7 @@ class PackedLinear(PackedWeight, nn.Linear):
         scale: Any = own["scale"]
         return kernels.linear(
             input,
-            weight.view(torch.uint8),
+            weight,
             scale,
             own["bias"],
             levels=spec.levels,

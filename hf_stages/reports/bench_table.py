@@ -12,24 +12,24 @@ _DECODE = "decode"
 
 def bench_table(found: Mapping[str, Any]) -> str:
     """The machine, a row for each way to run the model, and what could not be measured."""
-    heads, rows = _rows(found)
+    heads, rows = cells(found)
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     lines = [_line(row, widths) for row in (heads, *rows)]
     lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join([*_head(found), "", *lines, "", *_notes(found)])
+    return "\n".join([*head(found), "", *lines, "", *notes(found)])
 
 
-def _rows(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells; a model card may show the same."""
+def cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells; a model card shows the same."""
     shapes = found["shapes"]
     heads = ["", "weights", *(_title(name, shape) for name, shape in shapes.items())]
     heads += ["decode, tokens/s"] if found["decoded"] else []
     rows = []
     for row in found["rows"]:
         times = row.get("times", {})
-        cells = [_cell(times.get(name), _items(shape)) for name, shape in shapes.items()]
-        cells += [_cell(times.get(_DECODE), 1)] if found["decoded"] else []
-        rows.append([row["name"], mebibytes(row.get("weight_bytes")), *cells])
+        row_cells = [_cell(times.get(name), _items(shape)) for name, shape in shapes.items()]
+        row_cells += [_cell(times.get(_DECODE), 1)] if found["decoded"] else []
+        rows.append([row["name"], mebibytes(row.get("weight_bytes")), *row_cells])
     return heads, rows
 
 
@@ -65,7 +65,8 @@ def _number(value: float) -> str:
     return f"{value:,.{places}f}"
 
 
-def _head(found: Mapping[str, Any]) -> list[str]:
+def head(found: Mapping[str, Any]) -> list[str]:
+    """What was measured, and on what."""
     machine = found["machine"]
     waits = "" if machine["wait_policy"] is None else f", OMP_WAIT_POLICY={machine['wait_policy']}"
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)} of {machine['cores']} cores{waits}"
@@ -75,7 +76,8 @@ def _head(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _notes(found: Mapping[str, Any]) -> list[str]:
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """How to read the numbers, and why some are missing."""
     machine, counts = found["machine"], set()
     reasons: dict[str, list[str]] = {}
     for row in found["rows"]:
@@ -96,5 +98,5 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
 
 
 def _line(row: list[str], widths: list[int]) -> str:
-    cells = [text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
-    return "  ".join(cells).rstrip()
+    padded = [text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths, strict=True))]
+    return "  ".join(padded).rstrip()

@@ -97,3 +97,20 @@ def test_an_adapter_is_merged_first(tmp_path):
     with pytest.raises(ValueError, match="the model has adapters; merge them first"):
         pack(tmp_path / "out" / "01-adapted", tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
+
+
+def test_in_a_pipeline(tmp_path):
+    """What people run: the packed folder and its tokenizer by their names alone."""
+    from transformers import AutoModelForSequenceClassification, pipeline
+
+    folder = tmp_path / "packed"
+    pack(Binarize()(tiny.bert(vocab_size=259)), folder)
+    tiny.tokenizer().save_pretrained(folder)
+    found = pipeline("text-classification", model=str(folder), top_k=None)(["a question", "another"], batch_size=2)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    inputs = tiny.tokenizer()(["a question", "another"], padding=True, return_tensors="pt")
+    wanted = model(**{key: inputs[key] for key in ("input_ids", "attention_mask")}).logits.softmax(-1)
+    for row, scores in zip(found, wanted.tolist(), strict=True):
+        assert {each["label"]: each["score"] for each in row} == pytest.approx(
+            {model.config.id2label[number]: score for number, score in enumerate(scores)}
+        )

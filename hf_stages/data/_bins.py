@@ -1,0 +1,50 @@
+"""Which examples of a micro-batch share a row."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+
+def rows_of(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Numbers of the examples in each row: as few rows as best fit finds, then as even as they get.
+
+    Best fit takes the longest first, each to the row it fills best (never over 11/9 of the fewest rows, Johnson 1973). A
+    batch is as wide as its widest row, so the same examples are then dealt out to that many rows, the longest to the
+    emptiest, where that is narrower. Both depend on the lengths alone.
+
+    >>> rows_of([5, 4, 3, 3, 2], 9)
+    [[0, 2], [1, 3, 4]]
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    fits = _best_fit(lengths, order, capacity)
+    even = _evened(lengths, order, len(fits))
+    rows = min(even, fits, key=lambda rows: max((sum(lengths[i] for i in row) for row in rows), default=0))
+    return sorted(sorted(row) for row in rows)
+
+
+def _best_fit(lengths: Sequence[int], order: Sequence[int], capacity: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []
+    """(tokens that still fit, row), in order."""
+    for i in order:
+        at = bisect_left(room, (lengths[i], -1))
+        if at == len(room):
+            rows.append([])
+            left, row = capacity, len(rows) - 1
+        else:
+            left, row = room.pop(at)
+        rows[row].append(i)
+        insort(room, (left - lengths[i], row))
+    return rows
+
+
+def _evened(lengths: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
+    rows: list[list[int]] = [[] for _ in range(count)]
+    load = [(0, row) for row in range(count)]
+    for i in order:
+        width, row = heapq.heappop(load)
+        rows[row].append(i)
+        heapq.heappush(load, (width + lengths[i], row))
+    return rows

@@ -1,0 +1,141 @@
+"""How a model is told which tokens of a row belong together, and which way of telling it understands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+_A, _B = (7, 3, 9, 4), (5, 8, 6)
+_OTHER = (2, 6, 3, 8)
+MASKED = ("blocks", "additive")
+
+
+class Layout(NamedTuple):
+    """``mask`` and ``first`` as in ``Packed``; whether a token sees those before it alone."""
+
+    mask: str
+    first: int
+    causal: bool
+
+
+def positions_of(counts: Sequence[Sequence[int]], width: int, first: int = 0) -> torch.Tensor:
+    """(rows, width): positions that begin anew with each document. Padding stays where the last document ended, which no
+    token of a document does: that is how it is told apart, and to transformers each is a sequence of its own.
+
+    >>> positions_of([[3, 2], [1]], 6).tolist()
+    [[0, 1, 2, 0, 1, 1], [0, 2, 2, 2, 2, 2]]
+    """
+    out = torch.empty(len(counts), width, dtype=torch.int64)
+    for row, lengths in zip(out, counts, strict=True):
+        own = torch.cat([torch.arange(first, first + n) for n in lengths])
+        row[: len(own)] = own
+        row[len(own) :] = own[-1] if lengths[-1] > 1 else first + 2
+    return out
+
+
+def block_mask(counts: Sequence[Sequence[int]], width: int, *, causal: bool, additive: bool = False) -> torch.Tensor:
+    """(rows, 1, width, width): true where a query (row) may see a key. Padding sees every document and is seen by nothing,
+    not even by itself: a softmax over nothing would be NaN.
+
+    >>> block_mask([[2, 1]], 4, causal=True)[0, 0].int().tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 0]]
+    """
+    number = torch.full((len(counts), width), -1)
+    for row, lengths in zip(number, counts, strict=True):
+        row[: sum(lengths)] = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    same = number[:, :, None] == number[:, None, :]
+    if causal:
+        same = same & torch.ones(width, width, dtype=torch.bool).tril()
+    seen = ((number[:, :, None] < 0) | same) & (number[:, None, :] >= 0)
+    seen = seen[:, None]
+    # Eager attention adds its mask to the scores, as float32 whatever the model's precision is.
+    return torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min) if additive else seen
+
+
+def find_layout(model: Any) -> Layout:
+    """The first way of packing under which a document's logits are what they are alone and do not move with its neighbour.
+
+    The model is asked, not its name: some ignore positions (BERT makes its mask without them), some want them to begin
+    elsewhere (RoBERTa), with ``use_cache`` none looks at them, some mix tokens by other means than attention (convolutions,
+    recurrences) and cannot be packed.
+    """
+    limit = 1e-3 if _dtype(model) == torch.float32 else 0.05
+    least = (float("inf"), float("inf"))
+    with _quietly(model):
+        for layout in _candidates(model, _is_causal(model)):
+            mixed, moved = _difference(model, layout)
+            if mixed < limit / 10 and moved < limit:
+                return layout
+            least = min(least, (mixed, moved), key=sum)
+    mixed, moved = least
+    what = "one packed example sees another" if mixed >= limit / 10 else "a packed example is not what it is alone"
+    raise ValueError(
+        f"Packed: in {type(model).__name__} {what}, whether told by position_ids or by a mask of 4 dimensions (tried on a few tokens: "
+        f"logits differ by {max(mixed, moved):.2g} of their size); pad instead, or give mask= if you know better"
+    )
+
+
+def _candidates(model: Any, causal: bool) -> list[Layout]:
+    how = getattr(getattr(model, "config", None), "_attn_implementation", None) or "eager"
+    if how.startswith("flash") or "flash" in how:
+        return [Layout("flat", 0, causal)]
+    blocks = "additive" if how == "eager" else "blocks"
+    pad = getattr(model.config, "pad_token_id", None) or 0
+    first = [Layout("positions", 0, causal)] if causal else []
+    return [*first, Layout(blocks, 0, causal), Layout(blocks, pad + 1, causal)]
+
+
+def _difference(model: Any, layout: Layout) -> tuple[float, float]:
+    """How far a document's logits move with its neighbour, and away from what they are alone; shares of their size."""
+    alone = _logits(model, {"input_ids": torch.tensor([_B])})
+    try:
+        one, other = (_logits(model, _inputs(before, layout))[:, len(before) :] for before in (_A, _OTHER))
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return float("inf"), float("inf")
+    size = alone.abs().max().clamp_min(1e-12)
+    return float((one - other).abs().max() / size), float((one - alone).abs().max() / size)
+
+
+def window_of(config: Any) -> int | None:
+    """How far layers of local attention see. A mask of 4 dimensions overrides theirs, which a few tokens cannot tell."""
+    known = (getattr(config, name, None) for name in ("sliding_window", "local_attention", "window_size"))
+    return min((w for w in known if isinstance(w, int)), default=None)
+
+
+def _inputs(before: tuple[int, ...], layout: Layout) -> dict[str, torch.Tensor]:
+    counts, width = [[len(before), len(_B)]], len(before) + len(_B)
+    inputs = {"input_ids": torch.tensor([[*before, *_B]]), "position_ids": positions_of(counts, width, layout.first)}
+    if layout.mask in MASKED:
+        inputs["attention_mask"] = block_mask(counts, width, causal=layout.causal, additive=layout.mask == "additive")
+    return inputs
+
+
+def _is_causal(model: Any) -> bool:
+    one, other = (_logits(model, {"input_ids": torch.tensor([[*_B, last]])})[:, : len(_B)] for last in _A[:2])
+    return bool((one - other).abs().max() <= 1e-3 * one.abs().max().clamp_min(1e-12))
+
+
+def _logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    vocab = model.get_input_embeddings().weight.shape[0]
+    inputs = {k: v.to(model.device) for k, v in inputs.items()}
+    inputs["input_ids"] = inputs["input_ids"] % vocab
+    out = model(**inputs)
+    return (out.logits if "logits" in out else out[0]).float()
+
+
+def _dtype(model: Any) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+@contextmanager
+def _quietly(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

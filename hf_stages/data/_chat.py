@@ -1,0 +1,170 @@
+"""Conversations as tokens, with the ones that the assistant wrote marked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from hf_stages.data._collating import IGNORED, Collating, batched
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Messages = Sequence[Mapping[str, Any]]
+Wanted = Sequence[bool]
+"""For each message, whether its tokens are to be learned."""
+
+
+class Rendered(NamedTuple):
+    ids: list[int]
+    learned: list[bool]
+
+
+def check_template(where: str, tokenizer: Any) -> None:
+    if tokenizer is None:
+        raise ValueError(f"{where}: tokenizer: missing; use {where}(...).build(tokenizer), or give tokenizer=")
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"{where}: tokenizer: expected one with a chat template, {type(tokenizer).__name__} has none; set "
+            "tokenizer.chat_template (models that were tuned to chat bring one), or train on plain text"
+        )
+
+
+def conversation(where: str, row: Any, key: str) -> tuple[list[dict[str, Any]], Any]:
+    """Messages and tools of a row, without the empty fields that a table adds to rows that lack them."""
+    if not isinstance(row, Mapping) or key not in row:
+        has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+        raise ValueError(
+            f"{where}: expected rows with a column {key!r} of messages, got {has}; name it: {where}(messages=...)"
+        )
+    messages, tools = _read(row[key]), _read(row.get("tools"))
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{where}: {key}: expected a list of messages, got {row[key]!r}")
+    for message in messages:
+        if not isinstance(message, dict) or "role" not in message:
+            raise ValueError(f"{where}: {key}: expected messages such as {{role: user, content: ...}}, got {message!r}")
+    return messages, tools or None
+
+
+def _read(value: Any) -> Any:
+    """JSON text as what it says; keys without a value are dropped."""
+    if isinstance(value, str):
+        return _read(json.loads(value))
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str) else _read(value)
+
+
+def rendered(where: str, tokenizer: Any, messages: Messages, tools: Any, wanted: Wanted) -> Rendered:
+    """The conversation's tokens, and which of them are of the messages that are wanted.
+
+    A template that marks what the assistant says with ``{% generation %}`` is believed. Else the text is rendered up to
+    each wanted message with the prompt for an answer, and up to its end: what lies between is learned.
+    """
+    if _GENERATION.search(tokenizer.get_chat_template(tools=tools)):
+        found = _by_marks(where, tokenizer, messages, tools, wanted)
+        if found is not None:
+            return found
+    return _by_prefixes(where, tokenizer, messages, tools, wanted)
+
+
+def _by_marks(where: str, tokenizer: Any, messages: Messages, tools: Any, wanted: Wanted) -> Rendered | None:
+    """None where the marked stretches are not one for each assistant message, and only some are wanted."""
+    done = _asked(where, tokenizer, messages, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    ids, marked = list(done["input_ids"]), [bool(m) for m in done["assistant_masks"]]
+    answers = [w for w, message in zip(wanted, messages, strict=True) if message["role"] == "assistant"]
+    if any(answers) and not any(marked):
+        raise ValueError(
+            f"{where}: the template has {{% generation %}}, but marks nothing in a conversation of {len(messages)} messages; put the "
+            "block around what the assistant says"
+        )
+    if all(answers) or not any(answers):
+        return Rendered(ids, [m and any(answers) for m in marked])
+    number, learned, before = -1, [], False
+    for mark in marked:
+        number += mark and not before
+        learned.append(bool(mark and number < len(answers) and answers[number]))
+        before = mark
+    return Rendered(ids, learned) if number + 1 == len(answers) else None
+
+
+def _by_prefixes(where: str, tokenizer: Any, messages: Messages, tools: Any, wanted: Wanted) -> Rendered:
+    whole = _asked(where, tokenizer, messages, tools, tokenize=False)
+    spans = []
+    for i in (i for i, w in enumerate(wanted) if w):
+        before = _asked(where, tokenizer, messages[:i], tools, tokenize=False, add_generation_prompt=True)
+        until = _asked(where, tokenizer, messages[: i + 1], tools, tokenize=False)
+        if not (until.startswith(before) and whole.startswith(until)):
+            raise ValueError(_inconsistent(where, i, until.startswith(before)))
+        spans.append((len(before), len(until)))
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{where}: tokenizer: expected a fast one, which tells where in the text a token lies; got {type(tokenizer).__name__}"
+        )
+    done = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    learned = [any(start <= at < end for start, end in spans) for at, _ in done["offset_mapping"]]
+    return Rendered(list(done["input_ids"]), learned)
+
+
+def _inconsistent(where: str, i: int, prompt_fits: bool) -> str:
+    what = (
+        f"a conversation changes its earlier text as it grows (found up to message {i + 1}; some templates drop the reasoning "
+        "of earlier answers)"
+        if prompt_fits
+        else f"what is rendered as the prompt for message {i + 1} is not how its text begins"
+    )
+    return (
+        f"{where}: the chat template is not prefix-consistent: {what}, so there is no telling which tokens the assistant wrote; put "
+        "{% generation %} ... {% endgeneration %} around them in the template, or train on rows that end with their only answer"
+    )
+
+
+def _asked(where: str, tokenizer: Any, messages: Messages, tools: Any, **how: Any) -> Any:
+    try:
+        return tokenizer.apply_chat_template(list(messages), tools=tools, **how)
+    except Exception as error:  # jinja's, and whatever a template's own code raises
+        end = f" up to message {len(messages)}" if messages else " before its first message"
+        raise ValueError(f"{where}: the chat template cannot render a conversation{end}: {error}") from error
+
+
+def collated(collating: Any, rows: Sequence[Any], wanted: Callable[[Messages], Wanted]) -> dict[str, torch.Tensor]:
+    """A batch whose labels are -100 outside of the wanted messages."""
+    where, tokenizer = type(collating).__name__, collating.tokenizer
+    check_template(where, tokenizer)
+    made = []
+    for row in rows:
+        messages, tools = conversation(where, row, collating.messages)
+        ids, learned = rendered(where, tokenizer, messages, tools, wanted(messages))
+        labels = [token if learn else IGNORED for token, learn in zip(ids, learned, strict=True)]
+        made.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    if collating.collator is None:
+        return batched([{key: torch.tensor(row[key]) for key in ("input_ids", "labels")} for row in made], tokenizer)
+    if isinstance(collating.collator, Collating):
+        return collating.collator(made)
+    # Some pad no labels, some write their own over them: they get none.
+    batch = collating.collator([{key: row[key] for key in ("input_ids", "attention_mask")} for row in made])
+    return {**batch, "labels": _placed(where, collating.collator, batch, made)}
+
+
+def _placed(
+    where: str, collator: Any, batch: Mapping[str, Any], made: Sequence[Mapping[str, list[int]]]
+) -> torch.Tensor:
+    """The rows' labels where the collator put their tokens."""
+    ids: Any = batch.get("input_ids")
+    mask: Any = batch.get("attention_mask")
+    given = torch.tensor([token for row in made for token in row["input_ids"]])
+    fits = torch.is_tensor(ids) and torch.is_tensor(mask) and ids.shape == mask.shape and len(ids) == len(made)
+    if not fits or not torch.equal(ids[mask.bool()], given):
+        raise ValueError(
+            f"{where}: collator: expected one that pads input_ids and gives an attention_mask, {type(collator).__name__} does more (it "
+            "masks, cuts or packs); leave it out, or put it around: Packed(512, CompletionOnly())"
+        )
+    labels = torch.full_like(ids, IGNORED)
+    labels[mask.bool()] = torch.tensor([label for row in made for label in row["labels"]])
+    return labels

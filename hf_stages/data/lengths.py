@@ -1,0 +1,79 @@
+"""How long examples may be, over the stage, and how wide a batch is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from hf_stages.curves import Curve
+from hf_stages.data._collating import (
+    LONGER,
+    Collating,
+    batched,
+    check_choice,
+    check_length,
+    documents,
+    fitted,
+    number,
+)
+
+
+@dataclass(frozen=True)
+class Lengths(Collating):
+    """Cuts examples to ``length`` tokens, which may grow with the stage, and pads a batch no wider than it has to be.
+
+    Short sequences first saves attention's square and steadies large learning rates (arXiv 2108.06084). ``truncate`` loses
+    what is cut off; ``split`` keeps it, as more rows in the batch.
+
+    >>> Lengths(4, steps_of=2)([{"input_ids": [5, 6, 7]}, {"input_ids": [8]}])["input_ids"].tolist()
+    [[5, 6, 7, 0], [8, 0, 0, 0]]
+    """
+
+    length: int | Curve
+    """Tokens of an example at most; a curve over the stage's progress is rounded."""
+    collator: Any = None
+    """Another collator that makes the batch. None: rows hold ``input_ids`` (and ``labels``)."""
+    longer: Literal["error", "split", "truncate"] = "truncate"
+    """What becomes of a longer example: an error, more rows, or the loss of its end."""
+    steps_of: int = 1
+    """Lengths and widths are multiples of it: fewer shapes to compile for, and 8 suits tensor cores."""
+    widths: tuple[int, ...] = ()
+    """The only widths a batch is padded to, each batch to the least that holds it: a handful of shapes."""
+    tokenizer: Any = None
+    """For its padding token and side; the trainer's, if none is given."""
+
+    def __post_init__(self) -> None:
+        check_length("Lengths", self.length)
+        check_choice("Lengths", "longer", self.longer, LONGER)
+        if isinstance(self.steps_of, bool) or not isinstance(self.steps_of, int) or self.steps_of < 1:
+            raise ValueError(f"Lengths: steps_of: expected a whole number of at least 1, got {self.steps_of!r}")
+        object.__setattr__(self, "widths", tuple(sorted(self.widths)))
+        if not all(isinstance(width, int) and width > 0 for width in self.widths):
+            raise ValueError(f"Lengths: widths: expected whole numbers of tokens, got {list(self.widths)}")
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+        found, apart = documents("Lengths", rows, self.collator)
+        length = number(self.length, None, whole=True)
+        length = max(length // self.steps_of, 1) * self.steps_of
+        runs = [run for document in found for run in fitted("Lengths", document, length, self.longer)]
+        if len(runs) < len(found) and (apart or not runs):
+            raise ValueError("Lengths: an example without a single token; drop empty examples")
+        if len(runs) > len(found) and apart:
+            raise ValueError(
+                f"Lengths: longer: expected 'truncate' or 'error' where {', '.join(apart)} is one per example, got 'split'"
+            )
+        width = self._width(max(len(run["input_ids"]) for run in runs))
+        return {**batched(runs, self.tokenizer, width), **apart}
+
+    def _width(self, longest: int) -> int:
+        for width in self.widths:
+            if width >= longest:
+                return width
+        if self.widths:
+            raise ValueError(
+                f"Lengths: widths: expected one that holds {longest} tokens, got {list(self.widths)}; add one, or lower length"
+            )
+        return -(-longest // self.steps_of) * self.steps_of

@@ -1,0 +1,152 @@
+"""Several examples in one row, none of which sees another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from hf_stages.curves import Curve
+from hf_stages.data._bins import rows_of
+from hf_stages.data._blocks import MASKED, block_mask, find_layout, positions_of, window_of
+from hf_stages.data._collating import (
+    IGNORED,
+    LONGER,
+    Collating,
+    Document,
+    check_choice,
+    check_length,
+    documents,
+    filled,
+    fitted,
+    number,
+    pad_id,
+    padded,
+)
+
+_UNSHIFTED = {"XLMWithLMHeadModel", "XLNetLMHeadModel", "FlaubertWithLMHeadModel"}
+"""Causal in transformers' mapping, but their labels stay put."""
+MASKS = ("auto", "positions", "flat", "blocks", "additive")
+
+
+@dataclass(frozen=True)
+class Packed(Collating):
+    """Packs the examples of a micro-batch into rows of at most ``length`` tokens. Losses and gradients are those of the
+    examples one by one: positions begin anew with each, attention stays inside it, and no example's first token is
+    predicted from the one before it.
+
+    A micro-batch still has ``per_device_train_batch_size`` examples; it has fewer rows, with hardly any padding.
+    Examples without a token are left out.
+
+    >>> Packed(6, shift=True, mask="positions")([{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}])["position_ids"].tolist()
+    [[0, 1, 2, 0, 1]]
+    """
+
+    length: int | Curve
+    """Tokens of a row at most; a curve over the stage's progress is rounded."""
+    collator: Any = None
+    """Another collator that makes the inputs and labels, one per token. None: the rows hold them; causal models predict
+    their ``input_ids`` where there are no ``labels``."""
+    longer: Literal["error", "split", "truncate"] = "error"
+    """What becomes of a longer example: an error, pieces that do not see each other, or the loss of its end."""
+    shift: bool | None = None
+    """Whether the model shifts labels, as causal ones do. None: read off the model."""
+    mask: Literal["auto", "positions", "flat", "blocks", "additive"] = "auto"
+    """How the model is told: by positions that begin anew (transformers makes the mask; ``flat``: in a single row, for flash
+    attention), or by a mask of (rows, 1, tokens, tokens), true or ``additive``. ``auto``: as the model is found to
+    understand it, tried on a few tokens."""
+    causal: bool | None = None
+    """Whether a token sees those before it alone, for a mask of (rows, 1, tokens, tokens). None: as ``shift``; ``auto`` finds it."""
+    first: int = 0
+    """The position of an example's first token: 0, but RoBERTa's count from its padding token's plus 1. ``auto`` finds it."""
+    tokenizer: Any = None
+    """For its padding token; the trainer's, if none is given."""
+
+    def __post_init__(self) -> None:
+        check_length("Packed", self.length)
+        check_choice("Packed", "longer", self.longer, LONGER)
+        check_choice("Packed", "mask", self.mask, MASKS)
+
+    def build(self, tokenizer: Any = None, model: Any = None) -> Packed:
+        ready = super().build(tokenizer, model)
+        if model is None:
+            return ready
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise ValueError(
+                f"Packed: {type(model).__name__} is an encoder with a decoder; packing one is not supported"
+            )
+        if ready.shift is None:
+            ready = replace(ready, shift=_shifts(model))
+        if ready.mask == "auto":
+            ready = replace(ready, **find_layout(model)._asdict())
+            _check_window(ready, model)
+        return ready
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+        if self.shift is None or self.mask == "auto":
+            raise ValueError(
+                "Packed: it has not met its model, so it does not know how to mask; StagedTrainer introduces them; elsewhere use "
+                "Packed(...).build(tokenizer, model), or give shift= and mask="
+            )
+        found, apart = documents("Packed", rows, self.collator)
+        _refuse_apart(apart)
+        length = number(self.length, None, whole=True)
+        runs = [self._targets(run) for doc in found for run in fitted("Packed", doc, length, self.longer)]
+        if not runs:
+            raise ValueError(
+                f"Packed: a micro-batch of {len(rows)} examples without a single token; drop empty examples"
+            )
+        counts = [len(run["input_ids"]) for run in runs]
+        packed = [list(range(len(runs)))] if self.mask == "flat" else rows_of(counts, length)
+        return self._batch(runs, packed, [[counts[i] for i in row] for row in packed])
+
+    def _targets(self, run: Document) -> Document:
+        if not self.shift:
+            return run
+        labels = run.get("labels", run["input_ids"]).clone()
+        labels[0] = IGNORED  # the logits before it are another example's
+        return {**run, "labels": labels}
+
+    def _batch(self, runs: list[Document], rows: list[list[int]], counts: list[list[int]]) -> dict[str, torch.Tensor]:
+        width = max(map(sum, counts))
+        batch = {
+            key: padded(
+                [torch.cat([runs[i][key] for i in row]) for row in rows], width, filled(key, pad_id(self.tokenizer))
+            )
+            for key in runs[0]
+        }
+        batch["position_ids"] = positions_of(counts, width, self.first)
+        if self.mask in MASKED:
+            causal = bool(self.shift if self.causal is None else self.causal)
+            batch["attention_mask"] = block_mask(counts, width, causal=causal, additive=self.mask == "additive")
+        return batch
+
+
+def _refuse_apart(apart: dict[str, torch.Tensor]) -> None:
+    if apart:
+        raise ValueError(
+            f"Packed: {', '.join(apart)}: expected one value per token, got one per example; a packed row holds many examples, and "
+            "a model that answers once per row cannot tell them apart: pad instead (Lengths, or the model's usual collator)"
+        )
+
+
+def _check_window(packed: Packed, model: Any) -> None:
+    window, length = window_of(model.config), packed.length
+    most = length if isinstance(length, int) else max(length(i / 64) for i in range(65))
+    if packed.mask in MASKED and window is not None and most > window:
+        raise ValueError(
+            f"Packed: length: {type(model).__name__} has layers that see {window} tokens far, and is told what belongs together by a "
+            f"mask that overrides this; expected at most {window} tokens, got {length}"
+        )
+
+
+def _shifts(model: Any) -> bool:
+    base = getattr(model, "get_base_model", lambda: model)()
+    values = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    named = {n for v in values for n in ([v] if isinstance(v, str) else v)} - _UNSHIFTED
+    causal = LOSS_MAPPING.get(getattr(base, "loss_type", None)) is ForCausalLMLoss
+    return causal or not named.isdisjoint(cls.__name__ for cls in type(base).__mro__)

@@ -1,0 +1,45 @@
+"""Learns the calls of tools alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hf_stages.data._chat import check_template, collated
+from hf_stages.data._collating import Collating
+
+
+@dataclass(frozen=True)
+class ToolCallsOnly(Collating):
+    """Renders conversations through the tokenizer's chat template; of the assistant's messages, only those with ``tool_calls``
+    have labels.
+
+    Rows hold ``messages`` and ``tools``, as ``apply_chat_template`` takes them, or as JSON text. Keys without a value
+    are dropped: tables add them to rows that lack them. A conversation without a call teaches nothing.
+    """
+
+    collator: Any = None
+    """Another collator that makes the batch of ``input_ids`` and ``labels``. None: they are padded."""
+    messages: str = "messages"
+    """The column of conversations."""
+    tokenizer: Any = None
+    """With a chat template; the trainer's, if none is given."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset({self.messages, "tools"})
+
+    def build(self, tokenizer: Any = None, model: Any = None) -> ToolCallsOnly:
+        ready = super().build(tokenizer, model)
+        check_template("ToolCallsOnly", ready.tokenizer)
+        return ready
+
+    def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+        return collated(self, rows, _wanted)
+
+
+def _wanted(messages: Sequence[Mapping[str, Any]]) -> list[bool]:
+    return [message["role"] == "assistant" and bool(message.get("tool_calls")) for message in messages]
