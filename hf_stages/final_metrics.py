@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_stages.collating import collator_at_work
 from hf_stages.domains import domains_of, own_domains, same_task
 from hf_stages.stage_run import StageRun
 
@@ -45,6 +46,7 @@ def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
             for name in held:
                 theirs = getattr(domain.stage, name) if domain.stage is not None else None
                 setattr(trainer, name, theirs if theirs is not None else runner.own[name])
+            trainer.data_collator = collator_at_work(trainer.data_collator, trainer.processing_class, trainer.model)
             with trainer.callback_handler.measuring():
                 found.update(_evaluated(trainer, {domain.name: domain.dataset}))
         finally:

@@ -285,12 +285,9 @@ class StageRun:
             if decision.action == "end":
                 self._end(decision.reason, by=type(gate).__name__)
                 return
-            if decision.action in ("cut_lr", "keep", "rollback"):
-                self.steering.do(decision, type(gate).__name__)
-                if self.over is not None:
-                    return
-                continue
-            self.note(decision.action, decision.reason, by=type(gate).__name__)
+            self.steering.do(decision, type(gate).__name__)
+            if self.over is not None:
+                return
 
     def agreed(self, gates: list[Any], history: History) -> list[Any]:
         """Rank 0's answers, on all ranks: timings and metrics with noise in them differ between ranks."""

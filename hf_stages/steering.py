@@ -61,7 +61,8 @@ class Steering:
             go_back(run.trainer, self.folder, self.kept)
         run.note(decision.action, decision.reason + self._back(decision), by=by, value=decision.value)
         logger.warning(f"stage {run.planned.name!r}: {decision.reason}")
-        self._set_rates()
+        if decision.action in ("cut_lr", "rollback"):
+            self._set_rates()
         if decision.action == "rollback" and decision.value is None and run.over is None:
             run._end(decision.reason, by=by)
 

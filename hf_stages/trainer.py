@@ -108,11 +108,8 @@ class StagedMixin(MeasuredMixin):
             **shared,
         )
         self._refuse()
-<<<<<<< HEAD
         self._weighs_items = True
-=======
         self.data_collator: Any = collator_at_work(self.data_collator, self.processing_class, self.model)
->>>>>>> main
         if self.args.max_steps > 0 or self.args.num_train_epochs != 3.0:
             logger.warning(
                 "max_steps and num_train_epochs have no effect with stages: each stage's `until` says how long it is"
