@@ -17,6 +17,7 @@ from hf_stages.cached_teacher import check_needs
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.curves import Curve
 from hf_stages.data._random import undisturbed
+from hf_stages.domains import domains_of, earlier_domains
 from hf_stages.losses._algebra import Term, groups_of, terms_of
 from hf_stages.losses._on_source import OnSource
 from hf_stages.model_source import ModelSource
@@ -94,12 +95,44 @@ def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
                 f"{where}: gates[{index}] {type(gate).__name__}: {metric} is never measured inside the stage, because "
                 'eval_strategy is "no"; set eval_strategy="steps" and eval_steps'
             )
+    for index, gate in enumerate(stage.gates):
+        if gate.on == "evaluation":
+            with _placing(f"{where}: gates[{index}] {type(gate).__name__}"):
+                _check_watched(recipe, stage, own, gate, strategy)
     reads = [t.name for t in terms_of(stage.loss) if t.loss.needs & _LOGITS] if stage.loss is not None else []
     if own.use_liger_kernel and reads:
         raise ValueError(
             f"{where}: loss {reads[0]}: it reads logits, which Liger's fused loss never makes (use_liger_kernel); leave "
             "use_liger_kernel out (LogitKL is computed in chunks anyway), or use losses on hidden states and attention"
         )
+
+
+def _check_watched(recipe: Recipe, stage: Stage, args: Any, gate: Any, strategy: str) -> None:
+    """A gate that compares evaluations with the boundary must be able to."""
+    sets = stage.eval_dataset if stage.eval_dataset is not None else recipe.eval_dataset
+    known = domains_of(recipe, stage.name)
+    if not isinstance(sets, Mapping):
+        raise ValueError(
+            'eval_dataset: expected named sets, such as {"prose": ..., "code": ...}, whose losses are compared'
+        )
+    if strategy == "no":
+        raise ValueError(
+            'it is asked after evaluations, but eval_strategy is "no"; set eval_strategy="steps" and eval_steps'
+        )
+    of = getattr(gate, "of", None)
+    if of is not None and (unknown := [name for name in of if name not in known]):
+        raise ValueError(f"of: no evaluation set is called {unknown[0]!r}; there are {', '.join(known)}")
+    if of is None and not earlier_domains(recipe, stage):
+        raise ValueError(
+            f"of: no evaluation set ({', '.join(known)}) is named as an earlier stage or its data are, so it cannot tell what is not "
+            "to be forgotten; say of=[...]"
+        )
+    if getattr(gate, "action", None) == "rollback" and args.load_best_model_at_end:
+        raise ValueError(
+            "action: 'rollback' and load_best_model_at_end both choose what the stage ends with; leave one of them out"
+        )
+    if getattr(gate, "action", None) == "rollback" and _sharded(args):
+        raise ValueError("action: 'rollback' is not supported under FSDP; use 'cut_lr' or 'end'")
 
 
 def check_teacher(recipe: Recipe, stage: Stage) -> None:

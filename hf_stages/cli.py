@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _pack_parser(commands, shared)
     _bench_parser(commands, shared)
+    _report_parser(commands, shared)
     doctor = commands.add_parser("doctor", parents=[shared], help="what this machine has and what is missing")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
@@ -124,6 +125,21 @@ def _pack_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
     pack.add_argument("--trust-remote-code", action="store_true", help="let code named by the stage run")
     pack.add_argument("--json", action="store_true", help="print JSON")
     pack.set_defaults(command=_pack)
+
+
+def _report_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+    report = commands.add_parser(
+        "report",
+        parents=[shared],
+        help="what a run did: stages, every domain after every stage, forgetting, decisions",
+        description="Show a run from its folder alone, finished or not: no data and no weights are read. Losses are over all tokens "
+        "of each named evaluation set; + is the rise since the best.",
+        epilog="e.g. hf-stages report out --save report.html",
+    )
+    report.add_argument("out", metavar="OUT", help="the run's output_dir")
+    report.add_argument("--save", metavar="FILE", help="also as one HTML page (report.html) or picture (report.svg)")
+    report.add_argument("--json", action="store_true", help="print the stage x domain matrix as JSON instead")
+    report.set_defaults(command=_report)
 
 
 def _bench_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -309,6 +325,23 @@ def _bench(options: argparse.Namespace) -> int:
             print(bench_table(found[-1]) + "\n", flush=True)
     if options.json:
         print(json.dumps(found, indent=2))
+    return OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    from hf_stages.reports._run import read_run
+    from hf_stages.reports.domain_matrix import domain_matrix
+    from hf_stages.reports.report_page import save_report
+    from hf_stages.reports.run_report import run_report
+
+    try:
+        run = read_run(options.out)
+        print(json.dumps(domain_matrix(options.out), indent=2) if options.json else run_report(run))
+        if options.save:
+            save_report(run, options.save)
+            print(f"saved: {options.save}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        raise _Bad from error
     return OK
 
 

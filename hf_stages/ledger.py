@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One decision. ``kind`` is one word: ``begin``, ``end``, ``alert``, ``stop``, ``resume``, ``notice``."""
+    """One decision. ``kind`` is one word: ``begin``, ``end``, ``alert``, ``stop``, ``resume``, ``notice``, ``cut_lr``, ``rollback``."""
 
     step: int
     stage: str
     kind: str
     reason: str
     by: str = ""
+    value: float | None = None
+    """What the learning rate is multiplied by from here on; None leaves it."""
 
 
 @dataclass
@@ -29,8 +32,8 @@ class Ledger:
 
     _entries: list[Entry] = field(default_factory=list)
 
-    def note(self, step: int, stage: str, kind: str, reason: str, *, by: str = "") -> None:
-        self._entries.append(Entry(step, stage, kind, reason, by))
+    def note(self, step: int, stage: str, kind: str, reason: str, *, by: str = "", value: float | None = None) -> None:
+        self._entries.append(Entry(step, stage, kind, reason, by, value))
 
     def of(self, stage: str | None = None, kind: str | None = None) -> list[Entry]:
         return [e for e in self._entries if stage in (None, e.stage) and kind in (None, e.kind)]
@@ -42,7 +45,17 @@ class Ledger:
         return len(self._entries)
 
     def to_list(self) -> list[dict]:
-        return [asdict(entry) for entry in self._entries]
+        return [{k: v for k, v in asdict(entry).items() if k != "value" or v is not None} for entry in self._entries]
+
+    def rate(self, stages: Collection[str], step: int) -> float:
+        """What the learning rates of these stages are multiplied by after ``step`` updates of the run.
+
+        >>> ledger = Ledger()
+        >>> ledger.note(10, "code", "cut_lr", "prose rose", value=0.5)
+        >>> ledger.rate(["code"], 9), ledger.rate(["code"], 10)
+        (1.0, 0.5)
+        """
+        return math.prod(e.value for e in self._entries if e.value is not None and e.stage in stages and e.step <= step)
 
     @classmethod
     def from_list(cls, entries: list[dict]) -> Ledger:

@@ -17,14 +17,18 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from hf_stages.agreement import probe
+from hf_stages.cautions import cautions
 from hf_stages.checkpoint import disk_error, written_whole
 from hf_stages.collating import collator_at_work
 from hf_stages.data._blend import Blend
 from hf_stages.data._random import seed_of
+from hf_stages.domains import domains_of, same_task
 from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.eval_terms import EvalTerms
+from hf_stages.final_metrics import settled_metrics
 from hf_stages.gates import History
 from hf_stages.handover import Handover
+from hf_stages.kept import forget, kept_folder
 from hf_stages.ledger import Ledger
 from hf_stages.losses._algebra import groups_of, sources_of
 from hf_stages.manifest import Manifest
@@ -119,6 +123,7 @@ class Runner:
         self._use_data(planned)
         change = self.handover.begin(planned, checkpoint)
         if state is None:
+            self._note_cautions(planned)
             self._note_change(planned, change)
         else:
             self.ledger = Ledger.from_list(state["ledger"])
@@ -184,7 +189,7 @@ class Runner:
             # Trainer hands over the best weights; moments of other weights would not belong to them.
             trainer._load_optimizer_and_scheduler(trainer.state.best_model_checkpoint)
         run.set_progress(1.0)
-        metrics = self._final_metrics(run)
+        metrics = settled_metrics(self, run)
         run.losses.remove()  # the stage's folder holds the model alone
         run.note_silent_gates(trainer.state)
         trainer._stage = None  # from here on no update is counted
@@ -199,7 +204,12 @@ class Runner:
         self.manifest.write("running", self.ledger)
         self.carried = trainer.state
         self._barrier()
+        self._forget_kept(planned)
         self._export(planned)
+
+    def _forget_kept(self, planned: PlannedStage) -> None:
+        if self.args.should_save:
+            forget(kept_folder(self.out, planned.folder))
 
     def _export(self, planned: PlannedStage) -> None:
         """Exports are whole or not there; where a process died before they were, the next one makes them."""
@@ -243,6 +253,7 @@ class Runner:
         """A stage that an earlier process finished."""
         summary = self.manifest.done[planned.name]
         self.ledger = Ledger.from_list(summary["ledger"])
+        self._forget_kept(planned)
         self._export(planned)
         self._judge(planned.name, summary)
         self.carried = read_boundary(self.out / planned.folder).state
@@ -255,6 +266,11 @@ class Runner:
         evaluated = stage.eval_dataset if stage.eval_dataset is not None else self.own["eval_dataset"]
         where = f"stage {stage.name!r}: eval_dataset"
         if isinstance(evaluated, dict):
+            if any(
+                gate.on == "evaluation" for gate in stage.gates
+            ):  # which are asked about earlier domains within the stage
+                seen = [d for d in domains_of(self.recipe, stage.name).values() if same_task(self.recipe, stage, d)]
+                evaluated = {**{domain.name: domain.dataset for domain in seen}, **evaluated}
             trainer.eval_dataset = {key: named(value, self.recipe, where) for key, value in evaluated.items()}
         else:
             trainer.eval_dataset = named(evaluated, self.recipe, where)
@@ -315,27 +331,10 @@ class Runner:
     def _parent(self, planned: PlannedStage) -> dict | None:
         return self.manifest.done[planned.parent] if planned.parent is not None else None
 
-    def _final_metrics(self, run: StageRun) -> dict[str, float]:
-        trainer = self.trainer
-        logs = trainer.state.log_history[run.history_start :]
-        metrics: dict[str, Any] = {}
-        if trainer.eval_dataset is not None:
-            seen: dict[str, Any] = {}
-            for log in logs:
-                if log["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
-                    seen.update({k: v for k, v in log.items() if k.startswith("eval_")})
-            metrics.update(seen or self._evaluate())
-        last = next((log["train_loss"] for log in reversed(logs) if "train_loss" in log), None)
-        metrics = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
-        return {**metrics, **({"train_loss": last} if last is not None else {})}
-
-    def _evaluate(self) -> dict[str, float]:
-        """Outside of training, bf16_full_eval would cast the model itself, and the folder would hold the cast."""
-        self.trainer.is_in_train = True
-        try:
-            return self.trainer.evaluate()
-        finally:
-            self.trainer.is_in_train = False
+    def _note_cautions(self, planned: PlannedStage) -> None:
+        for text in cautions(self.plan).get(planned.name, ()):
+            self.ledger.note(self.manifest.steps_done, planned.name, "notice", text, by="plan")
+            logger.warning(f"stage {planned.name!r}: {text}")
 
     def _note_change(self, planned: PlannedStage, change: Transition) -> None:
         for name, deviation in change.deviations.items():

@@ -25,12 +25,13 @@ from hf_stages.checkpoint import (
     write_json,
     written_whole,
 )
+from hf_stages.domains import by_domain, domains_of, plain_name, trained_on
 from hf_stages.layers.bits import known_size
 from hf_stages.plan import PlannedStage
 from hf_stages.recipe import part_to_dict, to_dict
 from hf_stages.stage_run import StageRun
 
-_TIMED = ("_runtime", "_per_second", "train_runtime")
+_TIMED = ("_runtime", "_per_second", "train_runtime", "items")
 
 
 @dataclass(frozen=True)
@@ -101,15 +102,26 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
         "seconds": round(run.seconds, 3),
         "global_step": runner.trainer.state.global_step,
         "schedule": {"root": planned.span_root, "position": position},
-        "lr_end": run.span.lr(position),
+        "lr_end": run.span.lr(position) * run.steering.rate(run.steps),
         "ended_by": run.ended_by,
         "ended_because": run.over,
         "metrics": metrics,
         "data": run.drawn.summary(run.steps),
         "boundary": boundary(run.before, run.after, change.deviations),
+        "domains": _domains(runner, planned, metrics, "eval_"),
+        "domains_before": _domains(runner, planned, run.after, "after_"),
+        "trains_on": trained_on(runner.recipe, planned.stage),
         "ledger": runner.ledger.to_list(),
         "versions": {"hf_stages": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
     }
+
+
+def _domains(runner: Any, planned: PlannedStage, metrics: dict, prefix: str) -> dict[str, dict[str, float]]:
+    """Every domain that was measured: its loss over all items, bits per byte and task metrics."""
+    names, plain = domains_of(runner.recipe, planned.name), plain_name(runner.recipe, planned.stage)
+    bare = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+    found = by_domain(bare, [name for name in names if name != plain], plain)
+    return {name: found[name] for name in names if name in found}
 
 
 def boundary(before: dict, after: dict, deviations: dict) -> dict[str, Any]:

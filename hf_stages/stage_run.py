@@ -29,6 +29,7 @@ from hf_stages.plan import PlannedStage
 from hf_stages.schedules._span import Span
 from hf_stages.sizes import stage_seed
 from hf_stages.stage_data import StageData
+from hf_stages.steering import Steering
 
 _ENDLESS = 10**9
 """Updates that Trainer is told where the cap is in tokens; the stage ends itself long before."""
@@ -84,6 +85,7 @@ class StageRun:
         self._save_deferred = self._stop_agreed = False
         self.data = StageData(self.dataset, self.planned, self.args, self.seed)
         self.drawn = Drawn(self.data.blend, self.planned.steps, self.planned.size.global_batch)
+        self.steering = Steering(self)
         if self.resumed is not None:
             self.load_state_dict(self.resumed)
 
@@ -104,7 +106,7 @@ class StageRun:
         return self.s0 + self.t * length
 
     def multiplier(self, step: int) -> float:
-        return self.span.shape(self.position(step))
+        return self.span.shape(self.position(step)) * self.steering.rate(step)
 
     # ---- data -----------------------------------------------------------------------------------------------------
 
@@ -174,6 +176,7 @@ class StageRun:
                 with undisturbed(), trainer.callback_handler.measuring():
                     metrics = trainer.evaluate(metric_key_prefix="after")
                 self.after = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+            self.steering.begin()
             return
         loop = self.resumed["loop"]
         trainer._tr_loss += loop["tr_loss"][self.args.process_index]
@@ -226,6 +229,14 @@ class StageRun:
                 self._finish(control)
         return control
 
+    def after_evaluation(self, state: TrainerState, control: TrainerControl) -> None:
+        """After an evaluation of all sets within the stage, before a checkpoint of the same step."""
+        if self.over is None and self.steps:
+            self.steering.after_evaluation(state.log_history[self.history_start :])
+            self._ask_gates(state, "evaluation")
+            if self.over is not None:
+                self._finish(control)
+
     def _finish(self, control: TrainerControl) -> None:
         """The stage folder is written at once, with an evaluation; only a best-model choice needs its own save."""
         control.should_training_stop = True
@@ -243,26 +254,35 @@ class StageRun:
         gates = [gate for gate in self.planned.stage.gates if gate.on == on]
         if not gates:
             return
-        for gate, decision in zip(gates, self._decisions(gates, state), strict=True):
+        for gate, decision in zip(gates, self.agreed(gates, self.history(state)), strict=True):
             if decision is None:
                 continue
             if decision.action == "end":
                 self._end(decision.reason, by=type(gate).__name__)
                 return
-            self.note(decision.action, decision.reason, by=type(gate).__name__)
+            self.steering.do(decision, type(gate).__name__)
+            if self.over is not None:
+                return
 
-    def _decisions(self, gates: list[Any], state: TrainerState) -> list[Any]:
+    def agreed(self, gates: list[Any], history: History) -> list[Any]:
         """Rank 0's answers, on all ranks: timings and metrics with noise in them differ between ranks."""
         answers: list[Any] = [None] * len(gates)
         if self.args.process_index == 0:
-            history = self.history(state)
             answers = [gate(history) for gate in gates]
         if self.args.world_size > 1:
             torch.distributed.broadcast_object_list(answers, src=0, device=self.args.device)
         return answers
 
-    def history(self, state: TrainerState) -> History:
-        return History(self.steps, int(self.tokens), self.seconds, state.log_history[self.history_start :])
+    def history(self, state: TrainerState, *more: dict[str, Any]) -> History:
+        return History(
+            step=self.steps,
+            tokens=int(self.tokens),
+            seconds=self.seconds,
+            logs=[*state.log_history[self.history_start :], *more],
+            before=self.steering.before,
+            earlier=self.steering.earlier,
+            entries=self.ledger.of(self.planned.name),
+        )
 
     def note_silent_gates(self, state: TrainerState) -> None:
         """A gate whose metric was never logged could not have fired: say so."""
@@ -277,8 +297,8 @@ class StageRun:
         self.over, self.ended_by = reason, by
         self.note("end", reason, by=by)
 
-    def note(self, kind: str, reason: str, *, by: str = "") -> None:
-        self.ledger.note(self.first_step + self.steps, self.planned.name, kind, reason, by=by)
+    def note(self, kind: str, reason: str, *, by: str = "", value: float | None = None) -> None:
+        self.ledger.note(self.first_step + self.steps, self.planned.name, kind, reason, by=by, value=value)
 
     # ---- the update ---------------------------------------------------------------------------------------------------
 
@@ -337,6 +357,7 @@ class StageRun:
             "history_start": self.history_start,
             "before": self.before,
             "after": self.after,
+            "kept": self.steering.kept,
             "ledger": self.ledger.to_list(),
             "loop": {
                 "tr_loss": [rank["tr_loss"] for rank in ranks],
@@ -360,6 +381,7 @@ class StageRun:
             part.load_state_dict(state["parts"][key])
         for name in ("first_step", "s0", "steps", "tokens", "over", "ended_by", "history_start", "before", "after"):
             setattr(self, name, state[name])
+        self.steering.kept = state.get("kept")
         self.seconds_before = self.seconds = state["seconds"]
         self.drawn.load_state_dict(state.get("drawn", {}))
         self.data.load_state_dict(state.get("data"), self.steps)

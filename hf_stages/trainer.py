@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
@@ -31,12 +31,12 @@ from hf_stages.data._random import undisturbed
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
-from hf_stages.eval_terms import BULKY
 from hf_stages.flow import OneRun
 from hf_stages.layers import is_range
 from hf_stages.loading import load_stage
 from hf_stages.losses._on_source import SOURCE
 from hf_stages.losses._signals import Signals
+from hf_stages.measured import MeasuredMixin
 from hf_stages.model_inputs import columns_of
 from hf_stages.objective import counted
 from hf_stages.plan import Plan
@@ -50,11 +50,9 @@ from hf_stages.teachers import check_declared
 
 logger = logging.get_logger(__name__)
 _SHARED = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")
-# The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
-_Base: Any = Trainer if TYPE_CHECKING else object
 
 
-class StagedMixin(_Base):
+class StagedMixin(MeasuredMixin):
     """Stages for any subclass of Trainer that keeps Trainer's hooks: ``class StagedX(StagedMixin, XTrainer): ...``.
 
     Without ``stages`` nothing is changed: it is that trainer, bit for bit.
@@ -118,6 +116,7 @@ class StagedMixin(_Base):
             **shared,
         )
         self._refuse()
+        self._weighs_items = True
         self.data_collator: Any = collator_at_work(self.data_collator, self.processing_class, self.model)
         if self.args.max_steps > 0 or self.args.num_train_epochs != 3.0:
             logger.warning(
@@ -182,7 +181,9 @@ class StagedMixin(_Base):
         """A trainer around a stage folder's model, transforms replayed, ready to evaluate, predict or train on."""
         model, processing_class = load_stage(folder, trust_remote_code=trust_remote_code)
         kwargs.setdefault("processing_class", processing_class)
-        return cls(model, args, **kwargs)
+        trainer = cls(model, args, **kwargs)
+        trainer._weighs_items = True  # as its stage was measured
+        return trainer
 
     def stage_dataset(self, dataset: Any, stage: Stage) -> Any:
         """A hook for trainers that prepare their data when they are made (TRL): prepare a stage's own data here."""
@@ -283,6 +284,8 @@ class StagedMixin(_Base):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self._in_update:
+            if self._sums is not None:
+                return self._sums.loss(super().compute_loss, model, inputs, return_outputs)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         objective, losses, batch = self._stage.objective, self._stage.losses, {**inputs, **self._beside}
         with self.accelerator.autocast():
@@ -330,25 +333,6 @@ class StagedMixin(_Base):
             inputs = dict(inputs)
             self._beside = {key: inputs.pop(key) for key in apart & inputs.keys()}
         return inputs
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if self.recipe is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        if ignore_keys is None:
-            ignore_keys = getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", [])
-        ignore_keys = [*ignore_keys, *BULKY]
-        if self._stage is None or self._stage.evaluated is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
-        with self._stage.evaluated.step({**inputs, **self._beside}, self._stage.t, self.accelerator.autocast()):
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-
-    def evaluation_loop(self, *args, **kwargs):
-        output = super().evaluation_loop(*args, **kwargs)
-        if self._stage is not None and self._stage.evaluated is not None:
-            prefix = kwargs.get("metric_key_prefix", "eval")
-            output.metrics.update(self._stage.evaluated.metrics(prefix))
-        return output
 
     def log(self, logs, *args, **kwargs):
         if self._stage is not None:

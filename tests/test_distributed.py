@@ -29,6 +29,7 @@ COMPARED = (
     "sharded_transitions",
     "distillation",
     "quantized",
+    "forgetting",
 )
 SLOW = ("stop_anywhere", "boundary_resume", "without_search_for_unused", "checkpointed_activations", "sharded_resumed")
 # The sharded ones run last: accelerate leaves an environment variable behind.
@@ -140,6 +141,22 @@ def test_gradient_on_two_ranks_equals_one_process(two_ranks, name, tmp_path):
     whole = gradient(name, tmp_path, 8)
     for cut in (name, f"{name}.accumulated"):
         assert apart(whole, load_file(two_ranks[0] / "gradients" / f"{cut}.safetensors")) < SAME, cut
+
+
+def test_forgetting_on_two_ranks_decides_as_one_process(two_ranks, tmp_path):
+    result(two_ranks, "forgetting")
+    ddp.forgetful(tmp_path, 8).train()
+    both = [
+        json.loads((at / "02-two" / "stage.json").read_text()) for at in (tmp_path, two_ranks[0] / "forgetting" / "run")
+    ]
+    whole, found = ([(e["step"], e["kind"]) for e in stage["ledger"]] for stage in both)
+    assert whole == found
+    assert "rollback" in [kind for _, kind in found]
+    for domain in ("one", "two"):
+        losses = [stage["domains"][domain] for stage in both]
+        assert losses[0]["items"] == losses[1]["items"]
+        assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=1e-3)
+    assert not list((two_ranks[0] / "forgetting" / "run").glob("*.kept"))
 
 
 def test_data_order_does_not_depend_on_the_ranks(two_ranks, tmp_path):

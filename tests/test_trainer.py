@@ -316,7 +316,7 @@ def test_vocabulary_grows(tmp_path):
     trainer = staged(tmp_path, stages)
     trainer.train()
     assert trainer.model.get_input_embeddings().weight.shape[0] == 80
-    notice = [entry for entry in summary(tmp_path, "02-b")["ledger"] if entry["kind"] == "notice"]
+    notice = [entry for entry in summary(tmp_path, "02-b")["ledger"] if entry["by"] == "optimizer"]
     assert "its shape changed from [64, 32] to [80, 32]" in notice[0]["reason"]
 
 

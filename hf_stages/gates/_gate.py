@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hf_stages.ledger import Entry
+
 
 @dataclass(frozen=True)
 class History:
@@ -16,6 +18,12 @@ class History:
     tokens: int = 0
     seconds: float = 0.0
     logs: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    before: Mapping[str, float] = field(default_factory=dict)
+    """What evaluation said where the stage began: its parent's last metrics, or those of the model it started from."""
+    earlier: Sequence[str] = ()
+    """Names of evaluation sets that stages before this one trained on."""
+    entries: Sequence[Entry] = ()
+    """What the ledger holds of this stage."""
 
     def values(self, metric: str) -> list[float]:
         return [log[metric] for log in self.logs if metric in log]
@@ -23,19 +31,28 @@ class History:
 
 @dataclass(frozen=True)
 class Decision:
-    """``alert`` writes the reason to the ledger, ``end`` ends the stage, ``stop`` ends the run before the next stage."""
+    """``alert`` writes the reason to the ledger, ``end`` ends the stage, ``stop`` ends the run before the next stage.
 
-    action: Literal["alert", "end", "stop"]
+    ``cut_lr`` multiplies the learning rate by ``value`` from here on. ``keep`` keeps this state, ``rollback`` goes back to the last one
+    kept and then on at ``value`` times the rate, or ends the stage where that is None.
+    """
+
+    action: Literal["alert", "end", "stop", "cut_lr", "keep", "rollback"]
     reason: str
+    value: float | None = None
 
 
 class Gate:
     """Base of all gates: a frozen dataclass, asked after every update (``on = "step"``), after new log entries
-    (``"log"``) or once at the stage's end (``"end"``)."""
+    (``"log"``), after an evaluation of all sets (``"evaluation"``) or once at the stage's end (``"end"``)."""
 
-    on: Literal["step", "log", "end"] = "log"
+    on: Literal["step", "log", "evaluation", "end"] = "log"
     reads_clock: bool = False
     """True: the answer depends on the wall clock, so a resumed run may differ from an uncut one."""
+
+    def at_end(self, history: History) -> Decision | None:
+        """Once more on the stage's last evaluation, before its folder is written: ``alert`` or ``rollback``."""
+        return None
 
     def __call__(self, history: History) -> Decision | None:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(history)")

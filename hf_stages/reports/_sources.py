@@ -11,7 +11,7 @@ from hf_stages.reports._text import count, shorten
 SHOWN = 100
 _GROUPS = 10
 _WALKED = 200_000
-_SMALL_BATCH, _MANY_PASSES = 8, 4
+_MANY_PASSES = 4
 
 
 def sources_of(planned: PlannedStage) -> dict[str, dict[str, Any]] | None:
@@ -55,9 +55,6 @@ def sources_text(planned: PlannedStage) -> str | None:
 
 def data_notes(plan: Plan) -> Iterator[str]:
     """What a plan shows of the data that mostly is a mistake."""
-    small = [p.name for p in plan.stages if p.size.global_batch < _SMALL_BATCH]
-    if small:
-        yield f"Fewer than {_SMALL_BATCH} examples per update in {', '.join(small)}: gradients are noisy; accumulate more."
     for planned in plan.stages:
         for name, about in (sources_of(planned) or {}).items():
             if (about["passes"] or 0) > _MANY_PASSES:

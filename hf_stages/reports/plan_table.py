@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from hf_stages.cautions import cautions
 from hf_stages.dry_run import StageShape, dry_run, shape_of
 from hf_stages.plan import Plan, PlannedStage
 from hf_stages.reports._sizes import size_details, size_table
@@ -93,10 +94,7 @@ def epochs_of(planned: PlannedStage) -> float | None:
 
 def peak_lr(plan: Plan, planned: PlannedStage) -> float:
     """The highest planned learning rate of a stage, which may lie between its ends."""
-    span = plan.spans[planned.span_root]
-    places = [planned.s0 + (planned.s1 - planned.s0) * k / 400 for k in range(401)]
-    places += [span.warmup] if planned.s0 <= span.warmup <= planned.s1 else []
-    return max(span.lr(s) for s in places)
+    return plan.peak_lr(planned.name)
 
 
 def flops_of(planned: PlannedStage, shapes: Mapping[str, StageShape]) -> float | None:
@@ -217,6 +215,7 @@ def _notes(
     plan: Plan, shapes: Mapping[str, StageShape], seconds: Mapping[str, float] | None, width: int
 ) -> Iterator[str]:
     notes = list(data_notes(plan))
+    notes += [f"{name}: {text}." for name, texts in cautions(plan).items() for text in texts]
     if any(not planned.exact for planned in plan.stages):
         notes.append("~ is an estimate: a cap in tokens is counted while training.")
     if shapes and any(flops_of(planned, shapes) is not None for planned in plan.stages):

@@ -6,38 +6,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_stages.checkpoint import RUN_FILE, STAGE_FILE, read_json
+from hf_stages.reports._run import ReadRun, read_run
 from hf_stages.reports._text import bits, count, duration, mebibytes
 
 _HEADS = ("stage", "steps", "tokens", "time", "ended by", "before -> after", "bits", "packed", "folder")
 _SIZES = (_HEADS.index("bits"), _HEADS.index("packed"))
 _RIGHT = (1, 2, 3, *_SIZES)
 _SHOWN_METRICS = 2
-_QUIET = ("runtime", "per_second")
-_PLACES = ("epoch", "step", "stage")
+_QUIET = ("runtime", "per_second", "_items")
+_PLACES = ("epoch", "step", "stage", "items")
 
 
 def result_table(out: str | Path) -> str:
-    """Stage by stage from ``run.json`` and each ``stage.json``; stages that did not finish say so."""
-    out = Path(out)
-    manifest = read_json(out / RUN_FILE, "a run's folder")
+    """Stage by stage from ``run.json`` and each ``stage.json``; stages that did not finish, or are damaged, say so."""
+    run = read_run(out)
+    return "\n".join([stages_table(run), *(f"! {problem}" for problem in run.problems)])
+
+
+def stages_table(run: ReadRun) -> str:
+    """A row for each stage, and how the run stands."""
     rows, quantized = [], False
-    # JSON sorts by name; folders begin with the stage's number.
-    for name, entry in sorted(manifest["stages"].items(), key=lambda item: item[1]["folder"]):
-        folder, number = out / entry["folder"], int(entry["folder"].split("-")[0])
-        if entry["status"] == "done" and (folder / STAGE_FILE).is_file():
-            stage = read_json(folder / STAGE_FILE, "a stage folder")
-            quantized |= bool((stage.get("size") or {}).get("quantized"))
-            rows.append(_row(number, name, folder, stage))
-        else:
-            rows.append([f"{number} {name}", "-", "-", "-", entry["status"], "", "", "", ""])
+    for stage in run.stages:
+        if stage.summary is None:
+            rows.append([f"{stage.index} {stage.name}", "-", "-", "-", stage.status, "", "", "", ""])
+            continue
+        quantized |= bool((stage.summary.get("size") or {}).get("quantized"))
+        rows.append(_row(stage.index, stage.name, stage.folder, stage.summary))
     shown = [i for i in range(len(_HEADS)) if quantized or i not in _SIZES]
     heads, *rows = [[row[i] for i in shown] for row in (_HEADS, *rows)]
     right = {shown.index(i) for i in _RIGHT if i in shown}
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(shown))]
     lines = [_line(row, widths, right) for row in (heads, *rows)]
     lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join([*lines, f"The run is {manifest['status']}."])
+    return "\n".join([*lines, f"The run is {run.status}."])
 
 
 def _row(number: int, name: str, folder: Path, stage: Mapping[str, Any]) -> list[str]:

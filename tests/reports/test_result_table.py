@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+from hf_stages.checkpoint import seal
 from hf_stages.reports.result_table import result_table
 
 
@@ -14,6 +15,7 @@ def test_shows_what_is_done_and_what_is_not(tmp_path):
         "boundary": {"before": {"loss": 9.0}, "after": {"loss": 3.0}, "shock": {}},
     }  # fmt: skip
     (folder / "stage.json").write_text(json.dumps(stage))
+    seal(folder)
     stages = {"main": {"status": "waiting", "folder": "02-main"}, "warm": {"status": "done", "folder": "01-warm"}}
     (tmp_path / "run.json").write_text(json.dumps({"schema": 1, "status": "interrupted", "stages": stages}))
     lines = result_table(tmp_path).splitlines()

@@ -18,7 +18,7 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.curves import Linear, Step
 from hf_stages.data import ByLength, Mixture, Replay
 from hf_stages.errors import RunInterrupted, StageStopped
-from hf_stages.gates import Above, Budget, Expect
+from hf_stages.gates import Above, Budget, Expect, Forgetting
 from hf_stages.losses import AttentionKL, AttentionMSE, HiddenMSE, LogitKL, Loss, TaskLoss
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, SplitTernary, Ternarize, Unfreeze
@@ -294,6 +294,34 @@ def quantized(out: Path) -> None:
     trainer, watch = watched(out / "run", quantized_chain())
     trainer.train()
     all_moved(watch, quantized_chain())
+
+
+def forgetful(out: Path, batch: int) -> StagedTrainer:
+    """Two sets that count in other strides: the second is learned at the first one's cost, up to a budget."""
+    sets = {}
+    for name, stride in (("one", 1), ("two", 7)):
+        ids = [[3 + (5 * row + stride * place) % 60 for place in range(12)] for row in range(16)]
+        sets[name] = Rows([{"input_ids": row, "labels": row, "attention_mask": [1] * 12} for row in ids])
+    stages = [
+        Stage("one", "16 steps", train_dataset=sets["one"], args={"eval_strategy": "no"}),
+        Stage("two", "8 steps", train_dataset=sets["two"], gates=[Forgetting("5%", action="rollback")]),
+    ]
+    given = {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "learning_rate": 1e-2,
+        "per_device_eval_batch_size": 4,
+        "optim": "adamw_torch",
+    }
+    model = tiny.llama(pad_token_id=0, initializer_range=0.1)
+    return staged(out, stages, batch, eval_dataset=sets, model=model, **given)
+
+
+@scenario
+def forgetting(out: Path) -> None:
+    trainer = forgetful(out / "run", 4)
+    trainer.train()
+    same_on_ranks(trainer.model, "the end")
 
 
 class AskToStop(TrainerCallback):

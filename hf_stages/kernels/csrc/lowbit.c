@@ -2,9 +2,13 @@
 #include "lowbit.h"
 
 #include <stdlib.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #define VERSION 2           /* of these functions' arguments; _library.py compares it */
 #define ROOM (4 << 20)      /* bytes of rounded activations at a time */
+#define LARGE (4 << 20)     /* bytes of a result that is worth asking for huge pages */
 #define SMALL (3 << 19)     /* fewer products than these (tens of microseconds) are not worth a second thread */
 
 static const lb_backend *const backends[] = {
@@ -30,6 +34,18 @@ static const lb_backend *named(const char *name) {
     for (int i = 0; i < BACKENDS; i++)
         if (!strcmp(backends[i]->name, name)) return backends[i]->usable() ? backends[i] : 0;
     return 0;
+}
+
+/* A large result is mostly fresh memory, and its pages' first touch takes longer than its numbers: 26 ms for 4096 x 3072,
+ * 6.5 ms in huge pages (Zen 3). Only advice: where it is not taken, nothing changes. */
+static void large_pages(const float *y, int64_t count) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = 2 << 20, begin = ((uintptr_t)y + page - 1) & ~(page - 1);
+    const uintptr_t end = ((uintptr_t)y + (uintptr_t)count * sizeof *y) & ~(page - 1);
+    if (count * (int64_t)sizeof *y >= LARGE && end > begin) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+#else
+    (void)y, (void)count;
+#endif
 }
 
 static void lay_out(lb_job *job, const lb_backend **backend) {
@@ -107,6 +123,7 @@ LB_EXPORT int lb_linear(
                        .groups = groups, .bits = bits, .halves = halves, .rounding = {top, symmetric, learned, low, high}};
     lb_job *job = &run.job;
     lay_out(job, &run.backend);
+    large_pages(y, m * n);
     const int64_t rows = lb_min(m, 64 + ROOM / job->stride);
     const size_t codes = ((size_t)(rows * job->stride) + 63) & ~(size_t)63;
     const size_t room = codes + (size_t)rows * (8 + 4 * (size_t)groups);

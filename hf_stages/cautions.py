@@ -1,0 +1,44 @@
+"""What a plan allows and experience warns of: rates that rise, stages without a warmup, batches of a few examples."""
+
+from __future__ import annotations
+
+from hf_stages.plan import Plan, PlannedStage
+
+LEAST_BATCH = 8
+"""Examples of one update below which gradients of small models are mostly noise."""
+
+
+def cautions(plan: Plan) -> dict[str, list[str]]:
+    """Sentences by stage; they refuse nothing. The plan shows them, the ledger of a run has them as notices."""
+    found = {planned.name: [*_rates(plan, planned), *_batch(planned)] for planned in plan.stages}
+    return {name: lines for name, lines in found.items() if lines}
+
+
+def _rates(plan: Plan, planned: PlannedStage) -> list[str]:
+    if planned.parent is None or planned.span_root != planned.name:
+        return []
+    parent, span, found = plan[planned.parent], plan.spans[planned.name], []
+    before, peak = plan.peak_lr(parent.name), plan.peak_lr(planned.name)
+    if peak > before * (1 + 1e-9):
+        found.append(
+            f"its learning rate goes up to {peak:.3g}, above the {before:.3g} of {parent.name!r} before it: a later stage that "
+            "learns faster forgets more; lower the peak, or watch the earlier data with the gate Forgetting"
+        )
+    schedule = planned.stage.schedule
+    empty = schedule is None or schedule.optimizer == "reset"
+    if span.warmup == 0 and planned.lr_in > 0.5 * peak and (empty or planned.lr_in > parent.lr_out * 1.01):
+        why = "with an optimizer that starts empty" if empty else f"after the {parent.lr_out:.3g} of {parent.name!r}"
+        found.append(
+            f"no warmup: its first update is made at {planned.lr_in:.3g} {why}; say one, such as Fresh(warmup='5 %')"
+        )
+    return found
+
+
+def _batch(planned: PlannedStage) -> list[str]:
+    size = planned.size.global_batch
+    if size >= LEAST_BATCH or (planned.size.examples or size) < LEAST_BATCH:
+        return []
+    return [
+        f"{size} example{'s' * (size != 1)} per update: below {LEAST_BATCH} the loss is noisy and rates tuned on larger batches are "
+        "too high; raise gradient_accumulation_steps"
+    ]

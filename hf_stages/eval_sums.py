@@ -1,0 +1,100 @@
+"""The loss of an evaluation over all its tokens.
+
+Trainer averages the means of batches, so its number moves with the batch size: a batch of a few long answers counts as much as
+one of many short ones. Here each mean is multiplied by the items it ran over, and the sum divided once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from hf_stages.losses import TaskLoss
+from hf_stages.losses._outputs import outputs_of
+from hf_stages.objective import counted
+from hf_stages.token_bytes import bytes_per_token
+
+BYTES = "bytes"
+"""A column of an evaluation set: how many bytes of text each row stands for."""
+
+
+class EvalSums:
+    """Sums over one evaluation of one set; made anew for each."""
+
+    def __init__(self, trainer: Any, dataset: Any) -> None:
+        self.trainer = trainer
+        exact = torch.float32 if trainer.args.device.type == "mps" else torch.float64  # MPS has no float64
+        self.totals = torch.zeros(3, dtype=exact, device=trainer.args.device)
+        self.task = _task_of(trainer)
+        self.given = _given_bytes(dataset)
+        self.table = None if self.given is not None else _table(trainer)
+
+    def loss(self, inner: Callable[..., Any], model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
+        """``compute_loss`` of one batch, counted. Without a number of items every trainer gives its batch's mean."""
+        batch = {**inputs, **self.trainer._beside}
+        items = self.task.items(batch)
+        with counted(self.trainer, items):
+            found = inner(model, inputs, return_outputs=return_outputs, num_items_in_batch=None)
+        loss = found[0] if return_outputs else found
+        count = torch.as_tensor(items).to(self.totals)
+        # A batch without a target has a mean of 0/0 and no say.
+        value = torch.where(count > 0, loss.detach().mean().to(self.totals) * count, torch.zeros_like(count))
+        self.totals += torch.stack([value, count, self._bytes(batch)])
+        return found
+
+    def _bytes(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        labels: Any = batch.get("shift_labels")
+        if labels is None:
+            labels = batch.get("labels")
+            labels = labels[..., 1:] if torch.is_tensor(labels) and self.task.shift else labels
+        if self.table is None or not torch.is_tensor(labels):
+            return self.totals.new_zeros(())
+        self.table = self.table.to(labels.device)
+        return self.table[labels[labels.ne(-100)]].sum().to(self.totals)
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Loss, items and, where bytes are known, bits per byte; nothing where no batch had a loss. Collective."""
+        totals = self.totals.clone()
+        if self.trainer.args.world_size > 1:
+            torch.distributed.all_reduce(totals)
+        value, items, size = totals.tolist()
+        if not items:
+            return {}
+        found = {f"{prefix}_loss": value / items, f"{prefix}_items": items}
+        size = size if self.given is None else self.given
+        return {**found, **({f"{prefix}_bits_per_byte": value / math.log(2) / size} if size else {})}
+
+
+def _task_of(trainer: Any) -> TaskLoss:
+    """What counts as an item: as the stage's own TaskLoss has it, else as the model's class says."""
+    terms = trainer._stage.losses.terms if trainer._stage is not None else ()
+    own = next((term.loss for term in terms if isinstance(term.loss, TaskLoss)), None)
+    return own if own is not None else TaskLoss().for_models(trainer.model, None)
+
+
+def _given_bytes(dataset: Any) -> float | None:
+    if BYTES not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "__len__"):
+        return None
+    return float(sum(dataset[BYTES]))
+
+
+def _table(trainer: Any) -> torch.Tensor | None:
+    """Only a language model's cross-entropy is a code length of the text; masked ones see what they predict around it."""
+    if trainer.args.label_smoothing_factor or trainer.compute_loss_func is not None:
+        return None
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    try:
+        kind, size = (found := outputs_of(trainer.model, "evaluation")).kind, found.classes or 0
+    except ValueError:  # no logits over classes: segmentation, detection
+        return None
+    if tokenizer is None or kind not in ("next", "decoder"):
+        return None
+    held = trainer.__dict__.setdefault("_bytes_per_token", {})
+    key = (id(tokenizer), size, len(tokenizer) if hasattr(tokenizer, "__len__") else 0)
+    if key not in held:
+        held.clear()
+        held[key] = bytes_per_token(tokenizer, size)
+    return held[key]

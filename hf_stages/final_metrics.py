@@ -1,0 +1,68 @@
+"""What a stage's folder says of its model: its own evaluation, the gates' last word, and every domain seen before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_stages.collating import collator_at_work
+from hf_stages.domains import domains_of, own_domains, same_task
+from hf_stages.stage_run import StageRun
+
+
+def settled_metrics(runner: Any, run: StageRun) -> dict[str, float]:
+    """The metrics of the weights that the folder will hold: a gate may go back to earlier ones first."""
+    state = runner.trainer.state
+    metrics = _own(runner, run)
+    if run.steering.settle(run.history(state, {**metrics, "step": state.global_step})):
+        metrics = _own(runner, run)
+    return {**metrics, **_other_domains(runner, run)}
+
+
+def _own(runner: Any, run: StageRun) -> dict[str, float]:
+    trainer = runner.trainer
+    logs = trainer.state.log_history[run.history_start :]
+    metrics: dict[str, Any] = {}
+    if trainer.eval_dataset is not None:
+        seen: dict[str, Any] = {}
+        others = trainer.args.load_best_model_at_end or run.steering.moved()  # of other weights than those at hand
+        for log in logs:
+            if log["step"] == trainer.state.global_step and not others:
+                seen.update({k: v for k, v in log.items() if k.startswith("eval_")})
+        metrics.update(seen or _evaluated(trainer))
+    last = next((log["train_loss"] for log in reversed(logs) if "train_loss" in log), None)
+    return {**_numbers(metrics), **({"train_loss": last} if last is not None else {})}
+
+
+def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
+    """Domains that this stage does not evaluate itself, measured as the stages that brought them do."""
+    trainer, stage = runner.trainer, run.planned.stage
+    found: dict[str, Any] = {}
+    own = own_domains(runner.recipe, stage)
+    held = {name: getattr(trainer, name) for name in ("data_collator", "compute_metrics")}
+    for domain in domains_of(runner.recipe, stage.name).values():
+        if domain.name in own or domain.dataset is None or not same_task(runner.recipe, stage, domain):
+            continue
+        try:
+            for name in held:
+                theirs = getattr(domain.stage, name) if domain.stage is not None else None
+                setattr(trainer, name, theirs if theirs is not None else runner.own[name])
+            trainer.data_collator = collator_at_work(trainer.data_collator, trainer.processing_class, trainer.model)
+            with trainer.callback_handler.measuring():
+                found.update(_evaluated(trainer, {domain.name: domain.dataset}))
+        finally:
+            for name, value in held.items():
+                setattr(trainer, name, value)
+    return _numbers(found)
+
+
+def _evaluated(trainer: Any, sets: Any = None) -> dict[str, float]:
+    """Outside of training, bf16_full_eval would cast the model itself, and the folder would hold the cast."""
+    trainer.is_in_train = True
+    try:
+        return trainer.evaluate(sets)
+    finally:
+        trainer.is_in_train = False
+
+
+def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}

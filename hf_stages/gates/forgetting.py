@@ -1,0 +1,146 @@
+"""Watch what earlier stages learned, and act where a stage forgets more of it than its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hf_stages.gates._gate import Decision, Gate, History
+
+_ACTIONS = ("alert", "cut_lr", "rollback", "end")
+
+
+@dataclass(frozen=True)
+class Forgetting(Gate):
+    """After each evaluation, compare the loss on earlier domains with its value at the boundary.
+
+    ``alert`` writes it down, ``cut_lr`` multiplies the learning rate by ``factor`` from here on, ``rollback`` goes back to the last
+    state that an evaluation found within the budget (the stage's start at the earliest) and cuts the rate too, ``end`` ends the
+    stage. A rate at its ``floor`` is cut no further: ``rollback`` then ends the stage where it was still within the budget.
+
+    >>> gate = Forgetting("5%", of=["prose"], action="cut_lr")
+    >>> logs = [{"step": 10, "eval_prose_loss": 2.05}, {"step": 20, "eval_prose_loss": 2.2}]
+    >>> gate(History(step=20, logs=logs, before={"eval_prose_loss": 2.0})).reason
+    'prose: loss 2.2 is 10 % above 2 at the boundary (budget 5 %); the learning rate is cut to 0.5 of its schedule'
+    """
+
+    budget: float | str = "5%"
+    """The rise that is allowed, as a share of the loss at the boundary: ``"5%"`` or ``0.05``."""
+    of: Sequence[str] | None = None
+    """Names of evaluation sets. None: those that stages before this one trained on."""
+    action: Literal["alert", "cut_lr", "rollback", "end"] = "alert"
+    factor: float = 0.5
+    """What ``cut_lr`` and ``rollback`` multiply the learning rate by."""
+    floor: float = 0.01
+    """The least share of the scheduled rate that is cut down to."""
+    patience: int = 1
+    """How many evaluations in a row must be outside the budget."""
+    on = "evaluation"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "budget", _share(self.budget))
+        of = (self.of,) if isinstance(self.of, str) else self.of
+        object.__setattr__(self, "of", None if of is None else tuple(of))
+        if self.of is not None and not self.of:
+            raise ValueError("Forgetting: of: expected names of evaluation sets or None, got an empty list")
+        if str(self.action) == "replay":
+            raise ValueError(
+                "Forgetting: action: 'replay' is not there yet; put a share of the earlier data into the stage's train_dataset, "
+                f"or use one of {', '.join(_ACTIONS)}"
+            )
+        if self.action not in _ACTIONS:
+            raise ValueError(f"Forgetting: action: expected one of {', '.join(_ACTIONS)}, got {self.action!r}")
+        if not 0 < self.factor < 1:
+            raise ValueError(f"Forgetting: factor: expected a number between 0 and 1, got {self.factor}")
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"Forgetting: floor: expected at least 0 and below 1, got {self.floor}")
+        if self.patience < 1:
+            raise ValueError(f"Forgetting: patience: expected at least 1, got {self.patience}")
+
+    def __call__(self, history: History) -> Decision | None:
+        rounds = self._rounds(history)
+        acted = [entry for entry in history.entries if entry.by == type(self).__name__ and entry.value is not None]
+        since = max((entry.step for entry in acted), default=-1)
+        outside = 0
+        for step, (rise, _) in rounds:
+            outside = 0 if rise <= self._budget or step <= since else outside + 1
+        if not rounds or rounds[-1][0] <= since:
+            return None
+        if not outside:
+            return Decision("keep", "") if self.action == "rollback" else None
+        if outside < self.patience or (self.action == "alert" and outside > self.patience):
+            return None
+        return self._act(rounds[-1][1], history, acted)
+
+    def _act(self, worst: tuple[float, str], history: History, acted: Sequence) -> Decision | None:
+        reason, share = worst[1], 1.0
+        for entry in acted:
+            share *= entry.value
+        share *= self.factor
+        if self.action == "end":
+            return Decision("end", reason)
+        if self.action == "alert":
+            return Decision("alert", reason)
+        if share >= self.floor:
+            cut = f"the learning rate is cut to {share:.3g} of its schedule"
+            return Decision(self.action, f"{reason}; {cut}", self.factor)
+        low = f"its rate is at the floor ({self.floor:.3g} of the schedule)"
+        if self.action == "rollback":
+            return Decision("rollback", f"{reason}; {low}, so the stage ends here")
+        told = [e for e in history.entries if e.by == type(self).__name__ and e.kind == "alert"]
+        return None if told else Decision("alert", f"{reason}; {low}")
+
+    def at_end(self, history: History) -> Decision | None:
+        """The stage's last evaluation, whatever the patience: a rollback, or at least a word."""
+        rounds = self._rounds(history)
+        if not rounds or rounds[-1][1][0] <= self._budget:
+            return None
+        return Decision("rollback" if self.action == "rollback" else "alert", f"{rounds[-1][1][1]} as the stage ends")
+
+    @property
+    def _budget(self) -> float:
+        assert isinstance(self.budget, float)
+        return self.budget
+
+    def _rounds(self, history: History) -> list[tuple[int, tuple[float, str]]]:
+        """For each evaluation its step and the domain that rose most: by how much, and in words."""
+        worst: dict[int, tuple[float, str]] = {}
+        for name in self.of or history.earlier:
+            start = history.before.get(f"eval_{name}_loss")
+            if start is None:
+                continue
+            # Of two evaluations at one step the later one counts: the stage went back in between.
+            losses = {log["step"]: log[key] for log in history.logs if (key := f"eval_{name}_loss") in log}
+            for step, loss in losses.items():
+                rise = _rise(loss, start)
+                if step not in worst or rise > worst[step][0]:
+                    worst[step] = (
+                        rise,
+                        (
+                            f"{name}: loss {loss:.4g} is {100 * rise:.3g} % above {start:.4g} at the boundary (budget "
+                            f"{100 * self._budget:.3g} %)"
+                        ),
+                    )
+        return sorted(worst.items())
+
+
+def _rise(loss: float, start: float) -> float:
+    """As a share of the start. A loss that is no number is within no budget."""
+    rise = (loss - start) / abs(start) if start else float(loss > 0)
+    return rise if rise == rise else float("inf")
+
+
+def _share(budget: float | str) -> float:
+    """
+    >>> _share("5%"), _share("2.5 %"), _share(0.1)
+    (0.05, 0.025, 0.1)
+    """
+    try:
+        text = str(budget).strip()
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        found = float("nan")
+    if isinstance(budget, bool) or not 0 <= found <= 1:
+        raise ValueError(f"Forgetting: budget: expected a share of the loss such as '5%' or 0.05, got {budget!r}")
+    return found

@@ -1,0 +1,64 @@
+"""What evaluation measures besides what Trainer does: the loss over all items, bits per byte, the teacher's terms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer
+
+from hf_stages.eval_sums import EvalSums
+from hf_stages.eval_terms import BULKY
+
+# The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
+_Base: Any = Trainer if TYPE_CHECKING else object
+
+
+class MeasuredMixin(_Base):
+    """The part of StagedMixin that evaluates. Each override is Trainer's own without stages."""
+
+    recipe: Any
+    _stage: Any
+    _beside: Any
+    _sums: Any = None
+    """The EvalSums of an evaluation in progress."""
+    _evaluated: Any = None
+    """The set that is evaluated, as the user gave it."""
+    _weighs_items = False
+    """Whether evaluation gives the loss over all items (with stages, and of a stage's folder) or Trainer's mean of batches."""
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        if self.recipe is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if ignore_keys is None:
+            ignore_keys = getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", [])
+        ignore_keys = [*ignore_keys, *BULKY]
+        if self._stage is None or self._stage.evaluated is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with self._stage.evaluated.step({**inputs, **self._beside}, self._stage.t, self.accelerator.autocast()):
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        if self._weighs_items:  # before columns that the model does not take are dropped
+            self._evaluated = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+            self._evaluated = self.eval_dataset if self._evaluated is None else self._evaluated
+        return super().get_eval_dataloader(eval_dataset)
+
+    def evaluation_loop(self, *args, **kwargs):
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        self._sums = EvalSums(self, self._evaluated) if self._weighs_items else None
+        try:
+            output = super().evaluation_loop(*args, **kwargs)
+            if self._sums is not None:
+                output.metrics.update(self._sums.metrics(prefix))
+        finally:
+            self._sums = self._evaluated = None
+        if self._stage is not None and self._stage.evaluated is not None:
+            output.metrics.update(self._stage.evaluated.metrics(prefix))
+        return output
+
+    def _evaluate(self, *args, **kwargs):
+        metrics = super()._evaluate(*args, **kwargs)
+        if self._stage is not None:
+            self._stage.after_evaluation(self.state, self.control)
+        return metrics

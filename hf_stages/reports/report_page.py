@@ -1,0 +1,114 @@
+"""A run's report as a file: one HTML page without scripts and without links to elsewhere, or its pictures as one SVG."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from hf_stages.reports._matrix import matrix_of, metrics_of
+from hf_stages.reports._run import ReadRun
+from hf_stages.reports._svg import curves, document, heat_map
+from hf_stages.reports.domain_table import domain_table
+from hf_stages.reports.result_table import stages_table
+from hf_stages.reports.run_report import benches, decided
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:960px;margin:2em auto;padding:0 1em}"
+    "pre{background:#f6f6f4;padding:.8em;overflow-x:auto;font-size:13px}svg{max-width:100%;height:auto}"
+    ".problem{background:#fdecea;border-left:4px solid #c0392b;padding:.5em .8em}"
+)
+_TITLES = {"loss": "Loss per item", "bits_per_byte": "Bits per byte"}
+_ACTIONS = ("alert", "cut_lr", "rollback")
+_PREFIXES = ("eval_", "after_")
+
+
+def save_report(run: ReadRun, path: str | Path) -> None:
+    """Write it to ``path``, whose suffix says what: ``.html`` or ``.svg``."""
+    path = Path(path)
+    if path.suffix not in (".html", ".svg"):
+        raise ValueError(f"report: expected a file that ends in .html or .svg, got {str(path)!r}")
+    pictures = _pictures(run)
+    if path.suffix == ".svg" and not pictures:
+        raise ValueError(f"{run.out}: nothing was measured yet that could be drawn")
+    text = report_html(run) if path.suffix == ".html" else document(pictures)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def report_html(run: ReadRun) -> str:
+    """The page."""
+    name = escape(str(run.out))
+    parts = [f"<h1>{name}</h1>", *(f'<p class="problem">{escape(problem)}</p>' for problem in run.problems)]
+    parts.append(_section("Stages", stages_table(run)))
+    if pictures := _pictures(run):
+        parts.append(f"<h2>Domains</h2>{document(pictures)}")
+    parts.append(f"<pre>{escape(domain_table(run))}</pre>")
+    if found := decided(run):
+        parts.append(
+            _section("Decisions and notices", "\n".join(f"step {s}, {stage}: {words}" for s, stage, words in found))
+        )
+    parts += [_section("Size and speed", text) for text in benches(run)]
+    head = f'<meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def _section(title: str, text: str) -> str:
+    return f"<h2>{escape(title)}</h2><pre>{escape(text)}</pre>"
+
+
+def _pictures(run: ReadRun) -> list[tuple[str, float, float]]:
+    found = []
+    for metric in (name for name in metrics_of(run) if name in _TITLES):
+        matrix = matrix_of(run, metric)
+        if matrix.values:
+            found.append(heat_map(matrix, f"{_TITLES[metric]} after each stage"))
+    edges, marks = (
+        _edges(run),
+        [(e["step"], f"{e['kind']}: {e['reason']}") for e in run.ledger if e["kind"] in _ACTIONS],
+    )
+    for metric, title in _TITLES.items():
+        lines = _lines(run, metric)
+        if any(lines.values()):
+            found.append(curves(lines, f"{title} over steps", edges, marks))
+    rates = [(log["step"], log["learning_rate"]) for log in run.logs if "learning_rate" in log]
+    if rates:
+        found.append(curves({"learning rate": rates}, "Learning rate", edges, marks, height=200, is_rate=True))
+    return [picture for picture in found if picture[2]]
+
+
+def _edges(run: ReadRun) -> list[tuple[float, str]]:
+    """Where each stage begins: known of finished ones, and of the one that stands after them."""
+    found, step = [], 0
+    for stage in run.stages:
+        if stage.status in ("waiting", "damaged"):
+            continue
+        found.append((float(step), f"{stage.index} {stage.name}"))
+        step = (stage.summary or {}).get("global_step", step)
+    return found
+
+
+def _lines(run: ReadRun, metric: str) -> dict[str, list[tuple[float, float]]]:
+    """By domain, every evaluation in the log: within stages, at their first step, and at their end."""
+    names = {stage.index: stage.name for stage in run.stages}
+    known = list(matrix_of(run, metric).domains)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in known}
+    for log in run.logs:
+        for key, value in log.items():
+            name = _domain(key, metric, log, names, known)
+            if name is not None and isinstance(value, int | float):
+                found.setdefault(name, []).append((log["step"], value))
+    return found
+
+
+def _domain(key: str, metric: str, log: dict[str, Any], names: dict[int, str], known: Sequence[str]) -> str | None:
+    prefix = next((prefix for prefix in _PREFIXES if key.startswith(prefix)), None)
+    if prefix is None or not key.endswith(metric):
+        return None
+    name = key.removeprefix(prefix).removesuffix(metric).removesuffix("_")
+    if not name:  # a set without a name is the run's, or its stage's own
+        name = "eval" if "eval" in known or not known else names.get(log.get("stage", 0), "eval")
+    return name if name in known or not known else None

@@ -1,0 +1,43 @@
+"""Everything a run's folder says of it, as text."""
+
+from __future__ import annotations
+
+from hf_stages.checkpoint import read_json
+from hf_stages.reports._run import ReadRun
+from hf_stages.reports.bench_table import bench_table
+from hf_stages.reports.domain_table import domain_table
+from hf_stages.reports.result_table import stages_table
+
+_BENCH = "bench.json"
+_KINDS = ("alert", "cut_lr", "rollback", "stop", "notice")
+
+
+def run_report(run: ReadRun) -> str:
+    """Stages, domains, decisions, sizes and speeds, as far as they are there."""
+    parts = [stages_table(run), *[f"! {problem}" for problem in run.problems], domain_table(run)]
+    if decisions := decided(run):
+        parts.append(
+            "Decisions and notices\n" + "\n".join(f"  step {step}, {stage}: {text}" for step, stage, text in decisions)
+        )
+    return "\n\n".join([*parts, *benches(run)])
+
+
+def decided(run: ReadRun) -> list[tuple[int, str, str]]:
+    """(step, stage, words) of what the ledger holds besides plain ends."""
+    shown = [entry for entry in run.ledger if entry["kind"] in _KINDS]
+    return [
+        (e["step"], e["stage"], f"{e['kind']}: {e['reason']}" + (f" [{e['by']}]" if e["by"] else "")) for e in shown
+    ]
+
+
+def benches(run: ReadRun) -> list[str]:
+    """What ``hf-stages bench --save`` left in the stages' folders."""
+    found = []
+    for stage in run.stages:
+        for place in (stage.folder, *sorted(stage.folder.parent.glob(f"{stage.folder.name}-exports/*"))):
+            if (place / _BENCH).is_file():
+                try:
+                    found.append(bench_table(read_json(place / _BENCH, "a bench")))
+                except (ValueError, KeyError, TypeError) as error:
+                    found.append(f"! {place / _BENCH}: cannot be shown: {error}")
+    return found

@@ -1,0 +1,125 @@
+"""What gates may do to a stage in progress besides ending it: lower its learning rate, go back to a kept state.
+
+The rate is a function of the schedule and the ledger; which state to go back to is part of each checkpoint. So a run that is
+cut and resumed does what it would have done.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.utils import logging
+
+from hf_stages.domains import earlier_domains
+from hf_stages.gates import Decision
+from hf_stages.kept import forget, go_back, keep, kept_folder
+
+logger = logging.get_logger(__name__)
+FAR = 0.2
+"""A loss this much above the parent's is worth a notice."""
+
+
+class Steering:
+    """Of one StageRun, which it serves."""
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+        trainer, planned = run.trainer, run.planned
+        self.kept: int | None = None
+        """After how many of the stage's updates the kept state was taken."""
+        self.folder = kept_folder(trainer._runner.out, planned.folder)
+        self.keeps = any(getattr(gate, "action", None) == "rollback" for gate in planned.stage.gates)
+        self.earlier = earlier_domains(trainer.recipe, planned.stage)
+        self.chain = [planned.name]
+        """The stages whose cuts lower this stage's rate: those whose schedule it goes on with."""
+        while self.chain[-1] != planned.span_root:
+            self.chain.append(trainer._runner.plan[self.chain[-1]].parent)
+
+    def rate(self, step: int) -> float:
+        return self.run.ledger.rate(self.chain, self.run.first_step + step)
+
+    def begin(self) -> None:
+        """Before the first update, moments carried: the state that can always be gone back to."""
+        if self.run.trainer.args.should_save:
+            forget(self.folder)
+        if self.keeps:
+            self._keep()
+        self._notice_rise({k.replace("after_", "eval_", 1): v for k, v in self.run.after.items()}, "at its first step")
+
+    @property
+    def before(self) -> dict[str, float]:
+        """The losses that forgetting is measured from."""
+        return {**{k.replace("after_", "eval_", 1): v for k, v in self.run.after.items()}, **self.run.before}
+
+    def do(self, decision: Decision, by: str) -> None:
+        run = self.run
+        if decision.action == "keep":
+            self._keep()
+            return
+        if decision.action == "rollback":
+            assert self.kept is not None
+            go_back(run.trainer, self.folder, self.kept)
+        run.note(decision.action, decision.reason + self._back(decision), by=by, value=decision.value)
+        logger.warning(f"stage {run.planned.name!r}: {decision.reason}")
+        if decision.action in ("cut_lr", "rollback"):
+            self._set_rates()
+        if decision.action == "rollback" and decision.value is None and run.over is None:
+            run._end(decision.reason, by=by)
+
+    def moved(self) -> bool:
+        """Whether the weights are others than the last evaluation of this step saw."""
+        run = self.run
+        back = [e for e in run.ledger.of(run.planned.name, "rollback") if e.step == run.first_step + run.steps]
+        return bool(back)
+
+    def settle(self, history: Any) -> bool:
+        """The gates' last word, on the final metrics. True: the stage went back, measure again."""
+        run = self.run
+        gates = [gate for gate in run.planned.stage.gates if gate.on == "evaluation"]
+        if not gates:
+            return False
+        answers = run.agreed([gate.at_end for gate in gates], history)
+        for gate, decision in zip(gates, answers, strict=True):
+            if decision is not None:
+                self.do(decision, type(gate).__name__)
+        return any(d is not None and d.action == "rollback" for d in answers)
+
+    def after_evaluation(self, logs: list[dict[str, Any]]) -> None:
+        last: dict[str, float] = {}
+        for log in logs:
+            last.update(log)
+        self._notice_rise(last, f"after {self.run.steps} updates")
+
+    def _keep(self) -> None:
+        self.kept = self.run.steps
+        keep(self.run.trainer, self.folder, self.kept)
+        self.run.trainer._runner._barrier()
+
+    def _back(self, decision: Decision) -> str:
+        if decision.action != "rollback":
+            return ""
+        return f" (back to {'the start of the stage' if not self.kept else f'the state after {self.kept} updates'})"
+
+    def _set_rates(self) -> None:
+        """Moments of another time bring that time's rate; and the next update's was set before it was cut."""
+        trainer = self.run.trainer
+        scheduler = trainer.lr_scheduler
+        for group, base in zip(trainer.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = base * self.run.multiplier(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in trainer.optimizer.param_groups]
+
+    def _notice_rise(self, now: dict[str, Any], when: str) -> None:
+        """Once per stage: near its boundary a stage should still be close to what its parent was."""
+        run = self.run
+        if any(e.by == "boundary" for e in run.ledger.of(run.planned.name, "notice")):
+            return
+        for key, start in run.before.items():
+            if key.startswith("eval_") and key.endswith("loss") and now.get(key, start) > start + FAR * abs(start):
+                text = f"{when}, {key} is {now[key]:.4g}, far above the {start:.4g} that its parent ended with"
+                run.note(
+                    "notice",
+                    f"{text}: a lower learning rate, a warmup or replay of earlier data keeps it closer",
+                    by="boundary",
+                )
+                logger.warning(f"stage {run.planned.name!r}: {text}")
+                return
