@@ -37,6 +37,8 @@ def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
     """Domains that this stage does not evaluate itself, measured as the stages that brought them do."""
     trainer, stage = runner.trainer, run.planned.stage
     found: dict[str, Any] = {}
+    if stage.eval_dataset == {}:  # said in so many words: nothing that the run evaluates fits this stage
+        return found
     own = own_domains(runner.recipe, stage)
     held = {name: getattr(trainer, name) for name in ("data_collator", "compute_metrics")}
     for domain in domains_of(runner.recipe, stage.name).values():
