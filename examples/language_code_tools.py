@@ -25,9 +25,9 @@ from hf_stages.reports.domain_matrix import domain_matrix
 from hf_stages.schedules import Fresh
 
 BLOCK = 128
-FULL = {"bytes": 1_500_000, "calls": 8_000, "hidden_size": 160, "intermediate_size": 432, "num_hidden_layers": 4}
-SMALL = {"bytes": 40_000, "calls": 60, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-PEAKS = {"language": 3e-3, "code": 5e-4, "tools": 5e-4, "preferences": 5e-5}
+FULL = {"bytes": 1_000_000, "calls": 4_000, "hidden_size": 160, "intermediate_size": 432, "num_hidden_layers": 3}
+SMALL = {"bytes": 50_000, "calls": 60, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+PEAKS = {"language": 6e-3, "code": 1e-3, "tools": 1e-3, "preferences": 5e-5}
 
 
 def stages(steps: int, replay: float, pairs: dict) -> list[Stage]:
@@ -41,7 +41,7 @@ def stages(steps: int, replay: float, pairs: dict) -> list[Stage]:
             Stage(
                 "preferences", f"{max(steps // 8, 1)} steps", train_dataset=pairs["train"],
                 eval_dataset={"preferences": pairs["eval"]}, compute_metrics=lambda prediction: {}, schedule=rates["preferences"],
-                data_collator=Preferences(), loss=DPO(beta=0.1), teacher="stage:tools", args={"per_device_train_batch_size": 8},
+                data_collator=Preferences(), loss=DPO(beta=0.1), teacher="stage:tools", args={"per_device_train_batch_size": 4},
             )
         )  # fmt: skip
     return planned
@@ -51,12 +51,13 @@ def main(out: Path, steps: int, seed: int, replay: float, preferences: bool, sma
     shutil.rmtree(out, ignore_errors=True)
     set_seed(seed)
     size = dict(SMALL if small else FULL)
-    amounts = {"train": (size.pop("bytes"), size.pop("calls")), "eval": (SMALL["bytes"] // 2, 100)}
+    amount, calls = size.pop("bytes"), size.pop("calls")
+    amounts = {"train": (amount, calls), "eval": (amount // 25, min(calls // 4, 100))}
     texts = {s: {"language": docs(n, split=s), "code": code(n, split=s)} for s, (n, _) in amounts.items()}
-    calls = {s: conversations(n, split=s) for s, (_, n) in amounts.items()}
+    asked = {s: conversations(n, split=s) for s, (_, n) in amounts.items()}
     tokenizer = bpe_tokenizer([text for source in texts["train"].values() for text in source["text"]])
     data = {
-        s: {n: blocks(t, tokenizer, BLOCK) for n, t in texts[s].items()} | {"tools": as_tokens(calls[s], tokenizer)}
+        s: {n: blocks(t, tokenizer, BLOCK) for n, t in texts[s].items()} | {"tools": as_tokens(asked[s], tokenizer)}
         for s in amounts
     }
     config = LlamaConfig(
@@ -64,12 +65,12 @@ def main(out: Path, steps: int, seed: int, replay: float, preferences: bool, sma
         eos_token_id=1, bos_token_id=None, **size,
     )  # fmt: skip
     args = TrainingArguments(
-        str(out), seed=seed, per_device_train_batch_size=16, per_device_eval_batch_size=32, include_for_metrics=["inputs"],
-        eval_strategy="no", save_strategy="no", logging_steps=50, report_to="none", use_cpu=True, disable_tqdm=True,
+        str(out), seed=seed, per_device_train_batch_size=8, per_device_eval_batch_size=32, include_for_metrics=["inputs"],
+        eval_strategy="no", save_strategy="no", logging_steps=20, report_to="none", use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     trainer = StagedTrainer(
         LlamaForCausalLM(config), args, train_dataset=data["train"], eval_dataset=data["eval"], processing_class=tokenizer,
-        stages=stages(steps, replay, {s: as_pairs(rows) for s, rows in calls.items()} if preferences else {}),
+        stages=stages(steps, replay, {s: as_pairs(rows) for s, rows in asked.items()} if preferences else {}),
         data_collator=Lengths(2 * BLOCK), preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
         compute_metrics=lambda prediction: call_metrics(trainer.model, tokenizer, prediction),
     )  # fmt: skip
@@ -86,7 +87,7 @@ def main(out: Path, steps: int, seed: int, replay: float, preferences: bool, sma
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("tools-out"))
-    parser.add_argument("--steps", type=int, default=500, help="updates of each stage")
+    parser.add_argument("--steps", type=int, default=400, help="updates of each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--replay", type=float, default=0.0, help="share of earlier sources in later stages")
     parser.add_argument("--preferences", action="store_true", help="a fourth stage: DPO on right and wrong calls")

@@ -125,7 +125,7 @@ def call_metrics(model: Any, tokenizer: Any, prediction: Any, count: int = 100) 
     starts = [int(np.argmax(labels != -100)) for _, labels in rows]
     if not all(starts):
         return {}
-    prompts = {"input_ids": [row[row != tokenizer.pad_token_id][:n].tolist() for (row, _), n in zip(rows, starts)]}
+    prompts = {"input_ids": [row[:n].tolist() for (row, _), n in zip(rows, starts, strict=True)]}
     right = [tokenizer.decode(labels[labels != -100], skip_special_tokens=True) for _, labels in rows]
     batch = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(model.device)
     longest = max(int((labels != -100).sum()) for _, labels in rows)
