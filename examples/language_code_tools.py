@@ -16,8 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
 
-from examples.stdlib_text import blocks, code, docs
-from examples.stdlib_tools import as_pairs, as_tokens, bpe_tokenizer, call_metrics, conversations
+from examples.stdlib_tools import call_metrics, domains
 from hf_stages import Stage, StagedTrainer
 from hf_stages.data import Lengths, Mixture, Preferences, Replay
 from hf_stages.losses import DPO
@@ -25,7 +24,7 @@ from hf_stages.reports.domain_matrix import domain_matrix
 from hf_stages.schedules import Fresh
 
 BLOCK = 128
-FULL = {"bytes": 1_000_000, "calls": 4_000, "hidden_size": 160, "intermediate_size": 432, "num_hidden_layers": 3}
+FULL = {"bytes": 1_000_000, "calls": 2_000, "hidden_size": 160, "intermediate_size": 432, "num_hidden_layers": 3}
 SMALL = {"bytes": 50_000, "calls": 60, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
 PEAKS = {"language": 6e-3, "code": 1e-3, "tools": 1e-3, "preferences": 5e-5}
 
@@ -51,26 +50,18 @@ def main(out: Path, steps: int, seed: int, replay: float, preferences: bool, sma
     shutil.rmtree(out, ignore_errors=True)
     set_seed(seed)
     size = dict(SMALL if small else FULL)
-    amount, calls = size.pop("bytes"), size.pop("calls")
-    amounts = {"train": (amount, calls), "eval": (amount // 25, min(calls // 4, 100))}
-    texts = {s: {"language": docs(n, split=s), "code": code(n, split=s)} for s, (n, _) in amounts.items()}
-    asked = {s: conversations(n, split=s) for s, (_, n) in amounts.items()}
-    tokenizer = bpe_tokenizer([text for source in texts["train"].values() for text in source["text"]])
-    data = {
-        s: {n: blocks(t, tokenizer, BLOCK) for n, t in texts[s].items()} | {"tools": as_tokens(asked[s], tokenizer)}
-        for s in amounts
-    }
+    tokenizer, data, pairs = domains(size.pop("bytes"), size.pop("calls"), BLOCK)
     config = LlamaConfig(
         vocab_size=len(tokenizer), num_attention_heads=4, initializer_range=0.08, tie_word_embeddings=True, pad_token_id=0,
         eos_token_id=1, bos_token_id=None, **size,
     )  # fmt: skip
     args = TrainingArguments(
         str(out), seed=seed, per_device_train_batch_size=8, per_device_eval_batch_size=32, include_for_metrics=["inputs"],
-        eval_strategy="no", save_strategy="no", logging_steps=20, report_to="none", use_cpu=True, disable_tqdm=True,
+        eval_strategy="no", save_strategy="no", logging_steps=10, report_to="none", use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     trainer = StagedTrainer(
         LlamaForCausalLM(config), args, train_dataset=data["train"], eval_dataset=data["eval"], processing_class=tokenizer,
-        stages=stages(steps, replay, {s: as_pairs(rows) for s, rows in asked.items()} if preferences else {}),
+        stages=stages(steps, replay, pairs if preferences else {}),
         data_collator=Lengths(2 * BLOCK), preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
         compute_metrics=lambda prediction: call_metrics(trainer.model, tokenizer, prediction),
     )  # fmt: skip
@@ -87,7 +78,7 @@ def main(out: Path, steps: int, seed: int, replay: float, preferences: bool, sma
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("tools-out"))
-    parser.add_argument("--steps", type=int, default=400, help="updates of each stage")
+    parser.add_argument("--steps", type=int, default=150, help="updates of each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--replay", type=float, default=0.0, help="share of earlier sources in later stages")
     parser.add_argument("--preferences", action="store_true", help="a fourth stage: DPO on right and wrong calls")

@@ -14,6 +14,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from examples.stdlib_text import blocks, code, docs
 from hf_stages.data import ToolCallsOnly
 
 MODULES = """argparse ast base64 bisect calendar codecs collections colorsys configparser contextlib copy csv dataclasses
@@ -22,7 +23,9 @@ http.client importlib.util inspect io ipaddress itertools json keyword linecache
 pathlib pickle pickletools pkgutil platform plistlib posixpath pprint queue quopri random re reprlib sched secrets selectors
 shlex shutil signal smtplib socket statistics string struct subprocess symtable sysconfig tarfile tempfile textwrap threading
 timeit tokenize traceback types typing unittest.mock urllib.parse uuid warnings wave weakref xml.dom.minidom zipfile"""
-WORDS = "notes report main index table image config backup first second left right north south red green blue".split()
+WORDS = [
+    "notes", "report", "main", "table", "image", "config", "backup", "first", "second", "left", "right", "red", "green", "blue",
+]  # fmt: skip
 # The prompt ends in a newline: a space would be one token with the brace after it, and that token not all the model's own.
 TEMPLATE = (
     "{% for tool in tools or [] %}"
@@ -32,6 +35,20 @@ TEMPLATE = (
     "{% else %}{{ message.content ~ '\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '=>\n' }}{% endif %}"
 )
+
+
+def domains(size: int, calls: int, block: int) -> tuple[PreTrainedTokenizerFast, dict, dict]:
+    """A tokenizer trained on ``size`` bytes each of language and code; both in blocks beside the calls, by split; pairs of calls."""
+    amounts = {"train": (size, calls), "eval": (size // 25, min(calls // 4, 50))}
+    texts = {s: {"language": docs(n, split=s), "code": code(n, split=s)} for s, (n, _) in amounts.items()}
+    rows = {s: conversations(n, split=s) for s, (_, n) in amounts.items()}
+    tokenizer = bpe_tokenizer([text for source in texts["train"].values() for text in source["text"]])
+    data = {
+        s: {name: blocks(text, tokenizer, block) for name, text in texts[s].items()}
+        | {"tools": as_tokens(rows[s], tokenizer)}
+        for s in amounts
+    }
+    return tokenizer, data, {s: as_pairs(rows[s]) for s in amounts}
 
 
 def signatures(split: str = "train") -> dict[str, inspect.Signature]:
