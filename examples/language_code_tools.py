@@ -78,7 +78,7 @@ def main(out: Path, steps: int, seed: int, replay: float, preferences: bool, sma
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("tools-out"))
-    parser.add_argument("--steps", type=int, default=150, help="updates of each stage")
+    parser.add_argument("--steps", type=int, default=300, help="updates of each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--replay", type=float, default=0.0, help="share of earlier sources in later stages")
     parser.add_argument("--preferences", action="store_true", help="a fourth stage: DPO on right and wrong calls")

@@ -77,7 +77,8 @@ def conversations(count: int, seed: int = 0, split: str = "train") -> list[dict[
     for _ in range(count):
         name, other = rng.sample(sorted(known), 2)
         arguments = _arguments(known[name], rng)
-        wanted = ", ".join(f"{key} {json.dumps(value)}" for key, value in arguments.items())
+        # Quoted as in the call: with a space before them, the same words would be other tokens, which are harder to copy.
+        wanted = ", ".join(f'"{key}" set to {json.dumps(value)}' for key, value in arguments.items())
         rows.append(
             {
                 "tools": [_schema(tool, known[tool]) for tool in sorted((name, other))],
