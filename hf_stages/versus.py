@@ -5,6 +5,7 @@ Pure arithmetic on recipes whose sources are loaded; ``versus_run.py`` trains th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,7 +72,7 @@ def arms_of(
             raise ValueError(f"arms: there is no {name!r}; there are {', '.join(ARMS)}")
     staged = _comparable(recipe, stages)
     plan = plan_for(staged, args)
-    sources = _Sources(staged, plan)
+    sources = Sources(staged, plan)
     _check_batches(plan)
     arms = [_arm("staged", staged, args, "the stages as declared, one after another", sources)]
     for name in dict.fromkeys(names):
@@ -97,7 +98,7 @@ def _comparable(recipe: Recipe, only: Sequence[str] | None) -> Recipe:
         )
     kept = replace(recipe, stages=stages)
     parents = parents_of(kept.stages)
-    for before, stage in zip(stages, stages[1:], strict=False):
+    for before, stage in itertools.pairwise(stages):
         if parents[stage.name] != before.name:
             raise ValueError(
                 f"stage {stage.name!r}: parents: it does not go on from {before.name!r}; compare stages that follow one another: "
@@ -134,7 +135,7 @@ def _check_batches(plan: Plan) -> None:
             )
 
 
-class _Sources:
+class Sources:
     """The sources of the staged run by name, each once, and how many examples a planned stage draws of them."""
 
     def __init__(self, recipe: Recipe, plan: Plan) -> None:
@@ -203,7 +204,7 @@ def _by_tokens(blend: Blend) -> list[float]:
 
 
 def _joint(
-    name: str, staged: Recipe, plan: Plan, sources: _Sources, args: TrainingArguments, lr: str | float, lr_sum: float
+    name: str, staged: Recipe, plan: Plan, sources: Sources, args: TrainingArguments, lr: str | float, lr_sum: float
 ) -> tuple[Recipe, str]:
     first = staged.stages[0]
     for stage in staged.stages[1:]:
@@ -241,7 +242,7 @@ def _shares(counts: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {100 * count / total:.3g} %" for name, count in counts.items())
 
 
-def _annealed(counts: Mapping[str, float], sources: _Sources, last: str) -> tuple[dict[str, Any], str]:
+def _annealed(counts: Mapping[str, float], sources: Sources, last: str) -> tuple[dict[str, Any], str]:
     """The same examples of each source in all, more of the last stage's own in the last part."""
     new = [name for name in counts if sources.first[name] == last]
     total = sum(counts.values())
@@ -295,26 +296,32 @@ def _says_replay(share: float) -> str:
     return f"the stages as declared; {100 * share:.3g} % of each later one's examples come from earlier sources instead"
 
 
-def _replay(staged: Recipe, plan: Plan, sources: _Sources, share: float) -> Recipe:
+def _replay(staged: Recipe, plan: Plan, sources: Sources, share: float) -> Recipe:
     if not 0 < share < 1:
         raise ValueError(f"replay: expected a share between 0 and 1, such as 0.05, got {share}")
     before: dict[str, float] = {}
     stages = []
     for planned in plan.stages:
-        stage, own = planned.stage, sources.of(planned)
-        old = {name: count for name, count in before.items() if name not in own}
-        if old:
-            into = planned.blend.part if planned.blend is not None else sources.mixture(dict.fromkeys(own, 1.0))
-            wrapped = Replay(sources.mixture(old), share, into=into)
-            # Its epochs are longer: as many updates as without it.
-            stage = replace(stage, train_dataset=wrapped, until=f"{planned.steps} steps")
-        stages.append(stage)
-        for name, count in own.items():
+        stages.append(with_replay(planned, sources, before, share))
+        for name, count in sources.of(planned).items():
             before[name] = before.get(name, 0.0) + count
     return replace(staged, stages=stages)
 
 
-def _arm(name: str, recipe: Recipe, args: TrainingArguments, says: str, sources: _Sources) -> Arm:
+def with_replay(planned: PlannedStage, sources: Sources, before: Mapping[str, float], share: float) -> Stage:
+    """The stage with a share of its examples from the sources read before, which are not its own."""
+    own = sources.of(planned)
+    old = {name: count for name, count in before.items() if name not in own}
+    if not old:
+        return planned.stage
+    into = planned.blend.part if planned.blend is not None else sources.mixture(dict.fromkeys(own, 1.0))
+    # An epoch of it is longer: as many updates as without.
+    return replace(
+        planned.stage, train_dataset=Replay(sources.mixture(old), share, into=into), until=f"{planned.steps} steps"
+    )
+
+
+def _arm(name: str, recipe: Recipe, args: TrainingArguments, says: str, sources: Sources) -> Arm:
     plan = plan_for(recipe, args)
     rates = list(_rates(plan))
     drawn = tuple(sources.of(planned) for planned in plan.stages)
@@ -324,5 +331,3 @@ def _arm(name: str, recipe: Recipe, args: TrainingArguments, says: str, sources:
 def _rates(plan: Plan) -> Iterator[float]:
     for planned in plan.stages:
         yield from (plan.lr_at(planned.name, k / planned.steps) for k in range(planned.steps))
-
-

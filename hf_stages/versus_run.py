@@ -15,6 +15,7 @@ from hf_stages.build import Prepared, training_arguments
 from hf_stages.checkpoint import RUN_FILE, SCHEMA, read_json, write_json
 from hf_stages.fingerprint import fingerprint
 from hf_stages.recipe import diff, to_dict
+from hf_stages.reports._run import read_run
 from hf_stages.stage import Recipe
 from hf_stages.versus import Arm
 
@@ -47,10 +48,12 @@ class Trainings:
             held = read_json(out / ARM_FILE, "an arm of a comparison")
             if changes := diff(held["declared"], _plain(told["declared"])):
                 raise ValueError(
-                    f"{out}: trained as declared otherwise:\n  " + "\n  ".join(changes[:8]) + "\nChoose another folder with --out, or "
+                    f"{out}: trained as declared otherwise:\n  "
+                    + "\n  ".join(changes[:8])
+                    + "\nChoose another folder with --out, or "
                     "remove this one"
                 )
-            if (out / RUN_FILE).is_file() and read_json(out / RUN_FILE, "a run's folder")["status"] == "done":
+            if _finished(out):
                 logger.warning(f"{out}: finished before; skipped")
                 return False
         if prepared.args.process_index == 0:
@@ -72,7 +75,9 @@ def run_versus(trainings: Trainings, arms: Sequence[Arm], seeds: Sequence[int], 
         for arm in arms:
             folder = out / f"seed-{seed}" / arm.name
             folders.append(folder)
-            prepared = trainings.with_args(arm.recipe, folder, seed=seed, **_watching(trainings.prepared, arms, updates))
+            prepared = trainings.with_args(
+                arm.recipe, folder, seed=seed, **_watching(trainings.prepared, arms, updates)
+            )
             trainings.train(prepared, {"arm": about(arm), "seed": seed})
     return folders
 
@@ -91,6 +96,14 @@ def _watching(prepared: Prepared, arms: Sequence[Arm], updates: int) -> dict[str
     if own or asked or str(getattr(prepared.args.eval_strategy, "value", prepared.args.eval_strategy)) != "no":
         return {}
     return {"eval_strategy": "steps", "eval_steps": max(updates // EVALUATIONS, 1)}
+
+
+def _finished(out: Path) -> bool:
+    """Done and whole; of a damaged one, what is lost is trained again."""
+    if not (out / RUN_FILE).is_file():
+        return False
+    run = read_run(out)
+    return run.status == "done" and not run.problems
 
 
 def _declared(prepared: Prepared) -> dict[str, Any]:

@@ -207,7 +207,8 @@ class Comparison:
         for run in self.runs:
             found.update(dict.fromkeys((d, m) for d, values in run.final.items() for m in values))
         order = {"loss": 0, "bits_per_byte": 1}
-        return sorted(found, key=lambda pair: order.get(pair[1], 2))
+        learned = {name: place for place, name in enumerate(self.runs[0].source_tokens)}
+        return sorted(found, key=lambda pair: (order.get(pair[1], 2), learned.get(pair[0], len(learned))))
 
     def values(self, domain: str, metric: str) -> dict[str, dict[int, float]]:
         """By arm and seed."""
@@ -273,7 +274,9 @@ def compare(folders: Sequence[str | Path], weights: Mapping[str, float] | None =
         return Comparison(runs, _shares(dict.fromkeys(domains, 1.0)), "equally: no source is called as the domains are")
     left = [name for name in domains if name not in read]
     how = f"by the tokens that the {first.arm} arm read of the source of that name"
-    return Comparison(runs, _shares(read), how + (f"; {', '.join(left)} left out: no source of that name" if left else ""))
+    return Comparison(
+        runs, _shares(read), how + (f"; {', '.join(left)} left out: no source of that name" if left else "")
+    )
 
 
 def _shares(weights: Mapping[str, float]) -> dict[str, float]:

@@ -90,7 +90,9 @@ def curves(
     values = [y for points in lines.values() for _, y in points]
     if not values:
         return "", width, 0
-    last = max([x for points in lines.values() for x, _ in points] + [x for x, _ in edges] + [1 if unit == "step" else 1e-9])
+    last = max(
+        [x for points in lines.values() for x, _ in points] + [x for x, _ in edges] + [1 if unit == "step" else 1e-9]
+    )
     low, high = min(values) if not is_rate else 0.0, max(values)
     high = high if high > low else low + 1
     box = (70.0, 46.0, width - 90, height - 78)
@@ -134,7 +136,15 @@ def _axes(place: _Place, is_rate: bool) -> str:
         parts.append(f'<path d="M{left:g},{y:.1f} h{width:g}" stroke="#e5e5e5"/>')
         parts.append(_text(left - 6, y + 4, rate(value) if is_rate else f"{value:.3g}", anchor="end", size=11))
         step = place.last * k / 4
-        parts.append(_text(place.x(step), top + height + 16, f"{step:,.0f}" if place.last >= 8 else f"{step:.2g}", anchor="middle", size=11))
+        parts.append(
+            _text(
+                place.x(step),
+                top + height + 16,
+                f"{step:,.0f}" if place.last >= 8 else f"{step:.2g}",
+                anchor="middle",
+                size=11,
+            )
+        )
     return "".join(parts)
 
 

@@ -63,7 +63,5 @@ def _pictures(comparison: Comparison) -> list[tuple[str, float, float]]:
 def mean_line(runs: Sequence[ArmRun], domain: str) -> list[tuple[float, float]]:
     """Point by point over seeds, which were measured at the same steps; where one was cut short, as far as all go."""
     each = [run.over_time.get(domain, ()) for run in runs]
-    points = [
-        tuple(statistics.fmean(values) for values in zip(*at, strict=True)) for at in zip(*each, strict=False)
-    ]
+    points = [tuple(statistics.fmean(values) for values in zip(*at, strict=True)) for at in zip(*each, strict=False)]
     return [(x, y) for x, y in points if math.isfinite(y)]

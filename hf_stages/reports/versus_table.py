@@ -99,9 +99,7 @@ def _quality(comparison: Comparison) -> str:
         rows.append([f"{domain}: {metric.replace('_', ' ')}", *_cells(comparison, comparison.values(domain, metric))])
     rows.append(["mixture loss", *_cells(comparison, comparison.mixture())])
     weights = ", ".join(f"{name} {weight:.3g}" for name, weight in comparison.weights.items())
-    return (
-        f"At the end (mean ± standard deviation over seeds)\n{_aligned(rows)}\nMixture loss: {weights}, {comparison.weighed_by}."
-    )
+    return f"At the end (mean ± standard deviation over seeds)\n{_aligned(rows)}\nMixture loss: {weights}, {comparison.weighed_by}."
 
 
 def _cells(comparison: Comparison, values: Mapping[str, Mapping[int, float]]) -> list[str]:
@@ -121,7 +119,10 @@ def claims(comparison: Comparison) -> list[str]:
     for domain, metric in comparison.metrics():
         if metric == "bits_per_byte":
             continue  # it goes with the loss
-        found += [_claim(f"{domain}, {metric}", g, metric in LOWER) for g in comparison.gaps(comparison.values(domain, metric))]
+        found += [
+            _claim(f"{domain}, {metric}", g, metric in LOWER)
+            for g in comparison.gaps(comparison.values(domain, metric))
+        ]
     found += [_claim("mixture loss", gap, True) for gap in comparison.gaps(comparison.mixture())]
     return found
 
