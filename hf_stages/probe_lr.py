@@ -205,7 +205,8 @@ def trial_stage(probe: Probe, plan: Plan, sources: Sources, rate: float, share: 
     """The stage at another rate, its schedule squeezed into a trial's updates; nothing judges it and nothing ends it."""
     planned = plan[probe.stage]
     span = plan.spans[probe.stage]
-    warmup = min(span.warmup / span.total, 0.99)
+    warmup = round(span.warmup / planned.steps * probe.steps)
+    warmup = min(max(warmup, min(span.warmup, 1)), probe.steps - 1)
     schedule: Any = planned.stage.schedule if planned.stage.schedule is not None else Fresh()
     peak = {"to": rate} if isinstance(schedule, Rewarm) else {"peak": rate}
     stage = planned.stage

@@ -171,6 +171,7 @@ class Sources:
         for known, other in self.datasets.items():
             if other is dataset:
                 return known
+        name = next((known for known, other in self.known.items() if other is dataset), name)
         base, number = name, 2
         while name in self.datasets:
             name, number = f"{base}-{number}", number + 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import pytest
 
-from hf_stages import cli, recipe as recipes
+from hf_stages import StagedTrainer, cli
+from hf_stages import recipe as recipes
 from hf_stages.build import prepare
 from hf_stages.sizes import plan_for
 from hf_stages.versus import LATE, arms_of
@@ -107,7 +109,19 @@ def test_what_cannot_be_compared_is_refused(prepared, changes, options, message)
 
 def test_a_real_comparison_and_its_resumption(tmp_path, capsys, monkeypatch):
     recipe, argv = write(tmp_path), ["--seeds", "0", "1", "--arms", "joint"]
+    real, calls = StagedTrainer.training_step, []
+
+    def step(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 27:  # in the second stage of the second seed's staged arm
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(StagedTrainer, "training_step", step)
+    assert cli.main(["versus", recipe, *argv]) == 130
+    assert "The same command goes on with it." in capsys.readouterr().err
     assert cli.main(["versus", recipe, *argv, "--json", "--save", str(tmp_path / "x.html")]) == 0
+    assert len(calls) == 40
     found = json.loads(capsys.readouterr().out)  # and nothing else on stdout
     assert found["unequal"] == []
     staged, joint = (found["arms"][name]["runs"] for name in ("staged", "joint"))
@@ -131,7 +145,9 @@ def test_a_real_comparison_and_its_resumption(tmp_path, capsys, monkeypatch):
     (out / "seed-1" / "joint" / "01-joint" / "stage.json").unlink()  # as if that one had died
     kept = {p: p.stat().st_mtime_ns for p in out.glob("*/*/*/stage.json")}
     assert len(kept) == 5
-    assert cli.main(["versus", recipe, *argv, "--weights", "language=1", "code=3", "--save", str(tmp_path / "x.svg")]) == 0
+    assert (
+        cli.main(["versus", recipe, *argv, "--weights", "language=1", "code=3", "--save", str(tmp_path / "x.svg")]) == 0
+    )
     shown = capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     assert "Mixture loss: language 0.25, code 0.75, as given." in shown
