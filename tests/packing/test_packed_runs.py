@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
@@ -114,3 +115,32 @@ def test_in_a_pipeline(tmp_path):
         assert {each["label"]: each["score"] for each in row} == pytest.approx(
             {model.config.id2label[number]: score for number, score in enumerate(scores)}
         )
+
+
+def test_pushed_to_the_hub_it_is_what_it_was(tmp_path, monkeypatch):
+    """What would be uploaded loads as the same packed model."""
+    import shutil
+    from types import SimpleNamespace
+
+    import transformers.utils.hub as hub
+    from transformers import AutoModelForSequenceClassification
+
+    pack(Binarize()(tiny.bert()), tmp_path / "packed")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed").eval()
+    api = SimpleNamespace(create_repo=lambda repo_id, **_: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(hub, "hf_api", lambda: api)
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *_, **__: SimpleNamespace(save=lambda path: None))
+    monkeypatch.setattr(
+        hub.PushToHubMixin,
+        "_upload_modified_files",
+        lambda self, folder, *_, **__: shutil.copytree(folder, tmp_path / "hub"),
+    )
+    model.push_to_hub("someone/packed")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hub").eval()
+    assert torch.equal(logits(again), logits(model))
+    stored = load_file(tmp_path / "hub" / "model.safetensors")
+    assert {name for name, tensor in stored.items() if tensor.dtype == torch.int8} == {
+        name
+        for name, tensor in load_file(tmp_path / "packed" / "model.safetensors").items()
+        if tensor.dtype == torch.int8
+    }
