@@ -8,6 +8,7 @@ import random
 import sysconfig
 import tokenize
 from pathlib import Path
+from pydoc_data.topics import topics
 
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -25,6 +26,19 @@ def prose(limit_bytes: int = 1_000_000, seed: int = 0, split: str = "train") -> 
 def code(limit_bytes: int = 1_000_000, seed: int = 0, split: str = "train") -> Dataset:
     """Source without docstrings and comments, one row per file, in a column ``text``."""
     return _dataset(_code_of, limit_bytes, seed, split)
+
+
+def docs(limit_bytes: int = 1_000_000, seed: int = 0, split: str = "train") -> Dataset:
+    """Half of it the language's reference as ``pydoc`` has it, a row for each topic; the rest ``prose``."""
+    names = sorted(topics)
+    random.Random(seed).shuffle(names)
+    rows, left = [], limit_bytes // 2
+    for name in (name for i, name in enumerate(names) if (i % 10 == 0) == (split == "eval")):
+        text = topics[name].encode()[: max(left, 0)].decode(errors="ignore")
+        left -= len(text.encode())
+        rows += [text] if text else []
+    more = prose(limit_bytes - sum(len(text.encode()) for text in rows), seed, split)
+    return Dataset.from_dict({"text": [*rows, *more["text"]]})
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -34,15 +34,20 @@ def _own(runner: Any, run: StageRun) -> dict[str, float]:
 
 
 def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
-    """Domains that this stage does not evaluate itself, measured as the stages that brought them do."""
+    """Domains that this stage does not evaluate itself, measured as the stages that brought them do: without this
+    stage's teacher terms, which may be of another kind of rows (DPO's are pairs)."""
     trainer, stage = runner.trainer, run.planned.stage
     found: dict[str, Any] = {}
+    if stage.eval_dataset == {}:  # said in so many words: nothing that the run evaluates fits this stage
+        return found
     own = own_domains(runner.recipe, stage)
     held = {name: getattr(trainer, name) for name in ("data_collator", "compute_metrics")}
+    terms = run.evaluated
     for domain in domains_of(runner.recipe, stage.name).values():
         if domain.name in own or domain.dataset is None or not same_task(runner.recipe, stage, domain):
             continue
         try:
+            run.evaluated = None
             for name in held:
                 theirs = getattr(domain.stage, name) if domain.stage is not None else None
                 setattr(trainer, name, theirs if theirs is not None else runner.own[name])
@@ -50,6 +55,7 @@ def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
             with trainer.callback_handler.measuring():
                 found.update(_evaluated(trainer, {domain.name: domain.dataset}))
         finally:
+            run.evaluated = terms
             for name, value in held.items():
                 setattr(trainer, name, value)
     return _numbers(found)

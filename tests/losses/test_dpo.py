@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 
 import pytest
@@ -140,6 +141,29 @@ def test_as_a_stage(tmp_path):
     assert same == pytest.approx(losses, abs=1e-4)
     for one, two in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_earlier_domains_are_measured_without_it(tmp_path):
+    """Their rows are no pairs: an odd number of them, too, has its loss and no DPO."""
+    ids = [{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8]}] * 3
+    args = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, per_device_eval_batch_size=3)
+    stages = [
+        Stage("tools", "1 steps", train_dataset=ids, eval_dataset=ids),
+        Stage(
+            "preferences",
+            "1 steps",
+            train_dataset=ROWS,
+            eval_dataset=ROWS,
+            data_collator=Preferences(),
+            loss=DPO(),
+            teacher="stage:tools",
+        ),
+    ]
+    StagedTrainer(tiny.llama(vocab_size=259), args, stages=stages, processing_class=tiny.tokenizer()).train()
+    domains = json.loads((tmp_path / "02-preferences" / "stage.json").read_text())["domains"]
+    assert "DPO" in domains["preferences"]
+    assert domains["tools"].keys() >= {"loss", "items"}
+    assert "DPO" not in domains["tools"]
 
 
 @pytest.mark.parametrize(
