@@ -301,11 +301,15 @@ def _replay(staged: Recipe, plan: Plan, sources: Sources, share: float) -> Recip
     if not 0 < share < 1:
         raise ValueError(f"replay: expected a share between 0 and 1, such as 0.05, got {share}")
     before: dict[str, float] = {}
-    stages = []
+    stages: list[Stage] = []
     for planned in plan.stages:
         stages.append(with_replay(planned, sources, before, share))
         for name, count in sources.of(planned).items():
             before[name] = before.get(name, 0.0) + count
+    if stages == list(staged.stages):
+        raise ValueError(
+            "arms: replay: every later stage reads the earlier sources itself already, so this arm would be the staged one; leave it out"
+        )
     return replace(staged, stages=stages)
 
 

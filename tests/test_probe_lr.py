@@ -46,6 +46,10 @@ def test_the_domain_that_lost_most_counts_and_an_edge_is_told():
     text = probe_table(trials((1e-4, 0, 3.8, 2.0), (1e-3, 0, 3.0, 2.0), steps=200))
     assert "highest rate tried" in text
     assert "squeezed" not in text
+    assert "The next rate tried, 1e-3, is over the budget" in probe_table(
+        trials((1e-4, 0, 3.8, 2.0), (1e-3, 0, 3.0, 2.5))
+    )
+    assert "lowest rate tried" in probe_table(trials((1e-4, 0, 3.0, 2.0), (1e-3, 0, 3.5, 2.0)))
 
 
 def test_no_pick_without_a_gain_or_a_budget_kept():

@@ -78,6 +78,28 @@ def test_one_source_in_two_stages_is_one_source(prepared):
     assert derived(prepared(stages=more), "joint")["joint"].examples == {"language": 32, "code": 16}
 
 
+def ramp(**more):
+    weights = {"language": "Linear(1, 0.5)", "code": "Linear(0, 0.5)"}
+    return [
+        *stages(("6 steps", "8 steps"))[:1],
+        {"name": "ramp", "until": "8 steps", "train_dataset": {"use": "Mixture", "weights": weights, **more}},
+    ]
+
+
+def test_a_stage_that_is_a_mixture_gives_what_it_draws(prepared):
+    arm = derived(prepared(stages=ramp()), "joint")["joint"]
+    assert arm.examples == {"language": pytest.approx(24 + 24, abs=1), "code": pytest.approx(8, abs=1)}
+    with pytest.raises(ValueError, match="replay: every later stage reads the earlier sources itself"):
+        derived(prepared(stages=ramp()), "replay")
+
+
+def test_shares_of_tokens_become_examples(prepared, tmp_path):
+    ready = prepared(stages=ramp(weigh="tokens"))
+    arms = derived(ready, "joint")
+    # All rows are equally long here, so shares of tokens are shares of examples.
+    assert arms["staged"].examples == {"language": pytest.approx(48, abs=1), "code": pytest.approx(8, abs=1)}
+
+
 def test_the_last_batch_of_an_epoch_counts_as_what_it_holds(prepared):
     args = {"output_dir": "out", "per_device_train_batch_size": 3, "use_cpu": True, "report_to": "none"}
     ready = prepared(stages=stages(("2 epochs", "4 steps")), args=args)

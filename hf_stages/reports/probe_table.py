@@ -64,10 +64,7 @@ def said(trials: Trials) -> str:
     lines = [
         f"Pick: {rate(picked.rate)}{_with(picked)}, the largest gain within the budget. Declared: {rate(trials.declared)}."
     ]
-    rates = sorted({t.rate for t in trials.each if t.replay == picked.replay})
-    if len(rates) > 1 and picked.rate in (rates[0], rates[-1]):
-        side = "highest" if picked.rate == rates[-1] else "lowest"
-        lines.append(f"It is the {side} rate tried: the best may lie beyond it.")
+    lines += _beside(trials, picked)
     if trials.steps < trials.whole:
         lines.append(
             f"A trial is {trials.steps} of {trials.whole} updates with the whole schedule squeezed into them. The full stage spends "
@@ -75,6 +72,17 @@ def said(trials: Trials) -> str:
             "in the budget, and put the gate Forgetting on the stage."
         )
     return "\n".join(lines)
+
+
+def _beside(trials: Trials, picked: Trial) -> list[str]:
+    """Where a better rate may lie that was not tried."""
+    own = sorted((t for t in trials.each if t.replay == picked.replay), key=lambda t: t.rate)
+    place = own.index(picked)
+    if place + 1 < len(own) and not trials.within(own[place + 1]):
+        return [f"The next rate tried, {rate(own[place + 1].rate)}, is over the budget: the best may lie between them."]
+    if len(own) > 1 and place in (0, len(own) - 1):
+        return [f"It is the {'lowest' if place == 0 else 'highest'} rate tried: the best may lie beyond it."]
+    return []
 
 
 def _with(trial: Trial) -> str:
