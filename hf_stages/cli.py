@@ -16,13 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_stages import __version__
+from hf_stages.cli_compare import Mistake, add_parsers
 
 OK, FAILED, BAD, STOPPED, SIGNALLED = 0, 1, 2, 3, 128
 _SIGINT = 2
-
-
-class _Bad(Exception):
-    """A mistake of the user's; its cause says which."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(done.code or 0)
     try:
         return options.command(options)
-    except _Bad as bad:
+    except Mistake as bad:
         if options.debug:
             traceback.print_exception(bad.__cause__)
         print(f"hf-stages: {bad.__cause__}", file=sys.stderr)
@@ -100,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     _pack_parser(commands, shared)
     _bench_parser(commands, shared)
     _report_parser(commands, shared)
+    add_parsers(commands, recipe, lambda options: _prepare(options, output_dir=None))
     doctor = commands.add_parser("doctor", parents=[shared], help="what this machine has and what is missing")
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
@@ -174,7 +172,7 @@ def _plan(options: argparse.Namespace) -> int:
         plan, skeleton = prepared.plan(), prepared.skeleton()
         shapes, initial = _dry(plan, skeleton)
     except (ValueError, ImportError) as error:
-        raise _Bad from error
+        raise Mistake from error
     seconds = None
     if options.probe:
         from hf_stages.probe import probe_seconds
@@ -196,7 +194,7 @@ def _plan(options: argparse.Namespace) -> int:
         try:
             draw_plan(plan, options.draw, data=prepared.data)
         except (ValueError, ImportError, OSError) as error:  # an unknown suffix, no matplotlib, no such folder
-            raise _Bad from error
+            raise Mistake from error
         print(f"drawn: {options.draw}", file=sys.stderr)
     return OK
 
@@ -211,7 +209,7 @@ def _run(options: argparse.Namespace) -> int:
         _say(table + "\n")
         trainer = prepared.trainer()
     except (ValueError, ImportError) as error:
-        raise _Bad from error
+        raise Mistake from error
     return _train(options, prepared, trainer)
 
 
@@ -231,7 +229,7 @@ def _train(options: argparse.Namespace, prepared: Any, trainer: Any) -> int:
             code = SIGNALLED + (stop.received or _SIGINT)
         except Exception as error:
             if _refused(error, trainer):
-                raise _Bad from error
+                raise Mistake from error
             traceback.print_exc()
             code = FAILED
     _say_result(prepared.args.output_dir)
@@ -271,7 +269,7 @@ def _ready(options: argparse.Namespace) -> int:
         lines = [f"  {setting.replace('=', ': ', 1)}" for setting in options.settings]
         found = recipes.loads("\n".join(["stages:", f"  use: {options.name}", *lines, ""]))
     except ValueError as error:
-        raise _Bad from error
+        raise Mistake from error
     print("# to run it, add: model, teacher, tokenizer, args: {output_dir: ...}, sources, train_dataset, eval_dataset")
     print(recipes.dump(found), end="")
     return OK
@@ -283,7 +281,7 @@ def _cache(options: argparse.Namespace) -> int:
         given = {"k": options.k, "hidden": layers, "logits": not options.no_logits, "dtype": options.dtype}
         cached = _prepare(options, output_dir=None).cache_teacher(options.to, batch_size=options.batch_size, **given)
     except (ValueError, ImportError) as error:
-        raise _Bad from error
+        raise Mistake from error
     _say(
         f"{cached.folder}: {cached.summary()}\nIn the recipe: teacher: {{use: CachedTeacher, folder: {cached.folder}}}"
     )
@@ -304,7 +302,7 @@ def _pack(options: argparse.Namespace) -> int:
             trust_remote_code=options.trust_remote_code,
         )
     except (ValueError, ImportError) as error:
-        raise _Bad from error
+        raise Mistake from error
     print(json.dumps(size.to_dict(), indent=2) if options.json else f"{options.to}\n{size}")
     return OK
 
@@ -320,7 +318,7 @@ def _bench(options: argparse.Namespace) -> int:
         try:
             found.append(bench(folder, shapes=options.rows or SHAPES, **given))
         except (ValueError, ImportError) as error:
-            raise _Bad from error
+            raise Mistake from error
         if not options.json:
             print(bench_table(found[-1]) + "\n", flush=True)
     if options.json:
@@ -341,7 +339,7 @@ def _report(options: argparse.Namespace) -> int:
             save_report(run, options.save)
             print(f"saved: {options.save}", file=sys.stderr)
     except (ValueError, OSError) as error:
-        raise _Bad from error
+        raise Mistake from error
     return OK
 
 

@@ -38,6 +38,8 @@ def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
     stage's teacher terms, which may be of another kind of rows (DPO's are pairs)."""
     trainer, stage = runner.trainer, run.planned.stage
     found: dict[str, Any] = {}
+    if stage.eval_dataset == {}:  # said in so many words: nothing that the run evaluates fits this stage
+        return found
     own = own_domains(runner.recipe, stage)
     held = {name: getattr(trainer, name) for name in ("data_collator", "compute_metrics")}
     terms = run.evaluated

@@ -82,14 +82,17 @@ def curves(
     width: float = 860,
     height: float = 260,
     is_rate: bool = False,
+    unit: str = "step",
 ) -> tuple[str, float, float]:
-    """Lines over steps. ``edges`` are where stages begin, with their names; ``marks`` are decisions, told on hover."""
+    """Lines over steps, or another unit. ``edges`` are where stages begin, with their names; ``marks`` are decisions, told on hover."""
     lines = {name: [p for p in points if math.isfinite(p[1])] for name, points in lines.items()}
     lines = {name: points for name, points in lines.items() if points}
     values = [y for points in lines.values() for _, y in points]
     if not values:
         return "", width, 0
-    last = max([x for points in lines.values() for x, _ in points] + [x for x, _ in edges] + [1])
+    last = max(
+        [x for points in lines.values() for x, _ in points] + [x for x, _ in edges] + [1 if unit == "step" else 1e-9]
+    )
     low, high = min(values) if not is_rate else 0.0, max(values)
     high = high if high > low else low + 1
     box = (70.0, 46.0, width - 90, height - 78)
@@ -100,7 +103,7 @@ def curves(
         told = f"<title>{escape(name)}</title>"
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8">{told}</polyline>')
         if not is_rate:
-            parts += [f'<circle cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="2.2" fill="{colour}"><title>{escape(name)}: {y:.4g} after step {x:g}</title></circle>' for x, y in points]  # fmt: skip
+            parts += [f'<circle cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="2.2" fill="{colour}"><title>{escape(name)}: {y:.4g} after {unit} {x:.6g}</title></circle>' for x, y in points]  # fmt: skip
     for x, words in marks:
         at, top = place.x(x), box[1] + box[3]
         parts.append(
@@ -133,7 +136,15 @@ def _axes(place: _Place, is_rate: bool) -> str:
         parts.append(f'<path d="M{left:g},{y:.1f} h{width:g}" stroke="#e5e5e5"/>')
         parts.append(_text(left - 6, y + 4, rate(value) if is_rate else f"{value:.3g}", anchor="end", size=11))
         step = place.last * k / 4
-        parts.append(_text(place.x(step), top + height + 16, f"{step:,.0f}", anchor="middle", size=11))
+        parts.append(
+            _text(
+                place.x(step),
+                top + height + 16,
+                f"{step:,.0f}" if place.last >= 8 else f"{step:.2g}",
+                anchor="middle",
+                size=11,
+            )
+        )
     return "".join(parts)
 
 

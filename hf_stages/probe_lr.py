@@ -1,0 +1,231 @@
+"""Short trials of one stage from the boundary before it, over learning rates and shares of replay."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from hf_stages.build import Prepared
+from hf_stages.checkpoint import SCHEMA, STAGE_FILE, broken, read_json, write_json
+from hf_stages.domains import domains_of, earlier_domains, trained_on
+from hf_stages.errors import StageStopped
+from hf_stages.gates._gate import Decision, Gate, History
+from hf_stages.plan import Plan
+from hf_stages.schedules import Fresh, Resume, Rewarm
+from hf_stages.sizes import plan_for
+from hf_stages.stage import Stage
+from hf_stages.versus import Sources, with_replay
+from hf_stages.versus_run import ARM_FILE, Trainings
+
+FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
+"""Of the declared rate: more below it than above, since what is asked is mostly how to forget less."""
+SHARE, LEAST = 0.1, 20
+_REACHED = "the boundary that probe-lr starts from is reached"
+_NOT_FINITE = "nothing was stepped"
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Here(Gate):
+    """Stops a run after its stage. It judges nothing, so the finished stage is as without it."""
+
+    on = "end"
+
+    def __call__(self, history: History) -> Decision | None:
+        return Decision("stop", _REACHED)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is tried."""
+
+    stage: str
+    steps: int
+    whole: int
+    """Updates of the stage as declared."""
+    declared: float
+    rates: tuple[float, ...]
+    replays: tuple[float, ...]
+    new: tuple[str, ...]
+    """Domains that the stage brings."""
+    earlier: tuple[str, ...]
+
+    def folder(self, rate: float, share: float) -> str:
+        return f"lr-{rate:.4g}" + (f"-replay-{share:g}" if share else "")
+
+
+def probe_of(
+    prepared: Prepared,
+    stage: str,
+    *,
+    rates: Sequence[float] | None = None,
+    replays: Sequence[float] = (0.0,),
+    steps: int | None = None,
+    share: float | None = None,
+) -> Probe:
+    """What to try; everything that cannot be tried or measured is refused here."""
+    recipe = prepared.recipe
+    plan = plan_for(recipe, prepared.args)
+    names = [planned.name for planned in plan.stages]
+    if stage not in names:
+        raise ValueError(f"stage: no stage is called {stage!r}; there are {', '.join(names)}")
+    planned = plan[stage]
+    if planned.parent is None:
+        raise ValueError(
+            f"stage {stage!r}: it starts from the initial model; there is no boundary before it, and nothing to forget"
+        )
+    schedule = planned.stage.schedule
+    if isinstance(schedule, Resume):
+        raise ValueError(
+            f"stage {stage!r}: schedule: Resume() has no rate of its own; give it one to try others: Rewarm(to=...) or Fresh(peak=...)"
+        )
+    declared = plan.spans[stage].peak
+    tried = tuple(dict.fromkeys(rates if rates else [declared * factor for factor in FACTORS]))
+    if bad := [rate for rate in tried if not 0 < rate < float("inf")]:
+        raise ValueError(f"rates: expected positive learning rates, got {bad[0]}")
+    if bad := [one for one in replays if not 0 <= one < 1]:
+        raise ValueError(f"replay: expected shares from 0 to below 1, got {bad[0]}")
+    new, earlier = _domains(prepared, planned.stage)
+    length = _length(planned.steps, steps, share)
+    return Probe(stage, length, planned.steps, declared, tried, tuple(dict.fromkeys(replays)), new, earlier)
+
+
+def _length(whole: int, steps: int | None, share: float | None) -> int:
+    if steps is not None and share is not None:
+        raise ValueError("expected --steps or --share, got both")
+    if steps is not None:
+        if not 1 <= steps <= whole:
+            raise ValueError(f"steps: expected from 1 to {whole} (the whole stage), got {steps}")
+        return steps
+    if share is not None and not 0 < share <= 1:
+        raise ValueError(f"share: expected above 0 and at most 1, of the stage's updates, got {share}")
+    return min(max(round((share or SHARE) * whole), 1 if share else LEAST), whole)
+
+
+def _domains(prepared: Prepared, stage: Stage) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    recipe = prepared.recipe
+    sets = domains_of(recipe, stage.name)
+    earlier = earlier_domains(recipe, stage)
+    new = tuple(name for name in trained_on(recipe, stage) if name in sets and name not in earlier)
+    for what, found in (("what it brings", new), ("what was learned before", earlier)):
+        if not found:
+            raise ValueError(
+                f"stage {stage.name!r}: eval_dataset: no evaluation set measures {what}: expected sets named as the stages or their "
+                f"sources ({', '.join(dict.fromkeys(n for s in recipe.stages for n in trained_on(recipe, s)))}), got "
+                f"{', '.join(sets) or 'none'}"
+            )
+    return new, earlier
+
+
+def run_probe(trainings: Trainings, probe: Probe) -> list[Path]:
+    """All trials, one after another, into ``output_dir/probe-<stage>``; those finished before are skipped."""
+    prepared = trainings.prepared
+    plan = plan_for(prepared.recipe, prepared.args)
+    before = plan.stages[: plan[probe.stage].index - 1]
+    out = Path(prepared.args.output_dir)
+    _reach_boundary(trainings, [out / planned.folder for planned in before])
+    folders = []
+    for share in probe.replays:
+        for rate in probe.rates:
+            folder = out / f"probe-{probe.stage}" / probe.folder(rate, share)
+            folders.append(folder)
+            for planned in before:
+                _link(out / planned.folder, folder / planned.folder)
+            _try(trainings, probe, plan, folder, rate, share)
+    return folders
+
+
+def _reach_boundary(trainings: Trainings, folders: Sequence[Path]) -> None:
+    """Train up to the boundary in the run's own folder, where it is not there yet."""
+    if all((folder / STAGE_FILE).is_file() and broken(folder) is None for folder in folders):
+        return
+    prepared = trainings.prepared
+    last = len(folders) - 1
+    stages = [
+        replace(stage, gates=(*stage.gates, Here())) if place == last else stage
+        for place, stage in enumerate(prepared.recipe.stages)
+    ]
+    out = Path(prepared.args.output_dir)
+    trainer = replace(prepared, recipe=replace(prepared.recipe, stages=stages)).trainer()
+    begun = any(out.glob(f"*/{STAGE_FILE}")) or any(out.glob("checkpoint-*"))
+    try:
+        with trainings.guard(trainer):
+            trainer.train(resume_from_checkpoint=begun)
+    except StageStopped as stopped:
+        if _REACHED not in str(stopped):
+            raise
+
+
+def _link(source: Path, target: Path) -> None:
+    """The boundary's files, not copied where the disk can name them twice. A finished folder is never written into."""
+    if target.exists():
+        return
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:
+            shutil.copy2(one, other)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary, copy_function=link)
+    os.replace(temporary, target)
+
+
+def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: float, share: float) -> None:
+    if (folder / ARM_FILE).is_file() and read_json(folder / ARM_FILE, "a trial").get("diverged"):
+        logger.warning(f"{folder}: did not stay finite before; skipped")
+        return
+    recipe = trainings.prepared.recipe
+    place = plan[probe.stage].index - 1
+    tried = trial_stage(probe, plan, Sources(recipe, plan), rate, share)
+    stages = [*(replace(s, exporters=(), pack_on_save=False) for s in recipe.stages[:place]), tried]
+    prepared = trainings.with_args(replace(recipe, stages=stages), folder)
+    told = {"trial": {"rate": rate, "replay": share, "steps": probe.steps, "stage": probe.stage}}
+    try:
+        trainings.train(prepared, told)
+    except ValueError as error:
+        if _NOT_FINITE not in str(error):
+            raise
+        logger.warning(f"{folder}: {error}")
+        held = read_json(folder / ARM_FILE, "a trial")
+        write_json(folder / ARM_FILE, {**held, "schema": SCHEMA, "diverged": str(error)})
+
+
+def trial_stage(probe: Probe, plan: Plan, sources: Sources, rate: float, share: float) -> Stage:
+    """The stage at another rate, its schedule squeezed into a trial's updates; nothing judges it and nothing ends it."""
+    planned = plan[probe.stage]
+    span = plan.spans[probe.stage]
+    warmup = round(span.warmup / planned.steps * probe.steps)
+    warmup = min(max(warmup, min(span.warmup, 1)), probe.steps - 1)
+    schedule: Any = planned.stage.schedule if planned.stage.schedule is not None else Fresh()
+    peak = {"to": rate} if isinstance(schedule, Rewarm) else {"peak": rate}
+    stage = planned.stage
+    if share:
+        before: dict[str, float] = {}
+        for name in _ancestors(plan, planned.parent):
+            for source, count in sources.of(plan[name]).items():
+                before[source] = before.get(source, 0.0) + count
+        stage = with_replay(planned, sources, before, share)
+    quiet = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    return replace(
+        stage, until=f"{probe.steps} steps", schedule=replace(schedule, warmup=warmup, **peak), gates=(), exporters=(),
+        pack_on_save=False, args={**stage.args, **quiet},
+    )  # fmt: skip
+
+
+def _ancestors(plan: Plan, name: str | None) -> list[str]:
+    found: list[str] = []
+    while name is not None:
+        found.insert(0, name)
+        name = plan[name].parent
+    return found

@@ -1,0 +1,284 @@
+"""Arms of a comparison as their folders tell them: what each spent, and what became of every domain."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_stages.checkpoint import read_json
+from hf_stages.reports._run import ReadRun, ReadStage, read_run
+
+REFERENCE = "joint"
+LOWER = ("loss", "bits_per_byte")
+"""Metrics of which less is better; of others only more and less are told."""
+TOLERANCE = 0.01
+"""Up to this share, tokens of different examples may differ."""
+_TIMED = "_runtime"
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One arm under one seed."""
+
+    arm: str
+    seed: int
+    says: str
+    updates: int
+    planned: int
+    lr_sum: float
+    lr_peak: float
+    tokens: int
+    seconds: float
+    """Of training; evaluations are taken off."""
+    examples: Mapping[str, int]
+    source_tokens: Mapping[str, int]
+    before: Mapping[str, float]
+    """Loss on each domain before the first update."""
+    final: Mapping[str, Mapping[str, float]]
+    over_time: Mapping[str, Sequence[tuple[float, float]]]
+    """(seconds of training, loss) of each domain."""
+
+
+def read_arm(folder: str | Path) -> ArmRun:
+    """A finished arm; ValueError where it is not whole."""
+    folder = Path(folder)
+    told, run = read_json(folder / "arm.json", "an arm of a comparison"), read_run(folder)
+    if run.status != "done" or run.problems or not run.done:
+        raise ValueError(f"{folder}: expected a finished run, got {'; '.join(run.problems) or run.status}")
+    arm = told["arm"]
+    examples: dict[str, int] = {}
+    tokens: dict[str, int] = {}
+    for stage, drawn in zip(run.done, arm["drawn"], strict=True):
+        for name, (n, held) in _drawn(stage.summary or {}, drawn).items():
+            examples[name] = examples.get(name, 0) + n
+            tokens[name] = tokens.get(name, 0) + held
+    summaries = [stage.summary or {} for stage in run.done]
+    clock = _Clock(run)
+    return ArmRun(
+        arm=arm["name"], seed=told["seed"], says=arm["says"], updates=sum(s["steps"] for s in summaries),
+        planned=arm["updates"], lr_sum=arm["lr_sum"], lr_peak=arm["lr_peak"], tokens=round(sum(s["tokens"] for s in summaries)),
+        seconds=clock.seconds, examples=examples, source_tokens=tokens,
+        before={d: v["loss"] for d, v in (summaries[0].get("domains_before") or {}).items() if "loss" in v},
+        final={d: {k: v for k, v in found.items() if k != "items"} for d, found in summaries[-1]["domains"].items()},
+        over_time=_over_time(run, clock),
+    )  # fmt: skip
+
+
+def _drawn(summary: Mapping[str, Any], planned: Mapping[str, float]) -> dict[str, tuple[int, int]]:
+    """(examples, tokens) of each source: as counted, or of a plain dataset as planned."""
+    if summary.get("data"):
+        found = summary["data"]["sources"].items()
+        return {name: (about["examples"], about["tokens"]) for name, about in found}
+    return {name: (round(count), round(summary["tokens"])) for name, count in planned.items()}
+
+
+class _Clock:
+    """Seconds of training up to a step of the run: evaluations are not in it, updates of a stage take equally long."""
+
+    def __init__(self, run: ReadRun) -> None:
+        self.points = [(0, 0.0)]
+        for stage in run.done:
+            summary = stage.summary or {}
+            end = summary["global_step"]
+            spent = max(summary["seconds"] - _evaluating(run, stage, end), 0.0)
+            self.points.append((end, self.points[-1][1] + spent))
+
+    @property
+    def seconds(self) -> float:
+        return self.points[-1][1]
+
+    def __call__(self, step: float) -> float:
+        for (s0, t0), (s1, t1) in zip(self.points, self.points[1:], strict=False):
+            if step <= s1:
+                return t0 + (t1 - t0) * (step - s0) / max(s1 - s0, 1)
+        return self.seconds
+
+
+def _evaluating(run: ReadRun, stage: ReadStage, end: int) -> float:
+    """The stage's clock runs from its first evaluation to its last update; what is measured after that is not on it."""
+    own = [log for log in run.logs if log.get("stage") == stage.index]
+    return sum(
+        value
+        for log in own
+        for key, value in log.items()
+        if key.endswith(_TIMED) and (key.startswith("after_") or (key.startswith("eval_") and log["step"] < end))
+    )
+
+
+def _over_time(run: ReadRun, clock: _Clock) -> dict[str, list[tuple[float, float]]]:
+    domains = list((run.done[-1].summary or {})["domains"])
+    found: dict[str, dict[int, float]] = {name: {} for name in domains}
+    for log in run.logs:
+        for prefix in ("after_", "eval_"):
+            for name in domains:
+                if isinstance(value := log.get(f"{prefix}{name}_loss"), int | float):
+                    found[name][log["step"]] = value
+    for name, value in ((n, v["loss"]) for n, v in (run.done[-1].summary or {})["domains"].items() if "loss" in v):
+        found[name][(run.done[-1].summary or {})["global_step"]] = value
+    return {name: [(clock(step), points[step]) for step in sorted(points)] for name, points in found.items()}
+
+
+# ---- comparing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over seeds and the sample standard deviation; None from one seed."""
+
+    mean: float
+    spread: float | None
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """
+    >>> spread_of([1.0, 3.0]), spread_of([2.0])
+    (Spread(mean=2.0, spread=1.4142135623730951), Spread(mean=2.0, spread=None))
+    """
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Two arms on one metric of one domain: ``arm`` minus ``other``, seed by seed."""
+
+    arm: str
+    other: str
+    differences: tuple[float, ...]
+    spread: float | None
+    """The larger of both arms' standard deviations over seeds."""
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.differences)
+
+    @property
+    def holds(self) -> bool:
+        """Beyond the spread, and in the same direction under every seed."""
+        if self.spread is None or not all(math.isfinite(d) for d in self.differences):
+            return False
+        agree = all(d > 0 for d in self.differences) or all(d < 0 for d in self.differences)
+        return agree and abs(self.mean) > self.spread
+
+
+def gap_of(arm: str, other: str, values: Mapping[str, Mapping[int, float]]) -> Gap:
+    """From values by arm and seed; seeds that both have.
+
+    >>> gap_of("a", "b", {"a": {0: 1.0, 1: 1.1}, "b": {0: 2.0, 1: 2.2}}).holds
+    True
+    """
+    seeds = sorted(set(values[arm]) & set(values[other]))
+    spreads = [spread_of([values[name][s] for s in seeds]).spread for name in (arm, other)]
+    known = [s for s in spreads if s is not None]
+    return Gap(arm, other, tuple(values[arm][s] - values[other][s] for s in seeds), max(known) if known else None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All arms under all seeds."""
+
+    runs: tuple[ArmRun, ...]
+    weights: Mapping[str, float]
+    """Of the mixture loss, by domain."""
+    weighed_by: str
+
+    @property
+    def arms(self) -> list[str]:
+        return list(dict.fromkeys(run.arm for run in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(dict.fromkeys(run.seed for run in self.runs))
+
+    @property
+    def reference(self) -> str:
+        """What the others are held against."""
+        return REFERENCE if REFERENCE in self.arms else self.arms[0]
+
+    def of(self, arm: str) -> list[ArmRun]:
+        return [run for run in self.runs if run.arm == arm]
+
+    def metrics(self) -> list[tuple[str, str]]:
+        """(domain, metric): losses first, then bits per byte, then task metrics."""
+        found: dict[tuple[str, str], None] = {}
+        for run in self.runs:
+            found.update(dict.fromkeys((d, m) for d, values in run.final.items() for m in values))
+        order = {"loss": 0, "bits_per_byte": 1}
+        learned = {name: place for place, name in enumerate(self.runs[0].source_tokens)}
+        return sorted(found, key=lambda pair: (order.get(pair[1], 2), learned.get(pair[0], len(learned))))
+
+    def values(self, domain: str, metric: str) -> dict[str, dict[int, float]]:
+        """By arm and seed."""
+        found: dict[str, dict[int, float]] = {arm: {} for arm in self.arms}
+        for run in self.runs:
+            if (value := run.final.get(domain, {}).get(metric)) is not None:
+                found[run.arm][run.seed] = value
+        return found
+
+    def mixture(self) -> dict[str, dict[int, float]]:
+        """The weighted mean of the domains' losses, by arm and seed."""
+        found: dict[str, dict[int, float]] = {arm: {} for arm in self.arms}
+        for run in self.runs:
+            if all("loss" in run.final.get(domain, {}) for domain in self.weights):
+                found[run.arm][run.seed] = sum(w * run.final[d]["loss"] for d, w in self.weights.items())
+        return found
+
+    def gaps(self, values: Mapping[str, Mapping[int, float]]) -> list[Gap]:
+        """Every other arm against the reference."""
+        known = [arm for arm in self.arms if values[arm] and arm != self.reference]
+        return [gap_of(arm, self.reference, values) for arm in known] if values[self.reference] else []
+
+    def unequal(self) -> list[str]:
+        """What the arms did not spend alike, in words; empty where the comparison is between equals."""
+        found: dict[str, None] = {}
+        for seed in self.seeds:
+            runs = {run.arm: run for run in self.runs if run.seed == seed}
+            base = runs[self.reference]
+            for run in runs.values():
+                found.update(dict.fromkeys(_differences(run, base)))
+        return list(found)
+
+
+def _differences(run: ArmRun, base: ArmRun) -> list[str]:
+    found, who = [], f"{run.arm} (seed {run.seed})"
+    if run.updates != base.updates:
+        found.append(f"{who}: {run.updates} updates, {base.arm} {base.updates}")
+    for what, own, other in (
+        ("examples", sum(run.examples.values()), sum(base.examples.values())),
+        ("tokens", run.tokens, base.tokens),
+    ):
+        if abs(own - other) > TOLERANCE * other:
+            found.append(f"{who}: {own:,} {what}, {base.arm} {other:,} ({own / other - 1:+.1%})")
+    for domain, loss in base.before.items():
+        if domain in run.before and abs(run.before[domain] - loss) > 1e-4 * abs(loss):
+            found.append(f"{who}: began at a loss of {run.before[domain]:.5g} on {domain}, {base.arm} at {loss:.5g}")
+    return found
+
+
+def compare(folders: Sequence[str | Path], weights: Mapping[str, float] | None = None) -> Comparison:
+    """Read finished arms. Without ``weights``, a domain weighs as many tokens as the staged arm read of the source of its name."""
+    runs = tuple(read_arm(folder) for folder in folders)
+    domains = list(dict.fromkeys(d for run in runs for d in run.final))
+    if weights is not None:
+        if unknown := [name for name in weights if name not in domains]:
+            raise ValueError(f"weights: no domain is called {unknown[0]!r}; there are {', '.join(domains)}")
+        if not weights or any(w < 0 for w in weights.values()) or not sum(weights.values()) > 0:
+            raise ValueError(f"weights: expected numbers from 0 on, not all zero, got {dict(weights)}")
+        return Comparison(runs, _shares(weights), "as given")
+    first = next((run for run in runs if run.arm == "staged"), runs[0])
+    read = {name: first.source_tokens[name] for name in domains if first.source_tokens.get(name)}
+    if len(read) < 2:
+        return Comparison(runs, _shares(dict.fromkeys(domains, 1.0)), "equally: no source is called as the domains are")
+    left = [name for name in domains if name not in read]
+    how = f"by the tokens that the {first.arm} arm read of the source of that name"
+    return Comparison(
+        runs, _shares(read), how + (f"; {', '.join(left)} left out: no source of that name" if left else "")
+    )
+
+
+def _shares(weights: Mapping[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}

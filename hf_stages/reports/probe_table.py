@@ -1,0 +1,85 @@
+"""Trials of a stage as text and as data, with the pick."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_stages.reports._text import rate
+from hf_stages.reports._trials import Trial, Trials
+from hf_stages.reports.domain_table import _aligned
+
+
+def probe_table(trials: Trials) -> str:
+    """The table, the pick, and how far to trust it."""
+    domains = [*trials.new, *trials.earlier]
+    rows = [["rate", "replay", *domains, "gain", "forgotten", ""]]
+    start = next((t.before for t in trials.each if t.finite), None)
+    if start is not None:
+        rows.append(["(boundary)", "", *(f"{start[d]:.4g}" for d in domains), "", "", ""])
+    picked = trials.pick
+    for trial in sorted(trials.each, key=lambda t: (t.replay, t.rate)):
+        cells = [rate(trial.rate), f"{100 * trial.replay:.3g} %" if trial.replay else "-"]
+        if not trial.finite:
+            rows.append([*cells, *("-" for _ in domains), "-", "-", "the loss was not finite"])
+            continue
+        mark = "<- pick" if trial is picked else "" if trials.within(trial) else "over budget"
+        values = [f"{trial.after[d]:.4g}" for d in domains]
+        rows.append(
+            [*cells, *values, _percent(trial.gain(trials.new)), _percent(trial.forgotten(trials.earlier)), mark]
+        )
+    head = (
+        f"{trials.stage}: {trials.steps} of {trials.whole} updates from its boundary; loss on {', '.join(trials.new)} (new) and "
+        f"{', '.join(trials.earlier)} (earlier), budget {_percent(trials.budget)}"
+    )
+    return f"{head}\n{_aligned(rows)}\n\n{said(trials)}"
+
+
+def probe_dict(trials: Trials) -> dict[str, Any]:
+    """The same as plain data."""
+
+    def one(trial: Trial | None) -> dict[str, Any] | None:
+        if trial is None:
+            return None
+        found: dict[str, Any] = {"rate": trial.rate, "replay": trial.replay, "finite": trial.finite}
+        if trial.finite:
+            found |= {"before": dict(trial.before), "after": dict(trial.after), "within_budget": trials.within(trial)}
+            found |= {"gain": trial.gain(trials.new), "forgotten": trial.forgotten(trials.earlier)}
+        return found
+
+    same = ("stage", "steps", "whole", "declared", "budget")
+    return {
+        **{key: getattr(trials, key) for key in same}, "new": list(trials.new), "earlier": list(trials.earlier),
+        "trials": [one(trial) for trial in trials.each], "pick": one(trials.pick), "said": said(trials),
+    }  # fmt: skip
+
+
+def said(trials: Trials) -> str:
+    """The pick in words, and what it does not say."""
+    picked = trials.pick
+    if picked is None:
+        return (
+            "No pick: no trial both gained and stayed within the budget. Try lower rates (--rates), a share of the earlier data (--replay 0.05), "
+            "or a larger budget."
+        )
+    lines = [
+        f"Pick: {rate(picked.rate)}{_with(picked)}, the largest gain within the budget. Declared: {rate(trials.declared)}."
+    ]
+    rates = sorted({t.rate for t in trials.each if t.replay == picked.replay})
+    if len(rates) > 1 and picked.rate in (rates[0], rates[-1]):
+        side = "highest" if picked.rate == rates[-1] else "lowest"
+        lines.append(f"It is the {side} rate tried: the best may lie beyond it.")
+    if trials.steps < trials.whole:
+        lines.append(
+            f"A trial is {trials.steps} of {trials.whole} updates with the whole schedule squeezed into them. The full stage spends "
+            f"{trials.whole / trials.steps:.3g} times as many at the same rates: expect it to forget more, unless replay holds it. Leave room "
+            "in the budget, and put the gate Forgetting on the stage."
+        )
+    return "\n".join(lines)
+
+
+def _with(trial: Trial) -> str:
+    return f" with {100 * trial.replay:.3g} % replay" if trial.replay else ""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

@@ -1,0 +1,334 @@
+"""The arms that a staged recipe is to be compared with: the same weights to begin with, updates, examples and rates.
+
+Pure arithmetic on recipes whose sources are loaded; ``versus_run.py`` trains them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from transformers import TrainingArguments
+
+from hf_stages.curves import Step
+from hf_stages.data._blend import Blend, _mean_tokens
+from hf_stages.data.mixture import Mixture
+from hf_stages.data.replay import Replay
+from hf_stages.domains import domains_of
+from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
+from hf_stages.schedules import Fresh, Rewarm
+from hf_stages.sizes import plan_for, train_dataset_of
+from hf_stages.stage import Recipe, Stage, parents_of
+from hf_stages.stage_args import stage_args
+
+ARMS = ("staged", "joint", "replay", "annealed")
+LATE = 0.2
+"""The last part of the annealed arm, in which the last source comes more often (10-20 % in arXiv 2406.03476)."""
+_SAME = ("loss", "data_collator", "compute_metrics", "teacher")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend the same training."""
+
+    name: str
+    recipe: Recipe
+    says: str
+    """What it does, in words."""
+    updates: int
+    lr_sum: float
+    """The learning rate summed over all updates, as planned."""
+    lr_peak: float
+    drawn: tuple[Mapping[str, float], ...]
+    """Examples of each source that each stage draws, as planned."""
+
+    @property
+    def examples(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for stage in self.drawn:
+            for name, count in stage.items():
+                found[name] = found.get(name, 0.0) + count
+        return found
+
+
+def arms_of(
+    recipe: Recipe,
+    args: TrainingArguments,
+    names: Sequence[str] = ("staged", "joint"),
+    *,
+    stages: Sequence[str] | None = None,
+    lr: str | float = "integral",
+    replay: float = 0.05,
+) -> list[Arm]:
+    """The arms by name, the staged one always among them. All that cannot be compared is refused here.
+
+    ``lr`` is the joint and the annealed arm's: ``"integral"`` scales the first stage's schedule until its sum over all updates is
+    the staged run's, ``"peak"`` keeps its peak, a number is the peak.
+    """
+    for name in names:
+        if name not in ARMS:
+            raise ValueError(f"arms: there is no {name!r}; there are {', '.join(ARMS)}")
+    staged = _comparable(recipe, stages)
+    plan = plan_for(staged, args)
+    sources = Sources(staged, plan)
+    _check_batches(plan)
+    arms = [_arm("staged", staged, args, "the stages as declared, one after another", sources)]
+    for name in dict.fromkeys(names):
+        if name == "replay":
+            arms.append(_arm(name, _replay(staged, plan, sources, replay), args, _says_replay(replay), sources))
+        elif name in ("joint", "annealed"):
+            made, says = _joint(name, staged, plan, sources, args, lr, arms[0].lr_sum)
+            arms.append(_arm(name, made, args, says, sources))
+    return arms
+
+
+def _comparable(recipe: Recipe, only: Sequence[str] | None) -> Recipe:
+    """The stages to compare, judged by the same named evaluation sets throughout, and by nothing that could end the run."""
+    stages = list(recipe.stages)
+    if only is not None:
+        for name in only:
+            if name not in [stage.name for stage in stages]:
+                raise ValueError(f"stages: no stage is called {name!r}; there are {', '.join(s.name for s in stages)}")
+        stages = [stage for stage in stages if stage.name in only]
+    if len(stages) < 2:
+        raise ValueError(
+            f"stages: expected two at least, got {', '.join(s.name for s in stages) or 'none'}; with one there is nothing to compare"
+        )
+    kept = replace(recipe, stages=stages)
+    parents = parents_of(kept.stages)
+    for before, stage in itertools.pairwise(stages):
+        if parents[stage.name] != before.name:
+            raise ValueError(
+                f"stage {stage.name!r}: parents: it does not go on from {before.name!r}; compare stages that follow one another: "
+                f"--stages {before.name} ..."
+            )
+    for stage in stages:
+        if stage.eval_dataset is not None and not isinstance(stage.eval_dataset, Mapping):
+            raise ValueError(
+                f"stage {stage.name!r}: eval_dataset: expected named sets, as {{{stage.name}: ...}}; every arm is measured on each by name"
+            )
+    if not isinstance(recipe.eval_dataset, Mapping) and (
+        recipe.eval_dataset is not None or any(stage.eval_dataset is None for stage in stages)
+    ):
+        lacking = next((stage.name for stage in stages if stage.eval_dataset is None), stages[0].name)
+        raise ValueError(
+            f"stage {lacking!r}: eval_dataset: expected named evaluation sets, one for each domain: eval_dataset: {{language: ..., "
+            "code: ...}; one loss over all of them would hide what is to be compared"
+        )
+    sets = {domain.name: domain.dataset for domain in domains_of(kept).values()}
+    bare = [
+        replace(s, eval_dataset=None, gates=[g for g in s.gates if g.on != "end"], exporters=(), pack_on_save=False)
+        for s in stages
+    ]
+    return replace(kept, stages=bare, eval_dataset=sets)
+
+
+def _check_batches(plan: Plan) -> None:
+    first = plan.stages[0]
+    for stage in plan.stages[1:]:
+        if stage.size.global_batch != first.size.global_batch:
+            raise ValueError(
+                f"stage {stage.name!r}: {stage.size.global_batch} examples per update, {first.size.global_batch} in {first.name!r}; one "
+                "joint stage cannot have as many updates and as many examples: set one batch size for all"
+            )
+
+
+class Sources:
+    """The sources of the staged run by name, each once, and how many examples a planned stage draws of them."""
+
+    def __init__(self, recipe: Recipe, plan: Plan) -> None:
+        held = recipe.train_dataset if isinstance(recipe.train_dataset, Mapping) else {}
+        self.recipe, self.known = recipe, {**recipe.sources, **held}
+        self.datasets: dict[str, Any] = {}
+        self.first: dict[str, str] = {}
+        """The stage that brings a source."""
+        for planned in plan.stages:
+            for name in self.of(planned):
+                self.first.setdefault(name, planned.name)
+
+    def of(self, planned: PlannedStage) -> dict[str, float]:
+        blend = planned.blend
+        if blend is None:
+            stage = planned.stage
+            data = stage.train_dataset if stage.train_dataset is not None else self.recipe.train_dataset
+            dataset = train_dataset_of(self.recipe, stage)
+            return {self._name(data if isinstance(data, str) else planned.name, dataset): _read(planned)}
+        counts: Sequence[float] = blend.counts(blend.draws) if not blend.one_by_one else _by_tokens(blend)
+        found: dict[str, float] = {}
+        for leaf, count in zip(blend.leaves, counts, strict=True):
+            if hasattr(leaf.dataset, "tokens") and hasattr(leaf.dataset, "order"):
+                raise ValueError(
+                    f"stage {planned.name!r}: train_dataset: ByLength takes several rows of {leaf.name!r} at once, so examples cannot be "
+                    "set equal; compare without it"
+                )
+            name = self._name(leaf.name, leaf.dataset)
+            found[name] = found.get(name, 0.0) + count
+        return found
+
+    def _name(self, name: str, dataset: Any) -> str:
+        for known, other in self.datasets.items():
+            if other is dataset:
+                return known
+        name = next((known for known, other in self.known.items() if other is dataset), name)
+        base, number = name, 2
+        while name in self.datasets:
+            name, number = f"{base}-{number}", number + 1
+        self.datasets[name] = dataset
+        return name
+
+    def mixture(self, weights: Mapping[str, Any]) -> Mixture:
+        """By name where the recipe knows it by this name, so that what a run records stays readable."""
+        own = {name: self.datasets[name] for name in weights if self.known.get(name) is not self.datasets[name]}
+        return Mixture(dict(weights), sources=own or None)
+
+
+def _read(planned: PlannedStage) -> float:
+    """Examples of a plain dataset that a stage reads: the last batch of an epoch may be smaller."""
+    size = planned.size
+    if size.examples is None or not size.updates_per_epoch:
+        return planned.steps * size.global_batch
+    epochs, rest = divmod(planned.steps, size.updates_per_epoch)
+    each = size.examples if not size.drop_last else (size.batches_per_epoch or 0) * size.batch * size.world
+    return epochs * each + min(rest * size.global_batch, each)
+
+
+def _by_tokens(blend: Blend) -> list[float]:
+    """Shares of tokens are as much larger in examples as these are shorter."""
+    shares = blend.declared(0, blend.draws)
+    each = [share / (_mean_tokens(leaf) or 1.0) for share, leaf in zip(shares, blend.leaves, strict=True)]
+    return [blend.draws * one / sum(each) for one in each]
+
+
+# ---- the other arms ---------------------------------------------------------------------------------------------------
+
+
+def _joint(
+    name: str, staged: Recipe, plan: Plan, sources: Sources, args: TrainingArguments, lr: str | float, lr_sum: float
+) -> tuple[Recipe, str]:
+    first = staged.stages[0]
+    for stage in staged.stages[1:]:
+        if stage.transforms:
+            named = ", ".join(type(part).__name__ for part in stage.transforms)
+            raise ValueError(
+                f"stage {stage.name!r}: transforms: {named} comes between the stages, which one joint stage cannot have; leave the "
+                f"stage out: --stages {' '.join(s.name for s in staged.stages if not s.transforms or s is first)}"
+            )
+        for key in _SAME:
+            if getattr(stage, key) != getattr(first, key):
+                raise ValueError(
+                    f"stage {stage.name!r}: {key}: differs from that of {first.name!r}, and a joint stage has one; set it for all of "
+                    "the run, or leave the stage out: --stages ..."
+                )
+    counts: dict[str, float] = {}
+    for planned in plan.stages:
+        for source, count in sources.of(planned).items():
+            counts[source] = counts.get(source, 0.0) + count
+    weights: dict[str, Any] = counts
+    says = f"one stage on all sources at once ({_shares(counts)})"
+    if name == "annealed":
+        weights, says = _annealed(counts, sources, plan.stages[-1].name)
+    joint = Stage(
+        name, f"{plan.total_steps} steps", train_dataset=sources.mixture(weights), transforms=first.transforms,
+        loss=first.loss, data_collator=first.data_collator, compute_metrics=first.compute_metrics, teacher=first.teacher,
+        monitors=first.monitors, args=first.args, schedule=first.schedule,
+    )  # fmt: skip
+    schedule, rate = _schedule(joint, args, plan.total_steps, lr, lr_sum)
+    return replace(staged, stages=[replace(joint, schedule=schedule)]), f"{says}; {rate}"
+
+
+def _shares(counts: Mapping[str, float]) -> str:
+    total = sum(counts.values())
+    return ", ".join(f"{name} {100 * count / total:.3g} %" for name, count in counts.items())
+
+
+def _annealed(counts: Mapping[str, float], sources: Sources, last: str) -> tuple[dict[str, Any], str]:
+    """The same examples of each source in all, more of the last stage's own in the last part."""
+    new = [name for name in counts if sources.first[name] == last]
+    total = sum(counts.values())
+    share = sum(counts[name] for name in new) / total
+    if not new or share >= 1:
+        raise ValueError(f"arms: annealed: the last stage {last!r} brings no source of its own to come more often late")
+    late = min(0.5 * share / LATE, (1 + share) / 2)  # half of its examples, as far as there is room
+    early = (share - LATE * late) / (1 - LATE)
+    weights = {}
+    for name, count in counts.items():
+        part = count / total / (share if name in new else 1 - share)
+        ends = [part * (value if name in new else 1 - value) for value in (early, late)]
+        weights[name] = Step(((0.0, ends[0]), (1.0 - LATE, ends[1])))
+    says = (
+        f"one stage on all sources; {', '.join(new)} {100 * early:.3g} % of the examples, {100 * late:.3g} % in the last "
+        f"{100 * LATE:.0f} % of the updates"
+    )
+    return weights, says
+
+
+def _schedule(stage: Stage, args: TrainingArguments, total: int, lr: str | float, target: float) -> tuple[Any, str]:
+    """The first stage's schedule over all updates, and its rate in words."""
+    schedule = stage.schedule if stage.schedule is not None else Fresh()
+    defaults = args_defaults(stage_args(args, stage))
+
+    def summed(peak: float | None) -> tuple[Any, float, float]:
+        field = "to" if isinstance(schedule, Rewarm) else "peak"
+        made = schedule if peak is None else replace(schedule, **{field: peak})
+        span = span_of(replace(stage, schedule=made), defaults, total, None)
+        return made, sum(span.lr(k) for k in range(total)), span.peak
+
+    made, now, peak = summed(None)
+    if lr == "peak":
+        return made, f"the first stage's peak, {peak:.3g}"
+    if isinstance(lr, int | float) and not isinstance(lr, bool):
+        if not lr > 0:
+            raise ValueError(f"lr: expected a positive peak, got {lr}")
+        return summed(float(lr))[0], f"a peak of {lr:.3g}, as asked"
+    if lr != "integral":
+        raise ValueError(f"lr: expected 'integral', 'peak' or a number, got {lr!r}")
+    if now <= 0 or target <= 0:
+        raise ValueError("lr: the staged run's learning rate is zero throughout; there is no budget to share")
+    for _ in range(30):  # at once, but for shapes that end at a rate of their own
+        if abs(now / target - 1) < 1e-9:
+            break
+        made, now, peak = summed(peak * target / now)
+    return made, f"the first stage's schedule with its peak at {peak:.3g}: the learning rate sums to the staged run's"
+
+
+def _says_replay(share: float) -> str:
+    return f"the stages as declared; {100 * share:.3g} % of each later one's examples come from earlier sources instead"
+
+
+def _replay(staged: Recipe, plan: Plan, sources: Sources, share: float) -> Recipe:
+    if not 0 < share < 1:
+        raise ValueError(f"replay: expected a share between 0 and 1, such as 0.05, got {share}")
+    before: dict[str, float] = {}
+    stages = []
+    for planned in plan.stages:
+        stages.append(with_replay(planned, sources, before, share))
+        for name, count in sources.of(planned).items():
+            before[name] = before.get(name, 0.0) + count
+    return replace(staged, stages=stages)
+
+
+def with_replay(planned: PlannedStage, sources: Sources, before: Mapping[str, float], share: float) -> Stage:
+    """The stage with a share of its examples from the sources read before, which are not its own."""
+    own = sources.of(planned)
+    old = {name: count for name, count in before.items() if name not in own}
+    if not old:
+        return planned.stage
+    into = planned.blend.part if planned.blend is not None else sources.mixture(dict.fromkeys(own, 1.0))
+    # An epoch of it is longer: as many updates as without.
+    return replace(
+        planned.stage, train_dataset=Replay(sources.mixture(old), share, into=into), until=f"{planned.steps} steps"
+    )
+
+
+def _arm(name: str, recipe: Recipe, args: TrainingArguments, says: str, sources: Sources) -> Arm:
+    plan = plan_for(recipe, args)
+    rates = list(_rates(plan))
+    drawn = tuple(sources.of(planned) for planned in plan.stages)
+    return Arm(name, recipe, says, plan.total_steps, sum(rates), max(rates), drawn)
+
+
+def _rates(plan: Plan) -> Iterator[float]:
+    for planned in plan.stages:
+        yield from (plan.lr_at(planned.name, k / planned.steps) for k in range(planned.steps))

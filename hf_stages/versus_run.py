@@ -1,0 +1,121 @@
+"""Trains recipes one after another, each to its end, and goes on where it was cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from hf_stages.build import Prepared, training_arguments
+from hf_stages.checkpoint import RUN_FILE, SCHEMA, read_json, write_json
+from hf_stages.fingerprint import fingerprint
+from hf_stages.recipe import diff, to_dict
+from hf_stages.reports._run import read_run
+from hf_stages.stage import Recipe
+from hf_stages.versus import Arm
+
+ARM_FILE = "arm.json"
+EVALUATIONS = 8
+"""Of an arm that declares none within its stages: what the picture of quality against time is drawn from."""
+Guard = Callable[[Any], AbstractContextManager[Any]]
+"""Stands around the training of each trainer: the command puts its signals there."""
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Runs of one prepared recipe under changed declarations, each in a folder of its own."""
+
+    prepared: Prepared
+    guard: Guard = field(default=lambda trainer: nullcontext())
+
+    def with_args(self, recipe: Recipe, out: Path, **changes: Any) -> Prepared:
+        given = {**self.prepared.recipe.args, **changes}
+        args = training_arguments(given, output_dir=str(out))
+        return replace(self.prepared, recipe=replace(recipe, args=given), args=args)
+
+    def train(self, prepared: Prepared, about: Mapping[str, Any]) -> bool:
+        """Train to the end; False where this very run was finished before. One that was declared otherwise is refused."""
+        out = Path(prepared.args.output_dir)
+        told = {"schema": SCHEMA, "declared": _declared(prepared), **about}
+        if (out / ARM_FILE).is_file():
+            held = read_json(out / ARM_FILE, "an arm of a comparison")
+            if changes := diff(held["declared"], _plain(told["declared"])):
+                raise ValueError(
+                    f"{out}: trained as declared otherwise:\n  "
+                    + "\n  ".join(changes[:8])
+                    + "\nChoose another folder with --out, or "
+                    "remove this one"
+                )
+            if _finished(out):
+                logger.warning(f"{out}: finished before; skipped")
+                return False
+        if prepared.args.process_index == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / ARM_FILE, told)
+        trainer = prepared.trainer()
+        with self.guard(trainer):
+            trainer.train(resume_from_checkpoint=any(out.glob("*/stage.json")) or any(out.glob("checkpoint-*")))
+        return True
+
+
+def run_versus(trainings: Trainings, arms: Sequence[Arm], seeds: Sequence[int], out: Path) -> list[Path]:
+    """Every arm under every seed, into ``out/seed-0/joint``. Returns the folders."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: expected numbers that differ, such as 0 1 2, got {list(seeds)}")
+    updates = arms[0].updates
+    folders = []
+    for seed in seeds:
+        for arm in arms:
+            folder = out / f"seed-{seed}" / arm.name
+            folders.append(folder)
+            prepared = trainings.with_args(
+                arm.recipe, folder, seed=seed, **_watching(trainings.prepared, arms, updates)
+            )
+            trainings.train(prepared, {"arm": about(arm), "seed": seed})
+    return folders
+
+
+def about(arm: Arm) -> dict[str, Any]:
+    """What the report says of an arm besides what its run wrote."""
+    keys = ("name", "says", "updates", "lr_sum", "lr_peak")
+    return {**{key: getattr(arm, key) for key in keys}, "drawn": [dict(stage) for stage in arm.drawn]}
+
+
+def _watching(prepared: Prepared, arms: Sequence[Arm], updates: int) -> dict[str, Any]:
+    """Evaluations within the stages, for the picture; none are added where gates would be asked at them."""
+    stages = [stage for arm in arms for stage in arm.recipe.stages]
+    own = any("eval_strategy" in stage.args for stage in stages)
+    asked = any(gate.on == "evaluation" for stage in stages for gate in stage.gates)
+    if own or asked or str(getattr(prepared.args.eval_strategy, "value", prepared.args.eval_strategy)) != "no":
+        return {}
+    return {"eval_strategy": "steps", "eval_steps": max(updates // EVALUATIONS, 1)}
+
+
+def _finished(out: Path) -> bool:
+    """Done and whole; of a damaged one, what is lost is trained again."""
+    if not (out / RUN_FILE).is_file():
+        return False
+    run = read_run(out)
+    return run.status == "done" and not run.problems
+
+
+def _declared(prepared: Prepared) -> dict[str, Any]:
+    recipe = prepared.recipe
+    sets = {**recipe.sources, **(recipe.train_dataset if isinstance(recipe.train_dataset, Mapping) else {})}
+    used = {name: fingerprint(data) for name, data in sets.items()}
+    args = {key: value for key, value in recipe.args.items() if key != "output_dir"}
+    kept = {"model", "stages", "train_dataset", "eval_dataset", "data_collator", "teacher"}
+    described = {key: value for key, value in to_dict(recipe).items() if key in kept}
+    return _plain({**described, "args": args, "data": used})
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value, default=str))

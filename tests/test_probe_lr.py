@@ -1,0 +1,154 @@
+"""Short trials from a boundary: what is tried, what is measured, what is picked."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from hf_stages import cli
+from hf_stages import recipe as recipes
+from hf_stages.build import prepare
+from hf_stages.data.replay import Replay
+from hf_stages.probe_lr import probe_of, trial_stage
+from hf_stages.reports._trials import Trial, Trials
+from hf_stages.reports.probe_table import probe_table
+from hf_stages.sizes import plan_for
+from hf_stages.versus import Sources
+from tests.versus_recipes import write
+
+
+def trials(*each, budget=0.05, steps=20, whole=200):
+    """(rate, replay, loss on code after, loss on language after); both were 4 and 2 before."""
+    made = [
+        Trial(rate, replay, {"code": 4.0, "language": 2.0}, {"code": code, "language": language})
+        for rate, replay, code, language in each
+    ]
+    return Trials("code", steps, whole, 1e-3, ("code",), ("language",), budget, tuple(made))
+
+
+def test_the_pick_is_the_largest_gain_within_the_budget():
+    found = trials((1e-4, 0, 3.8, 1.99), (3e-4, 0, 3.5, 2.09), (1e-3, 0, 3.0, 2.11), (1e-3, 0.05, 3.1, 2.099))
+    assert [round(t.gain(found.new), 6) for t in found.each] == [0.05, 0.125, 0.25, 0.225]
+    assert [round(t.forgotten(found.earlier), 6) for t in found.each] == [-0.005, 0.045, 0.055, 0.0495]
+    assert (found.pick.rate, found.pick.replay) == (1e-3, 0.05)
+    text = probe_table(found)
+    assert text.count("over budget") == 1
+    assert "Pick: 1e-3 with 5 % replay" in text
+    assert "20 of 200 updates" in text
+    assert "10 times as many" in text
+
+
+def test_the_domain_that_lost_most_counts_and_an_edge_is_told():
+    before, after = {"code": 4.0, "a": 1.0, "b": 1.0}, {"code": 3.0, "a": 0.9, "b": 1.2}
+    assert Trial(1e-3, 0, before, after).forgotten(("a", "b")) == pytest.approx(0.2)
+    text = probe_table(trials((1e-4, 0, 3.8, 2.0), (1e-3, 0, 3.0, 2.0), steps=200))
+    assert "highest rate tried" in text
+    assert "squeezed" not in text
+
+
+def test_no_pick_without_a_gain_or_a_budget_kept():
+    assert trials((1e-3, 0, 3.0, 2.5), (1e-4, 0, 4.1, 2.0)).pick is None
+    nothing = Trials("code", 5, 9, 1e-3, ("code",), ("language",), 0.05, (Trial(1.0, 0, {}, {}),))
+    assert nothing.pick is None
+    assert "not finite" in probe_table(nothing)
+    assert "No pick" in probe_table(nothing)
+
+
+@pytest.fixture
+def ready(tmp_path):
+    return prepare(recipes.load(write(tmp_path)))
+
+
+def test_a_trial_is_the_stage_at_another_rate(ready):
+    plan = plan_for(ready.recipe, ready.args)
+    probe = probe_of(ready, "code", steps=2, replays=[0.0, 0.25])
+    assert probe.rates == pytest.approx((5e-3 / 8, 5e-3 / 4, 5e-3 / 2, 5e-3, 1e-2))
+    assert (probe.new, probe.earlier, probe.whole) == (("code",), ("language",), 4)
+    tried = trial_stage(probe, plan, Sources(ready.recipe, plan), 1e-3, 0.0)
+    assert (tried.name, str(tried.until), tried.schedule.to, tried.train_dataset) == ("code", "2 steps", 1e-3, "code")
+    assert tried.schedule.optimizer == "carry"  # as declared
+    replayed = trial_stage(probe, plan, Sources(ready.recipe, plan), 1e-3, 0.25)
+    assert isinstance(replayed.train_dataset, Replay)
+    assert replayed.train_dataset.named() == ("code", "language")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stage": "tools"}, "no stage is called 'tools'; there are language, code"),
+        ({"stage": "language"}, "no boundary before it"),
+        ({"stage": "code", "rates": [-1.0]}, "expected positive"),
+        ({"stage": "code", "replays": [1.0]}, "below 1"),
+        ({"stage": "code", "steps": 5}, "from 1 to 4"),
+        ({"stage": "code", "steps": 2, "share": 0.5}, "got both"),
+        ({"stage": "code", "share": 0.0}, "above 0"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(ready, given, message):
+    with pytest.raises(ValueError, match=message):
+        probe_of(ready, **given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval_dataset": "code-eval"}, "no evaluation set measures what it brings"),
+        ({"eval_dataset": {"code": "code-eval"}}, "measures what was learned before"),
+        ({"stages": [{"name": "language", "until": "2 steps", "train_dataset": "language"},
+                     {"name": "code", "until": "2 steps", "train_dataset": "code", "schedule": "Resume"}]}, "no rate of its own"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        probe_of(prepare(recipes.load(write(tmp_path, **changes))), "code")
+
+
+def test_trials_run_from_the_boundary_and_are_skipped_where_finished(tmp_path, capsys):
+    recipe = write(tmp_path)
+    argv = ["probe-lr", recipe, "--stage", "code", "--rates", "1e-4", "5e-3", "--replay", "0", "0.25", "--steps", "4"]
+    assert cli.main([*argv, "--json", "--budget", "50%", "--save", str(tmp_path / "x.svg")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(t["rate"], t["replay"]) for t in found["trials"]] == [(1e-4, 0), (5e-3, 0), (1e-4, 0.25), (5e-3, 0.25)]
+    assert len({t["before"]["language"] for t in found["trials"]}) == 1  # one boundary for all
+    assert len({t["after"]["code"] for t in found["trials"]}) == 4
+    assert found["pick"]["rate"] == 5e-3
+    assert ElementTree.parse(tmp_path / "x.svg").getroot().tag.endswith("svg")
+    out = tmp_path / "out"
+    assert not (out / "02-code").exists()
+
+    # The declared rate over the whole stage is the stage itself: same boundary, moments, batches and rates.
+    written = {p: p.stat().st_mtime_ns for p in out.glob("probe-code/*/*/stage.json")}
+    assert len(written) == 8
+    assert cli.main(["run", recipe, "--resume"]) == 0
+    whole = json.loads((out / "02-code" / "stage.json").read_text())["domains"]
+    trial = json.loads((out / "probe-code" / "lr-0.005" / "02-code" / "stage.json").read_text())["domains"]
+    assert trial == whole
+
+    capsys.readouterr()
+    assert cli.main([*argv, "--budget", "0"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in written} == written
+    assert "budget 0 %" in capsys.readouterr().out
+
+
+def test_a_rate_that_diverges_is_a_row_and_not_tried_again(tmp_path, capsys):
+    argv = ["probe-lr", write(tmp_path), "--stage", "code", "--rates", "1e30", "1e-3", "--steps", "4"]
+    for _ in range(2):
+        assert cli.main([*argv, "--json", "--save", str(tmp_path / "x.html")]) == 0
+        shown = capsys.readouterr()
+        assert [t["finite"] for t in json.loads(shown.out)["trials"]] == [False, True]
+    assert "the loss was not finite" in (tmp_path / "x.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--budget", "much"], "expected a share of the loss"),
+        (["--budget", "500%"], "expected a share of the loss"),
+        (["--save", "x.pdf"], ".html or .svg"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path, capsys, argv, message):
+    assert cli.main(["probe-lr", write(tmp_path), "--stage", "code", *argv]) == 2
+    assert message in capsys.readouterr().err
