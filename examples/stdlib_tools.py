@@ -52,7 +52,7 @@ def domains(size: int, calls: int, block: int) -> tuple[PreTrainedTokenizerFast,
 
 
 def signatures(split: str = "train") -> dict[str, inspect.Signature]:
-    """Of public functions and classes that take all arguments by name; every tenth is for evaluation alone."""
+    """Of public functions and classes that take all arguments by name and need three at most; every tenth is for evaluation alone."""
     found = {}
     for module in MODULES.split():
         for name, value in sorted(vars(importlib.import_module(module)).items()):
@@ -63,7 +63,7 @@ def signatures(split: str = "train") -> dict[str, inspect.Signature]:
             except (TypeError, ValueError):  # some that are written in C have none
                 continue
             named = {parameter.kind in (1, 3) for parameter in signature.parameters.values()}
-            if named == {True} and len(f"{module}.{name}{list(signature.parameters)}") < 120:
+            if named == {True} and len(_required(signature)) <= 3 and len(str(list(signature.parameters))) < 100:
                 found[f"{module}.{name}"] = signature
     names = sorted(found)
     random.Random(0).shuffle(names)
@@ -155,14 +155,17 @@ def call_metrics(model: Any, tokenizer: Any, prediction: Any, count: int = 100) 
 
 def _schema(name: str, signature: inspect.Signature) -> dict[str, Any]:
     properties: dict[str, dict] = {key: {} for key in signature.parameters}
-    required = [key for key, p in signature.parameters.items() if p.default is p.empty]
-    parameters = {"type": "object", "properties": properties, "required": required}
+    parameters = {"type": "object", "properties": properties, "required": _required(signature)}
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def _required(signature: inspect.Signature) -> list[str]:
+    return [key for key, parameter in signature.parameters.items() if parameter.default is parameter.empty]
 
 
 def _arguments(signature: inspect.Signature, rng: random.Random) -> dict[str, Any]:
     """What is required, and some of the rest, three at most."""
-    required = [key for key, p in signature.parameters.items() if p.default is p.empty]
+    required = _required(signature)
     others = [key for key in signature.parameters if key not in required]
     wanted = required + others[: rng.randint(0 if required else 1, 2)]
     return {key: _value(signature.parameters[key].default, rng) for key in wanted[:3]}
