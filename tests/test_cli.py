@@ -234,7 +234,11 @@ with pytest.MonkeyPatch.context() as patch:
 
 @pytest.mark.parametrize(
     ("signals", "mode", "code"),
-    [(["SIGINT"], "yields", 130), (["SIGTERM"], "yields", 143), (["SIGINT", "SIGINT"], "stubborn", 130)],
+    [
+        pytest.param(["SIGINT"], "yields", 130, marks=pytest.mark.slow),
+        (["SIGTERM"], "yields", 143),
+        pytest.param(["SIGINT", "SIGINT"], "stubborn", 130, marks=pytest.mark.slow),
+    ],
 )
 def test_signals_to_a_process(tmp_path, signals, mode, code):
     script = tmp_path / "script.py"

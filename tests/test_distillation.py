@@ -54,9 +54,7 @@ HOW = {
 
 LOSSES = {"features": FEATURES, "projected": PROJECTED, "logits": LogitKL() + AttentionKL()}
 RUNS = [
-    pytest.param(
-        how, loss, marks=[pytest.mark.slow] if how == "compiled" and name != "features" else [], id=f"{how}-{name}"
-    )
+    pytest.param(how, loss, marks=[pytest.mark.slow] if how == "compiled" else [], id=f"{how}-{name}")
     for how in HOW
     for name, loss in LOSSES.items()
 ]

@@ -37,6 +37,7 @@ def test_a_decoder_of_half_the_width_learns_more_from_its_teacher(tmp_path):
     assert teacher < distilled < alone < before
 
 
+@pytest.mark.slow
 def test_an_adapter_forgets_less_near_its_base(tmp_path):
     pytest.importorskip("peft")
     base, plain, near = lora_self_distillation.main(tmp_path, 30).values()
@@ -44,6 +45,7 @@ def test_an_adapter_forgets_less_near_its_base(tmp_path):
     assert plain[1] < near[1] < base[1]  # code
 
 
+@pytest.mark.slow
 def test_a_transformer_of_pictures_is_trained_and_distilled_in_one_run(tmp_path):
     teacher, cut, distilled = distil_vit.main(tmp_path, 30).values()
     assert teacher > 0.85

@@ -35,6 +35,7 @@ def test_an_adapter_repairs_a_ternary_llama(tmp_path):
     assert 0.98 * whole < repaired < 0.5 * (whole + ternary)
 
 
+@pytest.mark.slow
 def test_a_transformer_of_pictures_is_binary_and_sees_again(tmp_path):
     full, cut, binary = binary_vit.main(tmp_path, 30).values()
     assert full > 0.85

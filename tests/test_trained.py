@@ -53,7 +53,7 @@ HOW = {
 }
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("how", [pytest.param(how, marks=[pytest.mark.slow] * (how == "compiled")) for how in HOW])
 def test_every_trainable_parameter_changes(how, tmp_path):
     embeddings = Stage("no-embeddings", "2 steps", transforms=[Freeze("model.embed_tokens")])
     stages = [embeddings, *chain()]

@@ -263,7 +263,9 @@ def same(a, b, left: StagedTrainer, right: StagedTrainer) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "rollback")) for name in GATES]
+)
 def test_cut_and_resumed_is_never_cut(tmp_path, name):
     """Cuts before, at and after decisions; checkpoints fall on other steps than evaluations."""
     gate = GATES[name]
