@@ -55,7 +55,8 @@ class Ledger:
         >>> ledger.rate(["code"], 9), ledger.rate(["code"], 10)
         (1.0, 0.5)
         """
-        return math.prod(e.value for e in self._entries if e.value is not None and e.stage in stages and e.step <= step)
+        cuts = (e.value for e in self._entries if e.value is not None and e.stage in stages and e.step <= step)
+        return math.prod(cuts, start=1.0)
 
     @classmethod
     def from_list(cls, entries: list[dict]) -> Ledger:

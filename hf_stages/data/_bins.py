@@ -15,7 +15,7 @@ def rows_of(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     emptiest, where that is narrower. Both depend on the lengths alone.
 
     >>> rows_of([5, 4, 3, 3, 2], 9)
-    [[0, 2], [1, 3, 4]]
+    [[0, 3], [1, 2, 4]]
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     fits = _best_fit(lengths, order, capacity)
