@@ -216,6 +216,12 @@ def test_refused_before_the_first_step(part, changes, message, tmp_path):
         run.plan()
 
 
+def test_a_cap_that_shares_of_tokens_would_ignore_is_refused():
+    with pytest.raises(ValueError, match="max_repeats: shares of tokens"):
+        Mixture({"a": 1, "b": 1}, weigh="tokens", max_repeats=2)
+    assert Mixture({"a": 1, "b": 1}, weigh="tokens", max_repeats=2, on_dry="stop").max_repeats == 2
+
+
 def test_a_stream_that_may_not_repeat_runs_dry(tmp_path):
     run = trainer(tmp_path, Mixture({"a": 1, "b": 1}, on_dry="stop"), data=streams(), max_steps=1, steps=3)
     run.train()

@@ -54,6 +54,11 @@ class Mixture(Curriculum):
         for key, known in (("weigh", ("examples", "tokens")), ("on_dry", ("repeat", "stop"))):
             if getattr(self, key) not in known:
                 raise ValueError(f"{key}: expected {known[0]!r} or {known[1]!r}, got {getattr(self, key)!r}")
+        if self.weigh == "tokens" and self.max_repeats is not None and self.on_dry != "stop":
+            raise ValueError(
+                "max_repeats: shares of tokens are drawn as they come, and nobody knows beforehand which source will be read too often; "
+                "say on_dry='stop', or weigh='examples'"
+            )
         self._check_sources()
 
     def _check_weights(self, weights: Mapping[str, float | Curve] | tuple[str, ...]) -> None:
