@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hf_stages.collating import collator_at_work
@@ -38,7 +39,9 @@ def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
     stage's teacher terms, which may be of another kind of rows (DPO's are pairs)."""
     trainer, stage = runner.trainer, run.planned.stage
     found: dict[str, Any] = {}
-    if stage.eval_dataset == {}:  # said in so many words: nothing that the run evaluates fits this stage
+    if (
+        isinstance(stage.eval_dataset, Mapping) and not stage.eval_dataset
+    ):  # said in so many words: nothing that the run evaluates fits this stage
         return found
     own = own_domains(runner.recipe, stage)
     held = {name: getattr(trainer, name) for name in ("data_collator", "compute_metrics")}

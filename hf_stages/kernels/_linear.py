@@ -34,8 +34,8 @@ def linear(
 ) -> torch.Tensor:
     """``F.linear(activations(x.float(), clip), effective weight, bias)`` in x's dtype, on packed weights.
 
-    ``weight`` is uint8 (or the same bytes as int8) as packing writes it: ``ternary`` [out, in/4], ``binary`` [out, in/8], ``split`` [2, out, in/8];
-    ``scale`` is [out, groups], of split weights [2, out, groups]. The dots of codes are exact. x and bias get gradients,
+    ``weight`` is uint8 (or the same bytes as int8) as packing writes it: ``ternary`` [out, in/4], ``binary`` [out, in/8],
+    ``split`` [2, out, in/8]; ``scale`` is [out, groups], of split weights [2, out, groups]. The dots of codes are exact. x and bias get gradients,
     x's straight through the rounding. ``cache`` is the layer's own dict: what is kept of an unchanged weight goes there.
     """
     if torch.compiler.is_compiling():

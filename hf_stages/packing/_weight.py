@@ -68,6 +68,7 @@ class PackedWeight(nn.Module):
         # .to(bfloat16) is meant for what computes; rounded scales would be another model.
         kept = {name: p.data for name, p in self._parameters.items() if p is not None and name in (SCALE, CLIP)}
         super()._apply(fn, recurse)
+        getattr(self, "_cache", {}).clear()  # it would keep the memory that was left
         for name, data in kept.items():
             parameter: Any = self._parameters[name]
             if parameter.dtype != data.dtype:

@@ -87,3 +87,6 @@ def test_a_layer_is_copied_without_its_calls():
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), copy.copy(layer)):
         assert not twin._cache
         assert torch.equal(twin(x), wanted)
+    layer.double()
+    assert not layer._cache  # nor does it hold on to memory that the layer has left
+    assert torch.equal(layer(x), wanted)

@@ -1,13 +1,13 @@
 /* What the kernels of 256 bits share. TARGET is the includer's. */
-#include "weave256.h"
+#include <immintrin.h>
 
 typedef __m256i V;
 #define BYTES 32
-#ifndef ROWS /* six rows of two vectors, two vectors of weights, one of activations, one product: all 16 registers */
-#define ROWS 6
+#define ROWS 6 /* times two vectors, two vectors of weights, one of activations, one product: all 16 registers */
 #define VECTORS 2
 #define TILE_CODES 1024
-#endif
+
+#include "weave256.h"
 
 TARGET LB_INLINE V load(const void *p) { return _mm256_loadu_si256(p); }
 TARGET LB_INLINE void store(void *p, V v) { _mm256_storeu_si256(p, v); }
@@ -33,10 +33,9 @@ TARGET LB_INLINE V sums4(const V *v) {
     return _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
 }
 
-TARGET LB_INLINE void total4(const V *v, int32_t *into, int more) {
+TARGET LB_INLINE void total4(const V *v, int32_t *into) {
     const V sums = sums4(v);
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-    if (more) four = _mm_add_epi32(four, _mm_loadu_si128((const __m128i *)into));
     _mm_storeu_si128((__m128i *)into, four);
 }
 
@@ -45,5 +44,3 @@ TARGET LB_INLINE V spread(const int8_t *codes) {
     memcpy(&four, codes, sizeof four);
     return _mm256_set1_epi32(four);
 }
-
-TARGET LB_INLINE void weave(const uint8_t *from, uint8_t *into) { weave_words(from, into, VECTORS * BYTES); }

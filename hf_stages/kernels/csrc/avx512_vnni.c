@@ -51,7 +51,6 @@ TARGET LB_INLINE __m128i op_quarters(V v) { /* their sum */
 
 #include "weave256.h"
 
-TARGET LB_INLINE void weave(const uint8_t *from, uint8_t *into) { weave_words(from, into, VECTORS * BYTES); }
 TARGET LB_INLINE V load(const void *p) { return op_load(p); }
 TARGET LB_INLINE void store(void *p, V v) { op_store(p, v); }
 TARGET LB_INLINE V none(void) { return op_none(); }
@@ -76,11 +75,10 @@ TARGET LB_INLINE void expand(const uint8_t *w, int bits, int bytes, V *codes) {
     }
 }
 
-TARGET LB_INLINE void total4(const V *v, int32_t *into, int more) {
+TARGET LB_INLINE void total4(const V *v, int32_t *into) {
     const V a = op_add32(op_low32(v[0], v[1]), op_high32(v[0], v[1]));
     const V b = op_add32(op_low32(v[2], v[3]), op_high32(v[2], v[3]));
     __m128i four = op_quarters(op_add32(op_low64(a, b), op_high64(a, b)));
-    if (more) four = _mm_add_epi32(four, _mm_loadu_si128((const __m128i *)into));
     _mm_storeu_si128((__m128i *)into, four);
 }
 

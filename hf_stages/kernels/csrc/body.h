@@ -67,7 +67,7 @@ TARGET LB_INLINE void few_dots(
         else EACH(c, 4) add_block(rows, bits, LB_BLOCK / 2, rest[c], x, job->full * codes, acc + c);
         EACH(i, rows * 4) sum[i] = widen(sum[i], acc[i]);
     }
-    EACH(r, rows) total4(sum + r * 4, dots + r * apart, 0);
+    EACH(r, rows) total4(sum + r * 4, dots + r * apart);
 }
 
 TARGET LB_INLINE void few_columns(const lb_job *job, int64_t row, int rows, int bits, int64_t column, int64_t end) {

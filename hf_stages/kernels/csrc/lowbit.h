@@ -112,19 +112,17 @@ LB_INLINE void lb_finish(const lb_job *job, int64_t row, int64_t g, int h, const
     const float of_row = job->row_scale[row];
     float *y = job->y + row * job->n + column;
     const int first = g == 0 && h == 0, last = g == G - 1 && h == job->halves - 1;
-    if (first && last && !sums) { /* one group and no zero point: by far the most frequent */
+    if (G == 1 && first && last && !sums) { /* by far the most frequent */
         for (int64_t i = 0; i < count; i++) y[i] = (float)(times * dots[i] - less) * scale[i] * of_row;
-        if (bias)
-            for (int64_t i = 0; i < count; i++) y[i] += bias[i];
-        return;
+    } else {
+        for (int64_t i = 0; i < count; i++) {
+            const int32_t dot = times * dots[i] - less + (sums ? zero * sums[i * G] : 0);
+            const float part = (float)dot * scale[i * G];
+            y[i] = first ? part : y[i] + part;
+        }
+        if (!last) return;
+        for (int64_t i = 0; i < count; i++) y[i] *= of_row;
     }
-    for (int64_t i = 0; i < count; i++) {
-        const int32_t dot = times * dots[i] - less + (sums ? zero * sums[i * G] : 0);
-        const float part = (float)dot * scale[i * G];
-        y[i] = first ? part : y[i] + part;
-    }
-    if (!last) return;
-    for (int64_t i = 0; i < count; i++) y[i] *= of_row;
     if (bias)
         for (int64_t i = 0; i < count; i++) y[i] += bias[i];
 }

@@ -54,9 +54,8 @@ TARGET LB_INLINE void expand(const uint8_t *w, int bits, int bytes, V *codes) {
     }
 }
 
-TARGET LB_INLINE void total4(const V *v, int32_t *into, int more) {
+TARGET LB_INLINE void total4(const V *v, int32_t *into) {
     V four = vpaddq_s32(vpaddq_s32(v[0], v[1]), vpaddq_s32(v[2], v[3]));
-    if (more) four = vaddq_s32(four, vld1q_s32(into));
     vst1q_s32(into, four);
 }
 

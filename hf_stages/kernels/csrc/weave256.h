@@ -1,9 +1,10 @@
-/* 8 x 8 words of 32 bits, transposed with AVX2. TARGET is the includer's. */
+/* 8 x 8 words of 32 bits, transposed with AVX2. TARGET, VECTORS and BYTES are the includer's. */
 #include <immintrin.h>
 
 #define WEAVE 8
 
-TARGET LB_INLINE void weave_words(const uint8_t *from, uint8_t *into, int64_t apart) {
+TARGET LB_INLINE void weave(const uint8_t *from, uint8_t *into) {
+    const int64_t apart = VECTORS * BYTES;
     __m256i r[8], a[8], b[8];
     for (int i = 0; i < 8; i++) r[i] = _mm256_load_si256((const __m256i *)(from + i * 256));
     for (int i = 0; i < 4; i++) {
