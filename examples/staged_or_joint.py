@@ -21,7 +21,8 @@ from examples.stdlib_text import blocks
 from examples.stdlib_tools import bpe_tokenizer, domains
 from hf_stages.cli import main as cli
 
-SIZES = {"tiny": (32, 64, 1), "small": (96, 256, 2), "large": (160, 432, 3)}  # width, feed-forward, layers: 0.08, 0.4 and 1.3M
+SIZES = {"tiny": (32, 64, 1), "small": (96, 256, 2), "large": (160, 432, 3)}
+"""Width, feed-forward and layers: 0.08, 0.4 and 1.3M parameters."""
 LINES = 50  # of a text file that stay together
 
 

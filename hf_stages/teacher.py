@@ -98,7 +98,7 @@ def _run(model: nn.Module, capture: Capture, batch: Mapping[str, Any]) -> Signal
 def _configs(model: Any) -> list[Any]:
     """The model's own, and that of the language model within."""
     own = getattr(model, "config", None)
-    return [own, own.get_text_config()] if hasattr(own, "get_text_config") else [own]
+    return [own] if own is None or not hasattr(own, "get_text_config") else [own, own.get_text_config()]
 
 
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:
