@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 from hf_stages.build import Prepared
@@ -19,8 +20,9 @@ from hf_stages.gates._gate import Decision, Gate, History
 from hf_stages.plan import Plan
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.sizes import plan_for
-from hf_stages.stage import Stage
+from hf_stages.stage import Recipe, Stage
 from hf_stages.versus import Sources, with_replay
+from hf_stages.versus_collators import collators_of
 from hf_stages.versus_run import ARM_FILE, Trainings
 
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
@@ -187,9 +189,11 @@ def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: flo
         return
     recipe = trainings.prepared.recipe
     place = plan[probe.stage].index - 1
-    tried = trial_stage(probe, plan, Sources(recipe, plan), rate, share)
+    sources = Sources(recipe, plan)
+    tried = trial_stage(probe, plan, sources, rate, share)
     stages = [*(replace(s, exporters=(), pack_on_save=False) for s in recipe.stages[:place]), tried]
-    prepared = trainings.with_args(replace(recipe, stages=stages), folder)
+    made = _by_source(replace(recipe, stages=stages), plan, sources, trainings.prepared.args)
+    prepared = trainings.with_args(made, folder)
     told = {"trial": {"rate": rate, "replay": share, "steps": probe.steps, "stage": probe.stage}}
     try:
         trainings.train(prepared, told)
@@ -221,6 +225,17 @@ def trial_stage(probe: Probe, plan: Plan, sources: Sources, rate: float, share: 
         stage, until=f"{probe.steps} steps", schedule=replace(schedule, warmup=warmup, **peak), gates=(), exporters=(),
         pack_on_save=False, args={**stage.args, **quiet},
     )  # fmt: skip
+
+
+def _by_source(recipe: Recipe, plan: Plan, sources: Sources, args: TrainingArguments) -> Recipe:
+    """The trial with its rows and its domains collated as in the stages that they belong to, where these differ and can be mixed."""
+    *before, tried = recipe.stages
+    known = [plan[name] for name in _ancestors(plan, tried.name)]
+    collators = collators_of(recipe, known, sources.names)
+    if collators is None or collators.problem:
+        return recipe
+    planned = plan_for(recipe, args)[tried.name]
+    return replace(recipe, stages=[*before, collators.at_work(planned, sources.names)])
 
 
 def _ancestors(plan: Plan, name: str | None) -> list[str]:

@@ -156,3 +156,26 @@ def test_a_rate_that_diverges_is_a_row_and_not_tried_again(tmp_path, capsys):
 def test_mistakes_on_the_command_line(tmp_path, capsys, argv, message):
     assert cli.main(["probe-lr", write(tmp_path), "--stage", "code", *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_trials_collate_rows_and_domains_as_in_their_own_stages(tmp_path, capsys):
+    second = {
+        "name": "code",
+        "until": "4 steps",
+        "train_dataset": "code",
+        "data_collator": {"use": "Lengths", "length": 4},
+    }
+    recipe = write(tmp_path, stages=[{"name": "language", "until": "4 steps", "train_dataset": "language"}, second])
+    argv = ["probe-lr", recipe, "--stage", "code", "--rates", "1e-3", "--replay", "0", "0.25", "--steps", "4"]
+    assert cli.main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(trial["finite"] for trial in found["trials"])
+    tokens, items = [], []
+    for share in ("", "-replay-0.25"):
+        stage = json.loads(
+            (tmp_path / "out" / "probe-code" / f"lr-0.001{share}" / "02-code" / "stage.json").read_text()
+        )
+        tokens.append(stage["tokens"])
+        items.append({name: domain["items"] for name, domain in stage["domains"].items()})
+    assert tokens == [16 * 4, 12 * 4 + 4 * 8]  # four of language, whole
+    assert items == [{"language": 4 * 7, "code": 4 * 3}] * 2
