@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
 from hf_stages import Stage, StagedTrainer
@@ -245,3 +245,15 @@ def test_cut_and_resumed_it_gives_the_same_batches(tmp_path):
     for one, other in zip(both, whole.trained, strict=True):
         assert all(torch.equal(one[key], other[key]) for key in other)
     assert len({tuple(batch["input_ids"].shape) for batch in both}) > 2
+
+
+def test_evaluation_rows_that_name_their_source_tell_the_collator_and_not_the_model(tmp_path):
+    both = concatenate_datasets([A.select([0]).add_column("source", ["a"]), B.select([0]).add_column("source", ["b"])])
+    stages = [Stage("one", "2 steps", train_dataset=Mixture(["a", "b"]))]
+    given = {}
+    trainer = run(tmp_path, stages, eval_dataset=both)
+    trainer.model.register_forward_pre_hook(lambda model, args, kwargs: given.update(kwargs), with_kwargs=True)
+    trainer.train()
+    assert [widths(batch) for batch in trainer.measured] == [{"a": {2}, "b": {5}}] * len(trainer.measured)
+    assert trainer.measured
+    assert not {"drawn", "source"} & given.keys()
