@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hf_stages.cached_teacher import CacheReader
 from hf_stages.data._blend import Blend
 from hf_stages.data._collating import Collating
 from hf_stages.data._curriculum import names_in
 from hf_stages.data._progress import AtProgress
 from hf_stages.data.by_source import BySource
+from hf_stages.data.packed import Packed
 from hf_stages.domains import domains_of
 from hf_stages.sizes import train_dataset_of
 from hf_stages.source_collator import SourceCollator
@@ -67,6 +69,23 @@ def _check_names(recipe: Recipe, stage: Stage, collator: Any, where: str) -> Non
         raise ValueError(
             f"{where}data_collator: BySource: no source is called {unknown[0]!r}; there are {', '.join(sorted(known))}"
         )
+
+
+def check_teacher(collator: Any, teacher: Any, where: str) -> None:
+    """Packed rows: the teacher keeps their examples apart as the student does, and is not looked up by the row."""
+    while not isinstance(collator, Packed | None):
+        collator = getattr(collator, "inner", getattr(collator, "collator", None))
+    if collator is None or teacher is None:
+        return
+    if isinstance(teacher, CacheReader):
+        raise ValueError(
+            f"{where}data_collator: Packed puts other examples into a row each time, and a cached teacher is looked up by the row; use the "
+            "teacher itself, or pad"
+        )
+    try:
+        collator.check_teacher(teacher.model)
+    except ValueError as error:
+        raise ValueError(f"{where}teacher: {error}") from error
 
 
 def _built(collator: Collating, processing_class: Any, model: Any, where: str) -> Any:
