@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_stages.collating import collator_at_work
+from hf_stages.collating import collator_at_work, for_source
 from hf_stages.domains import domains_of, own_domains, same_task
 from hf_stages.stage_run import StageRun
 
@@ -54,7 +54,8 @@ def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
             for name in held:
                 theirs = getattr(domain.stage, name) if domain.stage is not None else None
                 setattr(trainer, name, theirs if theirs is not None else runner.own[name])
-            trainer.data_collator = collator_at_work(trainer.data_collator, trainer.processing_class, trainer.model)
+            ready = collator_at_work(trainer.data_collator, trainer.processing_class, trainer.model)
+            trainer.data_collator = for_source(ready, domain.name)
             with trainer.callback_handler.measuring():
                 found.update(_evaluated(trainer, {domain.name: domain.dataset}))
         finally:
