@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -175,6 +176,14 @@ def test_token_weights_follow_the_curve():
     assert len(rows_) == 250
 
 
+def test_what_is_said_inside_goes_before_what_is_said_around_it():
+    inner = Mixture({"a": 1, "tiny": 1}, on_dry="stop", max_repeats=20)
+    part = Mixture({"both": 1, "b": 1}, {"both": inner}, on_dry="stop")
+    made(part, 100).check_dry()  # 25 of three rows, once more than eight times
+    with pytest.raises(ValueError, match="'tiny' runs dry: the stage draws 25 of it, and 24 are allowed"):
+        made(Mixture({"both": 1, "b": 1}, {"both": replace(inner, max_repeats=8)}, on_dry="stop"), 100).check_dry()
+
+
 def test_a_blend_without_streams_has_rows_and_a_length():
     found = made(Ordered(["a", "b"]))
     assert isinstance(found, SizedBlend)
@@ -189,6 +198,22 @@ BAD = {
     "dry": (
         Mixture({"a": 0.5, "tiny": 0.5}, on_dry="stop"),
         "'a' runs dry: the stage draws 50 of it, and 30 are allowed",
+    ),
+    "dry-inside": (
+        Mixture({"both": 0.9, "b": 0.1}, {"both": Ordered(["tiny", "a"])}, on_dry="stop"),
+        "'tiny' runs dry: the stage draws 9 of it, and 3 are allowed",
+    ),
+    "capped-by-tokens-inside": (
+        Mixture({"both": 1, "tiny": 1}, {"both": Mixture({"a": 1, "b": 1}, weigh="tokens")}, max_repeats=9),
+        "max_repeats: a mixture here goes by tokens",
+    ),
+    "capped-inside-of-tokens": (
+        Mixture({"both": 1, "tiny": 1}, {"both": Mixture({"a": 1, "b": 1}, max_repeats=9)}, weigh="tokens"),
+        "max_repeats: a mixture here goes by tokens",
+    ),
+    "several-in-a-stream": (
+        Mixture({"a": 1, "s": 1}, {"a": ByLength("a", tokens=40), "s": SOURCES["b"].to_iterable_dataset()}),
+        "'a' gives several rows at once",
     ),
     "capped-out": (Mixture({"tiny": 1, "a": 1}, max_repeats=1), "every source that weighs something has been read"),
     "twice": (Mixture({"a": 1, "more": 1}, {"more": Ordered(["a", "b"])}), "'a' is drawn from in two places"),
