@@ -20,6 +20,9 @@ _T = TypeVar("_T", bound="Collating")
 class Collating:
     """Base: a frozen dataclass. What it lacks the trainer supplies (``build``); curves become numbers (``at``)."""
 
+    in_pairs = False
+    """Whether rows 2i and 2i + 1 of a batch belong together."""
+
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(rows)")
 
@@ -69,6 +72,16 @@ def check_length(where: str, length: Any) -> None:
             )
     elif isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ValueError(f"{where}: length: expected a whole number of tokens or a curve of them, got {length!r}")
+
+
+def check_pairs(where: str, collator: Any) -> None:
+    """Collators that make more or fewer rows of a batch would tear pairs of rows apart, and no loss would notice."""
+    while collator is not None:
+        if getattr(collator, "in_pairs", False):
+            raise ValueError(
+                f"{where}: collator: {type(collator).__name__} gives pairs of rows, which this would take apart; leave {where} out"
+            )
+        collator = getattr(collator, "collator", None)
 
 
 def check_choice(where: str, key: str, value: Any, known: Sequence[str]) -> None:

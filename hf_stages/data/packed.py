@@ -20,6 +20,7 @@ from hf_stages.data._collating import (
     Document,
     check_choice,
     check_length,
+    check_pairs,
     documents,
     filled,
     fitted,
@@ -70,6 +71,7 @@ class Packed(Collating):
         check_length("Packed", self.length)
         check_choice("Packed", "longer", self.longer, LONGER)
         check_choice("Packed", "mask", self.mask, MASKS)
+        check_pairs("Packed", self.collator)
 
     def build(self, tokenizer: Any = None, model: Any = None) -> Packed:
         ready = super().build(tokenizer, model)

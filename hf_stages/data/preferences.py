@@ -28,6 +28,8 @@ class Preferences(Collating):
     tokenizer: Any = None
     """The trainer's, if none is given; for conversations, with a chat template."""
 
+    in_pairs = True
+
     def __post_init__(self) -> None:
         value = self.max_length
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_stages.data import Preferences
+from hf_stages.data import Lengths, Packed, Preferences
 from tests import tiny
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -70,3 +70,17 @@ def test_settings_are_checked():
         Preferences(max_length=1)
     with pytest.raises(ValueError, match="tokenizer: missing"):
         Preferences().build(None)
+
+
+def test_pairs_are_not_torn_apart():
+    """Packed rows would be compared in place of answers, and the loss would look like one."""
+    for wrong in (
+        lambda: Packed(64, Preferences()),
+        lambda: Packed(64, Lengths(64, Preferences())),
+        lambda: Lengths(8, Preferences(), longer="split"),
+    ):
+        with pytest.raises(ValueError, match="Preferences gives pairs of rows"):
+            wrong()
+    tokenizer = tiny.tokenizer()
+    batch = Lengths(64, Preferences(), steps_of=8).build(tokenizer)([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    assert batch["labels"].shape == (2, 8)
