@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from hf_stages.data import Lengths, Packed, Preferences
@@ -63,6 +65,32 @@ def test_an_answer_within_what_both_share_is_not_learned():
 def test_refused(row, options, words):
     with pytest.raises(ValueError, match=words):
         Preferences(**options).build(tiny.tokenizer())([row])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "a", "chosen": answer("a"), "rejected": answer("b")}, "prompt: expected text in all columns"),
+        ({"chosen": "a", "rejected": answer("b")}, "chosen: expected text in all columns"),
+        ({"chosen": answer("a"), "rejected": "b"}, "rejected: expected text in all columns"),
+        ({"chosen": [{"content": "a"}], "rejected": answer("b")}, "chosen: expected text in all"),
+        ({"chosen": 3, "rejected": 4}, "chosen: expected text in all columns"),
+    ],
+)
+def test_text_and_messages_do_not_mix(row, words):
+    with pytest.raises(ValueError, match=words):
+        Preferences().build(tiny.tokenizer(TEMPLATE))([row])
+
+
+def test_json_that_is_no_conversation_is_text():
+    """Calls as text begin like messages as JSON."""
+    tokenizer = tiny.tokenizer(TEMPLATE)
+    row = {"prompt": "f? ", "chosen": '[{"name": "f"}]', "rejected": "[]"}
+    assert learned(Preferences().build(tokenizer)([row]), tokenizer) == ['[{"name": "f"}]<end>', "[]<end>"]
+    both = {"prompt": ASKED, "chosen": answer("yes"), "rejected": answer("no")}
+    expected = Preferences().build(tokenizer)([both])["input_ids"]
+    given = {key: json.dumps(value) for key, value in both.items()}
+    assert Preferences().build(tokenizer)([given])["input_ids"].tolist() == expected.tolist()
 
 
 def test_settings_are_checked():
