@@ -43,6 +43,8 @@ class Arm:
     lr_peak: float
     drawn: tuple[Mapping[str, float], ...]
     """Examples of each source that each stage draws, as planned."""
+    called: tuple[Mapping[str, str], ...] = ()
+    """What each stage calls a source, and the name under which it is counted: ``hard`` may be ``code`` in another order."""
 
     @property
     def examples(self) -> dict[str, float]:
@@ -166,6 +168,9 @@ class Sources:
             name = self._name(leaf.name, leaf.dataset)
             found[name] = found.get(name, 0.0) + count
         return found
+
+    def called(self, planned: PlannedStage) -> dict[str, str]:
+        return {leaf.name: self._name(leaf.name, leaf.dataset) for leaf in planned.blend.leaves} if planned.blend else {}
 
     def _name(self, name: str, dataset: Any) -> str:
         for known, other in self.datasets.items():
@@ -329,8 +334,8 @@ def with_replay(planned: PlannedStage, sources: Sources, before: Mapping[str, fl
 def _arm(name: str, recipe: Recipe, args: TrainingArguments, says: str, sources: Sources) -> Arm:
     plan = plan_for(recipe, args)
     rates = list(_rates(plan))
-    drawn = tuple(sources.of(planned) for planned in plan.stages)
-    return Arm(name, recipe, says, plan.total_steps, sum(rates), max(rates), drawn)
+    drawn, called = (tuple(of(planned) for planned in plan.stages) for of in (sources.of, sources.called))
+    return Arm(name, recipe, says, plan.total_steps, sum(rates), max(rates), drawn, called)
 
 
 def _rates(plan: Plan) -> Iterator[float]:
