@@ -16,10 +16,10 @@ from hf_stages.checkpoint import SCHEMA, STAGE_FILE, broken, read_json, write_js
 from hf_stages.domains import domains_of, earlier_domains, trained_on
 from hf_stages.errors import StageStopped
 from hf_stages.gates._gate import Decision, Gate, History
-from hf_stages.plan import Plan
+from hf_stages.plan import Plan, PlannedStage
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.sizes import plan_for
-from hf_stages.stage import Stage
+from hf_stages.stage import Recipe, Stage
 from hf_stages.versus import Sources, with_replay
 from hf_stages.versus_run import ARM_FILE, Trainings
 
@@ -92,6 +92,12 @@ def probe_of(
         raise ValueError(f"rates: expected positive learning rates, got {bad[0]}")
     if bad := [one for one in replays if not 0 <= one < 1]:
         raise ValueError(f"replay: expected shares from 0 to below 1, got {bad[0]}")
+    if any(replays) and not set(_read_before(plan, sources := _sources(recipe, plan, stage), planned)) - set(
+        sources.of(planned)
+    ):
+        raise ValueError(
+            f"replay: stage {stage!r} reads all that stages before it read itself already, so a share would change nothing; leave it out"
+        )
     new, earlier = _domains(prepared, planned.stage)
     length = _length(planned.steps, steps, share)
     return Probe(stage, length, planned.steps, declared, tried, tuple(dict.fromkeys(replays)), new, earlier)
@@ -187,7 +193,7 @@ def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: flo
         return
     recipe = trainings.prepared.recipe
     place = plan[probe.stage].index - 1
-    tried = trial_stage(probe, plan, Sources(recipe, plan), rate, share)
+    tried = trial_stage(probe, plan, _sources(recipe, plan, probe.stage) if share else None, rate, share)
     stages = [*(replace(s, exporters=(), pack_on_save=False) for s in recipe.stages[:place]), tried]
     prepared = trainings.with_args(replace(recipe, stages=stages), folder)
     told = {"trial": {"rate": rate, "replay": share, "steps": probe.steps, "stage": probe.stage}}
@@ -201,7 +207,20 @@ def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: flo
         write_json(folder / ARM_FILE, {**held, "schema": SCHEMA, "diverged": str(error)})
 
 
-def trial_stage(probe: Probe, plan: Plan, sources: Sources, rate: float, share: float) -> Stage:
+def _sources(recipe: Recipe, plan: Plan, stage: str) -> Sources:
+    """Of the stages up to this one: what comes later need not be countable."""
+    return Sources(recipe, replace(plan, stages=plan.stages[: plan[stage].index]))
+
+
+def _read_before(plan: Plan, sources: Sources, planned: PlannedStage) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in _ancestors(plan, planned.parent):
+        for source, count in sources.of(plan[name]).items():
+            found[source] = found.get(source, 0.0) + count
+    return found
+
+
+def trial_stage(probe: Probe, plan: Plan, sources: Sources | None, rate: float, share: float) -> Stage:
     """The stage at another rate, its schedule squeezed into a trial's updates; nothing judges it and nothing ends it."""
     planned = plan[probe.stage]
     span = plan.spans[probe.stage]
@@ -211,11 +230,8 @@ def trial_stage(probe: Probe, plan: Plan, sources: Sources, rate: float, share: 
     peak = {"to": rate} if isinstance(schedule, Rewarm) else {"peak": rate}
     stage = planned.stage
     if share:
-        before: dict[str, float] = {}
-        for name in _ancestors(plan, planned.parent):
-            for source, count in sources.of(plan[name]).items():
-                before[source] = before.get(source, 0.0) + count
-        stage = with_replay(planned, sources, before, share)
+        assert sources is not None
+        stage = with_replay(planned, sources, _read_before(plan, sources, planned), share)
     quiet = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     return replace(
         stage, until=f"{probe.steps} steps", schedule=replace(schedule, warmup=warmup, **peak), gates=(), exporters=(),

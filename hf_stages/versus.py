@@ -170,7 +170,9 @@ class Sources:
         return found
 
     def called(self, planned: PlannedStage) -> dict[str, str]:
-        return {leaf.name: self._name(leaf.name, leaf.dataset) for leaf in planned.blend.leaves} if planned.blend else {}
+        return (
+            {leaf.name: self._name(leaf.name, leaf.dataset) for leaf in planned.blend.leaves} if planned.blend else {}
+        )
 
     def _name(self, name: str, dataset: Any) -> str:
         for known, other in self.datasets.items():
