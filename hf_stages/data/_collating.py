@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from hf_stages.curves import Curve
+from hf_stages.curves import Curve, as_curve
 
 IGNORED = -100
 LONGER = ("error", "split", "truncate")
@@ -61,6 +61,15 @@ def columns_read(collator: Any) -> frozenset[str]:
 def number(value: float | Curve, t: float | None, *, whole: bool) -> Any:
     found = value(1.0 if t is None else t) if isinstance(value, Curve) else value
     return max(round(found), 1) if whole else found
+
+
+def read_curve(collator: Any, key: str) -> None:
+    """Text such as ``"Linear(256, 2048)"`` is a curve here as it is in a file."""
+    if isinstance(value := getattr(collator, key), str):
+        try:
+            object.__setattr__(collator, key, as_curve(value))
+        except ValueError as error:
+            raise ValueError(f"{type(collator).__name__}: {key}: {error}") from None
 
 
 def check_length(where: str, length: Any) -> None:

@@ -19,6 +19,7 @@ from hf_stages.data._collating import (
     documents,
     fitted,
     number,
+    read_curve,
 )
 
 
@@ -47,6 +48,7 @@ class Lengths(Collating):
     """For its padding token and side; the trainer's, if none is given."""
 
     def __post_init__(self) -> None:
+        read_curve(self, "length")
         check_length("Lengths", self.length)
         check_choice("Lengths", "longer", self.longer, LONGER)
         if self.longer == "split":

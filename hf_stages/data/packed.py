@@ -25,6 +25,7 @@ from hf_stages.data._collating import (
     filled,
     fitted,
     number,
+    read_curve,
     pad_id,
     padded,
 )
@@ -68,6 +69,7 @@ class Packed(Collating):
     """For its padding token; the trainer's, if none is given."""
 
     def __post_init__(self) -> None:
+        read_curve(self, "length")
         check_length("Packed", self.length)
         check_choice("Packed", "longer", self.longer, LONGER)
         check_choice("Packed", "mask", self.mask, MASKS)
