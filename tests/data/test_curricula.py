@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from hf_stages.curves import Linear, Step
 from hf_stages.data import ByDifficulty, ByLength, Mixture, Ordered, Replay
 from hf_stages.data._blend import SizedBlend, blend
+from hf_stages.data._drawn import DrawnStream
+from hf_stages.data._random import undisturbed
 
 SIZES = {"a": 30, "b": 50, "tiny": 3}
 
@@ -259,3 +263,28 @@ def test_scores_must_be_finite_numbers_for_every_row():
     ]:
         with pytest.raises(ValueError, match=message):
             drawn(ByDifficulty("a", by=by))
+
+
+class Noisy(torch.utils.data.Dataset):
+    """A random transform, as of images."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, row):
+        return {"row": row, "noise": float(torch.rand(()))}
+
+
+def test_rows_beside_a_stream_are_transformed_anew_in_each_pass():
+    part = Mixture({"noisy": 0.5, "s": 0.5}, {"noisy": Noisy(), "s": SOURCES["b"].to_iterable_dataset()})
+
+    def read(start, count):
+        stream = DrawnStream(made(part, 40), 7, "source")
+        stream.start = start
+        with undisturbed():
+            return list(itertools.islice(stream, count))
+
+    whole = read(0, 40)
+    noise = [row["noise"] for row in whole if row["source"] == "noisy"]
+    assert len(noise) == len(set(noise)) == 20
+    assert read(17, 23) == whole[17:]
