@@ -83,14 +83,19 @@ def check_length(where: str, length: Any) -> None:
         raise ValueError(f"{where}: length: expected a whole number of tokens or a curve of them, got {length!r}")
 
 
+def pairs_in(collator: Any) -> Any:
+    """The collator, at any depth, that gives pairs of rows; None where there is none."""
+    while collator is not None and not getattr(collator, "in_pairs", False):
+        collator = getattr(collator, "collator", None)
+    return collator
+
+
 def check_pairs(where: str, collator: Any) -> None:
     """Collators that make more or fewer rows of a batch would tear pairs of rows apart, and no loss would notice."""
-    while collator is not None:
-        if getattr(collator, "in_pairs", False):
-            raise ValueError(
-                f"{where}: collator: {type(collator).__name__} gives pairs of rows, which this would take apart; leave {where} out"
-            )
-        collator = getattr(collator, "collator", None)
+    if (found := pairs_in(collator)) is not None:
+        raise ValueError(
+            f"{where}: collator: {type(found).__name__} gives pairs of rows, which this would take apart; leave {where} out"
+        )
 
 
 def check_choice(where: str, key: str, value: Any, known: Sequence[str]) -> None:
