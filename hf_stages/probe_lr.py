@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from transformers.utils import logging
 
 from hf_stages.build import Prepared
 from hf_stages.checkpoint import SCHEMA, STAGE_FILE, broken, read_json, write_json
-from hf_stages.domains import domains_of, earlier_domains, trained_on
+from hf_stages.domains import domains_of, earlier_domains, own_domains, trained_on
 from hf_stages.errors import StageStopped
 from hf_stages.gates._gate import Decision, Gate, History
 from hf_stages.plan import Plan, PlannedStage
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.sizes import plan_for
-from hf_stages.stage import Recipe, Stage
+from hf_stages.stage import Recipe, Stage, parents_of
 from hf_stages.versus import Sources, with_replay
 from hf_stages.versus_run import ARM_FILE, Trainings
 
@@ -127,7 +127,20 @@ def _domains(prepared: Prepared, stage: Stage) -> tuple[tuple[str, ...], tuple[s
                 f"sources ({', '.join(dict.fromkeys(n for s in recipe.stages for n in trained_on(recipe, s)))}), got "
                 f"{', '.join(sets) or 'none'}"
             )
+    _check_measured(recipe, stage, (*new, *earlier))
     return new, earlier
+
+
+def _check_measured(recipe: Recipe, stage: Stage, names: Sequence[str]) -> None:
+    """Losses before are those of the parent's folder, or of the stage's own sets at its first step."""
+    own = own_domains(recipe, stage)
+    for one in (recipe[parents_of(recipe.stages)[stage.name] or stage.name], stage):
+        nothing = isinstance(one.eval_dataset, Mapping) and not one.eval_dataset
+        if nothing and (lacking := [n for n in names if n not in own]):
+            raise ValueError(
+                f"stage {one.name!r}: eval_dataset: is empty, so after it nothing is measured, and {', '.join(lacking)} cannot be "
+                f"compared; evaluate them there, or in {stage.name!r} itself"
+            )
 
 
 def run_probe(trainings: Trainings, probe: Probe) -> list[Path]:

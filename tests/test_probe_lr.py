@@ -110,6 +110,19 @@ def test_what_cannot_be_measured_is_refused(tmp_path, changes, message):
         probe_of(prepare(recipes.load(write(tmp_path, **changes))), "code")
 
 
+def test_a_boundary_at_which_nothing_is_measured_is_refused(tmp_path):
+    stages = [
+        {"name": "language", "until": "6 steps", "train_dataset": "language", "eval_dataset": {}},
+        {"name": "code", "until": "4 steps", "train_dataset": "code"},
+    ]
+    probe_of(prepare(recipes.load(write(tmp_path, stages=stages))), "code")  # measured at its own first step
+    own = [stages[0], {**stages[1], "eval_dataset": {"code": "code-eval"}}]
+    with pytest.raises(ValueError, match="stage 'language': eval_dataset: is empty, .* and language cannot be compared"):
+        probe_of(prepare(recipes.load(write(tmp_path, stages=own))), "code")
+    with pytest.raises(ValueError, match="stage 'code': eval_dataset: is empty, .* and code, language cannot"):
+        probe_of(prepare(recipes.load(write(tmp_path, stages=[stages[0] | {"eval_dataset": None}, {**stages[1], "eval_dataset": {}}]))), "code")  # fmt: skip
+
+
 def test_only_stages_up_to_the_one_that_is_tried_must_be_countable(tmp_path):
     """Places of ByLength are no examples; that is nothing to trials of the stage before it, nor to any without replay."""
     grouped = {"use": "ByLength", "source": "code", "tokens": 16}
