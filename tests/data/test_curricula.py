@@ -18,6 +18,7 @@ from hf_stages.data import ByDifficulty, ByLength, Mixture, Ordered, Replay
 from hf_stages.data._blend import SizedBlend, blend
 from hf_stages.data._drawn import DrawnStream
 from hf_stages.data._random import undisturbed
+from hf_stages.data._scores import ranked
 
 SIZES = {"a": 30, "b": 50, "tiny": 3}
 
@@ -288,3 +289,10 @@ def test_rows_beside_a_stream_are_transformed_anew_in_each_pass():
     noise = [row["noise"] for row in whole if row["source"] == "noisy"]
     assert len(noise) == len(set(noise)) == 20
     assert read(17, 23) == whole[17:]
+
+
+def test_order_of_equal_and_of_large_scores():
+    assert ranked(np.array([2, 1, 2, 1]), descending=False).tolist() == [1, 3, 0, 2]
+    assert ranked(np.array([2, 1, 2, 1]), descending=True).tolist() == [0, 2, 1, 3]
+    assert ranked(np.array([2**62, 2**62 + 1]), descending=True).tolist() == [1, 0]
+    assert ranked(np.array([1, 3], dtype=np.uint32), descending=True).tolist() == [1, 0]
