@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from hf_stages.cached_teacher import CacheReader
 from hf_stages.data._collating import Collating
 from hf_stages.data._progress import AtProgress
+from hf_stages.data.packed import Packed
 from hf_stages.source_collator import SourceCollator
 from hf_stages.stage import Stage
 
@@ -33,6 +35,23 @@ def check_collators(stages: Sequence[Stage], common: Any, processing_class: Any)
         own = collator if collator is not None else common
         if isinstance(own, Collating):
             _built(own, processing_class, None, where)
+
+
+def check_teacher(collator: Any, teacher: Any, where: str) -> None:
+    """Packed rows: the teacher keeps their examples apart as the student does, and is not looked up by the row."""
+    while not isinstance(collator, Packed | None):
+        collator = getattr(collator, "inner", getattr(collator, "collator", None))
+    if collator is None or teacher is None:
+        return
+    if isinstance(teacher, CacheReader):
+        raise ValueError(
+            f"{where}data_collator: Packed puts other examples into a row each time, and a cached teacher is looked up by the row; use the "
+            "teacher itself, or pad"
+        )
+    try:
+        collator.check_teacher(teacher.model)
+    except ValueError as error:
+        raise ValueError(f"{where}teacher: {error}") from error
 
 
 def _built(collator: Collating, processing_class: Any, model: Any, where: str) -> Any:
