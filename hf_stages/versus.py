@@ -336,7 +336,8 @@ def with_replay(planned: PlannedStage, sources: Sources, before: Mapping[str, fl
 def _arm(name: str, recipe: Recipe, args: TrainingArguments, says: str, sources: Sources) -> Arm:
     plan = plan_for(recipe, args)
     rates = list(_rates(plan))
-    drawn, called = (tuple(of(planned) for planned in plan.stages) for of in (sources.of, sources.called))
+    drawn = tuple(sources.of(planned) for planned in plan.stages)
+    called = tuple(sources.called(planned) for planned in plan.stages)
     return Arm(name, recipe, says, plan.total_steps, sum(rates), max(rates), drawn, called)
 
 

@@ -118,10 +118,10 @@ def test_a_boundary_at_which_nothing_is_measured_is_refused(tmp_path):
     probe_of(prepare(recipes.load(write(tmp_path, stages=stages))), "code")  # measured at its own first step
     own = [stages[0], {**stages[1], "eval_dataset": {"code": "code-eval"}}]
     with pytest.raises(
-        ValueError, match="stage 'language': eval_dataset: is empty, .* and language cannot be compared"
+        ValueError, match=r"stage 'language': eval_dataset: is empty, .* and language cannot be compared"
     ):
         probe_of(prepare(recipes.load(write(tmp_path, stages=own))), "code")
-    with pytest.raises(ValueError, match="stage 'code': eval_dataset: is empty, .* and code, language cannot"):
+    with pytest.raises(ValueError, match=r"stage 'code': eval_dataset: is empty, .* and code, language cannot"):
         probe_of(prepare(recipes.load(write(tmp_path, stages=[stages[0] | {"eval_dataset": None}, {**stages[1], "eval_dataset": {}}]))), "code")  # fmt: skip
 
 

@@ -25,9 +25,9 @@ from hf_stages.data._collating import (
     filled,
     fitted,
     number,
-    read_curve,
     pad_id,
     padded,
+    read_curve,
 )
 
 _UNSHIFTED = {"XLMWithLMHeadModel", "XLNetLMHeadModel", "FlaubertWithLMHeadModel"}

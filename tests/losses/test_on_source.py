@@ -105,7 +105,7 @@ def test_rows_that_are_packed_or_split_are_of_no_one_source():
     rows = [{"input_ids": [5, 6, 7], "source": name} for name in ("a", "b", "a")]
     inner = {"packed": Packed(8, shift=True, mask="positions"), "split": Lengths(2, longer="split")}
     for collator in inner.values():
-        with pytest.raises(ValueError, match="it differs by source, and the data_collator makes . rows of 3 examples"):
+        with pytest.raises(ValueError, match=r"it differs by source, and the data_collator makes . rows of 3 examples"):
             SourceCollator(collator, ("a", "b"))(rows)
         assert "source" not in SourceCollator(collator)(rows)
     assert SourceCollator(Lengths(2), ("a", "b"))(rows)["source"].tolist() == [0, 1, 0]
