@@ -29,8 +29,10 @@ class EvalSums:
         exact = torch.float32 if trainer.args.device.type == "mps" else torch.float64  # MPS has no float64
         self.totals = torch.zeros(3, dtype=exact, device=trainer.args.device)
         self.task = _task_of(trainer)
-        self.given = _given_bytes(dataset)
-        self.table = None if self.given is not None else _table(trainer)
+        told = _is_code_length(trainer)
+        # Rows of a last batch that is dropped would count in their bytes alone.
+        self.given = _given_bytes(dataset) if told and not trainer.args.dataloader_drop_last else None
+        self.table = _table(trainer) if told and self.given is None else None
 
     def loss(self, inner: Callable[..., Any], model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         """``compute_loss`` of one batch, counted. Without a number of items every trainer gives its batch's mean."""
@@ -78,20 +80,26 @@ def _task_of(trainer: Any) -> TaskLoss:
 def _given_bytes(dataset: Any) -> float | None:
     if BYTES not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "__len__"):
         return None
-    return float(sum(dataset[BYTES]))
+    sizes = list(dataset[BYTES])
+    # An image's column of this name holds the bytes themselves; a row without a number would make the sum too small.
+    return float(sum(sizes)) if all(isinstance(size, int | float) for size in sizes) else None
+
+
+def _is_code_length(trainer: Any) -> bool:
+    """Only a language model's cross-entropy is one of the text; masked ones see what they predict around it."""
+    if trainer.args.label_smoothing_factor or trainer.compute_loss_func is not None:
+        return False
+    try:
+        return outputs_of(trainer.model, "evaluation").kind in ("next", "decoder")
+    except ValueError:  # no logits over classes: segmentation, detection
+        return False
 
 
 def _table(trainer: Any) -> torch.Tensor | None:
-    """Only a language model's cross-entropy is a code length of the text; masked ones see what they predict around it."""
-    if trainer.args.label_smoothing_factor or trainer.compute_loss_func is not None:
-        return None
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-    try:
-        kind, size = (found := outputs_of(trainer.model, "evaluation")).kind, found.classes or 0
-    except ValueError:  # no logits over classes: segmentation, detection
+    if tokenizer is None:
         return None
-    if tokenizer is None or kind not in ("next", "decoder"):
-        return None
+    size = outputs_of(trainer.model, "evaluation").classes or 0
     held = trainer.__dict__.setdefault("_bytes_per_token", {})
     key = (id(tokenizer), size, len(tokenizer) if hasattr(tokenizer, "__len__") else 0)
     if key not in held:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from transformers.utils import logging
 from hf_stages.build import Prepared
 from hf_stages.checkpoint import SCHEMA, STAGE_FILE, broken, read_json, write_json
 from hf_stages.curves import Step
-from hf_stages.domains import domains_of, earlier_domains, trained_on
+from hf_stages.domains import domains_of, earlier_domains, own_domains, trained_on
 from hf_stages.errors import StageStopped
 from hf_stages.gates._gate import Decision, Gate, History
 from hf_stages.plan import Plan, PlannedStage
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.schedules._span import Span
 from hf_stages.sizes import plan_for
-from hf_stages.stage import Recipe, Stage
+from hf_stages.stage import Recipe, Stage, parents_of
 from hf_stages.versus import Sources, with_replay
 from hf_stages.versus_collators import collators_of
 from hf_stages.versus_run import ARM_FILE, Trainings
@@ -103,6 +104,12 @@ def probe_of(
         raise ValueError(f"rates: expected positive learning rates, got {bad[0]}")
     if bad := [one for one in replays if not 0 <= one < 1]:
         raise ValueError(f"replay: expected shares from 0 to below 1, got {bad[0]}")
+    if any(replays) and not set(_read_before(plan, sources := _sources(recipe, plan, stage), planned)) - set(
+        sources.of(planned)
+    ):
+        raise ValueError(
+            f"replay: stage {stage!r} reads all that stages before it read itself already, so a share would change nothing; leave it out"
+        )
     new, earlier = _domains(prepared, planned.stage)
     length = _length(planned.steps, steps, share)
     share_left = None if ends is None else ends / declared
@@ -133,7 +140,20 @@ def _domains(prepared: Prepared, stage: Stage) -> tuple[tuple[str, ...], tuple[s
                 f"sources ({', '.join(dict.fromkeys(n for s in recipe.stages for n in trained_on(recipe, s)))}), got "
                 f"{', '.join(sets) or 'none'}"
             )
+    _check_measured(recipe, stage, (*new, *earlier))
     return new, earlier
+
+
+def _check_measured(recipe: Recipe, stage: Stage, names: Sequence[str]) -> None:
+    """Losses before are those of the parent's folder, or of the stage's own sets at its first step."""
+    own = own_domains(recipe, stage)
+    for one in (recipe[parents_of(recipe.stages)[stage.name] or stage.name], stage):
+        nothing = isinstance(one.eval_dataset, Mapping) and not one.eval_dataset
+        if nothing and (lacking := [n for n in names if n not in own]):
+            raise ValueError(
+                f"stage {one.name!r}: eval_dataset: is empty, so after it nothing is measured, and {', '.join(lacking)} cannot be "
+                f"compared; evaluate them there, or in {stage.name!r} itself"
+            )
 
 
 def run_probe(trainings: Trainings, probe: Probe) -> list[Path]:
@@ -199,7 +219,9 @@ def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: flo
         return
     recipe = trainings.prepared.recipe
     place = plan[probe.stage].index - 1
-    sources = Sources(recipe, plan)
+    sources = None
+    with nullcontext() if share else suppress(ValueError):  # a trial without replay need not count examples
+        sources = _sources(recipe, plan, probe.stage)
     tried = trial_stage(probe, plan, sources, rate, share)
     stages = [*(replace(s, exporters=(), pack_on_save=False) for s in recipe.stages[:place]), tried]
     made = _by_source(replace(recipe, stages=stages), plan, sources, trainings.prepared.args)
@@ -216,16 +238,26 @@ def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: flo
         write_json(folder / ARM_FILE, {**held, "schema": SCHEMA, "diverged": str(error)})
 
 
-def trial_stage(probe: Probe, plan: Plan, sources: Sources, rate: float, share: float) -> Stage:
+def _sources(recipe: Recipe, plan: Plan, stage: str) -> Sources:
+    """Of the stages up to this one: what comes later need not be countable."""
+    return Sources(recipe, replace(plan, stages=plan.stages[: plan[stage].index]))
+
+
+def _read_before(plan: Plan, sources: Sources, planned: PlannedStage) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in _ancestors(plan, planned.parent):
+        for source, count in sources.of(plan[name]).items():
+            found[source] = found.get(source, 0.0) + count
+    return found
+
+
+def trial_stage(probe: Probe, plan: Plan, sources: Sources | None, rate: float, share: float) -> Stage:
     """The stage at another rate, its schedule squeezed into a trial's updates; nothing judges it and nothing ends it."""
     planned = plan[probe.stage]
     stage = planned.stage
     if share:
-        before: dict[str, float] = {}
-        for name in _ancestors(plan, planned.parent):
-            for source, count in sources.of(plan[name]).items():
-                before[source] = before.get(source, 0.0) + count
-        stage = with_replay(planned, sources, before, share)
+        assert sources is not None
+        stage = with_replay(planned, sources, _read_before(plan, sources, planned), share)
     quiet = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     return replace(
         stage, until=f"{probe.steps} steps", schedule=_squeezed(planned, plan.spans[planned.span_root], probe.steps, rate), gates=(), exporters=(),
@@ -246,9 +278,11 @@ def _squeezed(planned: PlannedStage, span: Span, steps: int, rate: float) -> Any
     return replace(schedule, warmup=warmup, **peak)
 
 
-def _by_source(recipe: Recipe, plan: Plan, sources: Sources, args: TrainingArguments) -> Recipe:
+def _by_source(recipe: Recipe, plan: Plan, sources: Sources | None, args: TrainingArguments) -> Recipe:
     """The trial with its rows and its domains collated as in the stages that they belong to, where these differ and can be mixed."""
     *before, tried = recipe.stages
+    if sources is None:
+        return recipe
     known = [plan[name] for name in _ancestors(plan, tried.name)]
     collators = collators_of(recipe, known, sources.names)
     if collators is None or collators.problem:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.data._collating import columns_read
+from hf_stages.data._collating import columns_read, pairs_in
 from hf_stages.losses._on_source import SOURCE
 
 DRAWN = "drawn"
@@ -33,13 +33,25 @@ class SourceCollator:
         bare = [{key: value for key, value in row.items() if key != SOURCE} for row in rows]
         batch = self.inner(rows if SOURCE in columns_read(self.inner) else bare)
         if self.sources:
-            batch[SOURCE] = torch.tensor(numbers)
+            batch[SOURCE] = self._of_rows(torch.tensor(numbers), batch)
         if self.drawn and isinstance(batch, MutableMapping):
             pairs = zip(names, _tokens(bare, batch), strict=True)
             batch[DRAWN] = torch.tensor(
                 [[self.drawn.index(name), tokens] for name, tokens in pairs if name in self.drawn]
             )
         return batch
+
+    def _of_rows(self, numbers: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        """One for each row of the batch, by which the loss chooses them."""
+        held = next((batch[key] for key in ("labels", "input_ids") if torch.is_tensor(batch.get(key))), None)
+        if held is None or not held.dim() or len(held) == len(numbers):
+            return numbers
+        if pairs_in(self.inner) is not None and len(held) == 2 * len(numbers):
+            return numbers.repeat_interleave(2)
+        raise ValueError(
+            f"loss: it differs by source, and the data_collator makes {len(held)} rows of {len(numbers)} examples (it packs or splits), so no "
+            "row is of one source; pad instead, or give all sources one loss"
+        )
 
     def _number(self, source: Any) -> int:
         if source not in self.sources:

@@ -46,6 +46,8 @@ class Arm:
     lr_peak: float
     drawn: tuple[Mapping[str, float], ...]
     """Examples of each source that each stage draws, as planned."""
+    called: tuple[Mapping[str, str], ...] = ()
+    """What each stage calls a source, and the name under which it is counted: ``hard`` may be ``code`` in another order."""
 
     @property
     def examples(self) -> dict[str, float]:
@@ -361,7 +363,8 @@ def _arm(
         says += "; each source's rows by the collator of its stage"
     rates = list(_rates(plan))
     drawn = tuple(sources.of(planned) for planned in plan.stages)
-    return Arm(name, recipe, says, plan.total_steps, sum(rates), max(rates), drawn)
+    called = tuple(sources.names(planned) for planned in plan.stages)
+    return Arm(name, recipe, says, plan.total_steps, sum(rates), max(rates), drawn, called)
 
 
 def _rates(plan: Plan) -> Iterator[float]:

@@ -85,7 +85,8 @@ def run_versus(trainings: Trainings, arms: Sequence[Arm], seeds: Sequence[int], 
 def about(arm: Arm) -> dict[str, Any]:
     """What the report says of an arm besides what its run wrote."""
     keys = ("name", "says", "updates", "lr_sum", "lr_peak")
-    return {**{key: getattr(arm, key) for key in keys}, "drawn": [dict(stage) for stage in arm.drawn]}
+    by_stage = {key: [dict(stage) for stage in getattr(arm, key)] for key in ("drawn", "called")}
+    return {**{key: getattr(arm, key) for key in keys}, **by_stage}
 
 
 def _watching(prepared: Prepared, arms: Sequence[Arm], updates: int) -> dict[str, Any]:

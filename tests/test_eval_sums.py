@@ -169,6 +169,20 @@ def test_bits_per_byte_are_left_out_where_they_would_be_wrong(tmp_path, why):
     assert "eval_bits_per_byte" not in trainer.evaluate(data)
 
 
+@pytest.mark.parametrize("why", ["label smoothing", "a classifier", "not numbers", "a row without", "a dropped batch"])
+def test_a_column_of_bytes_is_left_alone_where_it_would_be_wrong(tmp_path, why):
+    model, data, options = tiny.llama(vocab_size=258), text_data(TEXT, byte_tokenizer()), {"processing_class": None}
+    if why == "a classifier":
+        model, data, options["data_collator"] = tiny.bert(vocab_size=258), tiny.class_data(8), None
+    sizes = {"not numbers": [b"x"] * len(data), "a row without": [None] + [1] * (len(data) - 1)}
+    trainer = trainer_of(tmp_path, model, **options)
+    trainer.args.label_smoothing_factor = 0.1 if why == "label smoothing" else 0.0
+    trainer.args.dataloader_drop_last = why == "a dropped batch"
+    found = trainer.evaluate(data.add_column("bytes", sizes.get(why, [100] * len(data))))
+    assert "eval_loss" in found
+    assert "eval_bits_per_byte" not in found
+
+
 @pytest.mark.parametrize("text", ["  Grüße\n\tnaïve 世界 <x> ", "def f(x): return 1\n\n"])
 def test_sentence_pieces_spell_their_bytes(text):
     alphabet = sorted(set(text.replace(" ", "\u2581")) - {"世", "\n"})

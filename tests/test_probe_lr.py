@@ -12,7 +12,7 @@ from hf_stages import cli
 from hf_stages import recipe as recipes
 from hf_stages.build import prepare
 from hf_stages.data.replay import Replay
-from hf_stages.probe_lr import probe_of, trial_stage
+from hf_stages.probe_lr import _sources, probe_of, trial_stage
 from hf_stages.reports._trials import Trial, Trials
 from hf_stages.reports.probe_table import probe_table
 from hf_stages.sizes import plan_for
@@ -110,6 +110,52 @@ def test_what_cannot_be_tried_is_refused(ready, given, message):
 def test_what_cannot_be_measured_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         probe_of(prepare(recipes.load(write(tmp_path, **changes))), "code")
+
+
+def test_a_boundary_at_which_nothing_is_measured_is_refused(tmp_path):
+    stages = [
+        {"name": "language", "until": "6 steps", "train_dataset": "language", "eval_dataset": {}},
+        {"name": "code", "until": "4 steps", "train_dataset": "code"},
+    ]
+    probe_of(prepare(recipes.load(write(tmp_path, stages=stages))), "code")  # measured at its own first step
+    own = [stages[0], {**stages[1], "eval_dataset": {"code": "code-eval"}}]
+    with pytest.raises(
+        ValueError, match=r"stage 'language': eval_dataset: is empty, .* and language cannot be compared"
+    ):
+        probe_of(prepare(recipes.load(write(tmp_path, stages=own))), "code")
+    with pytest.raises(ValueError, match=r"stage 'code': eval_dataset: is empty, .* and code, language cannot"):
+        probe_of(prepare(recipes.load(write(tmp_path, stages=[stages[0] | {"eval_dataset": None}, {**stages[1], "eval_dataset": {}}]))), "code")  # fmt: skip
+
+
+def test_only_stages_up_to_the_one_that_is_tried_must_be_countable(tmp_path):
+    """Places of ByLength are no examples; that is nothing to trials of the stage before it, nor to any without replay."""
+    grouped = {"use": "ByLength", "source": "code", "tokens": 16}
+    stages = [
+        {"name": "language", "until": "6 steps", "train_dataset": "language"},
+        {"name": "code", "until": "4 steps", "train_dataset": "code"},
+        {"name": "short", "until": "2 steps", "train_dataset": grouped},
+    ]
+    ready = prepare(recipes.load(write(tmp_path, stages=stages)))
+    plan = plan_for(ready.recipe, ready.args)
+    probe = probe_of(ready, "code", replays=[0.0, 0.25])
+    assert _sources(ready.recipe, plan, "code").of(plan["language"]) == {"language": 24}
+    assert isinstance(trial_stage(probe, plan, _sources(ready.recipe, plan, "code"), 1e-3, 0.25).train_dataset, Replay)
+    shorter = replace(probe, stage="short", steps=2)
+    assert trial_stage(shorter, plan, None, 1e-3, 0.0).train_dataset == plan["short"].stage.train_dataset
+    with pytest.raises(ValueError, match="ByLength takes several rows"):
+        probe_of(ready, "short", replays=[0.25])
+
+
+def test_a_share_of_replay_that_would_change_nothing_is_refused(tmp_path):
+    mixture = {"use": "Mixture", "weights": {"language": 1, "code": 1}}
+    stages = [
+        {"name": "language", "until": "6 steps", "train_dataset": "language"},
+        {"name": "code", "until": "4 steps", "train_dataset": mixture},
+    ]
+    ready = prepare(recipes.load(write(tmp_path, stages=stages)))
+    with pytest.raises(ValueError, match="replay: stage 'code' reads all that stages before it read"):
+        probe_of(ready, "code", replays=[0.0, 0.25])
+    probe_of(ready, "code")
 
 
 def test_trials_run_from_the_boundary_and_are_skipped_where_finished(tmp_path, capsys):

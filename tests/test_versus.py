@@ -13,8 +13,10 @@ from hf_stages import StagedTrainer, cli
 from hf_stages import recipe as recipes
 from hf_stages.build import prepare
 from hf_stages.data import BySource, Lengths
+from hf_stages.reports._arms import compare
 from hf_stages.sizes import plan_for
 from hf_stages.versus import LATE, arms_of
+from hf_stages.versus_run import Trainings, run_versus
 from tests.versus_recipes import write
 
 
@@ -29,7 +31,7 @@ def prepared(tmp_path):
 def stages(until=("6 steps", "4 steps"), **second):
     return [
         {"name": "language", "until": until[0], "train_dataset": "language"},
-        {"name": "code", "until": until[1], "train_dataset": "code", **second},
+        {"name": "code", "until": until[1], **{"train_dataset": "code", **second}},
     ]
 
 
@@ -92,6 +94,16 @@ def test_a_stage_that_is_a_mixture_gives_what_it_draws(prepared):
     assert arm.examples == {"language": pytest.approx(24 + 24, abs=1), "code": pytest.approx(8, abs=1)}
     with pytest.raises(ValueError, match="replay: every later stage reads the earlier sources itself"):
         derived(prepared(stages=ramp()), "replay")
+
+
+def test_a_source_by_another_name_counts_as_itself(prepared, tmp_path):
+    """Else the tokens read of ``hard`` weigh nothing in the mixture loss, whose weights are those of ``code``."""
+    data = {"use": "Mixture", "weights": {"language": 1, "hard": 1}, "sources": {"hard": {"use": "ByDifficulty", "source": "code"}}}  # fmt: skip
+    ready = prepared(stages=[*stages(("2 steps", "2 steps"), train_dataset=data)])
+    arms = arms_of(ready.recipe, ready.args, ["staged"])
+    found = compare(run_versus(Trainings(ready), arms, [0], tmp_path / "versus"))
+    assert found.runs[0].source_tokens == {"language": 96, "code": 32}
+    assert found.weights == {"language": 0.75, "code": 0.25}
 
 
 def test_shares_of_tokens_become_examples(prepared, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hf_stages.data._curriculum import Curriculum
-from hf_stages.data._nodes import Leaf, Node, Walk
+from hf_stages.data._nodes import Leaf, Node, Walk, below
 from hf_stages.data._quota import FRACTION, Clock
 from hf_stages.data._scores import lengths, tokens_in
 from hf_stages.data.mixture import Mixture
@@ -37,8 +37,22 @@ class Blend:
                     f"{where}: the source {name!r} is drawn from in two places; name each source once, or call one of them otherwise: "
                     f'Mixture(..., sources={{"{name}-again": ...}})'
                 )
+        self._check()
         self.draws = 0
         """Of the whole stage, once it is bound."""
+
+    def _check(self) -> None:
+        """What parts that are right by themselves cannot be together."""
+        if self.one_by_one and any(node.limit is not None for node in below(self.root)):
+            raise ValueError(
+                f"{self.where}: max_repeats: a mixture here goes by tokens, and then nobody knows beforehand which source will be read too "
+                "often; say on_dry='stop', or weigh='examples' in all of them"
+            )
+        if self.streams and (several := [leaf.name for leaf in self.leaves if leaf.takes_several]):
+            raise ValueError(
+                f"{self.where}: ByLength: tokens: {several[0]!r} gives several rows at once, which a loader of streams cannot; leave tokens "
+                "out, or save the stream first"
+            )
 
     def over(self, change: Callable[[Any], Any]) -> Blend:
         """The same over datasets that were changed; of rows that are taken together each by itself."""
@@ -65,7 +79,7 @@ class Blend:
     @property
     def one_by_one(self) -> bool:
         """Whether a mixture counts tokens, so that what comes depends on all that came before."""
-        return any(node.by_tokens for node in _below(self.root))
+        return any(node.by_tokens for node in below(self.root))
 
     @property
     def _fingerprint(self) -> str:
@@ -232,12 +246,6 @@ class SizedBlend(Blend):
 def blend(part: Curriculum, look_up: Callable[[str, str], Any], where: str) -> Blend:
     made = Blend(part, look_up, where)
     return made if made.streams else SizedBlend(part, look_up, where)
-
-
-def _below(node: Node) -> Iterator[Node]:
-    yield node
-    for child in node.children():
-        yield from _below(child)
 
 
 def _counts(node: Node, draws: int, counts: list[int]) -> list[int]:

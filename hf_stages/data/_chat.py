@@ -39,31 +39,61 @@ def conversation(where: str, row: Any, key: str) -> tuple[list[dict[str, Any]], 
         raise ValueError(
             f"{where}: expected rows with a column {key!r} of messages, got {has}; name it: {where}(messages=...)"
         )
-    messages, tools = _read(row[key]), _read(row.get("tools"))
+    messages, tools = _messages(where, key, row[key]), read_tools(where, row.get("tools"))
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where}: {key}: expected a list of messages, got {row[key]!r}")
     for message in messages:
         if not isinstance(message, dict) or "role" not in message:
             raise ValueError(f"{where}: {key}: expected messages such as {{role: user, content: ...}}, got {message!r}")
-    return messages, tools or None
+    return messages, tools
 
 
-def read_column(value: Any) -> Any:
-    """Messages or text; a table may hold messages as JSON text."""
-    return _read(value) if not isinstance(value, str) or value.lstrip()[:2] in ("[{", "[]") else value
+def read_tools(where: str, value: Any) -> Any:
+    """Tools, all of them or each as JSON text; None where there are none."""
+    if isinstance(value, str) and not value.strip():
+        return None
+    tools = _json(where, "tools", value) if isinstance(value, str) else _filled(value)
+    if isinstance(tools, list):
+        tools = [_json(where, "tools", tool) if isinstance(tool, str) else tool for tool in tools]
+    return tools or None
 
 
-def _read(value: Any) -> Any:
-    """JSON text as what it says; keys without a value are dropped."""
-    if isinstance(value, str):
-        return _read(json.loads(value))
+def read_answer(value: Any) -> Any:
+    """Messages or text; a table may hold messages as JSON text. Text that is JSON of anything else is text."""
+    if not isinstance(value, str):
+        return _filled(value)
+    try:
+        found = json.loads(value) if value.lstrip()[:1] == "[" else None
+    except ValueError:
+        return value
+    return _messages("", "", value) if _are_messages(found) else value
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+def _messages(where: str, key: str, value: Any) -> Any:
+    """JSON means what it says, also null in the arguments of a call; of a message's own keys null is none."""
+    if not isinstance(value, str):
+        return _filled(value)
+    found = _json(where, key, value)
+    whole = isinstance(found, list) and all(isinstance(message, dict) for message in found)
+    return [{k: v for k, v in message.items() if v is not None} for message in found] if whole else found
+
+
+def _json(where: str, key: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {key}: expected a list or its JSON text, got {text[:80]!r} ({error})") from error
+
+
+def _filled(value: Any) -> Any:
+    """Without the keys that have no value, which a table adds."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, str) else _read(value)
+        return {key: _filled(item) for key, item in value.items() if item is not None}
+    return [_filled(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def rendered(where: str, tokenizer: Any, messages: Messages, tools: Any, wanted: Wanted) -> Rendered:

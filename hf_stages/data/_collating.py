@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from hf_stages.curves import Curve
+from hf_stages.curves import Curve, as_curve
 
 IGNORED = -100
 LONGER = ("error", "split", "truncate")
@@ -19,6 +19,9 @@ _T = TypeVar("_T", bound="Collating")
 
 class Collating:
     """Base: a frozen dataclass. What it lacks the trainer supplies (``build``); curves become numbers (``at``)."""
+
+    in_pairs = False
+    """Whether rows 2i and 2i + 1 of a batch belong together."""
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(rows)")
@@ -65,6 +68,15 @@ def number(value: float | Curve, t: float | None, *, whole: bool) -> Any:
     return max(round(found), 1) if whole else found
 
 
+def read_curve(collator: Any, key: str) -> None:
+    """Text such as ``"Linear(256, 2048)"`` is a curve here as it is in a file."""
+    if isinstance(value := getattr(collator, key), str):
+        try:
+            object.__setattr__(collator, key, as_curve(value))
+        except ValueError as error:
+            raise ValueError(f"{type(collator).__name__}: {key}: {error}") from None
+
+
 def check_length(where: str, length: Any) -> None:
     if isinstance(length, Curve):
         low = min(length(i / 64) for i in range(65))
@@ -74,6 +86,21 @@ def check_length(where: str, length: Any) -> None:
             )
     elif isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ValueError(f"{where}: length: expected a whole number of tokens or a curve of them, got {length!r}")
+
+
+def pairs_in(collator: Any) -> Any:
+    """The collator, at any depth, that gives pairs of rows; None where there is none."""
+    while collator is not None and not getattr(collator, "in_pairs", False):
+        collator = getattr(collator, "collator", None)
+    return collator
+
+
+def check_pairs(where: str, collator: Any) -> None:
+    """Collators that make more or fewer rows of a batch would tear pairs of rows apart, and no loss would notice."""
+    if (found := pairs_in(collator)) is not None:
+        raise ValueError(
+            f"{where}: collator: {type(found).__name__} gives pairs of rows, which this would take apart; leave {where} out"
+        )
 
 
 def check_choice(where: str, key: str, value: Any, known: Sequence[str]) -> None:

@@ -114,7 +114,7 @@ class DrawnStream(IterableDataset):
         self.start = 0
 
     def __iter__(self) -> Iterator[Any]:
-        readers = [_Reader(leaf, self.seed, self.blend.where) for leaf in self.blend.leaves]
+        readers = [_Reader(leaf, self.seed, self.blend) for leaf in self.blend.leaves]
         for position, leaf, row in self._drawn(readers):
             if position >= self.start:
                 yield _with_source(row, self.column, self.blend.leaves[leaf].name)
@@ -124,7 +124,7 @@ class DrawnStream(IterableDataset):
             found: list[Any] = [None]
 
             def read(leaf: Leaf, row: int) -> int:
-                found[0] = readers[leaf.number].read(row, ahead=position >= self.blend.draws)
+                found[0] = readers[leaf.number].read(row, position)
                 return tokens_in(found[0])
 
             walk, position = self.blend.walk(read), 0
@@ -136,29 +136,27 @@ class DrawnStream(IterableDataset):
         while True:
             leaves, rows = self.blend.at(np.arange(position, position + _KEPT))
             for leaf, row in zip(leaves.tolist(), rows.tolist(), strict=True):
-                yield position, leaf, readers[leaf].read(row, ahead=position >= self.blend.draws)
+                yield position, leaf, readers[leaf].read(row, position)
                 position += 1
 
 
 class _Reader:
     """A source of a stream by the number of its draw, which only rises."""
 
-    def __init__(self, leaf: Leaf, seed: int, where: str) -> None:
-        self.leaf, self.where = leaf, where
+    def __init__(self, leaf: Leaf, seed: int, blend: Blend) -> None:
+        self.leaf, self.where, self.draws = leaf, blend.where, blend.draws
         self.seed = seed_of(seed, leaf.name, "stream")
         self.rows: Iterator[Any] | None = None
         self.taken, self.passes = 0, 0
 
-    def read(self, number: int, *, ahead: bool = False) -> Any:
-        """A map-style source's row; or a stream's example, after as many as the number says.
-
-        ``ahead``: the loader reads beyond the stage's end, where nothing runs dry.
-        """
+    def read(self, number: int, position: int) -> Any:
+        """A map-style source's row; or a stream's example, after as many as the number says. Where the loader reads beyond the
+        stage's end, nothing runs dry."""
         if self.leaf.n is not None:
-            seed_data(seed_of(self.seed, number))
+            seed_data(seed_of(self.seed, position))  # not by row: in a later pass it is to be transformed anew
             return self.leaf.dataset[number]
         while True:
-            row = self._next(ahead)
+            row = self._next(position >= self.draws)
             self.taken += 1
             if self.taken > number:
                 return row

@@ -6,7 +6,7 @@ or reads streams by them, ``draw`` goes one by one instead and keeps its few num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,13 @@ class Node:
         raise NotImplementedError
 
 
+def below(node: Node) -> Iterator[Node]:
+    """The node and all that it is made of."""
+    yield node
+    for child in node.children():
+        yield from below(child)
+
+
 class Leaf(Node):
     """One source: pass after pass over all of its rows, each pass in an order of its own."""
 
@@ -99,6 +106,11 @@ class Leaf(Node):
         self.own_order = False
         """Rows are taken as they come, whatever the run does elsewhere."""
         self._ahead: tuple[int, np.ndarray] | None = None
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether a draw is several rows, as of ``ByLength(tokens=...)``."""
+        return isinstance(getattr(self.dataset, "tokens", None), np.ndarray)
 
     def open(self) -> np.ndarray | None:
         """The rows sorted. Not before the first draw, or the stage's begin: a plan need not score anything."""

@@ -94,8 +94,10 @@ def scores(dataset: Any, by: str | Callable[[list[Any]], Any], where: str) -> np
 
 def ranked(values: np.ndarray, *, descending: bool) -> np.ndarray:
     """Rows from the lowest to the highest; equal ones stay in their order."""
-    values = values.astype(np.float64) if descending else values
-    return np.argsort(-values if descending else values, kind="stable").astype(np.uint32)
+    if not descending:
+        return np.argsort(values, kind="stable").astype(np.uint32)
+    # Backwards twice: as floats, large whole numbers would be equal, and unsigned ones have no negatives.
+    return (len(values) - 1 - np.argsort(values[::-1], kind="stable")[::-1]).astype(np.uint32)
 
 
 def kept(folder: Path | None, about: tuple[Any, ...], make: Callable[[], np.ndarray]) -> np.ndarray:

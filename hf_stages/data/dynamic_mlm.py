@@ -10,7 +10,7 @@ import torch
 import xxhash
 
 from hf_stages.curves import Curve
-from hf_stages.data._collating import IGNORED, Collating, batched, documents, number
+from hf_stages.data._collating import IGNORED, Collating, batched, documents, number, read_curve
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class DynamicMLM(Collating):
     """With a mask token; the trainer's, if none is given."""
 
     def __post_init__(self) -> None:
+        read_curve(self, "rate")
         rates = [self.rate(i / 64) for i in range(65)] if isinstance(self.rate, Curve) else [self.rate]
         if not all(isinstance(r, int | float) and not isinstance(r, bool) and 0 < r <= 1 for r in rates):
             raise ValueError(f"DynamicMLM: rate: expected a share above 0 and at most 1 everywhere, got {self.rate}")

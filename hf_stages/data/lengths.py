@@ -15,9 +15,11 @@ from hf_stages.data._collating import (
     batched,
     check_choice,
     check_length,
+    check_pairs,
     documents,
     fitted,
     number,
+    read_curve,
 )
 
 
@@ -46,8 +48,11 @@ class Lengths(Collating):
     """For its padding token and side; the trainer's, if none is given."""
 
     def __post_init__(self) -> None:
+        read_curve(self, "length")
         check_length("Lengths", self.length)
         check_choice("Lengths", "longer", self.longer, LONGER)
+        if self.longer == "split":
+            check_pairs("Lengths(longer='split')", self.collator)
         if isinstance(self.steps_of, bool) or not isinstance(self.steps_of, int) or self.steps_of < 1:
             raise ValueError(f"Lengths: steps_of: expected a whole number of at least 1, got {self.steps_of!r}")
         object.__setattr__(self, "widths", tuple(sorted(self.widths)))

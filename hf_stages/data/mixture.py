@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from hf_stages.curves import Curve, as_curve
 from hf_stages.data._curriculum import Curriculum, Make, check_source
-from hf_stages.data._nodes import Mixed, Node
+from hf_stages.data._nodes import Leaf, Mixed, Node, below
 
 
 @dataclass(frozen=True, eq=True)
@@ -114,9 +114,15 @@ class Mixture(Curriculum):
             where=f"{where}: {type(self).__name__}",
         )
         for child in children.values():
-            child.may_stop = child.may_stop or self.on_dry == "stop"
-            if child.n is not None and self.on_dry == "stop":
-                child.allowed = child.n * (self.max_repeats or 1)
+            if self.on_dry == "stop":
+                self._stop(child)
             elif child.n is not None and self.max_repeats is not None:
                 child.limit = child.n * self.max_repeats
         return mixed
+
+    def _stop(self, child: Node) -> None:
+        """Of a curriculum, each source; what a mixture inside says of its own goes before."""
+        for leaf in (node for node in below(child) if isinstance(node, Leaf)):
+            leaf.may_stop = True
+            if leaf.n is not None and leaf.allowed is None:
+                leaf.allowed = leaf.n * (self.max_repeats or 1)

@@ -55,7 +55,11 @@ def _loaded(name: str) -> Any:
 
 
 def _losses(model: Any, rows: Sequence[Any], limit: int | None) -> list[float]:
-    ids = [torch.as_tensor(row["input_ids"])[:limit] for row in rows]
+    ids = [
+        torch.as_tensor(row["input_ids"], dtype=torch.long)[:limit] for row in rows
+    ]  # an empty list has no type of its own
+    if max(map(len, ids)) < 2:
+        return [0.0] * len(ids)  # nothing is predicted
     padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True).to(model.device)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(model.device)
     logits = model(input_ids=padded, attention_mask=mask).logits[:, :-1].float()

@@ -20,12 +20,14 @@ from hf_stages.data._collating import (
     Document,
     check_choice,
     check_length,
+    check_pairs,
     documents,
     filled,
     fitted,
     number,
     pad_id,
     padded,
+    read_curve,
 )
 
 _UNSHIFTED = {"XLMWithLMHeadModel", "XLNetLMHeadModel", "FlaubertWithLMHeadModel"}
@@ -67,9 +69,11 @@ class Packed(Collating):
     """For its padding token; the trainer's, if none is given."""
 
     def __post_init__(self) -> None:
+        read_curve(self, "length")
         check_length("Packed", self.length)
         check_choice("Packed", "longer", self.longer, LONGER)
         check_choice("Packed", "mask", self.mask, MASKS)
+        check_pairs("Packed", self.collator)
 
     def build(self, tokenizer: Any = None, model: Any = None) -> Packed:
         ready = super().build(tokenizer, model)

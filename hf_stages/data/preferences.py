@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.data._chat import check_template, read_column, rendered
+from hf_stages.data._chat import check_template, read_answer, read_tools, rendered
 from hf_stages.data._collating import IGNORED, Collating, batched
 
 
@@ -27,6 +27,8 @@ class Preferences(Collating):
     rejected: str = "rejected"
     tokenizer: Any = None
     """The trainer's, if none is given; for conversations, with a chat template."""
+
+    in_pairs = True
 
     def __post_init__(self) -> None:
         value = self.max_length
@@ -71,16 +73,19 @@ class Preferences(Collating):
 
     def _answer(self, row: Mapping[str, Any], prompt: Any, answer: Any, key: str) -> tuple[list[int], list[bool]]:
         """Tokens of prompt and answer, and which are the answer's."""
-        prompt, answer = (read_column(value) for value in (prompt, answer))
-        if isinstance(answer, str):
+        against = self.rejected if key == self.chosen else self.chosen
+        other = read_answer(row[against])
+        prompt, answer = (read_answer(value) for value in (prompt, answer))
+        if isinstance(answer, str) and isinstance(other, str):
             return self._text(prompt or "", answer)
         check_template("Preferences", self.tokenizer)
-        other = read_column(row[self.rejected if key == self.chosen else self.chosen])
+        for name, value in ((self.prompt, prompt or []), (key, answer), (against, other)):
+            _check_messages(name, value)
         same = 0 if prompt else _alike(answer, other)
         messages = [*(prompt or []), *answer]
         given = len(prompt or []) + same
         wanted = [i >= given and message["role"] == "assistant" for i, message in enumerate(messages)]
-        done = rendered("Preferences", self.tokenizer, messages, read_column(row.get("tools")) or None, wanted)
+        done = rendered("Preferences", self.tokenizer, messages, read_tools("Preferences", row.get("tools")), wanted)
         return done.ids, done.learned
 
     def _text(self, prompt: Any, answer: str) -> tuple[list[int], list[bool]]:
@@ -97,6 +102,15 @@ class Preferences(Collating):
         elif ids:
             learned[-1] = True
         return ids, learned
+
+
+def _check_messages(name: str, value: Any) -> None:
+    whole = isinstance(value, list) and all(isinstance(message, Mapping) and "role" in message for message in value)
+    if not whole:
+        raise ValueError(
+            f"Preferences: {name}: expected text in all columns, or in all of them messages such as {{role: assistant, content: ...}}, got "
+            f"{value!r}"
+        )
 
 
 def _alike(one: Sequence[Any], other: Sequence[Any]) -> int:

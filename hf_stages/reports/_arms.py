@@ -52,8 +52,10 @@ def read_arm(folder: str | Path) -> ArmRun:
     arm = told["arm"]
     examples: dict[str, int] = {}
     tokens: dict[str, int] = {}
-    for stage, drawn in zip(run.done, arm["drawn"], strict=True):
-        for name, (n, held) in _drawn(stage.summary or {}, drawn).items():
+    called = arm.get("called") or [{}] * len(arm["drawn"])
+    for stage, drawn, names in zip(run.done, arm["drawn"], called, strict=True):
+        for own, (n, held) in _drawn(stage.summary or {}, drawn).items():
+            name = names.get(own, own)
             examples[name] = examples.get(name, 0) + n
             tokens[name] = tokens.get(name, 0) + held
     summaries = [stage.summary or {} for stage in run.done]

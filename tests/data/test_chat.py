@@ -99,6 +99,25 @@ def test_tables_and_json_text() -> None:
         assert torch.equal(found["labels"], expected["labels"])
 
 
+def test_json_text_is_taken_as_it_stands() -> None:
+    """A call with null for an argument is to be learned with it; tools may each be JSON text."""
+    tokenizer = tiny.tokenizer(PLAIN)
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": None}}}
+    talk = [TALK[1], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    text = json.dumps(talk)
+    (learned,) = said(CompletionOnly(), [{"messages": text}], tokenizer)
+    assert '{"a": null}' in learned
+    ready = CompletionOnly().build(tokenizer)
+    whole = ready([{"messages": text, "tools": TOOLS}])["input_ids"]
+    for tools in (json.dumps(TOOLS), [json.dumps(tool) for tool in TOOLS]):
+        assert torch.equal(ready([{"messages": text, "tools": tools}])["input_ids"], whole)
+    without = ready([{"messages": text}])["input_ids"]
+    for tools in ("", "[]", [], None):
+        assert torch.equal(ready([{"messages": text, "tools": tools}])["input_ids"], without)
+    with pytest.raises(ValueError, match="CompletionOnly: messages: expected a list or its JSON text, got 'hello'"):
+        ready([{"messages": "hello"}])
+
+
 def test_templates_that_rewrite_the_past_are_refused() -> None:
     """As those do that drop the reasoning of earlier answers."""
     forgets = (

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +16,9 @@ from hypothesis import strategies as st
 from hf_stages.curves import Linear, Step
 from hf_stages.data import ByDifficulty, ByLength, Mixture, Ordered, Replay
 from hf_stages.data._blend import SizedBlend, blend
+from hf_stages.data._drawn import DrawnStream
+from hf_stages.data._random import undisturbed
+from hf_stages.data._scores import ranked
 
 SIZES = {"a": 30, "b": 50, "tiny": 3}
 
@@ -175,6 +181,14 @@ def test_token_weights_follow_the_curve():
     assert len(rows_) == 250
 
 
+def test_what_is_said_inside_goes_before_what_is_said_around_it():
+    inner = Mixture({"a": 1, "tiny": 1}, on_dry="stop", max_repeats=20)
+    part = Mixture({"both": 1, "b": 1}, {"both": inner}, on_dry="stop")
+    made(part, 100).check_dry()  # 25 of three rows, once more than eight times
+    with pytest.raises(ValueError, match="'tiny' runs dry: the stage draws 25 of it, and 24 are allowed"):
+        made(Mixture({"both": 1, "b": 1}, {"both": replace(inner, max_repeats=8)}, on_dry="stop"), 100).check_dry()
+
+
 def test_a_blend_without_streams_has_rows_and_a_length():
     found = made(Ordered(["a", "b"]))
     assert isinstance(found, SizedBlend)
@@ -189,6 +203,22 @@ BAD = {
     "dry": (
         Mixture({"a": 0.5, "tiny": 0.5}, on_dry="stop"),
         "'a' runs dry: the stage draws 50 of it, and 30 are allowed",
+    ),
+    "dry-inside": (
+        Mixture({"both": 0.9, "b": 0.1}, {"both": Ordered(["tiny", "a"])}, on_dry="stop"),
+        "'tiny' runs dry: the stage draws 9 of it, and 3 are allowed",
+    ),
+    "capped-by-tokens-inside": (
+        Mixture({"both": 1, "tiny": 1}, {"both": Mixture({"a": 1, "b": 1}, weigh="tokens")}, max_repeats=9),
+        "max_repeats: a mixture here goes by tokens",
+    ),
+    "capped-inside-of-tokens": (
+        Mixture({"both": 1, "tiny": 1}, {"both": Mixture({"a": 1, "b": 1}, max_repeats=9)}, weigh="tokens"),
+        "max_repeats: a mixture here goes by tokens",
+    ),
+    "several-in-a-stream": (
+        Mixture({"a": 1, "s": 1}, {"a": ByLength("a", tokens=40), "s": SOURCES["b"].to_iterable_dataset()}),
+        "'a' gives several rows at once",
     ),
     "capped-out": (Mixture({"tiny": 1, "a": 1}, max_repeats=1), "every source that weighs something has been read"),
     "twice": (Mixture({"a": 1, "more": 1}, {"more": Ordered(["a", "b"])}), "'a' is drawn from in two places"),
@@ -234,3 +264,35 @@ def test_scores_must_be_finite_numbers_for_every_row():
     ]:
         with pytest.raises(ValueError, match=message):
             drawn(ByDifficulty("a", by=by))
+
+
+class Noisy(torch.utils.data.Dataset):
+    """A random transform, as of images."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, row):
+        return {"row": row, "noise": float(torch.rand(()))}
+
+
+def test_rows_beside_a_stream_are_transformed_anew_in_each_pass():
+    part = Mixture({"noisy": 0.5, "s": 0.5}, {"noisy": Noisy(), "s": SOURCES["b"].to_iterable_dataset()})
+
+    def read(start, count):
+        stream = DrawnStream(made(part, 40), 7, "source")
+        stream.start = start
+        with undisturbed():
+            return list(itertools.islice(stream, count))
+
+    whole = read(0, 40)
+    noise = [row["noise"] for row in whole if row["source"] == "noisy"]
+    assert len(noise) == len(set(noise)) == 20
+    assert read(17, 23) == whole[17:]
+
+
+def test_order_of_equal_and_of_large_scores():
+    assert ranked(np.array([2, 1, 2, 1]), descending=False).tolist() == [1, 3, 0, 2]
+    assert ranked(np.array([2, 1, 2, 1]), descending=True).tolist() == [0, 2, 1, 3]
+    assert ranked(np.array([2**62, 2**62 + 1]), descending=True).tolist() == [1, 0]
+    assert ranked(np.array([1, 3], dtype=np.uint32), descending=True).tolist() == [1, 0]

@@ -5,7 +5,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from hf_stages.curves import Linear
-from hf_stages.data import Lengths
+from hf_stages.data import DynamicMLM, Lengths, Packed
 from tests import tiny
 
 ROWS = [{"input_ids": list(range(3, 3 + n)), "labels": list(range(3, 3 + n))} for n in (5, 2, 9)]
@@ -65,3 +65,13 @@ def test_classification_keeps_its_labels_and_side(side: str) -> None:
 def test_bad_arguments(arguments, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Lengths(**arguments)
+
+
+def test_text_is_a_curve_as_in_a_file() -> None:
+    """The docstrings say so, and mixtures take it."""
+    assert Lengths("Linear(4, 8)") == Lengths(Linear(4, 8))
+    assert Packed("Linear(4, 8)") == Packed(Linear(4, 8))
+    assert DynamicMLM(rate="Linear(0.3, 0.15)") == DynamicMLM(rate=Linear(0.3, 0.15))
+    for wrong in (Lengths, Packed, DynamicMLM):
+        with pytest.raises(ValueError, match=f"{wrong.__name__}: .*: unknown curve 'Lnear'"):
+            wrong("Lnear(4, 8)")

@@ -24,3 +24,11 @@ def test_scores_are_the_models_loss_on_each_row(tmp_path):
     assert part.by.model == str(tmp_path / "model")
     found = blend(part, lambda name, where: None, "stage").bind(7, 0)
     assert found.at(list(range(7)))[1].tolist() == sorted(range(7), key=lambda i: scores[i])
+
+
+def test_rows_that_predict_nothing_score_zero() -> None:
+    rows = [{"input_ids": ids} for ids in ([], [3], [3, 4, 5])]
+    found = ModelLoss(tiny.llama())(rows)
+    assert found[:2] == [0.0, 0.0]
+    assert found[2] > 0
+    assert ModelLoss(tiny.llama())(rows[:2]) == [0.0, 0.0]

@@ -198,7 +198,7 @@ def test_length_follows_progress() -> None:
     ("arguments", "said"),
     [
         ({"length": 0}, "length: expected a whole number"),
-        ({"length": "long"}, "length: expected a whole number"),
+        ({"length": "long"}, "length: cannot read the curve 'long'"),
         ({"length": Linear(8, -1)}, "length: expected at least 1 token everywhere"),
         ({"length": 8, "longer": "drop"}, "longer: expected one of error, split, truncate"),
         ({"length": 8, "mask": "none"}, "mask: expected one of"),

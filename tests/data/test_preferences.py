@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from hf_stages.data import Preferences
+from hf_stages.data import Lengths, Packed, Preferences
 from tests import tiny
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -65,8 +67,48 @@ def test_refused(row, options, words):
         Preferences(**options).build(tiny.tokenizer())([row])
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "a", "chosen": answer("a"), "rejected": answer("b")}, "prompt: expected text in all columns"),
+        ({"chosen": "a", "rejected": answer("b")}, "chosen: expected text in all columns"),
+        ({"chosen": answer("a"), "rejected": "b"}, "rejected: expected text in all columns"),
+        ({"chosen": [{"content": "a"}], "rejected": answer("b")}, "chosen: expected text in all"),
+        ({"chosen": 3, "rejected": 4}, "chosen: expected text in all columns"),
+    ],
+)
+def test_text_and_messages_do_not_mix(row, words):
+    with pytest.raises(ValueError, match=words):
+        Preferences().build(tiny.tokenizer(TEMPLATE))([row])
+
+
+def test_json_that_is_no_conversation_is_text():
+    """Calls as text begin like messages as JSON."""
+    tokenizer = tiny.tokenizer(TEMPLATE)
+    row = {"prompt": "f? ", "chosen": '[{"name": "f"}]', "rejected": "[]"}
+    assert learned(Preferences().build(tokenizer)([row]), tokenizer) == ['[{"name": "f"}]<end>', "[]<end>"]
+    both = {"prompt": ASKED, "chosen": answer("yes"), "rejected": answer("no")}
+    expected = Preferences().build(tokenizer)([both])["input_ids"]
+    given = {key: json.dumps(value) for key, value in both.items()}
+    assert Preferences().build(tokenizer)([given])["input_ids"].tolist() == expected.tolist()
+
+
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="max_length"):
         Preferences(max_length=1)
     with pytest.raises(ValueError, match="tokenizer: missing"):
         Preferences().build(None)
+
+
+def test_pairs_are_not_torn_apart():
+    """Packed rows would be compared in place of answers, and the loss would look like one."""
+    for wrong in (
+        lambda: Packed(64, Preferences()),
+        lambda: Packed(64, Lengths(64, Preferences())),
+        lambda: Lengths(8, Preferences(), longer="split"),
+    ):
+        with pytest.raises(ValueError, match="Preferences gives pairs of rows"):
+            wrong()
+    tokenizer = tiny.tokenizer()
+    batch = Lengths(64, Preferences(), steps_of=8).build(tokenizer)([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    assert batch["labels"].shape == (2, 8)

@@ -6,7 +6,10 @@ import pytest
 from datasets import Dataset
 
 from hf_stages import Stage, StagedTrainer
+from hf_stages.data import Lengths, Packed, Preferences
+from hf_stages.data._progress import AtProgress
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
+from hf_stages.source_collator import SourceCollator
 from tests import tiny
 from tests.workers.cases import CASES, Gradients, Pad, Rows, apart, arguments, bert, text
 
@@ -95,3 +98,18 @@ def test_batches_without_a_row_of_a_source(tmp_path):
     values = [log["loss_AttentionKL_b"] for log in trainer.state.log_history if "loss" in log]
     assert values[0] > 0
     assert not any(values[1:])
+
+
+def test_rows_that_are_packed_or_split_are_of_no_one_source():
+    """Each source's loss would run over all rows, and the sum be twice what it is."""
+    rows = [{"input_ids": [5, 6, 7], "source": name} for name in ("a", "b", "a")]
+    inner = {"packed": Packed(8, shift=True, mask="positions"), "split": Lengths(2, longer="split")}
+    for collator in inner.values():
+        with pytest.raises(ValueError, match=r"it differs by source, and the data_collator makes . rows of 3 examples"):
+            SourceCollator(collator, ("a", "b"))(rows)
+        assert "source" not in SourceCollator(collator)(rows)
+    assert SourceCollator(Lengths(2), ("a", "b"))(rows)["source"].tolist() == [0, 1, 0]
+    pairs = [{"prompt": "p", "chosen": "x", "rejected": "y", "source": name} for name in ("b", "a")]
+    ready = Preferences().build(tiny.tokenizer())
+    assert SourceCollator(ready, ("a", "b"))(pairs)["source"].tolist() == [1, 1, 0, 0]
+    assert SourceCollator(AtProgress(ready, Preferences()), ("a", "b"))(pairs)["source"].tolist() == [1, 1, 0, 0]
