@@ -6,7 +6,7 @@ or reads streams by them, ``draw`` goes one by one instead and keeps its few num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -327,3 +327,10 @@ def _poured(span: float, shares: np.ndarray, left: np.ndarray) -> np.ndarray | N
         rest -= float(left[full].sum())
         open_ &= ~full
     return poured
+
+
+def below(node: Node) -> Iterator[Node]:
+    """A node and all under it."""
+    yield node
+    for child in node.children():
+        yield from below(child)
