@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_stages.data._curriculum import Curriculum, Make
+from hf_stages.data._curriculum import Curriculum, Make, names_in
 from hf_stages.data._nodes import Mixed, Node, below
 from hf_stages.data._quota import FRACTION, Clock, Quotas
 
@@ -29,8 +29,8 @@ class Replayed(Curriculum):
     _SOURCES = ("own", "earlier")
 
     def node(self, make: Make, name: str | None, where: str) -> Node:
-        own = make(self.own, self.name, where)
-        earlier = make(self.earlier, "replay", f"{where}: what is replayed")
+        own = make(self.own, None if names_in(self.own) else self.name, where)
+        earlier = make(self.earlier, None if names_in(self.earlier) else "replay", f"{where}: what is replayed")
         return ReplayedNode(own, earlier, where)
 
 
