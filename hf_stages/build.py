@@ -26,6 +26,7 @@ from hf_stages.losses._algebra import terms_of
 from hf_stages.model_source import ModelSource
 from hf_stages.naming import did_you_mean
 from hf_stages.plan import Plan, Taught
+from hf_stages.replaying import replay_gate
 from hf_stages.reports._text import dataset_label, part
 from hf_stages.sizes import train_dataset_of
 from hf_stages.stage import Recipe, Stage
@@ -49,7 +50,6 @@ class Prepared:
 
     def plan(self) -> Plan:
         """The recipe in absolute numbers; its stages hold their datasets themselves."""
-        from hf_stages.replaying import replay_gate
         from hf_stages.sizes import plan_for, train_dataset_of
 
         stages = [

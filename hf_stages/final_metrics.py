@@ -42,13 +42,18 @@ def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
         isinstance(stage.eval_dataset, Mapping) and not stage.eval_dataset
     ):  # said in so many words: nothing that the run evaluates fits this stage
         return found
-    own = own_domains(runner.recipe, stage)
+    own = {*own_domains(runner.recipe, stage), *_watched(trainer)}
     for domain in domains_of(runner.recipe, stage.name).values():
         if domain.name in own or domain.dataset is None or not same_task(runner.recipe, stage, domain):
             continue
         with measured_as(trainer, domain), trainer.callback_handler.measuring():
             found.update(_evaluated(trainer, {domain.name: domain.dataset}))
     return _numbers(found)
+
+
+def _watched(trainer: Any) -> Mapping[str, Any]:
+    """What the stage evaluates by name: a gate's earlier domains, too."""
+    return trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {}
 
 
 def _evaluated(trainer: Any, sets: Any = None) -> dict[str, float]:

@@ -17,10 +17,11 @@ from hf_stages.domains import domains_of, earlier_domains, trained_on
 from hf_stages.errors import StageStopped
 from hf_stages.gates._gate import Decision, Gate, History
 from hf_stages.plan import Plan
+from hf_stages.replaying import replay_gate
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.sizes import plan_for
 from hf_stages.stage import Stage
-from hf_stages.versus import Sources, with_replay
+from hf_stages.versus import Sources, own_part, with_replay
 from hf_stages.versus_run import ARM_FILE, Trainings
 
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
@@ -210,6 +211,8 @@ def trial_stage(probe: Probe, plan: Plan, sources: Sources, rate: float, share: 
     schedule: Any = planned.stage.schedule if planned.stage.schedule is not None else Fresh()
     peak = {"to": rate} if isinstance(schedule, Rewarm) else {"peak": rate}
     stage = planned.stage
+    if replay_gate(stage) is not None:  # its order, without the gate
+        stage = replace(stage, train_dataset=own_part(planned, sources))
     if share:
         before: dict[str, float] = {}
         for name in _ancestors(plan, planned.parent):

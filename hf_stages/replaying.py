@@ -87,7 +87,9 @@ def check_replay(recipe: Recipe, stage: Stage, dataset: Blend) -> None:
     try:
         dataset.check_dry()
     except ValueError as error:
-        raise ValueError(f"{error} (this is at {type(gate).__name__}(most={gate.most}), from the first update on)") from None
+        raise ValueError(
+            f"{error} (this is at {type(gate).__name__}(most={gate.most}), from the first update on)"
+        ) from None
     finally:
         dataset.replay(())
 

@@ -70,6 +70,12 @@ class Blend:
         return isinstance(self.root, ReplayedNode)
 
     @property
+    def in_reserve(self) -> tuple[str, ...]:
+        """Sources that are drawn from only where a gate says so."""
+        nodes = below(self.root.children()[1]) if self.replays else ()
+        return tuple(node.name for node in nodes if isinstance(node, Leaf))
+
+    @property
     def one_by_one(self) -> bool:
         """Whether a mixture counts tokens, so that what comes depends on all that came before."""
         return any(node.by_tokens for node in below(self.root))

@@ -105,9 +105,13 @@ class Forgetting(Gate):
     def _more(self, reason: str, now: float, history: History) -> Decision | None:
         """A first share of earlier data, or twice the one there is."""
         if now >= self.most:
-            return self._once(f"{reason}; {100 * now:.3g} % of the examples are replayed already, the most allowed", history)
+            return self._once(
+                f"{reason}; {100 * now:.3g} % of the examples are replayed already, the most allowed", history
+            )
         share = min(2 * now, self.most) if now else self.share
-        return Decision("replay", f"{reason}; {100 * share:.3g} % of the examples come from earlier data from here on", share)
+        return Decision(
+            "replay", f"{reason}; {100 * share:.3g} % of the examples come from earlier data from here on", share
+        )
 
     def _once(self, reason: str, history: History) -> Decision | None:
         told = [e for e in history.entries if e.by == type(self).__name__ and e.kind == "alert"]

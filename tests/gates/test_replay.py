@@ -154,7 +154,7 @@ def test_cut_and_resumed_is_never_cut(uncut, name, cut, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "persistent"),
-    [("plain", False), ("tokens", True), *(pytest.param(*o, marks=pytest.mark.slow) for o in (("plain", True), ("stream", True)))],
+    [("plain", False), *(pytest.param(*o, marks=pytest.mark.slow) for o in (("tokens", True), ("stream", True)))],
 )
 def test_workers_change_nothing(uncut, name, persistent, tmp_path):
     """They fetch several batches ahead, of data that an event then changes."""
@@ -195,7 +195,8 @@ def test_curves_of_a_collator_stand_where_the_update_does(tmp_path):
     whole = trainer(tmp_path / "whole", stage=collator)
     whole.train()
     widths = [len(rows[0]) for rows in whole.seen[3:]]
-    assert widths == sorted(widths) and widths[0] == 4 and widths[-1] == 8
+    assert widths == sorted(widths)
+    assert (widths[0], widths[-1]) == (4, 8)
     workers = trainer(tmp_path / "workers", stage=collator, dataloader_num_workers=2)
     workers.train()
     assert workers.seen == whole.seen
@@ -243,12 +244,18 @@ ODD = Dataset.from_dict({"text": ["a"] * 30})
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gate": Forgetting(**GATE, source="poems")}, r"source: no source is called 'poems'; there are prose, code, more"),
+        (
+            {"gate": Forgetting(**GATE, source="poems")},
+            r"source: no source is called 'poems'; there are prose, code, more",
+        ),
         ({"gate": Forgetting(**GATE, source=Mixture({"poems": 1}))}, "source: no source is called 'poems'"),
         ({"gate": Forgetting(**GATE, source=7)}, "source: expected the name of a source"),
         ({"part": "prose"}, "so there is nothing to replay; say what"),
         ({"gate": Forgetting(**GATE, source="code")}, "drawn from in two places"),
-        ({"data": {**DATA, "prose": ODD}}, r"rows of 'prose' \(columns text\) .* only one of them has input_ids, labels"),
+        (
+            {"data": {**DATA, "prose": ODD}},
+            r"rows of 'prose' \(columns text\) .* only one of them has input_ids, labels",
+        ),
         (
             {"gate": Forgetting(**GATE, source=Mixture({"more": 1}, on_dry="stop"))},
             r"'more' runs dry: .*\(this is at Forgetting\(most=0.6\), from the first update on\)",
