@@ -66,6 +66,6 @@ def _stop(loader: Any) -> None:
     if hasattr(loader, "end"):
         with suppress(ValueError):  # one that was read to its end has said so
             loader.end()  # accelerate counts it among those that are being read
-    for one in (loader, getattr(loader, "base_dataloader", None)):
+    for one in (loader, getattr(loader, "base_dataloader", loader)):
         if getattr(one, "_iterator", None) is not None:
             one._iterator = None

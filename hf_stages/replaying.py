@@ -142,11 +142,9 @@ def _rows_of(leaf: Leaf) -> Any:
 
 def _before(recipe: Recipe, stage: Stage) -> list[Stage]:
     """The stages that this one stands on, earliest first."""
-    parents, chain, name = parents_of(recipe.stages), [], stage.name
-    while (parent := parents[name]) is not None:
-        chain.insert(0, recipe[parent])
-        name = parent
-    return chain
+    parents = parents_of(recipe.stages)
+    parent = parents[stage.name]
+    return [] if parent is None else [*_before(recipe, recipe[parent]), recipe[parent]]
 
 
 def _known_as(dataset: Any, known: Mapping[str, Any]) -> str | None:

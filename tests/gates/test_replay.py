@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 
-from hf_stages import Stage, StagedTrainer
+from hf_stages import Stage, StagedTrainer, cli
 from hf_stages import recipe as recipes
+from hf_stages.build import prepare
 from hf_stages.curves import Const, Linear
 from hf_stages.data import ByLength, Lengths, Mixture
 from hf_stages.gates import Forgetting, History
 from hf_stages.ledger import Entry, Ledger
 from hf_stages.losses import TaskLoss
+from hf_stages.probe_lr import probe_of, trial_stage
 from hf_stages.schedules import Fresh
+from hf_stages.sizes import plan_for
+from hf_stages.versus import Sources, arms_of
 from tests import tiny
 from tests.sameness import plain
+from tests.versus_recipes import write
 from tests.workers.cases import Pad, arguments
 
 
@@ -27,7 +35,8 @@ def counting(stride: int, rows: int, seed: int, length: int = 8) -> Dataset:
     return Dataset.from_dict({"input_ids": ids, "labels": ids})
 
 
-DATA = {"prose": counting(1, 30, 0), "code": counting(7, 22, 1), "more": counting(11, 10, 2, 5)}
+# An epoch of ``code`` is five updates of eight, and the evaluations come after 3, 6 and 9: in the midst of one.
+DATA = {"prose": counting(1, 30, 0), "code": counting(7, 34, 1), "more": counting(11, 10, 2, 5)}
 STEPS = 12
 PARTS = {
     "plain": "code",
@@ -175,18 +184,18 @@ def test_batches_of_another_cut_hold_the_same_rows(uncut, name, tmp_path):
 
 
 def test_an_event_at_the_end_of_an_epoch(tmp_path):
-    """22 rows are an epoch of three updates: the loader of the next one is new, and so is that of a run resumed there."""
+    """34 rows are an epoch of five updates: the loader of the next one is new, and so is that of a run resumed there."""
     whole = trainer(tmp_path / "whole", eval_strategy="epoch")
     whole.train()
-    assert events(tmp_path / "whole") == [(3, 0.2), (6, 0.4), (9, 0.6)]
+    assert events(tmp_path / "whole") == [(5, 0.2), (10, 0.4)]
     first = trainer(tmp_path / "cut", eval_strategy="epoch", save_strategy="epoch")
     first.stop_at = 3 + 7
     with pytest.raises(RuntimeError, match="stopped at step"):
         first.train()
-    (tmp_path / "cut" / "checkpoint-10").rename(tmp_path / "away")
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-10")
     second = trainer(tmp_path / "cut", eval_strategy="epoch", save_strategy="epoch")
-    second.train(resume_from_checkpoint=True)  # from checkpoint-9, of an epoch's end
-    assert_same_run(second, tmp_path / "cut", whole, tmp_path / "whole", first.seen[:9] + second.seen)
+    second.train(resume_from_checkpoint=True)  # from checkpoint-8, of an epoch's end
+    assert_same_run(second, tmp_path / "cut", whole, tmp_path / "whole", first.seen[:8] + second.seen)
 
 
 def test_curves_of_a_collator_stand_where_the_update_does(tmp_path):
@@ -350,3 +359,49 @@ def test_says_so_in_the_ledger(uncut):
     _, out = uncut("plain")
     first = next(e for e in summary(out)["ledger"] if e["kind"] == "replay")
     assert first["reason"] == "too much; 20 % of the examples come from earlier data from here on"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe's file, whose second stage has the gate; every evaluation is outside a budget of 0 %."""
+    gate = {"use": "Forgetting", "budget": 0.0, "action": "replay", "share": 0.25}
+    path = Path(write(tmp_path))
+    content = json.loads(path.read_text())
+    content["args"] |= {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    content["stages"][0]["until"] = "2 epochs"
+    content["stages"][1] |= {"until": "1 epochs", "gates": [gate], "schedule": {"use": "Fresh", "peak": 0.1}}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_from_a_file_to_a_report(recipe, tmp_path, capsys):
+    assert cli.main(["plan", str(recipe), "--batches"]) == 0
+    planned = capsys.readouterr().out
+    assert "language where the gate replays it" in planned
+    assert cli.main(["run", str(recipe)]) == 0
+    capsys.readouterr()
+    assert cli.main(["report", str(tmp_path / "out"), "--save", str(tmp_path / "report.html")]) == 0
+    assert "come from earlier data from here on" in capsys.readouterr().out
+    assert "replay: language: loss" in (tmp_path / "report.html").read_text()
+    stage = json.loads((tmp_path / "out" / "02-code" / "stage.json").read_text())
+    assert stage["steps"] == 6  # an epoch is one of its own data
+    sources = stage["data"]["sources"]
+    assert sources["language"]["examples"] > 0
+    assert sources["language"]["share"] == pytest.approx(sources["language"]["declared"], abs=0.05)
+
+
+def test_trials_and_arms_leave_the_gate_out_and_keep_the_data(recipe):
+    """A trial at the declared rate is the stage, so it draws in the order of the stage's own data; arms draw what they say."""
+    ready = prepare(recipes.load(recipe))
+    plan = plan_for(ready.recipe, ready.args)
+    probe = probe_of(ready, "code", replays=[0.0, 0.25])
+    sources = Sources(ready.recipe, plan)
+    alone, replayed = (trial_stage(probe, plan, sources, 1e-3, share) for share in (0.0, 0.25))
+    assert (alone.gates, replayed.gates) == ((), ())
+    assert (alone.train_dataset.named(), replayed.train_dataset.named()) == (("code",), ("code", "language"))
+    own = plan_for(replace(ready.recipe, stages=[ready.recipe["language"], alone]), ready.args)["code"].blend
+    assert [list(column) for column in own.at(range(24))] == [list(c) for c in plan["code"].blend.at(range(24))]
+    arms = {arm.name: arm for arm in arms_of(ready.recipe, ready.args, ["joint", "replay"])}
+    assert all(not stage.gates for arm in arms.values() for stage in arm.recipe.stages)
+    assert arms["staged"].drawn[1] == {"code": 24}
+    assert arms["joint"].examples == arms["staged"].examples
