@@ -11,11 +11,12 @@ Cut it anywhere and start it again: what is done is skipped, what is in progress
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets import load_from_disk
+from datasets import concatenate_datasets, load_from_disk
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from examples.distil_trec import LABELS, accuracy, questions, read, tokenized, train
@@ -35,6 +36,8 @@ def recipes_of(steps: int, rate: float = 4e-4, **general) -> dict[str, Recipe]:
         "multi": multi_stage(whole, **multi),
         "2-bit": Recipe(multi_stage(f"{2 * steps} steps", **multi).stages[:2]),
         "2-bit-augmented": Recipe(multi_stage(f"{2 * steps} steps", **multi).stages[:2]),
+        "2-bit-corpus": Recipe(multi_stage(f"{2 * steps} steps", **multi).stages[:2]),
+        "2-bit-per-tensor": Recipe(multi_stage(f"{2 * steps} steps", per="tensor", **multi).stages[:2]),
         "single": single_stage(whole, **single),
         "augmented": single_stage(whole, **single),
         "per-tensor": single_stage(whole, per="tensor", **single),
@@ -52,7 +55,7 @@ def main(words=None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=6, help="of each student, whatever its stages")
     parser.add_argument("--tuning", type=int, default=4, help="epochs of each teacher")
-    parser.add_argument("--corpus", type=Path, help="text for general distillation")
+    parser.add_argument("--corpus", type=Path, help="text for general distillation, and for 2-bit-corpus")
     parser.add_argument("--general", type=int, default=600, help="updates of general distillation")
     parser.add_argument("--copies", type=int, default=8, help="of each question, in the augmented run")
     a = parser.parse_args(words)
@@ -74,6 +77,14 @@ def main(words=None) -> None:
                 more = Augment(str(a.base), "text", n=a.copies, method="embeddings", cache=str(a.out / "augment"))
                 raw = questions(a.data / "train.txt").train_test_split(0.1, seed=0)["train"]
                 own = {**data, "train": tokenized(more(raw), tokenizer)}
+            if (
+                name == "2-bit-corpus"
+            ):  # features of as many rows of other text, so that rare words move from where they were rounded
+                text = load_from_disk(str(a.corpus)).select(range(len(data["train"])))
+                text = text.map(lambda row: {key: value[:32] for key, value in row.items()})
+                more = concatenate_datasets([data["train"].select_columns(text.column_names), text])
+                first, *rest = recipes[name].stages
+                recipes[name] = Recipe([replace(first, train_dataset=more), *rest])
             if name in ("teacher", "half-width"):
                 labels = {"num_labels": len(LABELS), "id2label": dict(enumerate(LABELS))}
                 model = fine(a.base, **labels) if name == "teacher" else bare(a.base)

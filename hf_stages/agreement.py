@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from hf_stages.data._blend import SizedBlend
+from hf_stages.data._collating import columns_read
 from hf_stages.data._random import undisturbed
+from hf_stages.losses._on_source import SOURCE
 from hf_stages.losses._outputs import outputs_of
 from hf_stages.losses._signals import Head
 from hf_stages.model_source import ModelSource
+from hf_stages.source_collator import SourceCollator
 from hf_stages.stage import Recipe
 from hf_stages.teacher_source import Teacher
 
@@ -162,16 +167,28 @@ def _surprise(trainer: Any, dataset: Any, teacher: Any, *, shift: bool, pad: int
 
 def _batches(trainer: Any, dataset: Any) -> Any:
     """The same rows on every rank and in every run, spread over the data and collated as training will."""
+    collator = trainer.data_collator
+    by_source = SOURCE in columns_read(collator)
+    if isinstance(collator, SourceCollator):
+        collator = replace(collator, drawn=())  # nothing is drawn here
     if hasattr(dataset, "__len__"):
         count = min(_ROWS, len(dataset))
-        rows = [dataset[i * len(dataset) // count] for i in range(count)]
+        rows = [_row(dataset, i * len(dataset) // count, by_source) for i in range(count)]
     else:
         rows = list(dataset.take(_ROWS)) if hasattr(dataset, "take") else []
-    collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
+    collate = trainer._get_collator_with_removed_columns(collator)
     size = min(_BATCH, trainer.args.per_device_train_batch_size)
     for start in range(0, len(rows), size):
         batch = trainer._prepare_inputs(collate(rows[start : start + size]))
         yield {**batch, **trainer._beside}
+
+
+def _row(dataset: Any, place: int, by_source: bool) -> Any:
+    """A row; of a mixture with the source's name, where the collator goes by it."""
+    if not by_source or not isinstance(dataset, SizedBlend):
+        return dataset[place]
+    name, row = dataset.named(place)
+    return {**row, SOURCE: name}
 
 
 # ---- verdicts -------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class Prepared:
         nouns: tuple[Any, ...] = (recipe, *recipe.stages)
         known = {repr(noun.teacher): noun.teacher for noun in nouns if isinstance(noun.teacher, ModelSource)}
         check_teacher_tokenizers(recipe, self.tokenizer)
-        check_collators(recipe.stages, recipe.data_collator, self.tokenizer)
+        check_collators(recipe, self.tokenizer)
         models = dry_models(recipe, self.skeleton())
         return check_stages(recipe, self.args, models, lambda t: read(repr(t)) if isinstance(t, ModelSource) else t)
 

@@ -160,7 +160,7 @@ def _probe_lr(options: argparse.Namespace, prepare: Callable[..., Any], guard: A
     given = {"rates": options.rates, "replays": options.replay, "steps": options.steps, "share": options.share}
     probe = probe_of(prepared, options.stage, **given)
     each = tuple(read_trial(folder) for folder in run_probe(Trainings(prepared, guard), probe))
-    same = {key: getattr(probe, key) for key in ("stage", "steps", "whole", "declared", "new", "earlier")}
+    same = {key: getattr(probe, key) for key in ("stage", "steps", "whole", "declared", "new", "earlier", "resumes_to")}
     trials = Trials(**same, budget=budget, each=each)
     if options.save:
         save_probe(trials, options.save)

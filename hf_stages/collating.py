@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hf_stages.cached_teacher import CacheReader
+from hf_stages.data._blend import Blend
 from hf_stages.data._collating import Collating
+from hf_stages.data._curriculum import names_in
 from hf_stages.data._progress import AtProgress
+from hf_stages.data.by_source import BySource
+from hf_stages.data.packed import Packed
+from hf_stages.domains import domains_of
+from hf_stages.sizes import train_dataset_of
 from hf_stages.source_collator import SourceCollator
-from hf_stages.stage import Stage
+from hf_stages.stage import Recipe, Stage
 
 
 def collator_at_work(collator: Any, processing_class: Any, model: Any, where: str = "") -> Any:
@@ -22,17 +29,63 @@ def collator_at_work(collator: Any, processing_class: Any, model: Any, where: st
     return AtProgress(_built(declared, processing_class, model, where), declared)
 
 
+def for_source(collator: Any, name: str) -> Any:
+    """The collator where rows that name no source are of this one: a stage's on one source, an evaluation set's."""
+    if isinstance(collator, SourceCollator):
+        return replace(collator, inner=for_source(collator.inner, name))
+    if isinstance(collator, AtProgress):
+        return AtProgress(for_source(collator.collator, name), for_source(collator.declared, name))
+    return collator.for_source(name) if isinstance(collator, Collating) else collator
+
+
 def reads_progress(collator: Any) -> bool:
     return isinstance(collator, AtProgress) or isinstance(getattr(collator, "inner", None), AtProgress)
 
 
-def check_collators(stages: Sequence[Stage], common: Any, processing_class: Any) -> None:
-    """What a collator lacks, found before the first stage begins."""
-    asked: Mapping[str, Any] = {f"stage {stage.name!r}: ": stage.data_collator for stage in stages}
-    for where, collator in asked.items():
-        own = collator if collator is not None else common
+def check_collators(recipe: Recipe, processing_class: Any) -> None:
+    """What a collator lacks, and names that no source has, found before the first stage begins."""
+    for stage in recipe.stages:
+        own = stage.data_collator if stage.data_collator is not None else recipe.data_collator
         if isinstance(own, Collating):
+            where = f"stage {stage.name!r}: "
             _built(own, processing_class, None, where)
+            _check_names(recipe, stage, own, where)
+
+
+def _check_names(recipe: Recipe, stage: Stage, collator: Any, where: str) -> None:
+    """Of ``BySource``. A plain dataset may have a column of names that nobody knows before reading it."""
+    while not isinstance(collator, BySource):
+        collator = getattr(collator, "collator", None)
+        if collator is None:
+            return
+    if not isinstance(train_dataset_of(recipe, stage), Blend) and not isinstance(stage.train_dataset, str):
+        return
+    shared = recipe.train_dataset if isinstance(recipe.train_dataset, Mapping) else {}
+    known = {*recipe.sources, *shared, *domains_of(recipe)}
+    for other in recipe.stages:
+        data = train_dataset_of(recipe, other)
+        known.update(data.names if isinstance(data, Blend) else names_in(other.train_dataset))
+    if unknown := [name for name in collator.collators if name not in known]:
+        raise ValueError(
+            f"{where}data_collator: BySource: no source is called {unknown[0]!r}; there are {', '.join(sorted(known))}"
+        )
+
+
+def check_teacher(collator: Any, teacher: Any, where: str) -> None:
+    """Packed rows: the teacher keeps their examples apart as the student does, and is not looked up by the row."""
+    while not isinstance(collator, Packed | None):
+        collator = getattr(collator, "inner", getattr(collator, "collator", None))
+    if collator is None or teacher is None:
+        return
+    if isinstance(teacher, CacheReader):
+        raise ValueError(
+            f"{where}data_collator: Packed puts other examples into a row each time, and a cached teacher is looked up by the row; use the "
+            "teacher itself, or pad"
+        )
+    try:
+        collator.check_teacher(teacher.model)
+    except ValueError as error:
+        raise ValueError(f"{where}teacher: {error}") from error
 
 
 def _built(collator: Collating, processing_class: Any, model: Any, where: str) -> Any:

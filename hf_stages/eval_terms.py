@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hf_stages.layers.blocks import base_of
+from hf_stages.losses._algebra import value_and_told
 from hf_stages.losses._on_source import SOURCE, OnSource
 from hf_stages.losses._signals import Signals
 from hf_stages.stage_losses import StageLosses
@@ -27,7 +28,9 @@ class EvalTerms:
         self.losses, self.device, self.world = losses, device, world
         self.terms = [term for term in losses.terms if term.loss.uses_teacher]
         exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        self.totals = torch.zeros(len(self.terms), 2, dtype=exact, device=device)
+        most = max((len(term.loss.tells) for term in self.terms), default=0)
+        self.totals = torch.zeros(len(self.terms), 2 + most, dtype=exact, device=device)
+        """Of each term: its value, its items, and what else it tells."""
 
     @contextmanager
     def step(self, batch: Mapping[str, Any], t: float, context: Any) -> Iterator[None]:
@@ -41,9 +44,11 @@ class EvalTerms:
             teacher = self.losses.teacher(batch)
             student = Signals(captured.pop("outputs"), captured=captured)
             for place, term in enumerate(self.terms):
-                value = term.loss(student, teacher, batch, t).sum()
+                value, told = value_and_told(term.loss(student, teacher, batch, t))
                 items = torch.as_tensor(term.loss.items(batch), device=self.totals.device)
-                self.totals[place] += torch.stack([value.to(self.totals), items.to(self.totals)])
+                self.totals[place, :2] += torch.stack([value.sum().to(self.totals), items.to(self.totals)])
+                if told is not None:
+                    self.totals[place, 2 : 2 + len(told)] += told.to(self.totals)
 
     def _tells(self, batch: Mapping[str, Any]) -> bool:
         """Whether the batch has what terms by source need, and what a decoder reads: generation is no forward to compare."""
@@ -57,8 +62,12 @@ class EvalTerms:
         totals, self.totals = self.totals, torch.zeros_like(self.totals)
         if self.world > 1 and self.terms:
             torch.distributed.all_reduce(totals)
-        return {
-            f"{prefix}_{term.name}": sums / items
-            for term, (sums, items) in zip(self.terms, totals.tolist(), strict=True)
-            if items
-        }
+        found = {}
+        for term, (value, items, *told) in zip(self.terms, totals.tolist(), strict=True):
+            if items:
+                found[f"{prefix}_{term.name}"] = value / items
+                found |= {
+                    f"{prefix}_{term.name}_{what}": one / items
+                    for what, one in zip(term.loss.tells, told, strict=False)
+                }
+        return found

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 
+from hf_stages.collating import for_source
 from hf_stages.eval_domains import as_its_own
 from hf_stages.eval_sums import EvalSums
 from hf_stages.eval_terms import BULKY
@@ -18,6 +19,7 @@ class MeasuredMixin(_Base):
     """The part of StagedMixin that evaluates. Each override is Trainer's own without stages."""
 
     recipe: Any
+    data_collator: Any
     _stage: Any
     _beside: Any
     _sums: Any = None
@@ -49,7 +51,13 @@ class MeasuredMixin(_Base):
         if self._weighs_items:  # before columns that the model does not take are dropped
             self._evaluated = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
             self._evaluated = self.eval_dataset if self._evaluated is None else self._evaluated
-        return super().get_eval_dataloader(eval_dataset)
+        held = self.data_collator
+        try:
+            if isinstance(eval_dataset, str) and self.recipe is not None:
+                self.data_collator = for_source(held, eval_dataset)
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = held
 
     def evaluation_loop(self, *args, **kwargs):
         prefix = kwargs.get("metric_key_prefix", "eval")

@@ -15,7 +15,7 @@ import torch
 from hf_stages.balance import Balance, gradient_norms
 from hf_stages.health import Health
 from hf_stages.losses import Balanced
-from hf_stages.losses._algebra import Term, weighted
+from hf_stages.losses._algebra import Term, value_and_told, weighted
 from hf_stages.losses._signals import Signals
 from hf_stages.losses._tokens import real_tokens
 
@@ -43,6 +43,7 @@ class Objective:
         self.update_sums = torch.zeros(n, device=device)
         self.log_sums = torch.zeros(n, device=device)
         self.log_updates = 0
+        self.told = {i: torch.zeros(len(t.loss.tells), device=device) for i, t in enumerate(self.terms) if t.loss.tells}
         self.health = Health(self.terms, device, world)
         self.updates = 0
         self.t = 0.0
@@ -84,7 +85,9 @@ class Objective:
             if term not in computed:
                 continue
             weight = term.weight(self.t)
-            part = term.loss(student, teacher, batch, self.t)
+            part, told = value_and_told(term.loss(student, teacher, batch, self.t))
+            if told is not None:
+                self.told[i] += told.to(self.told[i]) / self.items[i]
             if not part.requires_grad:
                 raise ValueError(
                     f"loss {term.name}: its value has no graph, so it would train nothing: all that it reads is frozen, or it was "
@@ -150,15 +153,19 @@ class Objective:
         raise ValueError(f"loss: not finite on another rank at t={self.t:.4g}; its own message says which term")
 
     def drain_log(self) -> dict[str, float]:
-        """The mean of each term since the last log; nothing where one term is all there is."""
-        sums, updates = self.log_sums, max(self.log_updates, 1)
-        if len(self.terms) < 2:
+        """The mean of each term since the last log, where there are several, and what they tell besides."""
+        if len(self.terms) < 2 and not self.told:
             return {}
+        updates, names = max(self.log_updates, 1), [f"loss_{term.name}" for term in self.terms]
+        names += [f"{self.terms[i].name}_{what}" for i in self.told for what in self.terms[i].loss.tells]
+        sums = torch.cat([self.log_sums, *self.told.values()])
         if self.world > 1:
-            sums = sums.clone()
             torch.distributed.all_reduce(sums)
-        logs = {f"loss_{term.name}": s / updates for term, s in zip(self.terms, sums.tolist(), strict=True)}
-        self.log_sums = torch.zeros_like(self.log_sums)
+        logs = {name: value / updates for name, value in zip(names, sums.tolist(), strict=True)}
+        if len(self.terms) < 2:
+            del logs[names[0]]  # the loss itself
+        for held in (self.log_sums, *self.told.values()):
+            held.zero_()
         self.log_updates = 0
         if self.balance is not None:
             scales = zip(self.terms, self.balance.scales().tolist(), strict=True)
@@ -169,6 +176,7 @@ class Objective:
         return {
             "log_sums": self.log_sums.tolist(),
             "log_updates": self.log_updates,
+            "told": {i: told.tolist() for i, told in self.told.items()},
             "health": self.health.state_dict(),
             "updates": self.updates,
             "balance": self.balance.state_dict() if self.balance is not None else None,
@@ -176,6 +184,8 @@ class Objective:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.log_sums = torch.tensor(state["log_sums"], device=self.device)
+        for i, told in state.get("told", {}).items():
+            self.told[int(i)] = torch.tensor(told, device=self.device)
         self.health.load_state_dict(state["health"])
         self.log_updates, self.updates = state["log_updates"], state["updates"]
         if self.balance is not None:

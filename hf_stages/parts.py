@@ -87,6 +87,8 @@ def read_argument(key: str, value: Any, hint: Any, folders: Sequence[str], where
         refuse_in_memory(value, where)
         if "use" in value:
             return read_part(value, inner, where)
+        if key == "collators":
+            return {k: None if v is None else read_collator(v, where / k) for k, v in value.items()}
         to_key = key_type(hint)
         with where.wrap():
             return {to_key(k): read_argument(key, v, None, folders, where / k) for k, v in value.items()}

@@ -9,24 +9,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 from hf_stages.build import Prepared
 from hf_stages.checkpoint import SCHEMA, STAGE_FILE, broken, read_json, write_json
+from hf_stages.curves import Step
 from hf_stages.domains import domains_of, earlier_domains, trained_on
 from hf_stages.errors import StageStopped
 from hf_stages.gates._gate import Decision, Gate, History
-from hf_stages.plan import Plan
+from hf_stages.plan import Plan, PlannedStage
 from hf_stages.replaying import replay_gate
 from hf_stages.schedules import Fresh, Resume, Rewarm
+from hf_stages.schedules._span import Span
 from hf_stages.sizes import plan_for
-from hf_stages.stage import Stage
+from hf_stages.stage import Recipe, Stage
 from hf_stages.versus import Sources, own_part, with_replay
+from hf_stages.versus_collators import collators_of
 from hf_stages.versus_run import ARM_FILE, Trainings
 
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 """Of the declared rate: more below it than above, since what is asked is mostly how to forget less."""
 SHARE, LEAST = 0.1, 20
+_PIECES = 1000
+"""At most so many steps of a staircase stand for a piece of a schedule."""
 _REACHED = "the boundary that probe-lr starts from is reached"
 _NOT_FINITE = "nothing was stepped"
 
@@ -52,11 +58,14 @@ class Probe:
     whole: int
     """Updates of the stage as declared."""
     declared: float
+    """The schedule's peak; of one that resumes its parent's, the rate that it goes on from."""
     rates: tuple[float, ...]
     replays: tuple[float, ...]
     new: tuple[str, ...]
     """Domains that the stage brings."""
     earlier: tuple[str, ...]
+    resumes_to: float | None = None
+    """Of a stage that resumes its parent's schedule: which share of its first rate it ends at."""
 
     def folder(self, rate: float, share: float) -> str:
         return f"lr-{rate:.4g}" + (f"-replay-{share:g}" if share else "")
@@ -82,12 +91,14 @@ def probe_of(
         raise ValueError(
             f"stage {stage!r}: it starts from the initial model; there is no boundary before it, and nothing to forget"
         )
-    schedule = planned.stage.schedule
-    if isinstance(schedule, Resume):
-        raise ValueError(
-            f"stage {stage!r}: schedule: Resume() has no rate of its own; give it one to try others: Rewarm(to=...) or Fresh(peak=...)"
-        )
-    declared = plan.spans[stage].peak
+    declared, ends = plan.spans[planned.span_root].peak, None
+    if isinstance(planned.stage.schedule, Resume):
+        declared, ends = planned.lr_in, planned.lr_out
+        if not declared > 0:
+            raise ValueError(
+                f"stage {stage!r}: schedule: Resume() goes on at a rate of zero, which no factor changes; give the stage a rate of its "
+                "own to try others: Rewarm(to=1e-4), or Fresh(peak=1e-4, optimizer='carry')"
+            )
     tried = tuple(dict.fromkeys(rates if rates else [declared * factor for factor in FACTORS]))
     if bad := [rate for rate in tried if not 0 < rate < float("inf")]:
         raise ValueError(f"rates: expected positive learning rates, got {bad[0]}")
@@ -95,7 +106,8 @@ def probe_of(
         raise ValueError(f"replay: expected shares from 0 to below 1, got {bad[0]}")
     new, earlier = _domains(prepared, planned.stage)
     length = _length(planned.steps, steps, share)
-    return Probe(stage, length, planned.steps, declared, tried, tuple(dict.fromkeys(replays)), new, earlier)
+    share_left = None if ends is None else ends / declared
+    return Probe(stage, length, planned.steps, declared, tried, tuple(dict.fromkeys(replays)), new, earlier, share_left)
 
 
 def _length(whole: int, steps: int | None, share: float | None) -> int:
@@ -188,10 +200,13 @@ def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: flo
         return
     recipe = trainings.prepared.recipe
     place = plan[probe.stage].index - 1
-    tried = trial_stage(probe, plan, Sources(recipe, plan), rate, share)
+    sources = Sources(recipe, plan)
+    tried = trial_stage(probe, plan, sources, rate, share)
     stages = [*(replace(s, exporters=(), pack_on_save=False) for s in recipe.stages[:place]), tried]
-    prepared = trainings.with_args(replace(recipe, stages=stages), folder)
-    told = {"trial": {"rate": rate, "replay": share, "steps": probe.steps, "stage": probe.stage}}
+    made = _by_source(replace(recipe, stages=stages), plan, sources, trainings.prepared.args)
+    prepared = trainings.with_args(made, folder)
+    about = {"rate": rate, "replay": share, "steps": probe.steps, "stage": probe.stage}
+    told = {"trial": {**about, "by_source": made.stages[-1] is not tried}}
     try:
         trainings.train(prepared, told)
     except ValueError as error:
@@ -205,11 +220,6 @@ def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: flo
 def trial_stage(probe: Probe, plan: Plan, sources: Sources, rate: float, share: float) -> Stage:
     """The stage at another rate, its schedule squeezed into a trial's updates; nothing judges it and nothing ends it."""
     planned = plan[probe.stage]
-    span = plan.spans[probe.stage]
-    warmup = round(span.warmup / planned.steps * probe.steps)
-    warmup = min(max(warmup, min(span.warmup, 1)), probe.steps - 1)
-    schedule: Any = planned.stage.schedule if planned.stage.schedule is not None else Fresh()
-    peak = {"to": rate} if isinstance(schedule, Rewarm) else {"peak": rate}
     stage = planned.stage
     if replay_gate(stage) is not None:  # its order, without the gate
         stage = replace(stage, train_dataset=own_part(planned, sources))
@@ -221,9 +231,33 @@ def trial_stage(probe: Probe, plan: Plan, sources: Sources, rate: float, share: 
         stage = with_replay(planned, sources, before, share)
     quiet = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     return replace(
-        stage, until=f"{probe.steps} steps", schedule=replace(schedule, warmup=warmup, **peak), gates=(), exporters=(),
+        stage, until=f"{probe.steps} steps", schedule=_squeezed(planned, plan.spans[planned.span_root], probe.steps, rate), gates=(), exporters=(),
         pack_on_save=False, args={**stage.args, **quiet},
     )  # fmt: skip
+
+
+def _squeezed(planned: PlannedStage, span: Span, steps: int, rate: float) -> Any:
+    """The stage's schedule at another rate, over a trial's updates."""
+    schedule: Any = planned.stage.schedule if planned.stage.schedule is not None else Fresh()
+    if isinstance(schedule, Resume):  # its piece of the parent's shape, a step of it for each update
+        count = min(steps, _PIECES)
+        points = [(k / count, span.lr(planned.s0 + k * planned.steps / count) / planned.lr_in) for k in range(count)]
+        return Fresh(rate, 0, Step(tuple(points)), schedule.optimizer)
+    warmup = round(span.warmup / planned.steps * steps)
+    warmup = min(max(warmup, min(span.warmup, 1)), steps - 1)
+    peak = {"to": rate} if isinstance(schedule, Rewarm) else {"peak": rate}
+    return replace(schedule, warmup=warmup, **peak)
+
+
+def _by_source(recipe: Recipe, plan: Plan, sources: Sources, args: TrainingArguments) -> Recipe:
+    """The trial with its rows and its domains collated as in the stages that they belong to, where these differ and can be mixed."""
+    *before, tried = recipe.stages
+    known = [plan[name] for name in _ancestors(plan, tried.name)]
+    collators = collators_of(recipe, known, sources.names)
+    if collators is None or collators.problem:
+        return recipe
+    planned = plan_for(recipe, args)[tried.name]
+    return replace(recipe, stages=[*before, collators.at_work(planned, sources.names)])
 
 
 def _ancestors(plan: Plan, name: str | None) -> list[str]:

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from hf_stages.agreement import probe
 from hf_stages.cautions import cautions
 from hf_stages.checkpoint import disk_error, written_whole
-from hf_stages.collating import collator_at_work
+from hf_stages.collating import check_teacher, collator_at_work, for_source
 from hf_stages.data._blend import Blend
 from hf_stages.data._random import seed_of
 from hf_stages.domains import domains_of, same_task
@@ -155,6 +155,7 @@ class Runner:
         trainer, losses, args = self.trainer, run.losses, run.args
         where = f"stage {planned.name!r}: "
         trainer.data_collator = collator_at_work(trainer.data_collator, trainer.processing_class, trainer.model, where)
+        check_teacher(trainer.data_collator, losses.teacher, where)
         trainer.stage_teacher, trainer._signature_columns = losses.teacher, None  # it may read columns of its own
         if state is None:
             self._probe_teacher(planned, losses)
@@ -277,6 +278,8 @@ class Runner:
         for name in ("data_collator", "compute_metrics"):
             own = getattr(stage, name)
             setattr(trainer, name, own if own is not None else self.own[name])
+        if isinstance(stage.train_dataset, str):
+            trainer.data_collator = for_source(trainer.data_collator, stage.train_dataset)
         sources, drawn = sources_of(stage.loss), dataset.names if isinstance(dataset, Blend) else ()
         if sources or drawn:
             trainer.data_collator = SourceCollator(trainer.data_collator, sources, drawn)

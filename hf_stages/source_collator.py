@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hf_stages.data._collating import columns_read
 from hf_stages.losses._on_source import SOURCE
 
 DRAWN = "drawn"
@@ -30,7 +31,7 @@ class SourceCollator:
         names = [row[SOURCE] for row in rows]
         numbers = [self._number(name) for name in names] if self.sources else []
         bare = [{key: value for key, value in row.items() if key != SOURCE} for row in rows]
-        batch = self.inner(bare)
+        batch = self.inner(rows if SOURCE in columns_read(self.inner) else bare)
         if self.sources:
             batch[SOURCE] = torch.tensor(numbers)
         if self.drawn and isinstance(batch, MutableMapping):

@@ -23,13 +23,17 @@ class LiveTeacher:
     """A model run in evaluation mode without gradient. It is never trained, saved or wrapped.
 
     Where no loss reads its logits it stops at the deepest layer that one reads. Labels are withheld: a teacher that
-    computes its own loss wastes time and may refuse labels of another shape.
+    computes its own loss wastes time and may refuse labels of another shape. It keeps no cache of keys and values: with
+    one, models overlook that positions begin anew, and packed examples would see each other.
     """
 
     evaluates = True
 
     def __init__(self, model: nn.Module, needs: frozenset[str], device: torch.device) -> None:
         self._was = model.training, [p for p in model.parameters() if p.requires_grad]
+        self._cached = [config for config in _configs(model) if getattr(config, "use_cache", None)]
+        for config in self._cached:
+            config.use_cache = False
         self.model = _placed(model, device).eval().requires_grad_(False)
         self.capture = Capture(self.model, needs, stop=True)
 
@@ -44,6 +48,8 @@ class LiveTeacher:
         self.model.train(training)
         for parameter in trained:
             parameter.requires_grad_(True)
+        for config in self._cached:
+            config.use_cache = True
 
 
 class BaseTeacher:
@@ -87,6 +93,12 @@ def _run(model: nn.Module, capture: Capture, batch: Mapping[str, Any]) -> Signal
     with torch.no_grad(), capture.collecting() as captured:
         outputs = capture.run(model, inputs)
     return Signals(outputs, captured=captured)
+
+
+def _configs(model: Any) -> list[Any]:
+    """The model's own, and that of the language model within."""
+    own = getattr(model, "config", None)
+    return [own] if own is None or not hasattr(own, "get_text_config") else [own, own.get_text_config()]
 
 
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 from transformers.utils import logging
 
 from hf_stages.cached_teacher import CacheReader, check_needs, check_same_teacher, check_vocabulary, find
+from hf_stages.data._collating import columns_read
 from hf_stages.data._random import undisturbed
 from hf_stages.losses._on_source import SOURCE
 from hf_stages.plan import PlannedStage
@@ -96,6 +97,8 @@ def _check_rows(trainer: Any, stage: Stage, cached: CachedTeacher) -> None:
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__") or own_hook:
         return
     collator = stage.data_collator if stage.data_collator is not None else trainer.data_collator
+    if SOURCE in columns_read(collator):
+        return  # which collator a row is for, only drawing it tells
     trainer.stage_teacher, trainer._signature_columns = cached, None
     try:
         with undisturbed():

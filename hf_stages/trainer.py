@@ -41,7 +41,7 @@ from hf_stages.plan import Plan
 from hf_stages.progress import StageProgress
 from hf_stages.runner import Runner
 from hf_stages.sizes import plan_for
-from hf_stages.source_collator import SourceCollator
+from hf_stages.source_collator import DRAWN, SourceCollator
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_losses import wants_teacher
 from hf_stages.teachers import check_declared
@@ -139,7 +139,7 @@ class StagedMixin(MeasuredMixin):
             check_no_rebuild(self.recipe, plan)
         models = dry_models(self.recipe, self.blueprint.build("meta")) if self.blueprint.buildable else {}
         own_loss = self.compute_loss_func is not None
-        check_collators(self.recipe.stages, self.recipe.data_collator, self.processing_class)
+        check_collators(self.recipe, self.processing_class)
         check_teacher_tokenizers(self.recipe, self.processing_class)
         taught = check_stages(self.recipe, self.args, models, own_loss=own_loss)
         for stage in self.recipe.stages:
@@ -325,7 +325,7 @@ class StagedMixin(MeasuredMixin):
 
     def _prepare_inputs(self, inputs):
         inputs = super()._prepare_inputs(inputs)
-        apart = self._for_teacher | ({SOURCE} if isinstance(self.data_collator, SourceCollator) else set())
+        apart = self._for_teacher | ({SOURCE, DRAWN} if isinstance(self.data_collator, SourceCollator) else set())
         if apart:  # for the losses, not for the model
             inputs = dict(inputs)
             self._beside = {key: inputs.pop(key) for key in apart & inputs.keys()}

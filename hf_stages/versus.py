@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from transformers import TrainingArguments
@@ -25,11 +26,13 @@ from hf_stages.schedules import Fresh, Rewarm
 from hf_stages.sizes import plan_for, train_dataset_of
 from hf_stages.stage import Recipe, Stage, parents_of
 from hf_stages.stage_args import stage_args
+from hf_stages.versus_collators import RowCollators, collators_of
 
 ARMS = ("staged", "joint", "replay", "annealed")
 LATE = 0.2
 """The last part of the annealed arm, in which the last source comes more often (10-20 % in arXiv 2406.03476)."""
-_SAME = ("loss", "data_collator", "compute_metrics", "teacher")
+_SAME = ("loss", "compute_metrics", "teacher")
+"""Of every stage. Collators may differ: rows of one batch are collated by their sources."""
 
 
 @dataclass(frozen=True)
@@ -73,22 +76,27 @@ def arms_of(
     for name in names:
         if name not in ARMS:
             raise ValueError(f"arms: there is no {name!r}; there are {', '.join(ARMS)}")
-    staged = _comparable(recipe, stages)
+    kept, staged = _comparable(recipe, stages)
     plan = plan_for(staged, args)
     sources = Sources(staged, plan)
     _check_batches(plan)
-    arms = [_arm("staged", staged, args, "the stages as declared, one after another", sources)]
+    collators = collators_of(kept, plan.stages, sources.names)
+    _check_joint(staged, plan, collators, [name for name in names if name in ("joint", "annealed")])
+    if collators is not None and collators.problem:
+        collators = None  # each stage's own for all that it reads
+    make = partial(_arm, args=args, sources=sources, collators=collators)
+    arms = [make("staged", staged, "the stages as declared, one after another")]
     for name in dict.fromkeys(names):
         if name == "replay":
-            arms.append(_arm(name, _replay(staged, plan, sources, replay), args, _says_replay(replay), sources))
+            arms.append(make(name, _replay(staged, plan, sources, replay), _says_replay(replay)))
         elif name in ("joint", "annealed"):
             made, says = _joint(name, staged, plan, sources, args, lr, arms[0].lr_sum)
-            arms.append(_arm(name, made, args, says, sources))
+            arms.append(make(name, made, says))
     return arms
 
 
-def _comparable(recipe: Recipe, only: Sequence[str] | None) -> Recipe:
-    """The stages to compare, judged by the same named evaluation sets throughout, and by nothing that could end the run."""
+def _comparable(recipe: Recipe, only: Sequence[str] | None) -> tuple[Recipe, Recipe]:
+    """The stages to compare, as declared; and judged by the same named evaluation sets throughout, and by nothing that could end the run."""
     stages = list(recipe.stages)
     if only is not None:
         for name in only:
@@ -122,7 +130,7 @@ def _comparable(recipe: Recipe, only: Sequence[str] | None) -> Recipe:
         )
     sets = {domain.name: domain.dataset for domain in domains_of(kept).values()}
     bare = [replace(s, eval_dataset=None, gates=_kept(s), exporters=(), pack_on_save=False) for s in stages]
-    return replace(kept, stages=bare, eval_dataset=sets)
+    return kept, replace(kept, stages=bare, eval_dataset=sets)
 
 
 def _kept(stage: Stage) -> list[Any]:
@@ -175,6 +183,12 @@ class Sources:
             found[name] = found.get(name, 0.0) + count
         return found
 
+    def names(self, planned: PlannedStage) -> dict[str, str]:
+        """The source of each name that the stage's rows have; of a plain dataset, whose rows have none, of the stage's."""
+        if planned.blend is None:
+            return {name: name for name in self.of(planned)}
+        return {leaf.name: self._name(leaf.name, leaf.dataset) for leaf in planned.blend.leaves}
+
     def _name(self, name: str, dataset: Any) -> str:
         for known, other in self.datasets.items():
             if other is dataset:
@@ -212,9 +226,10 @@ def _by_tokens(blend: Blend) -> list[float]:
 # ---- the other arms ---------------------------------------------------------------------------------------------------
 
 
-def _joint(
-    name: str, staged: Recipe, plan: Plan, sources: Sources, args: TrainingArguments, lr: str | float, lr_sum: float
-) -> tuple[Recipe, str]:
+def _check_joint(staged: Recipe, plan: Plan, collators: RowCollators | None, names: Sequence[str]) -> None:
+    """What one joint stage cannot have."""
+    if not names:
+        return
     first = staged.stages[0]
     for stage in staged.stages[1:]:
         if stage.transforms:
@@ -229,6 +244,17 @@ def _joint(
                     f"stage {stage.name!r}: {key}: differs from that of {first.name!r}, and a joint stage has one; set it for all of "
                     "the run, or leave the stage out: --stages ..."
                 )
+    if collators is not None and collators.problem:
+        raise ValueError(
+            f"data_collator: differs between the stages, and in a joint stage rows of all stand in one batch: {collators.problem}; or "
+            "set one collator for all of the run, or leave a stage out: --stages ..."
+        )
+
+
+def _joint(
+    name: str, staged: Recipe, plan: Plan, sources: Sources, args: TrainingArguments, lr: str | float, lr_sum: float
+) -> tuple[Recipe, str]:
+    first = staged.stages[0]
     counts: dict[str, float] = {}
     for planned in plan.stages:
         for source, count in sources.of(planned).items():
@@ -341,8 +367,13 @@ def own_part(planned: PlannedStage, sources: Sources) -> Any:
     return part if isinstance(part, Curriculum) else sources.mixture(dict.fromkeys(sources.of(planned), 1.0))
 
 
-def _arm(name: str, recipe: Recipe, args: TrainingArguments, says: str, sources: Sources) -> Arm:
+def _arm(
+    name: str, recipe: Recipe, says: str, *, args: TrainingArguments, sources: Sources, collators: RowCollators | None
+) -> Arm:
     plan = plan_for(recipe, args)
+    if collators is not None:
+        recipe = replace(recipe, stages=[collators.at_work(planned, sources.names) for planned in plan.stages])
+        says += "; each source's rows by the collator of its stage"
     rates = list(_rates(plan))
     drawn = tuple(sources.of(planned) for planned in plan.stages)
     return Arm(name, recipe, says, plan.total_steps, sum(rates), max(rates), drawn)

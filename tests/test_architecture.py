@@ -31,7 +31,7 @@ ALLOWED = {
     PLANS: f"{NOUNS} {READERS} schedules data",
     WORK: f"{NOUNS} {READERS} {PLANS} {LEAVES}",
     "recipes": "*",
-    "cli cli_compare __main__ build probe probe_lr versus versus_run doctor bench bench_ways": "*",
+    "cli cli_compare __main__ build probe probe_lr versus versus_collators versus_run doctor bench bench_ways": "*",
     "__init__": f"{NOUNS} trainer teacher_source own_models own_quantizer",
     "losses": f"{NOUNS} layers",
     "layers": NOUNS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import pytest
 
@@ -100,8 +101,10 @@ def test_what_cannot_be_tried_is_refused(ready, given, message):
     [
         ({"eval_dataset": "code-eval"}, "no evaluation set measures what it brings"),
         ({"eval_dataset": {"code": "code-eval"}}, "measures what was learned before"),
-        ({"stages": [{"name": "language", "until": "2 steps", "train_dataset": "language"},
-                     {"name": "code", "until": "2 steps", "train_dataset": "code", "schedule": "Resume"}]}, "no rate of its own"),
+        ({"stages": [{"name": "language", "until": "2 steps", "train_dataset": "language",
+                      "schedule": {"use": "Fresh", "shape": "Step(((0, 1), (0.4, 0)))"}},
+                     {"name": "code", "until": "2 steps", "train_dataset": "code", "schedule": "Resume"}]},
+         r"Resume\(\) goes on at a rate of zero.*Rewarm\(to=1e-4\)"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused(tmp_path, changes, message):
@@ -156,3 +159,67 @@ def test_a_rate_that_diverges_is_a_row_and_not_tried_again(tmp_path, capsys):
 def test_mistakes_on_the_command_line(tmp_path, capsys, argv, message):
     assert cli.main(["probe-lr", write(tmp_path), "--stage", "code", *argv]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_trials_collate_rows_and_domains_as_in_their_own_stages(tmp_path, capsys):
+    second = {
+        "name": "code",
+        "until": "4 steps",
+        "train_dataset": "code",
+        "data_collator": {"use": "Lengths", "length": 4},
+    }
+    recipe = write(tmp_path, stages=[{"name": "language", "until": "4 steps", "train_dataset": "language"}, second])
+    argv = ["probe-lr", recipe, "--stage", "code", "--rates", "1e-3", "--replay", "0", "0.25", "--steps", "4"]
+    assert cli.main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all(trial["finite"] for trial in found["trials"])
+    tokens, items = [], []
+    for share in ("", "-replay-0.25"):
+        stage = json.loads(
+            (tmp_path / "out" / "probe-code" / f"lr-0.001{share}" / "02-code" / "stage.json").read_text()
+        )
+        tokens.append(stage["tokens"])
+        items.append({name: domain["items"] for name, domain in stage["domains"].items()})
+    assert tokens == [16 * 4, 12 * 4 + 4 * 8]  # four of language, whole
+    assert items == [{"language": 4 * 7, "code": 4 * 3}] * 2
+    # What a trial began from is measured through the same collators, not as the boundary's own stage did.
+    own = json.loads((tmp_path / "out" / "01-language" / "stage.json").read_text())["domains"]
+    assert own["code"]["items"] == 4 * 7
+    assert found["trials"][0]["before"]["code"] == stage["domains_before"]["code"]["loss"] != own["code"]["loss"]
+
+
+def resuming(**more):
+    first = {
+        "name": "language",
+        "until": "6 steps",
+        "train_dataset": "language",
+        "schedule": {"use": "Fresh", "warmup": "2 steps"},
+    }
+    return [first, {"name": "code", "until": "4 steps", "train_dataset": "code", "schedule": {"use": "Resume", **more}}]
+
+
+def test_a_stage_that_resumes_is_tried_along_its_piece_of_the_parents_schedule(tmp_path):
+    ready = prepare(recipes.load(write(tmp_path, stages=resuming())))
+    plan = plan_for(ready.recipe, ready.args)
+    probe = probe_of(ready, "code", steps=2, rates=[1e-3, 4e-3])
+    # By hand: two updates of warmup, then down to zero after ten; the second stage goes on at the sixth.
+    assert (probe.declared, probe.resumes_to) == (pytest.approx(1e-2 * 4 / 8), 0)
+    tried = trial_stage(probe, plan, Sources(ready.recipe, plan), 4e-3, 0.0)
+    trial = plan_for(replace(ready.recipe, stages=[ready.recipe.stages[0], tried]), ready.args)
+    assert [trial.lr_at("code", t) for t in (0.0, 0.5)] == pytest.approx([4e-3, 4e-3 * 2 / 4])
+    assert tried.schedule.optimizer == "carry"
+    assert probe_of(ready, "code").rates == pytest.approx([5e-3 * f for f in (1 / 8, 1 / 4, 1 / 2, 1, 2)])
+
+
+def test_a_trial_of_a_resumed_stage_at_its_declared_rate_is_the_stage(tmp_path, capsys):
+    recipe = write(tmp_path, stages=resuming())
+    argv = ["probe-lr", recipe, "--stage", "code", "--rates", "5e-3", "--steps", "4", "--budget", "90%"]
+    assert cli.main(argv) == 0
+    assert "write Rewarm(to=0.005, warmup=0, then='Linear(1, 0)')" in capsys.readouterr().out
+    assert cli.main(["run", recipe, "--resume"]) == 0
+    out = tmp_path / "out"
+    whole = json.loads((out / "02-code" / "stage.json").read_text())
+    trial = json.loads((out / "probe-code" / "lr-0.005" / "02-code" / "stage.json").read_text())
+    for domain in ("language", "code"):
+        assert trial["domains"][domain]["loss"] == pytest.approx(whole["domains"][domain]["loss"], rel=1e-6)
+    assert whole["domains"]["code"]["loss"] < whole["domains_before"]["code"]["loss"] - 1e-4

@@ -12,6 +12,7 @@ import pytest
 from hf_stages import StagedTrainer, cli
 from hf_stages import recipe as recipes
 from hf_stages.build import prepare
+from hf_stages.data import BySource, Lengths
 from hf_stages.sizes import plan_for
 from hf_stages.versus import LATE, arms_of
 from tests.versus_recipes import write
@@ -195,3 +196,71 @@ def test_mistakes_on_the_command_line(tmp_path, capsys, argv, message):
     assert cli.main(["versus", write(tmp_path), *argv]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# ---- stages whose collators differ ----------------------------------------------------------------------------------
+
+CUT = {"use": "Lengths", "length": 4}
+
+
+def test_rows_of_one_joint_batch_are_collated_as_in_their_own_stages(prepared):
+    ready = prepared(stages=stages(data_collator=CUT))
+    arms = derived(ready, "joint", "annealed", "replay")
+    for name, arm in arms.items():
+        for stage in arm.recipe.stages:
+            assert isinstance(stage.data_collator, BySource), name
+            held = stage.data_collator.collators
+            assert (held["language"], held["code"]) == (None, Lengths(4)), name
+        assert "each source's rows by the collator of its stage" in arm.says
+    assert [stage.data_collator.collator for stage in arms["staged"].recipe.stages] == [None, Lengths(4)]
+    same = prepared(stages=stages(), data_collator=CUT)  # one for all: nothing is by source
+    assert derived(same, "joint")["joint"].recipe.stages[0].data_collator is None
+
+
+def test_domains_take_the_collator_of_the_stage_that_brings_them(prepared):
+    first = {**stages()[0], "eval_dataset": {"prose": "language-eval"}}
+    second = {**stages(data_collator=CUT)[1], "eval_dataset": {"calls": "code-eval"}}
+    arms = derived(prepared(stages=[first, second], eval_dataset=None), "joint")
+    held = arms["joint"].recipe.stages[0].data_collator.collators
+    assert held == {"prose": None, "calls": Lengths(4), "language": None, "code": Lengths(4)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": stages(data_collator={"use": "Packed", "length": 64})}, "'code': Packed does not make one row of each"),
+        (
+            {"stages": [*stages(data_collator=CUT), {"name": "back", "until": "2 steps", "train_dataset": "language", "data_collator": CUT}]},
+            "'language' has one collator in stage 'language' and another in stage 'back'",
+        ),
+        (
+            {"stages": stages(data_collator=CUT), "eval_dataset": {"wiki": "language-eval"}},
+            "the evaluation set 'wiki' is named as no stage",
+        ),
+        (
+            {"stages": [{**stages()[0], "eval_dataset": {"code": "code-eval"}}, stages(data_collator=CUT)[1]], "eval_dataset": {"language": "language-eval"}},
+            "'code' has one collator as a source and another as an evaluation set",
+        ),
+    ],
+)  # fmt: skip
+def test_collators_that_cannot_meet_are_refused_where_they_would(prepared, changes, message):
+    ready = prepared(**changes)
+    with pytest.raises(ValueError, match=f"data_collator: differs between the stages.*{message}"):
+        arms_of(ready.recipe, ready.args, ["joint"])
+    only = arms_of(ready.recipe, ready.args, ["staged"])[0]  # each stage's own, as declared
+    assert not any(isinstance(stage.data_collator, BySource) for stage in only.recipe.stages)
+
+
+def test_both_arms_train_and_measure_with_each_sources_collator(tmp_path, capsys):
+    recipe = write(tmp_path, stages=stages(data_collator=CUT))
+    assert cli.main(["versus", recipe, "--seeds", "0", "--arms", "joint", "replay", "--replay", "0.25", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    runs = {name: arm["runs"][0] for name, arm in found["arms"].items()}
+    # 24 rows of language of eight tokens each, 16 of code cut to four.
+    assert runs["staged"]["tokens_by_source"] == runs["joint"]["tokens_by_source"] == {"language": 192, "code": 64}
+    assert runs["replay"]["tokens_by_source"] == {"language": 192 + 4 * 8, "code": 12 * 4}
+    assert runs["staged"]["before"] == runs["joint"]["before"]
+    for name in runs:
+        for path in (tmp_path / "out" / "versus" / "seed-0" / name).glob("*/stage.json"):
+            domains = json.loads(path.read_text())["domains"]
+            assert (domains["language"]["items"], domains["code"]["items"]) == (4 * 7, 4 * 3), path

@@ -3,6 +3,7 @@
 from hf_stages.data.augment import Augment as Augment
 from hf_stages.data.by_difficulty import ByDifficulty as ByDifficulty
 from hf_stages.data.by_length import ByLength as ByLength
+from hf_stages.data.by_source import BySource as BySource
 from hf_stages.data.collator import Collator as Collator
 from hf_stages.data.completion_only import CompletionOnly as CompletionOnly
 from hf_stages.data.dynamic_mlm import DynamicMLM as DynamicMLM
@@ -20,6 +21,7 @@ __all__ = [
     "Augment",
     "ByDifficulty",
     "ByLength",
+    "BySource",
     "Collator",
     "CompletionOnly",
     "DynamicMLM",

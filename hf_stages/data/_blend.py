@@ -236,11 +236,15 @@ class SizedBlend(Blend):
         return sum(leaf.n or 0 for leaf in self.leaves)
 
     def __getitem__(self, index: int) -> Any:
+        return self.named(index)[1]
+
+    def named(self, index: int) -> tuple[str, Any]:
+        """The source's name and the row."""
         for leaf in self.leaves:
             assert leaf.n is not None
             if index < leaf.n:
                 row = leaf.dataset[index]
-                return row[0] if isinstance(row, list) else row
+                return leaf.name, row[0] if isinstance(row, list) else row
             index -= leaf.n
         raise IndexError(index)
 

@@ -62,20 +62,37 @@ def find_layout(model: Any) -> Layout:
     elsewhere (RoBERTa), with ``use_cache`` none looks at them, some mix tokens by other means than attention (convolutions,
     recurrences) and cannot be packed.
     """
-    limit = 1e-3 if _dtype(model) == torch.float32 else 0.05
-    least = (float("inf"), float("inf"))
+    found = []
     with _quietly(model):
         for layout in _candidates(model, _is_causal(model)):
-            mixed, moved = _difference(model, layout)
-            if mixed < limit / 10 and moved < limit:
+            found.append(_fault(model, layout))
+            if found[-1] is None:
                 return layout
-            least = min(least, (mixed, moved), key=sum)
-    mixed, moved = least
-    what = "one packed example sees another" if mixed >= limit / 10 else "a packed example is not what it is alone"
     raise ValueError(
-        f"Packed: in {type(model).__name__} {what}, whether told by position_ids or by a mask of 4 dimensions (tried on a few tokens: "
-        f"logits differ by {max(mixed, moved):.2g} of their size); pad instead, or give mask= if you know better"
+        f"Packed: in {type(model).__name__} {min(filter(None, found))[1]}; tried position_ids and a mask of 4 dimensions; pad instead, or "
+        "give mask= if you know better"
     )
+
+
+def check_layout(model: Any, layout: Layout) -> None:
+    """Of a second model, which reads the same rows."""
+    with _quietly(model):
+        fault = _fault(model, layout)
+    if fault is not None:
+        raise ValueError(
+            f"Packed: in {type(model).__name__} {fault[1]}; it is told by mask={layout.mask!r}, as suits the student: load both with the "
+            "same attn_implementation, or pad instead"
+        )
+
+
+def _fault(model: Any, layout: Layout) -> tuple[float, str] | None:
+    """What goes wrong with packed rows of this layout, and by how much."""
+    limit = 1e-3 if _dtype(model) == torch.float32 else 0.05
+    mixed, moved = _difference(model, layout)
+    if mixed < limit / 10 and moved < limit:
+        return None
+    what = "one packed example sees another" if mixed >= limit / 10 else "a packed example is not what it is alone"
+    return mixed + moved, f"{what} (tried on a few tokens: logits differ by {max(mixed, moved):.2g} of their size)"
 
 
 def _candidates(model: Any, causal: bool) -> list[Layout]:

@@ -44,6 +44,11 @@ class Collating:
                 own[field.name] = value.at(t)
         return replace(self, **own) if own else self  # type: ignore[type-var]
 
+    def for_source(self: _T, name: str) -> _T:
+        """The collator where rows that name no source are of this one; see ``BySource``."""
+        inner = getattr(self, "collator", None)
+        return replace(self, collator=inner.for_source(name)) if isinstance(inner, Collating) else self  # type: ignore[type-var]
+
 
 def built(collator: Any, tokenizer: Any, model: Any) -> Any:
     return collator.build(tokenizer, model) if hasattr(collator, "build") else collator

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from hf_stages.curves import Curve
 from hf_stages.data._bins import rows_of
-from hf_stages.data._blocks import MASKED, block_mask, find_layout, positions_of, window_of
+from hf_stages.data._blocks import MASKED, Layout, block_mask, check_layout, find_layout, positions_of, window_of
 from hf_stages.data._collating import (
     IGNORED,
     LONGER,
@@ -85,6 +85,11 @@ class Packed(Collating):
             ready = replace(ready, **find_layout(model)._asdict())
             _check_window(ready, model)
         return ready
+
+    def check_teacher(self, model: Any) -> None:
+        """Whether a teacher keeps the examples of the student's rows apart, too."""
+        check_layout(model, Layout(self.mask, self.first, bool(self.shift if self.causal is None else self.causal)))
+        _check_window(self, model)
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
         if self.shift is None or self.mask == "auto":

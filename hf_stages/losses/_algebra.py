@@ -30,6 +30,8 @@ class Loss:
 
     parts: tuple[str, ...] = ()
     """Where the value is one number for each of several parts: what they are called, such as the layers ``2-4``."""
+    tells: tuple[str, ...] = ()
+    """Where ``__call__`` gives a pair, the value and more numbers for the log: what these are called. Each is a sum over the items."""
 
     @property
     def name(self) -> str:
@@ -70,6 +72,11 @@ class Loss:
         return Scaled(as_curve(weight), self)
 
     __rmul__ = __mul__
+
+
+def value_and_told(given: Any) -> tuple[Any, Any]:
+    """What a loss gave: its value, and the numbers that it ``tells``, if there are some."""
+    return given if isinstance(given, tuple) else (given, None)
 
 
 @dataclass(frozen=True)

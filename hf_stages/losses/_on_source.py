@@ -48,6 +48,10 @@ class OnSource(Loss):
         return self.inner.parts
 
     @property
+    def tells(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.inner.tells
+
+    @property
     def modules(self) -> Any:  # type: ignore[override]
         return self.inner.modules
 

@@ -67,6 +67,26 @@ def real_tokens(batch: Mapping[str, Any]) -> torch.Tensor | None:
     return real
 
 
+def together(batch: Mapping[str, Any], stack: str | None) -> torch.Tensor | None:
+    """(rows, tokens, tokens): which real tokens are of one example; None where the batch does not say.
+
+    Rows of one example each say no more than their padding; packed ones tell their examples apart as ``real_tokens`` has it.
+    """
+    real = _mask(batch, stack)
+    if real is None:
+        return None
+    both = real[:, :, None] & real[:, None, :]
+    mask: Any = batch.get("attention_mask")
+    if stack is None and torch.is_tensor(mask) and mask.dim() == 4:
+        sees = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0].eq(0)
+        return both & (sees | sees.transpose(1, 2))  # a causal mask shows half of it
+    goes_on = before_next(batch) if stack is None and mask is None else None
+    if goes_on is None:
+        return both
+    number = torch.nn.functional.pad((~goes_on).cumsum(-1), (1, 0))
+    return both & number[:, :, None].eq(number[:, None, :])
+
+
 def before_next(batch: Mapping[str, Any]) -> torch.Tensor | None:
     """(rows, tokens - 1): whether the next token goes on with the same example; None where no positions say so."""
     positions: Any = batch.get("position_ids")

@@ -11,7 +11,7 @@ import torch
 from hf_stages.losses import _attention, _layers
 from hf_stages.losses._algebra import Loss, adapted
 from hf_stages.losses._scores import exact
-from hf_stages.losses._tokens import token_items, token_weights
+from hf_stages.losses._tokens import together, token_items, token_weights
 from hf_stages.losses._width import heads_of, size_of
 
 _PARTS = {"Q": "query", "K": "key", "V": "value"}
@@ -22,8 +22,8 @@ class AttentionRelation(Loss):
     """KL(teacher || student) of softmax(A Aᵀ) for A in queries, keys and values (MiniLMv2, BitDistill).
 
     Heads are joined and cut anew into ``heads`` relation heads, so widths and head counts may differ. Averaged over
-    relation heads, summed over relations and layers, averaged over real tokens; padding is left out, and so is nothing
-    else: causal models relate to later tokens too. Queries and keys are taken as attention gets them, after RoPE.
+    relation heads, summed over relations and layers, averaged over real tokens; padding is left out, and other examples of a
+    packed row, and nothing else: causal models relate to later tokens too. Queries and keys are taken as attention gets them, after RoPE.
     """
 
     relations: str = "QKV"
@@ -70,7 +70,8 @@ class AttentionRelation(Loss):
         layers = []
         for mine, theirs in _attention.layers_of(self, student, teacher):
             weights = token_weights(batch, mine.query.transpose(1, 2), self.stack)
-            real = (weights > 0)[:, None, None, :]
+            apart = together(batch, self.stack)
+            real = (weights > 0)[:, None, None, :] if apart is None else apart[:, None]
             found: Any = 0.0
             for letter in self.relations:
                 logs = self._relation(getattr(mine, _PARTS[letter]), real, "student")

@@ -29,6 +29,10 @@ class DPO(Loss):
     Rows come in pairs, a chosen one and then its rejected one, as ``data.Preferences`` makes them. ``label_smoothing`` is how
     often preferences are taken to be the wrong way round (conservative DPO).
 
+    The log says how often the chosen answer is ahead (``DPO_accuracy``), by how much (``DPO_margin``, the mean of beta z), and what
+    became of either: ``DPO_chosen`` and ``DPO_rejected``, beta times how much likelier than under the reference. A margin
+    that grows while both fall is the usual sign of too high a rate.
+
     >>> DPO(beta=0.2)
     DPO(beta=0.2, label_smoothing=0.0)
     """
@@ -36,6 +40,7 @@ class DPO(Loss):
     beta: float | Curve = 0.1
     label_smoothing: float = 0.0
 
+    tells = ("accuracy", "margin", "chosen", "rejected")
     uses_teacher = True
     needs = frozenset({"final"})
     teacher_needs = frozenset({"final"})
@@ -74,15 +79,19 @@ class DPO(Loss):
             )
         return len(labels) // 2
 
-    def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
+    def __call__(
+        self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         labels: Any = batch["labels"]
         mine = _log_probabilities(student.final, labels)
         with torch.no_grad():
             theirs = _log_probabilities(teacher.final, labels).to(mine.device)
-        gain = (mine - theirs).view(-1, 2)
-        z = as_curve(self.beta)(t) * (gain[:, 0] - gain[:, 1])
+        gain = as_curve(self.beta)(t) * (mine - theirs).view(-1, 2)
+        z = gain[:, 0] - gain[:, 1]
         wrong = self.label_smoothing
-        return -((1 - wrong) * logsigmoid(z) + wrong * logsigmoid(-z)).sum()
+        value = -((1 - wrong) * logsigmoid(z) + wrong * logsigmoid(-z)).sum()
+        told = torch.stack([z > 0, z, gain[:, 0], gain[:, 1]]).detach()
+        return value, told.sum(1)
 
 
 def _log_probabilities(final: torch.Tensor | Head, labels: torch.Tensor) -> torch.Tensor:

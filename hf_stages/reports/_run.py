@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class ReadStage:
     status: str
     summary: dict[str, Any] | None = None
     problem: str = ""
+    planned: int | None = None
+    """Updates, as the run's manifest has them."""
 
     @property
     def parent(self) -> str | None:
@@ -70,15 +72,15 @@ def read_run(out: str | Path) -> ReadRun:
             raise
         problems.append(f"{error}; the stages are those whose folders are there")
         manifest = {"status": "of unknown state", "stages": {}, "ledger": []}
-    declared = {entry["folder"]: (name, entry["status"]) for name, entry in manifest["stages"].items()}
+    declared = {e["folder"]: (name, e["status"], e.get("steps")) for name, e in manifest["stages"].items()}
     found = sorted({*declared, *(p.parent.name for p in out.glob(f"*/{STAGE_FILE}") if _FOLDER.match(p.parent.name))})
     stages = []
     for folder in found:
         match = _FOLDER.match(folder)
         if match is None:
             continue
-        name, status = declared.get(folder, (match[2], "done"))
-        stages.append(_read_stage(out / folder, int(match[1]), name, status))
+        name, status, steps = declared.get(folder, (match[2], "done", None))
+        stages.append(replace(_read_stage(out / folder, int(match[1]), name, status), planned=steps))
     problems += [f"{stage.folder}: {stage.problem}" for stage in stages if stage.problem]
     done = [stage.summary for stage in stages if stage.summary is not None]
     last = max(done, key=lambda summary: summary.get("global_step", 0), default={})

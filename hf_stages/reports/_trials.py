@@ -44,6 +44,8 @@ class Trials:
     earlier: tuple[str, ...]
     budget: float
     each: tuple[Trial, ...]
+    resumes_to: float | None = None
+    """Of a stage that resumes its parent's schedule: which share of its first rate it ends at."""
 
     def within(self, trial: Trial) -> bool:
         return trial.finite and trial.forgotten(self.earlier) <= self.budget
@@ -68,7 +70,9 @@ def read_trial(folder: str | Path) -> Trial:
             f"{folder}: the trial of {trial['stage']!r} is not finished, or damaged; remove the folder and try again"
         )
     parent = next((stage.summary for stage in run.done if stage.name == last.parent), None) or {}
-    before = {**_losses(last.summary.get("domains_before")), **_losses(parent.get("domains"))}
+    here, there = _losses(last.summary.get("domains_before")), _losses(parent.get("domains"))
+    # Where collators go by source the parent, as declared, may have measured a domain through another one.
+    before = {**there, **here} if trial.get("by_source") else {**here, **there}
     return Trial(trial["rate"], trial["replay"], before, _losses(last.summary["domains"]))
 
 

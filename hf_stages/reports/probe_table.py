@@ -64,6 +64,11 @@ def said(trials: Trials) -> str:
     lines = [
         f"Pick: {rate(picked.rate)}{_with(picked)}, the largest gain within the budget. Declared: {rate(trials.declared)}."
     ]
+    if trials.resumes_to is not None:
+        lines.append(
+            f"The stage resumes its parent's schedule, which goes on from {rate(trials.declared)} and has no rate of its own. For another one write "
+            f"Rewarm(to={picked.rate:.4g}, warmup=0, then='Linear(1, {trials.resumes_to:.3g})'), or the like."
+        )
     lines += _beside(trials, picked)
     if trials.steps < trials.whole:
         lines.append(

@@ -10,10 +10,13 @@ from typing import Any
 
 from hf_stages.reports._matrix import matrix_of, metrics_of
 from hf_stages.reports._run import ReadRun
+from hf_stages.reports._share_panels import share_panels
+from hf_stages.reports._shares import shares_of
 from hf_stages.reports._svg import curves, document, heat_map
 from hf_stages.reports.domain_table import domain_table
 from hf_stages.reports.result_table import stages_table
 from hf_stages.reports.run_report import benches, decided
+from hf_stages.reports.shares_table import shares_table
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:960px;margin:2em auto;padding:0 1em}"
@@ -30,7 +33,7 @@ def save_report(run: ReadRun, path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in (".html", ".svg"):
         raise ValueError(f"report: expected a file that ends in .html or .svg, got {str(path)!r}")
-    pictures = _pictures(run)
+    pictures = [p for p in (*_pictures(run), share_panels(shares_of(run))) if p[2]]
     if path.suffix == ".svg" and not pictures:
         raise ValueError(f"{run.out}: nothing was measured yet that could be drawn")
     text = report_html(run) if path.suffix == ".html" else document(pictures)
@@ -47,6 +50,8 @@ def report_html(run: ReadRun) -> str:
     if pictures := _pictures(run):
         parts.append(f"<h2>Domains</h2>{document(pictures)}")
     parts.append(f"<pre>{escape(domain_table(run))}</pre>")
+    if shares := shares_table(run):
+        parts.append(f"<h2>Sources</h2>{document([share_panels(shares_of(run))])}<pre>{escape(shares)}</pre>")
     if found := decided(run):
         parts.append(
             _section("Decisions and notices", "\n".join(f"step {s}, {stage}: {words}" for s, stage, words in found))

@@ -7,14 +7,17 @@ from hf_stages.reports._run import ReadRun
 from hf_stages.reports.bench_table import bench_table
 from hf_stages.reports.domain_table import domain_table
 from hf_stages.reports.result_table import stages_table
+from hf_stages.reports.shares_table import shares_table
 
 _BENCH = "bench.json"
 _KINDS = ("alert", "cut_lr", "rollback", "replay", "stop", "notice")
 
 
 def run_report(run: ReadRun) -> str:
-    """Stages, domains, decisions, sizes and speeds, as far as they are there."""
+    """Stages, domains, shares of sources, decisions, sizes and speeds, as far as they are there."""
     parts = [stages_table(run), *[f"! {problem}" for problem in run.problems], domain_table(run)]
+    if shares := shares_table(run):
+        parts.append(shares)
     if decisions := decided(run):
         parts.append(
             "Decisions and notices\n" + "\n".join(f"  step {step}, {stage}: {text}" for step, stage, text in decisions)

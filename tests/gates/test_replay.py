@@ -15,7 +15,7 @@ from hf_stages import Stage, StagedTrainer, cli
 from hf_stages import recipe as recipes
 from hf_stages.build import prepare
 from hf_stages.curves import Const, Linear
-from hf_stages.data import ByLength, Lengths, Mixture
+from hf_stages.data import ByLength, BySource, Lengths, Mixture
 from hf_stages.gates import Forgetting, History
 from hf_stages.ledger import Entry, Ledger
 from hf_stages.losses import TaskLoss
@@ -243,6 +243,26 @@ def test_a_source_of_its_own(source, tmp_path):
     plan = trainer(tmp_path, gate=Forgetting(**GATE, source=source)).plan()
     named = {"replay"} if source is DATA["more"] else {"more"} if source == "more" else {"more", "prose"}
     assert set(plan["second"].blend.names) == {"code", *named}
+
+
+def test_collators_by_source(tmp_path):
+    """Each row by its own source's, also where the stage's data are one source by its name; and other columns are no matter."""
+    only = [{"input_ids": row} for row in DATA["prose"]["input_ids"]]
+    data = {**DATA, "prose": Dataset.from_list(only)}
+    collator = BySource({"code": Lengths(6), "prose": Lengths(3)})
+    made = trainer(
+        tmp_path,
+        data=data,
+        stage={"data_collator": collator, "eval_dataset": dict(data)},
+        before={"data_collator": Pad()},
+    )
+    made = made.plan()
+    assert made["second"].blend.names == ("code", "prose")
+    run = trainer(tmp_path, stage={"data_collator": collator})
+    run.train()
+    stride = lambda row: row[1] - row[0] if row[1] > row[0] else row[1] - row[0] + 60  # noqa: E731
+    widths = {(stride(row), sum(i > 0 for i in row)) for rows in run.seen[3:] for row in rows}
+    assert widths == {(7, 6), (1, 3)}
 
 
 def test_losses_by_source(tmp_path):

@@ -54,15 +54,18 @@ def expected(student, teacher, labels, beta=0.1, smoothing=0.0):
 @pytest.mark.parametrize("chunk", [2**25, 300])
 def test_equals_the_formula(smoothing, chunk, monkeypatch):
     monkeypatch.setattr("hf_stages.losses.dpo._CHUNK", chunk)
-    batch, draw = batch_of(), torch.Generator().manual_seed(0)
+    batch, draw = batch_of(), torch.Generator().manual_seed(1)
     shape = (*batch["labels"].shape, 259)
     student = torch.randn(shape, generator=draw).requires_grad_()
     teacher = torch.randn(shape, generator=draw)
     loss = DPO(beta=0.3, label_smoothing=smoothing)
-    got, wanted = (
-        loss(seen(student), seen(teacher), batch, 0.5),
-        expected(student, teacher, batch["labels"], 0.3, smoothing),
-    )
+    got, told = loss(seen(student), seen(teacher), batch, 0.5)
+    wanted = expected(student, teacher, batch["labels"], 0.3, smoothing)
+    gains = 0.3 * (log_probabilities(student, batch["labels"]) - log_probabilities(teacher, batch["labels"]))
+    ahead = gains[::2] - gains[1::2]
+    right = torch.stack([(ahead > 0).sum(), ahead.sum(), gains[::2].sum(), gains[1::2].sum()])
+    torch.testing.assert_close(told.double(), right.detach().double(), rtol=1e-5, atol=1e-5)
+    assert 0 < told[0] < len(ROWS)
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
     (found,), (right,) = torch.autograd.grad(got, student), torch.autograd.grad(wanted, student)
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-6)
@@ -73,7 +76,7 @@ def test_through_a_head_and_with_a_curve():
     batch, head, draw = batch_of(), torch.nn.Linear(8, 259), torch.Generator().manual_seed(0)
     hidden = torch.randn(*batch["labels"].shape, 8, generator=draw)
     other = torch.randn(*batch["labels"].shape, 259, generator=draw)
-    got = DPO(beta=Linear(0.1, 0.5))(seen(Head(hidden, head)), seen(other), batch, 0.5)
+    got, _ = DPO(beta=Linear(0.1, 0.5))(seen(Head(hidden, head)), seen(other), batch, 0.5)
     wanted = expected(head(hidden), other, batch["labels"], 0.3)
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
     for found, right in zip(
@@ -97,7 +100,7 @@ def test_equals_trl(tmp_path):
     with torch.no_grad():
         teacher = reference(**{k: ours[k] for k in ("input_ids", "attention_mask")}).logits
     student = model(**{k: ours[k] for k in ("input_ids", "attention_mask")}).logits
-    got = DPO(beta=0.3)(seen(student), seen(teacher), ours, 0.0) / len(ROWS)
+    got = DPO(beta=0.3)(seen(student), seen(teacher), ours, 0.0)[0] / len(ROWS)
     torch.testing.assert_close(got, wanted.to(got.dtype), rtol=1e-4, atol=1e-5)
 
 
@@ -128,17 +131,24 @@ def run(out, batch, accumulate=1):
     ]
     trainer = StagedTrainer(tiny.llama(vocab_size=259), args, stages=stages, processing_class=tiny.tokenizer())
     trainer.train()
-    losses = [log["loss"] for log in trainer.state.log_history if log.get("stage") == 2 and "loss" in log]
-    return trainer, losses
+    logs = [log for log in trainer.state.log_history if log.get("stage") == 2 and "loss" in log]
+    return trainer, logs
 
 
 def test_as_a_stage(tmp_path):
     """It begins at log 2, since student and reference are one; and falls. Cut otherwise, it is the same."""
-    trainer, losses = run(tmp_path / "a", 4)
+    trainer, logs = run(tmp_path / "a", 4)
+    losses = [log["loss"] for log in logs]
     assert losses[0] == pytest.approx(0.6931, abs=1e-4)
     assert losses[-1] < losses[0] - 0.01
-    other, same = run(tmp_path / "b", 2, accumulate=2)
-    assert same == pytest.approx(losses, abs=1e-4)
+    assert logs[0]["DPO_margin"] == pytest.approx(0, abs=1e-5)
+    assert logs[-1]["DPO_margin"] > 0.02
+    assert logs[-1]["DPO_margin"] == pytest.approx(logs[-1]["DPO_chosen"] - logs[-1]["DPO_rejected"], abs=1e-4)
+    assert 0.5 < logs[-1]["DPO_accuracy"] <= 1
+    assert "loss_DPO" not in logs[0]  # the only term is the loss itself
+    other, again = run(tmp_path / "b", 2, accumulate=2)
+    for name in ("loss", "DPO_accuracy", "DPO_margin", "DPO_chosen", "DPO_rejected"):
+        assert [log[name] for log in again] == pytest.approx([log[name] for log in logs], abs=1e-4)
     for one, two in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
@@ -161,7 +171,7 @@ def test_earlier_domains_are_measured_without_it(tmp_path):
     ]
     StagedTrainer(tiny.llama(vocab_size=259), args, stages=stages, processing_class=tiny.tokenizer()).train()
     domains = json.loads((tmp_path / "02-preferences" / "stage.json").read_text())["domains"]
-    assert "DPO" in domains["preferences"]
+    assert domains["preferences"].keys() >= {"DPO", "DPO_accuracy", "DPO_margin"}
     assert domains["tools"].keys() >= {"loss", "items"}
     assert "DPO" not in domains["tools"]
 

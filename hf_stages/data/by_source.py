@@ -1,0 +1,112 @@
+"""Each source's rows in a batch by a collator of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hf_stages.data._collating import Collating, batched, built, columns_read, documents, pad_id
+from hf_stages.data._joined import Part, joined
+from hf_stages.data.lengths import Lengths
+from hf_stages.data.packed import Packed
+from hf_stages.data.preferences import Preferences
+
+_SOURCE = "source"
+"""The column in which a curriculum's rows say where they come from."""
+
+
+@dataclass(frozen=True)
+class BySource(Collating):
+    """``BySource({"language": Lengths(512), "tools": ToolCallsOnly()})``: a batch may hold rows of both, padded to the widest.
+
+    Rows of a ``Mixture`` (or any other curriculum) say their source, others by a column ``source``. A stage on one source by
+    its name, and an evaluation set that is named as a source, take that one's collator. Each collator makes one padded row of
+    each of its own; what packs or splits goes around: ``Packed(2048, BySource({...}))``.
+
+    >>> rows = [{"source": "a", "input_ids": [5, 6, 7]}, {"source": "b", "input_ids": [8, 9]}]
+    >>> BySource({"a": Lengths(2), "b": None})(rows)["input_ids"].tolist()
+    [[5, 6], [8, 9]]
+    """
+
+    collators: Mapping[str, Any]
+    """By source. None: rows hold ``input_ids`` (and ``labels``), and are padded."""
+    collator: Any = None
+    """For rows of any other source, and rows that name none."""
+    tokenizer: Any = None
+    """For its padding token and side; the trainer's, if none is given."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.collators, Mapping) or not self.collators:
+            raise ValueError(
+                f'BySource: collators: expected collators by source, as {{"tools": ToolCallsOnly()}}, got {self.collators!r}'
+            )
+        for name, collator in (*self.collators.items(), (None, self.collator)):
+            here = f"BySource: {name!r}" if name is not None else "BySource: collator"
+            if collator is not None and not callable(collator) and not hasattr(collator, "build"):
+                raise ValueError(f"{here}: expected a collator, got {collator!r}")
+            _check_rows_stay(here, collator)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return frozenset({_SOURCE}).union(*(columns_read(c) for c in self.collators.values() if c is not None))
+
+    def build(self, tokenizer: Any = None, model: Any = None) -> BySource:
+        ready = super().build(tokenizer, model)
+        own = {}
+        for name, collator in self.collators.items():
+            try:
+                own[name] = built(collator, tokenizer, model)
+            except ValueError as error:
+                raise ValueError(f"BySource: {name!r}: {error}") from error
+        return replace(ready, collators=own)
+
+    def at(self, t: float | None) -> BySource:
+        own = {name: c.at(t) if isinstance(c, Collating) else c for name, c in self.collators.items()}
+        return replace(super().at(t), collators=own)
+
+    def for_source(self, name: str) -> BySource:
+        """With the source's own collator for rows that name none."""
+        return replace(self, collator=self.collators[name]) if name in self.collators else super().for_source(name)
+
+    def __call__(self, rows: Sequence[Any]) -> Any:
+        places: dict[str | None, list[int]] = {name: [] for name in (*self.collators, None)}
+        for place, row in enumerate(rows):
+            name = row.get(_SOURCE) if isinstance(row, Mapping) else None
+            places[name if name in self.collators else None].append(place)
+        parts = []
+        for name, own in places.items():  # in the declared order: collators that draw at random draw in this one
+            if own:
+                collator = self.collator if name is None else self.collators[name]
+                parts.append(Part(name or "other rows", own, self._collated(collator, [_bare(rows[i]) for i in own])))
+        if len(parts) == 1:
+            return parts[0].batch
+        return joined(
+            "BySource",
+            parts,
+            pad_id(self.tokenizer),
+            left=getattr(self.tokenizer, "padding_side", "right") == "left",
+        )
+
+    def _collated(self, collator: Any, rows: Sequence[Any]) -> Any:
+        if collator is not None:
+            return collator(rows)
+        found, apart = documents("BySource", rows, None)
+        return {**batched(found, self.tokenizer), **apart}
+
+
+def _bare(row: Any) -> Any:
+    return {key: value for key, value in row.items() if key != _SOURCE} if isinstance(row, Mapping) else row
+
+
+def _check_rows_stay(here: str, collator: Any) -> None:
+    """Refuse what makes more or fewer rows than it is given, at any depth."""
+    while collator is not None:
+        if isinstance(collator, Packed) or (isinstance(collator, Lengths) and collator.longer == "split"):
+            what = type(collator).__name__ if isinstance(collator, Packed) else "Lengths(longer='split')"
+            raise ValueError(
+                f"{here}: {what} does not make one row of each; put it around: {type(collator).__name__}(..., BySource({{...}}))"
+            )
+        if isinstance(collator, Preferences):
+            raise ValueError(f"{here}: Preferences makes two rows of each, a pair; give pairs a stage of their own")
+        collator = getattr(collator, "collator", None)

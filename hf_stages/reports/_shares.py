@@ -1,0 +1,72 @@
+"""What stages with several sources drew of each over their progress, as their folders and the log tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hf_stages.reports._run import ReadRun, ReadStage
+
+_KEY = "share_"
+
+
+@dataclass(frozen=True)
+class SharePoint:
+    """The shares over a stretch of the stage whose middle is at progress ``t``."""
+
+    t: float
+    realized: Mapping[str, float]
+    declared: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class StageShares:
+    """One stage. ``totals`` is empty where it is not finished: then the log alone tells of it, and nothing was declared there."""
+
+    index: int
+    name: str
+    sources: tuple[str, ...]
+    points: tuple[SharePoint, ...]
+    totals: Mapping[str, Mapping[str, Any]]
+    of: str = ""
+    """``tokens`` or ``examples``."""
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.totals)
+
+
+def shares_of(run: ReadRun) -> list[StageShares]:
+    """Of every stage that draws from more than one source, as far as it went."""
+    found, step = [], 0
+    for stage in run.stages:
+        one = _recorded(stage) if stage.summary is not None else _logged(stage, run, step)
+        if one is not None and len(one.sources) > 1 and one.points:
+            found.append(one)
+        step = (stage.summary or {}).get("global_step", step)
+    return found
+
+
+def _recorded(stage: ReadStage) -> StageShares | None:
+    data = (stage.summary or {}).get("data")
+    if not data:
+        return None
+    points = tuple(SharePoint(p["t"], p["share"], p["declared"]) for p in data.get("over_time", ()))
+    totals = data["sources"]
+    return StageShares(stage.index, stage.name, tuple(totals), points, totals, data.get("shares_of", ""))
+
+
+def _logged(stage: ReadStage, run: ReadRun, start: int) -> StageShares | None:
+    """Of a stage that was cut or still trains: each log tells the shares since the one before it."""
+    if stage.status == "damaged" or not stage.planned:
+        return None
+    points, before = [], start
+    for log in run.logs:
+        shares = {key.removeprefix(_KEY): value for key, value in log.items() if key.startswith(_KEY)}
+        if log.get("stage") != stage.index or not shares:
+            continue
+        points.append(SharePoint(((before + log["step"]) / 2 - start) / stage.planned, shares))
+        before = log["step"]
+    names = tuple(points[0].realized) if points else ()
+    return StageShares(stage.index, stage.name, names, tuple(points), {})

@@ -1,0 +1,77 @@
+"""Collators of arms in which rows of several stages meet: each row, and each domain, is collated as in the stage it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hf_stages.data.by_source import BySource
+from hf_stages.domains import domains_of, trained_on
+from hf_stages.plan import PlannedStage
+from hf_stages.stage import Recipe, Stage
+
+Drawn = Callable[[PlannedStage], Mapping[str, str]]
+"""Of a planned stage that draws: the source of each name that its rows have."""
+
+
+@dataclass(frozen=True)
+class RowCollators:
+    """Of stages whose collators differ. ``problem`` says why their rows cannot stand in one batch, where that is so."""
+
+    common: Any
+    of_source: Mapping[str, Any]
+    of_domain: Mapping[str, Any]
+    problem: str = ""
+
+    def at_work(self, planned: PlannedStage, drawn: Drawn) -> Stage:
+        """The stage with a collator that goes by source."""
+        stage = planned.stage
+        by_row = {name: self.of_source[source] for name, source in drawn(planned).items()}
+        for name, collator in by_row.items():
+            if name in self.of_domain and self.of_domain[name] != collator:
+                raise ValueError(_two(name, f"as a source of stage {planned.name!r}", "as an evaluation set"))
+        collators = {**self.of_domain, **by_row}
+        own = stage.data_collator if stage.data_collator is not None else self.common
+        return replace(stage, data_collator=BySource(collators, own))
+
+
+def collators_of(recipe: Recipe, stages: Sequence[PlannedStage], sources_of: Drawn) -> RowCollators | None:
+    """None where all the stages have the same."""
+    own = {planned.name: planned.stage.data_collator for planned in stages}
+    own = {name: collator if collator is not None else recipe.data_collator for name, collator in own.items()}
+    if all(collator == own[stages[0].name] for collator in own.values()):
+        return None
+    problem = ""
+    of_source: dict[str, Any] = {}
+    brought: dict[str, str] = {}
+    for planned in stages:
+        for source in sources_of(planned).values():
+            if source in of_source and of_source[source] != own[planned.name]:
+                problem = problem or _two(source, f"in stage {brought[source]!r}", f"in stage {planned.name!r}")
+            of_source.setdefault(source, own[planned.name])
+            brought.setdefault(source, planned.name)
+    of_domain: dict[str, Any] = {}
+    for domain in domains_of(recipe, stages[-1].name).values():
+        home = domain.stage.name if domain.stage is not None else _home(recipe, stages, domain.name)
+        if home is None and recipe.data_collator is None:
+            problem = problem or (
+                f"the evaluation set {domain.name!r} is named as no stage and no source, so there is no telling whose collator it takes"
+            )
+        of_domain[domain.name] = own[home] if home is not None else recipe.data_collator
+        if domain.name in of_source and of_source[domain.name] != of_domain[domain.name]:
+            problem = problem or _two(domain.name, "as a source", "as an evaluation set")
+    try:
+        BySource({**of_domain, **of_source})
+    except ValueError as error:
+        problem = problem or str(error)
+    return RowCollators(recipe.data_collator, of_source, of_domain, problem)
+
+
+def _home(recipe: Recipe, stages: Sequence[PlannedStage], domain: str) -> str | None:
+    """The first stage that trains on what the domain measures."""
+    return next((planned.name for planned in stages if domain in trained_on(recipe, planned.stage)), None)
+
+
+def _two(name: str, one: str, other: str) -> str:
+    return f"{name!r} has one collator {one} and another {other}; give it the same"
