@@ -1,4 +1,4 @@
-"""Language, then code, at a rate that forgets: once as it is, once under a gate that holds language within a budget."""
+"""Language, then code, at a rate that forgets: once as it is, and under gates that cut the rate, go back, or replay language."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def main(out: Path, steps: int, seed: int, budget: str) -> dict[str, float]:
         name: [blocks(text(size, split=split), TOKENIZER, BLOCK) for split, size in BYTES.items()]
         for name, text in texts.items()
     }
-    actions = {"free": "alert", "cut_lr": "cut_lr", "rollback": "rollback"}
+    actions = {"free": "alert", "cut_lr": "cut_lr", "rollback": "rollback", "replay": "replay"}
     rises = {name: train(out / name, data, Forgetting(budget, action=a), steps, seed) for name, a in actions.items()}
     print(f"\n{'gate':<10}{'language rose':>15}{'loss on code':>15}   (budget {budget})")
     for name, rise in rises.items():

@@ -26,6 +26,7 @@ from hf_stages.losses._algebra import terms_of
 from hf_stages.model_source import ModelSource
 from hf_stages.naming import did_you_mean
 from hf_stages.plan import Plan, Taught
+from hf_stages.replaying import replay_gate
 from hf_stages.reports._text import dataset_label, part
 from hf_stages.sizes import train_dataset_of
 from hf_stages.stage import Recipe, Stage
@@ -51,7 +52,12 @@ class Prepared:
         """The recipe in absolute numbers; its stages hold their datasets themselves."""
         from hf_stages.sizes import plan_for, train_dataset_of
 
-        stages = [replace(stage, train_dataset=train_dataset_of(self.recipe, stage)) for stage in self.recipe.stages]
+        stages = [
+            stage  # what it may replay is looked up once it is known how much of it the others read
+            if replay_gate(stage) is not None
+            else replace(stage, train_dataset=train_dataset_of(self.recipe, stage))
+            for stage in self.recipe.stages
+        ]
         plan = plan_for(replace(self.recipe, stages=stages), self.args)
         return plan.with_taught(self._check())
 
@@ -256,6 +262,8 @@ def _names(recipe: Recipe) -> list[tuple[str, str]]:
             value = getattr(noun, key)
             entries = value.items() if isinstance(value, Mapping) else [("", value)]
             found += [(f"{where}{key}{k and f'.{k}'}", name) for k, v in entries for name in names_in(v)]
+        held = [(i, getattr(gate, "source", None)) for i, gate in enumerate(getattr(noun, "gates", ()))]
+        found += [(f"{where}gates.{i}.source", name) for i, source in held for name in names_in(source)]
     return found
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_stages.collating import collator_at_work, for_source
 from hf_stages.domains import domains_of, own_domains, same_task
+from hf_stages.eval_domains import measured_as
 from hf_stages.stage_run import StageRun
 
 
@@ -35,34 +35,25 @@ def _own(runner: Any, run: StageRun) -> dict[str, float]:
 
 
 def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
-    """Domains that this stage does not evaluate itself, measured as the stages that brought them do: without this
-    stage's teacher terms, which may be of another kind of rows (DPO's are pairs)."""
+    """Domains that this stage does not evaluate itself, measured as the stages that brought them do."""
     trainer, stage = runner.trainer, run.planned.stage
     found: dict[str, Any] = {}
     if (
         isinstance(stage.eval_dataset, Mapping) and not stage.eval_dataset
     ):  # said in so many words: nothing that the run evaluates fits this stage
         return found
-    own = own_domains(runner.recipe, stage)
-    held = {name: getattr(trainer, name) for name in ("data_collator", "compute_metrics")}
-    terms = run.evaluated
+    own = {*own_domains(runner.recipe, stage), *_watched(trainer)}
     for domain in domains_of(runner.recipe, stage.name).values():
         if domain.name in own or domain.dataset is None or not same_task(runner.recipe, stage, domain):
             continue
-        try:
-            run.evaluated = None
-            for name in held:
-                theirs = getattr(domain.stage, name) if domain.stage is not None else None
-                setattr(trainer, name, theirs if theirs is not None else runner.own[name])
-            ready = collator_at_work(trainer.data_collator, trainer.processing_class, trainer.model)
-            trainer.data_collator = for_source(ready, domain.name)
-            with trainer.callback_handler.measuring():
-                found.update(_evaluated(trainer, {domain.name: domain.dataset}))
-        finally:
-            run.evaluated = terms
-            for name, value in held.items():
-                setattr(trainer, name, value)
+        with measured_as(trainer, domain), trainer.callback_handler.measuring():
+            found.update(_evaluated(trainer, {domain.name: domain.dataset}))
     return _numbers(found)
+
+
+def _watched(trainer: Any) -> Mapping[str, Any]:
+    """What the stage evaluates by name: a gate's earlier domains, too."""
+    return trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {}
 
 
 def _evaluated(trainer: Any, sets: Any = None) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class Entry:
-    """One decision. ``kind`` is one word: ``begin``, ``end``, ``alert``, ``stop``, ``resume``, ``notice``, ``cut_lr``, ``rollback``."""
+    """One decision. ``kind`` is one word: ``begin``, ``end``, ``alert``, ``stop``, ``resume``, ``notice``, ``cut_lr``, ``rollback``, ``replay``."""
 
     step: int
     stage: str
@@ -17,7 +17,7 @@ class Entry:
     reason: str
     by: str = ""
     value: float | None = None
-    """What the learning rate is multiplied by from here on; None leaves it."""
+    """From here on: what the learning rate is multiplied by, or for ``replay`` the share of the examples from earlier data."""
 
 
 @dataclass
@@ -55,8 +55,8 @@ class Ledger:
         >>> ledger.rate(["code"], 9), ledger.rate(["code"], 10)
         (1.0, 0.5)
         """
-        cuts = (e.value for e in self._entries if e.value is not None and e.stage in stages and e.step <= step)
-        return math.prod(cuts, start=1.0)
+        cuts = (e for e in self._entries if e.kind != "replay" and e.stage in stages and e.step <= step)
+        return math.prod((e.value for e in cuts if e.value is not None), start=1.0)
 
     @classmethod
     def from_list(cls, entries: list[dict]) -> Ledger:

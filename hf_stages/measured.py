@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer
 
 from hf_stages.collating import for_source
+from hf_stages.eval_domains import as_its_own
 from hf_stages.eval_sums import EvalSums
 from hf_stages.eval_terms import BULKY
 
@@ -39,6 +40,12 @@ class MeasuredMixin(_Base):
         inputs = self._prepare_inputs(inputs)
         with self._stage.evaluated.step({**inputs, **self._beside}, self._stage.t, self.accelerator.autocast()):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
+        if self._stage is None or not isinstance(eval_dataset, str):
+            return super().evaluate(eval_dataset, *args, **kwargs)
+        with as_its_own(self, eval_dataset):
+            return super().evaluate(eval_dataset, *args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset=None):
         if self._weighs_items:  # before columns that the model does not take are dropped

@@ -30,6 +30,7 @@ FOLDERS = {
     "data_collator": "data",
     "collator": "data",
     "sources": "data",
+    "source": "data",
     "augment": "data",
     "teacher": "teacher_source",
     "model": "model_source",

@@ -20,11 +20,12 @@ from hf_stages.domains import domains_of, earlier_domains, own_domains, trained_
 from hf_stages.errors import StageStopped
 from hf_stages.gates._gate import Decision, Gate, History
 from hf_stages.plan import Plan, PlannedStage
+from hf_stages.replaying import replay_gate
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.schedules._span import Span
 from hf_stages.sizes import plan_for
 from hf_stages.stage import Recipe, Stage, parents_of
-from hf_stages.versus import Sources, with_replay
+from hf_stages.versus import Sources, own_part, with_replay
 from hf_stages.versus_collators import collators_of
 from hf_stages.versus_run import ARM_FILE, Trainings
 
@@ -220,7 +221,8 @@ def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: flo
     recipe = trainings.prepared.recipe
     place = plan[probe.stage].index - 1
     sources = None
-    with nullcontext() if share else suppress(ValueError):  # a trial without replay need not count examples
+    counted = share or replay_gate(plan[probe.stage].stage) is not None
+    with nullcontext() if counted else suppress(ValueError):  # a trial without replay need not count examples
         sources = _sources(recipe, plan, probe.stage)
     tried = trial_stage(probe, plan, sources, rate, share)
     stages = [*(replace(s, exporters=(), pack_on_save=False) for s in recipe.stages[:place]), tried]
@@ -255,6 +257,9 @@ def trial_stage(probe: Probe, plan: Plan, sources: Sources | None, rate: float, 
     """The stage at another rate, its schedule squeezed into a trial's updates; nothing judges it and nothing ends it."""
     planned = plan[probe.stage]
     stage = planned.stage
+    if replay_gate(stage) is not None:  # its order, without the gate
+        assert sources is not None
+        stage = replace(stage, train_dataset=own_part(planned, sources))
     if share:
         assert sources is not None
         stage = with_replay(planned, sources, _read_before(plan, sources, planned), share)

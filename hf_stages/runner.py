@@ -287,7 +287,8 @@ class Runner:
 
     def _dataset(self, stage: Any) -> Any:
         """The stage's data, prepared as the trainer's own was (TRL): a curriculum's sources one by one."""
-        dataset, prepare = train_dataset_of(self.recipe, stage), self.trainer.stage_dataset
+        dataset, prepare = self.plan[stage.name].blend, self.trainer.stage_dataset
+        dataset = train_dataset_of(self.recipe, stage) if dataset is None else dataset
         if not isinstance(dataset, Blend):
             return prepare(dataset, stage)
         return dataset.over(lambda source: prepare(source, stage))

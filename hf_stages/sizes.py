@@ -14,6 +14,7 @@ from hf_stages.data._random import seed_of
 from hf_stages.data.mixture import Mixture
 from hf_stages.data.replay import Replay
 from hf_stages.plan import Plan, Size, args_defaults, make_plan
+from hf_stages.replaying import Read, check_replay, examples_read, replay_gate, with_earlier
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args, unsupported
 
@@ -33,14 +34,18 @@ def plan_for(recipe: Recipe, args: TrainingArguments) -> Plan:
 
 def _blends(recipe: Recipe, plan: Plan, own: Mapping[str, TrainingArguments]) -> Iterator[tuple[str, Blend]]:
     """The stages' blends as they will be drawn from: weights and dry sources are judged here."""
+    read: dict[str, list[float]] = {}
     for planned in plan.stages:
-        dataset, args = train_dataset_of(recipe, planned.stage), own[planned.name]
+        dataset, args = train_dataset_of(recipe, planned.stage, read), own[planned.name]
         if isinstance(dataset, Blend):
             seed = stage_seed(args, planned.name)
             dataset.bind(planned.steps * planned.size.global_batch, seed, shuffle=strategy_of(args) != "sequential")
             dataset.check_dry()
+            if dataset.replays:
+                check_replay(recipe, planned.stage, dataset)
             _check_losses(planned.stage, dataset)
             yield planned.name, dataset
+        read[planned.name] = examples_read(planned, dataset)
 
 
 def _check_losses(stage: Stage, blend: Blend) -> None:
@@ -62,8 +67,25 @@ def strategy_of(args: TrainingArguments) -> str:
     return str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
 
 
-def train_dataset_of(recipe: Recipe, stage: Stage) -> Any:
-    """The stage's own training data, or the recipe's. A curriculum, or a dict that a stage holds, becomes a blend."""
+def train_dataset_of(recipe: Recipe, stage: Stage, read: Read | None = None) -> Any:
+    """The stage's own training data, or the recipe's. A curriculum, or a dict that a stage holds, becomes a blend, and so does
+    what a gate may replay beside it: as much of each source as earlier stages ``read``, where the plan says so already."""
+    own, where = _declared(recipe, stage), f"stage {stage.name!r}: train_dataset"
+
+    def opened(dataset: Any) -> Any:
+        return (
+            blend(dataset, lambda name, where: named(name, recipe, where), where)
+            if isinstance(dataset, Curriculum)
+            else dataset
+        )
+
+    if replay_gate(stage) is None:
+        return opened(own)
+    return opened(with_earlier(recipe, stage, own, lambda one: opened(_declared(recipe, one)), _known(recipe), read))
+
+
+def _declared(recipe: Recipe, stage: Stage) -> Any:
+    """A dataset or a curriculum."""
     where = f"stage {stage.name!r}: train_dataset"
     dataset = stage.train_dataset if stage.train_dataset is not None else recipe.train_dataset
     dataset = named(dataset, recipe, where)
@@ -71,13 +93,11 @@ def train_dataset_of(recipe: Recipe, stage: Stage) -> Any:
         dataset = replace(dataset, into=recipe.train_dataset)
     if type(dataset) is dict and stage.train_dataset is not None:
         dataset = Mixture(tuple(dataset), dataset)
-    if isinstance(dataset, Curriculum):
-        return blend(dataset, lambda name, where: named(name, recipe, where), where)
     if dataset is None:
         raise ValueError(
             f"stage {stage.name!r}: train_dataset: expected a dataset, got none here and none in the trainer"
         )
-    if isinstance(dataset, Mapping):
+    if isinstance(dataset, Mapping) and not isinstance(dataset, Curriculum):
         raise ValueError(
             f"stage {stage.name!r}: train_dataset: expected one dataset, got named ones ({', '.join(dataset)}); "
             f"name the one to use: train_dataset={next(iter(dataset), 'name')!r}, or mix them: Mixture({list(dataset)})"
@@ -89,11 +109,15 @@ def named(dataset: Any, recipe: Recipe, where: str) -> Any:
     """Look a name up among the recipe's sources, or among named datasets given as a dict."""
     if not isinstance(dataset, str):
         return dataset
-    sources = recipe.train_dataset if isinstance(recipe.train_dataset, Mapping) else {}
-    sources = {**recipe.sources, **sources}
+    sources = _known(recipe)
     if dataset not in sources:
         raise ValueError(f"{where}: no source is called {dataset!r}; there are {', '.join(sources) or 'none'}")
     return sources[dataset]
+
+
+def _known(recipe: Recipe) -> dict[str, Any]:
+    """What names stand for."""
+    return {**recipe.sources, **(recipe.train_dataset if isinstance(recipe.train_dataset, Mapping) else {})}
 
 
 def size_of(dataset: Any, args: TrainingArguments, stage: Stage) -> Size:
@@ -103,7 +127,7 @@ def size_of(dataset: Any, args: TrainingArguments, stage: Stage) -> Size:
     if mixed and strategy_of(args) not in ("random", "sequential"):
         raise ValueError(
             f"stage {stage.name!r}: train_sampling_strategy: {strategy_of(args)!r} draws from one dataset; a curriculum has its own "
-            "order: leave it out, and use ByLength(source) for batches of like length"
+            "order, as has what a gate may replay into: leave it out, and use ByLength(source) for batches of like length"
         )
     if examples == 0:
         raise ValueError(f"stage {stage.name!r}: train_dataset: expected at least one example, got an empty dataset")

@@ -9,9 +9,10 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_stages.data._blend import Blend
-from hf_stages.data._drawn import DrawnRows, DrawnStream, OneByOne, Positions
+from hf_stages.data._drawn import DrawnRows, DrawnStream, OneByOne, Positions, Resolved
 from hf_stages.data._order import KeyedDataset, StageSampler, drawn_by, sequential, shuffled
 from hf_stages.data._random import undisturbed
+from hf_stages.data._replayed import Events
 from hf_stages.data._stream import EndlessStream
 from hf_stages.losses._on_source import SOURCE
 from hf_stages.plan import PlannedStage
@@ -74,6 +75,8 @@ class StageData:
             if self.sampler is None:  # else it came with the state of a checkpoint
                 every = self.size.global_batch
                 self.sampler = OneByOne(self._epoch, blend, every) if blend.one_by_one else Positions(self._epoch)
+            if blend.replays and not blend.one_by_one:
+                self.sampler = Resolved(self._epoch, blend)
             return self.sampler
         n = self.size.examples
         assert n is not None  # Trainer asks for a sampler only where there is a length
@@ -94,6 +97,11 @@ class StageData:
             self.sampler.at(epoch, done * self.size.global_batch)
             if self.keyed is not None:
                 self.keyed.epoch[0] = epoch
+
+    def replay(self, events: Events) -> None:
+        """Bind what is drawn to a gate's events."""
+        if self.blend is not None and self.blend.replays:
+            self.blend.replay(events)
 
     # ---- what survives a cut --------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from hf_stages.gates import History
 from hf_stages.ledger import Ledger
 from hf_stages.objective import Objective
 from hf_stages.plan import PlannedStage
+from hf_stages.refetch import Refetch
 from hf_stages.schedules._span import Span
 from hf_stages.sizes import stage_seed
 from hf_stages.stage_data import StageData
@@ -85,7 +86,7 @@ class StageRun:
         self._save_deferred = self._stop_agreed = False
         self.data = StageData(self.dataset, self.planned, self.args, self.seed)
         self.drawn = Drawn(self.data.blend, self.planned.steps, self.planned.size.global_batch)
-        self.steering = Steering(self)
+        self.steering, self.refetch = Steering(self), Refetch(self)
         if self.resumed is not None:
             self.load_state_dict(self.resumed)
 
@@ -138,13 +139,16 @@ class StageRun:
         self._epoch_batches, self._epoch_updates = kwargs["steps_in_epoch"], kwargs["num_update_steps_per_epoch"]
         self._updates_done, self._skipped = self._skipped, 0
         done = self._updates_done
-        self.data.at(self._epoch, done)
+        self.data_at_next()
         done_batches = done * self.args.gradient_accumulation_steps
         return {
-            **kwargs,
+            **self.refetch.enter(kwargs),
             "steps_in_epoch": self._epoch_batches - done_batches,
             "num_update_steps_per_epoch": self._epoch_updates - done,
         }
+
+    def data_at_next(self) -> None:
+        self.data.at(self._epoch, self._updates_done)
 
     # ---- Trainer's state --------------------------------------------------------------------------------------------
 
@@ -385,6 +389,7 @@ class StageRun:
         self.seconds_before = self.seconds = state["seconds"]
         self.drawn.load_state_dict(state.get("drawn", {}))
         self.data.load_state_dict(state.get("data"), self.steps)
+        self.data.replay(self.steering.replayed())
 
 
 def all_ranks(value: Any, args: TrainingArguments) -> list[Any]:

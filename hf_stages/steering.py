@@ -1,6 +1,6 @@
-"""What gates may do to a stage in progress besides ending it: lower its learning rate, go back to a kept state.
+"""What gates may do to a stage in progress besides ending it: lower its learning rate, go back to a kept state, replay.
 
-The rate is a function of the schedule and the ledger; which state to go back to is part of each checkpoint. So a run that is
+The rate is a function of the schedule and the ledger, and what is drawn one of the recipe and the ledger; which state to go back to is part of each checkpoint. So a run that is
 cut and resumed does what it would have done.
 """
 
@@ -38,6 +38,12 @@ class Steering:
     def rate(self, step: int) -> float:
         return self.run.ledger.rate(self.chain, self.run.first_step + step)
 
+    def replayed(self) -> tuple[tuple[int, float], ...]:
+        """(position, share) of each decision to replay: the ledger, in examples."""
+        run = self.run
+        entries, batch = run.ledger.of(run.planned.name, "replay"), run.planned.size.global_batch
+        return tuple(((e.step - run.first_step) * batch, e.value) for e in entries)
+
     def begin(self) -> None:
         """Before the first update, moments carried: the state that can always be gone back to."""
         if self.run.trainer.args.should_save:
@@ -61,6 +67,8 @@ class Steering:
             go_back(run.trainer, self.folder, self.kept)
         run.note(decision.action, decision.reason + self._back(decision), by=by, value=decision.value)
         logger.warning(f"stage {run.planned.name!r}: {decision.reason}")
+        if decision.action == "replay":
+            run.refetch.change()
         if decision.action in ("cut_lr", "rollback"):
             self._set_rates()
         if decision.action == "rollback" and decision.value is None and run.over is None:

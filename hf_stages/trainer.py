@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,7 +26,6 @@ from hf_stages.checkpointing import load_beside_adapter, load_renamed, save_chec
 from hf_stages.collating import check_collators, collator_at_work
 from hf_stages.data._collating import columns_read
 from hf_stages.data._curriculum import taken_out
-from hf_stages.data._random import undisturbed
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
@@ -265,8 +263,7 @@ class StagedMixin(MeasuredMixin):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self._stage is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
-        with undisturbed():
-            batches = list(islice(epoch_iterator, num_batches))
+        batches = self._stage.refetch.take(epoch_iterator, num_batches)
         self._stage.open_update(batches)
         return batches, None
 

@@ -15,10 +15,13 @@ from transformers import TrainingArguments
 
 from hf_stages.curves import Step
 from hf_stages.data._blend import Blend, _mean_tokens
+from hf_stages.data._curriculum import Curriculum
+from hf_stages.data._replayed import Replayed
 from hf_stages.data.mixture import Mixture
 from hf_stages.data.replay import Replay
 from hf_stages.domains import domains_of
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
+from hf_stages.replaying import replay_gate
 from hf_stages.schedules import Fresh, Rewarm
 from hf_stages.sizes import plan_for, train_dataset_of
 from hf_stages.stage import Recipe, Stage, parents_of
@@ -128,11 +131,14 @@ def _comparable(recipe: Recipe, only: Sequence[str] | None) -> tuple[Recipe, Rec
             "code: ...}; one loss over all of them would hide what is to be compared"
         )
     sets = {domain.name: domain.dataset for domain in domains_of(kept).values()}
-    bare = [
-        replace(s, eval_dataset=None, gates=[g for g in s.gates if g.on != "end"], exporters=(), pack_on_save=False)
-        for s in stages
-    ]
+    bare = [replace(s, eval_dataset=None, gates=_kept(s), exporters=(), pack_on_save=False) for s in stages]
     return kept, replace(kept, stages=bare, eval_dataset=sets)
+
+
+def _kept(stage: Stage) -> list[Any]:
+    """Gates that neither end the run nor change which examples are read."""
+    replays = replay_gate(stage)
+    return [gate for gate in stage.gates if gate.on != "end" and gate is not replays]
 
 
 def _check_batches(plan: Plan) -> None:
@@ -168,6 +174,8 @@ class Sources:
         counts: Sequence[float] = blend.counts(blend.draws) if not blend.one_by_one else _by_tokens(blend)
         found: dict[str, float] = {}
         for leaf, count in zip(blend.leaves, counts, strict=True):
+            if blend.replays and not count:
+                continue  # a gate may replay it
             if hasattr(leaf.dataset, "tokens") and hasattr(leaf.dataset, "order"):
                 raise ValueError(
                     f"stage {planned.name!r}: train_dataset: ByLength takes several rows of {leaf.name!r} at once, so examples cannot be "
@@ -347,11 +355,18 @@ def with_replay(planned: PlannedStage, sources: Sources, before: Mapping[str, fl
     old = {name: count for name, count in before.items() if name not in own}
     if not old:
         return planned.stage
-    into = planned.blend.part if planned.blend is not None else sources.mixture(dict.fromkeys(own, 1.0))
+    into = own_part(planned, sources)
     # An epoch of it is longer: as many updates as without.
     return replace(
         planned.stage, train_dataset=Replay(sources.mixture(old), share, into=into), until=f"{planned.steps} steps"
     )
+
+
+def own_part(planned: PlannedStage, sources: Sources) -> Any:
+    """The stage's own data as a curriculum, without what a gate may replay."""
+    part = planned.blend.part if planned.blend is not None else None
+    part = part.own if isinstance(part, Replayed) else part
+    return part if isinstance(part, Curriculum) else sources.mixture(dict.fromkeys(sources.of(planned), 1.0))
 
 
 def _arm(

@@ -30,6 +30,7 @@ COMPARED = (
     "distillation",
     "quantized",
     "forgetting",
+    "replaying",
 )
 SLOW = ("stop_anywhere", "boundary_resume", "without_search_for_unused", "checkpointed_activations", "sharded_resumed")
 # The sharded ones run last: accelerate leaves an environment variable behind.
@@ -157,6 +158,14 @@ def test_forgetting_on_two_ranks_decides_as_one_process(two_ranks, tmp_path):
         assert losses[0]["items"] == losses[1]["items"]
         assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], rel=1e-3)
     assert not list((two_ranks[0] / "forgetting" / "run").glob("*.kept"))
+
+
+def test_what_a_gate_replays_does_not_depend_on_the_ranks(two_ranks, tmp_path):
+    found = result(two_ranks, "replaying")
+    seen, said, _ = ddp.replayed(tmp_path, 8)
+    alone = [[[list(row) for row in sorted(rows)] for rows in seen], said]
+    assert found == {"4": alone, "2x2": alone}
+    assert [kind for _, kind, _ in said[1]][:2] == ["replay"] * 2
 
 
 def test_data_order_does_not_depend_on_the_ranks(two_ranks, tmp_path):

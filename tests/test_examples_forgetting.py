@@ -17,6 +17,7 @@ def test_the_gate_holds_language_within_the_budget(tmp_path, capsys, monkeypatch
     rises = forgetting_gate.main(tmp_path / "out", 24, 0, "3%")
     assert rises["free"] > 0.03
     assert rises["rollback"] <= 0.03
+    assert rises["replay"] < rises["free"]
     assert rises["cut_lr"] < rises["free"]
     assert "language rose" in capsys.readouterr().out
     stage = json.loads((tmp_path / "out" / "rollback" / "02-code" / "stage.json").read_text())

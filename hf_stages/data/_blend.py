@@ -12,6 +12,7 @@ import numpy as np
 from hf_stages.data._curriculum import Curriculum
 from hf_stages.data._nodes import Leaf, Node, Walk, below
 from hf_stages.data._quota import FRACTION, Clock
+from hf_stages.data._replayed import Events, ReplayedNode
 from hf_stages.data._scores import lengths, tokens_in
 from hf_stages.data.mixture import Mixture
 from hf_stages.fingerprint import fingerprint
@@ -27,6 +28,7 @@ class Blend:
         self.part, self.where = part, where
         self._look_up, self._opening = look_up, [where]
         self._cache: Path | None = None
+        self._order = (0, True)
         self.leaves: list[Leaf] = []
         self.root = self._node(part, None, where)
         self._number(self.root, "")
@@ -75,6 +77,17 @@ class Blend:
     @property
     def streams(self) -> bool:
         return any(leaf.n is None for leaf in self.leaves)
+
+    @property
+    def replays(self) -> bool:
+        """Whether events may mix in earlier data."""
+        return isinstance(self.root, ReplayedNode)
+
+    @property
+    def in_reserve(self) -> tuple[str, ...]:
+        """Sources that are drawn from only where a gate says so."""
+        nodes = below(self.root.children()[1]) if self.replays else ()
+        return tuple(node.name for node in nodes if isinstance(node, Leaf))
 
     @property
     def one_by_one(self) -> bool:
@@ -154,9 +167,15 @@ class Blend:
 
     def bind(self, draws: int, seed: int, *, shuffle: bool = True, folder: Path | None = None) -> Blend:
         """Prepare for a stage of so many draws. Weights that cannot be drawn by are found here."""
-        self.draws, self._cache = draws, folder
+        self.draws, self._cache, self._order = draws, folder, (seed, shuffle)
         self.root.bind(Clock.over(draws), seed, shuffle)
         return self
+
+    def replay(self, events: Events) -> None:
+        """Draw by these events from now on; what comes before the last of them stays what it was."""
+        assert isinstance(self.root, ReplayedNode)
+        self.root.events = events
+        self.root.bind(Clock.over(self.draws), *self._order)
 
     def check_dry(self) -> None:
         """A source that is to be read no further and would be, before a step is taken."""
@@ -183,7 +202,8 @@ class Blend:
         if self.one_by_one:
             middle = [self.root.mean_shares((k + 0.5) / self.draws) for k in _spread(first, last)]
             return [sum(shares.get(i, 0.0) for shares in middle) / len(middle) for i in range(len(self.leaves))]
-        edges = Clock.over(self.draws).edges / (1 << FRACTION)
+        clock = self.root.clock if isinstance(self.root, ReplayedNode) else Clock.over(self.draws)
+        edges = clock.edges / (1 << FRACTION)
         had = [np.interp([first, last], edges, leaf.clock.edges / (1 << FRACTION)) for leaf in self.leaves]
         return [float(end - start) / max(last - first, 1) for start, end in had]
 

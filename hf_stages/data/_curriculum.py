@@ -110,8 +110,15 @@ def misplaced(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str | Non
             )
     held = [((*path, "train_dataset"), noun.train_dataset) for path, noun in nouns]
     held += [(("sources", name), source) for name, source in recipe.sources.items()]
+    held += [
+        ((*path, "gates", i, "source"), source)
+        for path, noun in nouns[1:]
+        for i, gate in enumerate(noun.gates)
+        if (source := getattr(gate, "source", None)) is not None
+    ]
     for path, value in held:
-        for name in value.named() if isinstance(value, Curriculum) and recipe.sources else ():
+        bare = isinstance(value, str) and "gates" in path
+        for name in names_in(value) if (bare or isinstance(value, Curriculum)) and recipe.sources else ():
             if name not in recipe.sources:
                 yield path, name, f"no source is called {name!r}"
 

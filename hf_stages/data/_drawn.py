@@ -82,6 +82,20 @@ class Positions(Sampler[int]):
         yield from range(self.first, self.end)
 
 
+class Resolved(Positions):
+    """Positions with what is drawn there, found out where the events are known: a worker may hold the blend of before one."""
+
+    def __init__(self, length: int, blend: Blend) -> None:
+        super().__init__(length)
+        self.blend = blend
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(self.first, self.end, _KEPT):
+            positions = np.arange(start, min(start + _KEPT, self.end))
+            leaves, rows = self.blend.at(positions)
+            yield from zip(positions.tolist(), leaves.tolist(), rows.tolist(), strict=True)
+
+
 class OneByOne(Positions):
     """Positions with what is drawn there, where that depends on all draws before. Its few numbers are kept for each update."""
 

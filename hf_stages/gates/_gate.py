@@ -34,10 +34,11 @@ class Decision:
     """``alert`` writes the reason to the ledger, ``end`` ends the stage, ``stop`` ends the run before the next stage.
 
     ``cut_lr`` multiplies the learning rate by ``value`` from here on. ``keep`` keeps this state, ``rollback`` goes back to the last one
-    kept and then on at ``value`` times the rate, or ends the stage where that is None.
+    kept and then on at ``value`` times the rate, or ends the stage where that is None. ``replay`` takes the share ``value`` of the
+    examples from earlier data from here on.
     """
 
-    action: Literal["alert", "end", "stop", "cut_lr", "keep", "rollback"]
+    action: Literal["alert", "end", "stop", "cut_lr", "keep", "rollback", "replay"]
     reason: str
     value: float | None = None
 

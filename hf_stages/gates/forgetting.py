@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hf_stages.gates._gate import Decision, Gate, History
 
-_ACTIONS = ("alert", "cut_lr", "rollback", "end")
+_ACTIONS = ("alert", "cut_lr", "rollback", "replay", "end")
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class Forgetting(Gate):
     """After each evaluation, compare the loss on earlier domains with its value at the boundary.
 
     ``alert`` writes it down, ``cut_lr`` multiplies the learning rate by ``factor`` from here on, ``rollback`` goes back to the last
-    state that an evaluation found within the budget (the stage's start at the earliest) and cuts the rate too, ``end`` ends the
-    stage. A rate at its ``floor`` is cut no further: ``rollback`` then ends the stage where it was still within the budget.
+    state that an evaluation found within the budget (the stage's start at the earliest) and cuts the rate too, ``replay`` mixes a
+    share of the earlier stages' data into this one's from here on, twice as much each further time, ``end`` ends the stage. A rate
+    at its ``floor`` is cut no further: ``rollback`` then ends the stage where it was still within the budget.
 
     >>> gate = Forgetting("5%", of=["prose"], action="cut_lr")
     >>> logs = [{"step": 10, "eval_prose_loss": 2.05}, {"step": 20, "eval_prose_loss": 2.2}]
@@ -29,13 +30,19 @@ class Forgetting(Gate):
     """The rise that is allowed, as a share of the loss at the boundary: ``"5%"`` or ``0.05``."""
     of: Sequence[str] | None = None
     """Names of evaluation sets. None: those that stages before this one trained on."""
-    action: Literal["alert", "cut_lr", "rollback", "end"] = "alert"
+    action: Literal["alert", "cut_lr", "rollback", "replay", "end"] = "alert"
     factor: float = 0.5
     """What ``cut_lr`` and ``rollback`` multiply the learning rate by."""
     floor: float = 0.01
     """The least share of the scheduled rate that is cut down to."""
     patience: int = 1
     """How many evaluations in a row must be outside the budget."""
+    share: float = 0.1
+    """Of the stage's examples from here on, what ``replay`` takes from earlier data the first time."""
+    most: float = 0.5
+    """The share that ``replay`` goes up to; there it only says so, once."""
+    source: Any = None
+    """What ``replay`` draws from: a source's name, a curriculum, a dataset. None: what the stages before this one drew, as much of each."""
     on = "evaluation"
 
     def __post_init__(self) -> None:
@@ -44,11 +51,6 @@ class Forgetting(Gate):
         object.__setattr__(self, "of", None if of is None else tuple(of))
         if self.of is not None and not self.of:
             raise ValueError("Forgetting: of: expected names of evaluation sets or None, got an empty list")
-        if str(self.action) == "replay":
-            raise ValueError(
-                "Forgetting: action: 'replay' is not there yet; put a share of the earlier data into the stage's train_dataset, "
-                f"or use one of {', '.join(_ACTIONS)}"
-            )
         if self.action not in _ACTIONS:
             raise ValueError(f"Forgetting: action: expected one of {', '.join(_ACTIONS)}, got {self.action!r}")
         if not 0 < self.factor < 1:
@@ -57,10 +59,18 @@ class Forgetting(Gate):
             raise ValueError(f"Forgetting: floor: expected at least 0 and below 1, got {self.floor}")
         if self.patience < 1:
             raise ValueError(f"Forgetting: patience: expected at least 1, got {self.patience}")
+        if not 0 < self.share <= self.most < 1:
+            raise ValueError(
+                f"Forgetting: share: expected numbers above 0 and below 1, share at most most; got share={self.share}, most={self.most}"
+            )
+        if self.source is not None and self.action != "replay":
+            raise ValueError(f"Forgetting: source: it is what 'replay' draws from; leave it out with {self.action!r}")
 
     def __call__(self, history: History) -> Decision | None:
         rounds = self._rounds(history)
-        acted = [entry for entry in history.entries if entry.by == type(self).__name__ and entry.value is not None]
+        replays = self.action == "replay"  # another gate of the stage may cut its rate
+        own = [entry for entry in history.entries if entry.by == type(self).__name__ and entry.value is not None]
+        acted = [entry for entry in own if (entry.kind == "replay") == replays]
         since = max((entry.step for entry in acted), default=-1)
         outside = 0
         for step, (rise, _) in rounds:
@@ -75,6 +85,8 @@ class Forgetting(Gate):
 
     def _act(self, worst: tuple[float, str], history: History, acted: Sequence) -> Decision | None:
         reason, share = worst[1], 1.0
+        if self.action == "replay":
+            return self._more(reason, acted[-1].value if acted else 0.0, history)
         for entry in acted:
             share *= entry.value
         share *= self.factor
@@ -88,8 +100,22 @@ class Forgetting(Gate):
         low = f"its rate is at the floor ({self.floor:.3g} of the schedule)"
         if self.action == "rollback":
             return Decision("rollback", f"{reason}; {low}, so the stage ends here")
+        return self._once(f"{reason}; {low}", history)
+
+    def _more(self, reason: str, now: float, history: History) -> Decision | None:
+        """A first share of earlier data, or twice the one there is."""
+        if now >= self.most:
+            return self._once(
+                f"{reason}; {100 * now:.3g} % of the examples are replayed already, the most allowed", history
+            )
+        share = min(2 * now, self.most) if now else self.share
+        return Decision(
+            "replay", f"{reason}; {100 * share:.3g} % of the examples come from earlier data from here on", share
+        )
+
+    def _once(self, reason: str, history: History) -> Decision | None:
         told = [e for e in history.entries if e.by == type(self).__name__ and e.kind == "alert"]
-        return None if told else Decision("alert", f"{reason}; {low}")
+        return None if told else Decision("alert", reason)
 
     def at_end(self, history: History) -> Decision | None:
         """The stage's last evaluation, whatever the patience: a rollback, or at least a word."""

@@ -41,6 +41,9 @@ def sources_text(planned: PlannedStage) -> str | None:
         return None
     texts = []
     for name, about in found.items():
+        if name in planned.blend.in_reserve:
+            texts.append(f"{name} where the gate replays it")
+            continue
         start, end = (f"{about[key]:.0%}".replace("%", " %") for key in ("first_share", "last_share"))
         text = f"{name} {start if start == end else f'{start} -> {end}'}"
         if about["drawn"] is not None:

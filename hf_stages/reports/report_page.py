@@ -24,7 +24,7 @@ _STYLE = (
     ".problem{background:#fdecea;border-left:4px solid #c0392b;padding:.5em .8em}"
 )
 _TITLES = {"loss": "Loss per item", "bits_per_byte": "Bits per byte"}
-_ACTIONS = ("alert", "cut_lr", "rollback")
+_ACTIONS = ("alert", "cut_lr", "rollback", "replay")
 _PREFIXES = ("eval_", "after_")
 
 

@@ -10,7 +10,7 @@ from hf_stages.reports.result_table import stages_table
 from hf_stages.reports.shares_table import shares_table
 
 _BENCH = "bench.json"
-_KINDS = ("alert", "cut_lr", "rollback", "stop", "notice")
+_KINDS = ("alert", "cut_lr", "rollback", "replay", "stop", "notice")
 
 
 def run_report(run: ReadRun) -> str:

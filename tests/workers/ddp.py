@@ -296,15 +296,16 @@ def quantized(out: Path) -> None:
     all_moved(watch, quantized_chain())
 
 
-def forgetful(out: Path, batch: int) -> StagedTrainer:
+def forgetful(out: Path, batch: int, gate: Forgetting | None = None, **changes: Any) -> StagedTrainer:
     """Two sets that count in other strides: the second is learned at the first one's cost, up to a budget."""
+    gate = Forgetting("5%", action="rollback") if gate is None else gate
     sets = {}
     for name, stride in (("one", 1), ("two", 7)):
         ids = [[3 + (5 * row + stride * place) % 60 for place in range(12)] for row in range(16)]
         sets[name] = Rows([{"input_ids": row, "labels": row, "attention_mask": [1] * 12} for row in ids])
     stages = [
         Stage("one", "16 steps", train_dataset=sets["one"], args={"eval_strategy": "no"}),
-        Stage("two", "8 steps", train_dataset=sets["two"], gates=[Forgetting("5%", action="rollback")]),
+        Stage("two", "8 steps", train_dataset=sets["two"], gates=[gate]),
     ]
     given = {
         "eval_strategy": "steps",
@@ -314,7 +315,7 @@ def forgetful(out: Path, batch: int) -> StagedTrainer:
         "optim": "adamw_torch",
     }
     model = tiny.llama(pad_token_id=0, initializer_range=0.1)
-    return staged(out, stages, batch, eval_dataset=sets, model=model, **given)
+    return staged(out, stages, batch, eval_dataset=sets, model=model, **{**given, **changes})
 
 
 @scenario
@@ -322,6 +323,28 @@ def forgetting(out: Path) -> None:
     trainer = forgetful(out / "run", 4)
     trainer.train()
     same_on_ranks(trainer.model, "the end")
+
+
+def replayed(out: Path, batch: int, accumulation: int = 1) -> tuple[list[Any], Any, Any]:
+    """Rows of each update where a gate mixes in the first set, what the stage says of it, and the model."""
+    gate = Forgetting("1%", action="replay", share=0.3)
+    trainer = forgetful(out, batch, gate, accumulation=accumulation, kind=Recorded)
+    trainer.train()
+    stage = json.loads((out / "02-two" / "stage.json").read_text())
+    acts = [(e["step"], e["kind"], e.get("value")) for e in stage["ledger"] if e["by"] == "Forgetting"]
+    return trainer.seen, [stage["data"], [list(act) for act in acts]], trainer.model
+
+
+@scenario
+def replaying(out: Path) -> dict[str, Any]:
+    found = {}
+    for name, how in {"4": (4, 1), "2x2": (2, 2)}.items():
+        seen, said, model = replayed(out / name, *how)
+        same_on_ranks(model, name)
+        both: list[Any] = [None, None]
+        dist.all_gather_object(both, seen)
+        found[name] = [[sorted(a + b) for a, b in zip(*both, strict=True)], said]
+    return found
 
 
 class AskToStop(TrainerCallback):

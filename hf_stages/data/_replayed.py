@@ -1,0 +1,78 @@
+"""A stage's own data, with a share of earlier data from events on: what ``Forgetting(action="replay")`` draws from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_stages.data._curriculum import Curriculum, Make, names_in
+from hf_stages.data._nodes import Mixed, Node, below
+from hf_stages.data._quota import FRACTION, Clock, Quotas
+
+Events = tuple[tuple[int, float], ...]
+"""(position, share): from this position of the stage on, earlier data have this share."""
+_BEYOND = 4096
+"""Blocks behind the planned end, where a stage in tokens may go on: an event may fall there, too."""
+
+
+@dataclass(frozen=True)
+class Replayed(Curriculum):
+    """``own`` alone, until an event gives ``earlier`` a share. An epoch is one pass over ``own``, as without."""
+
+    own: Any
+    earlier: Any
+    name: str = "own"
+    """What rows of ``own`` are called where it has no names."""
+
+    _SOURCES = ("own", "earlier")
+
+    def node(self, make: Make, name: str | None, where: str) -> Node:
+        own = make(self.own, None if names_in(self.own) else self.name, where)
+        earlier = make(self.earlier, None if names_in(self.earlier) else "replay", f"{where}: what is replayed")
+        return ReplayedNode(own, earlier, where)
+
+
+class ReplayedNode(Mixed):
+    """Two children whose shares go by events. The own child's curves follow the stage's progress all the same.
+
+    An event holds from the next block of the clock on (a block is one draw in stages of up to 8192). Quotas are summed block by
+    block, so what was drawn before it stays what it was.
+    """
+
+    def __init__(self, own: Node, earlier: Node, where: str) -> None:
+        by_tokens = any(node.by_tokens for child in (own, earlier) for node in below(child))
+        children = {"own": own, "earlier": earlier}
+        super().__init__(children, {"own": 1.0, "earlier": 0.0}, temperature=1.0, by_tokens=by_tokens, where=where)
+        self.n = None if self.n is None else own.n
+        self.events: Events = ()
+        self.draws = 0
+
+    def bind(self, clock: Clock, seed: int, shuffle: bool) -> None:
+        clock, self.draws = _finer(clock)
+        self.clock = clock
+        starts = clock.edges[:-1] >> FRACTION
+        share = np.zeros(len(starts))
+        for position, value in self.events:
+            share[starts >= position] = value
+        self.quotas = Quotas(clock, np.stack([1.0 - share, share], axis=1))
+        for child, own in zip(self._children, self.quotas.clocks, strict=True):
+            child.bind(own, seed, shuffle)
+
+    def shares(self, t: float) -> list[float]:
+        """One by one, an event holds from its very position on."""
+        share = 0.0
+        for position, value in self.events:
+            share = value if int(t * self.draws) >= position else share
+        return [1.0 - share, share]
+
+
+def _finer(clock: Clock) -> tuple[Clock, int]:
+    """A stage's clock with small blocks behind its end as well, and its planned draws."""
+    inside = int((clock.t < 1.0).sum())
+    start, end = int(clock.edges[inside]) >> FRACTION, int(clock.edges[-1]) >> FRACTION
+    blocks = max(_BEYOND, len(clock.t) - inside)
+    more = np.array([start + (end - start) * b // blocks for b in range(1, blocks + 1)], dtype=np.int64)
+    edges = np.concatenate([clock.edges[: inside + 1], more << FRACTION])
+    return Clock(edges, np.concatenate([clock.t[:inside], np.ones(blocks)])), start

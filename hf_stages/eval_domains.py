@@ -1,0 +1,38 @@
+"""A domain is measured as the stage that brought it does: its collator, its metrics, no terms of the stage in progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from hf_stages.collating import collator_at_work, for_source
+from hf_stages.domains import Domain, domains_of, own_domains
+
+
+def as_its_own(trainer: Any, name: str) -> AbstractContextManager[None]:
+    """For one of the sets that a stage evaluates: an earlier domain's, which a gate watches, may be of another kind of rows."""
+    stage = trainer._stage.planned.stage
+    if name in own_domains(trainer.recipe, stage):
+        return nullcontext()
+    domain = domains_of(trainer.recipe, stage.name).get(name)
+    return measured_as(trainer, domain) if domain is not None else nullcontext()
+
+
+@contextmanager
+def measured_as(trainer: Any, domain: Domain) -> Iterator[None]:
+    """Without the stage's teacher terms as well: they may be of other rows (DPO's are pairs)."""
+    run, own = trainer._stage, trainer._runner.own
+    held = {name: getattr(trainer, name) for name in ("data_collator", "compute_metrics")}
+    terms, run.evaluated = run.evaluated, None
+    try:
+        for name in held:
+            theirs = getattr(domain.stage, name) if domain.stage is not None else None
+            setattr(trainer, name, theirs if theirs is not None else own[name])
+        ready = collator_at_work(trainer.data_collator, trainer.processing_class, trainer.model)
+        trainer.data_collator = for_source(ready, domain.name)
+        yield
+    finally:
+        run.evaluated = terms
+        for name, value in held.items():
+            setattr(trainer, name, value)
