@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
+from transformers.utils import logging
 
 from hf_stages.collating import for_source
 from hf_stages.eval_domains import as_its_own
@@ -13,6 +15,16 @@ from hf_stages.eval_terms import BULKY
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
 _Base: Any = Trainer if TYPE_CHECKING else object
+
+
+logger = logging.get_logger(__name__)
+
+
+def _without_nan(metrics: dict[str, float], prefix: str) -> None:
+    """A set without one label has no loss: 0/0 is within no budget, and no JSON."""
+    if f"{prefix}_items" not in metrics and math.isnan(metrics.get(f"{prefix}_loss", 0.0)):
+        del metrics[f"{prefix}_loss"]
+        logger.warning(f"{prefix}: no row of this evaluation set has a label (all are -100), so it has no loss")
 
 
 class MeasuredMixin(_Base):
@@ -66,6 +78,7 @@ class MeasuredMixin(_Base):
             output = super().evaluation_loop(*args, **kwargs)
             if self._sums is not None:
                 output.metrics.update(self._sums.metrics(prefix))
+                _without_nan(output.metrics, prefix)
         finally:
             self._sums = self._evaluated = None
         if self._stage is not None and self._stage.evaluated is not None:

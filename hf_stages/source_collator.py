@@ -10,6 +10,7 @@ import torch
 
 from hf_stages.data._collating import columns_read, pairs_in
 from hf_stages.losses._on_source import SOURCE
+from hf_stages.losses._tokens import real_tokens
 
 DRAWN = "drawn"
 """In a batch: the source's number and the tokens of each row that it was made of; taken out again before the update."""
@@ -63,8 +64,15 @@ class SourceCollator:
 
 
 def _tokens(rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any]) -> list[int]:
-    """Tokens of each row: as collated where a row of the batch is one of the data, else as it came."""
+    """Tokens of each row: as collated where a row of the batch (or a pair of rows) is one of the data, else as it came.
+
+    Packed conversations say neither: their tokens are given to the rows in equal parts.
+    """
     mask: Any = batch.get("attention_mask")
-    if torch.is_tensor(mask) and mask.dim() == 2 and len(mask) == len(rows):
-        return mask.sum(1).tolist()
-    return [len(row["input_ids"]) if "input_ids" in row else 0 for row in rows]
+    if torch.is_tensor(mask) and mask.dim() == 2 and len(mask) in (len(rows), 2 * len(rows)):
+        return mask.sum(1).view(len(rows), -1).sum(1).tolist()
+    if all("input_ids" in row for row in rows):
+        return [len(row["input_ids"]) for row in rows]
+    real = real_tokens(batch)
+    total = int(real.sum()) if real is not None else 0
+    return [total * (i + 1) // len(rows) - total * i // len(rows) for i in range(len(rows))]

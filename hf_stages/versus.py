@@ -32,6 +32,18 @@ ARMS = ("staged", "joint", "replay", "annealed")
 LATE = 0.2
 """The last part of the annealed arm, in which the last source comes more often (10-20 % in arXiv 2406.03476)."""
 _SAME = ("loss", "compute_metrics", "teacher")
+_RATES_AND_WATCHING = (
+    "learning_rate",
+    "lr_",
+    "warmup",
+    "logging",
+    "eval",
+    "save",
+    "load_best",
+    "metric_for",
+    "greater_is",
+)
+"""Beginnings of the args that stages may set differently: the arm's rate follows from them, or nothing does."""
 """Of every stage. Collators may differ: rows of one batch are collated by their sources."""
 
 
@@ -245,6 +257,12 @@ def _check_joint(staged: Recipe, plan: Plan, collators: RowCollators | None, nam
                 raise ValueError(
                     f"stage {stage.name!r}: {key}: differs from that of {first.name!r}, and a joint stage has one; set it for all of "
                     "the run, or leave the stage out: --stages ..."
+                )
+        for key in sorted({*stage.args, *first.args}):
+            if not key.startswith(_RATES_AND_WATCHING) and stage.args.get(key) != first.args.get(key):
+                raise ValueError(
+                    f"stage {stage.name!r}: args: {key}: {stage.args.get(key)!r} here and {first.args.get(key)!r} in {first.name!r}, and a joint "
+                    "stage has one; set it for all of the run, or leave the stage out: --stages ..."
                 )
     if collators is not None and collators.problem:
         raise ValueError(

@@ -79,6 +79,17 @@ def test_loss_is_over_all_tokens_at_any_batch_size_and_padding(tmp_path):
     assert max(means) > 1e-3  # Trainer's mean of means is another number: the test would see it
 
 
+def test_a_set_without_a_label_has_no_loss(tmp_path):
+    """0/0 in stage.json would be no JSON, and outside of every gate's budget."""
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, -100, -100]}]
+    sets = {"mute": Dataset.from_list(rows), "own": Dataset.from_list(ragged(4, seed=3))}
+    trainer = trainer_of(tmp_path, tiny.llama(), eval_dataset=sets)
+    trainer.train()
+    domains = json.loads((tmp_path / "01-a" / "stage.json").read_text(), parse_constant=pytest.fail)["domains"]
+    assert "loss" in domains["own"]
+    assert "loss" not in domains.get("mute", {})
+
+
 def test_other_tasks_keep_their_items(tmp_path):
     """A classifier's items are rows."""
     model, data = tiny.bert().eval(), tiny.class_data(11)

@@ -134,6 +134,11 @@ def test_the_last_batch_of_an_epoch_counts_as_what_it_holds(prepared):
         ({"stages": stages(args={"per_device_train_batch_size": 2})}, {}, "2 examples per update, 4 in 'language'"),
         ({"stages": stages(transforms=[{"use": "Freeze", "patterns": ["embed"]}])}, {}, "transforms: Freeze"),
         ({"stages": stages(loss={"use": "TaskLoss", "weight": 0.5})}, {}, "stage 'code': loss: differs"),
+        (
+            {"stages": stages(args={"weight_decay": 0.1})},
+            {},
+            "stage 'code': args: weight_decay: 0.1 here and None in 'language'",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(prepared, changes, options, message):

@@ -99,7 +99,8 @@ def check_pairs(where: str, collator: Any) -> None:
     """Collators that make more or fewer rows of a batch would tear pairs of rows apart, and no loss would notice."""
     if (found := pairs_in(collator)) is not None:
         raise ValueError(
-            f"{where}: collator: {type(found).__name__} gives pairs of rows, which this would take apart; leave {where} out"
+            f"{where}: collator: {type(found).__name__} gives pairs of rows, which this would take apart or cut short; leave it out: "
+            "Preferences(max_length=...) cuts pairs, and Lengths(longer='error') only pads"
         )
 
 

@@ -57,8 +57,10 @@ class DynamicMLM(Collating):
         return replace(ready, fixed=True) if t is None and not ready.fixed else ready
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
-        if self.tokenizer is None:
-            raise ValueError("DynamicMLM: tokenizer: missing; use DynamicMLM(...).build(tokenizer), or give tokenizer=")
+        if getattr(self.tokenizer, "mask_token_id", None) is None:
+            raise ValueError(
+                "DynamicMLM: tokenizer: missing, or one without a mask token; use DynamicMLM(...).build(tokenizer), or give tokenizer="
+            )
         found, apart = documents("DynamicMLM", rows, self.collator)
         apart = {key: value for key, value in apart.items() if key != "labels"}
         if not any(len(document["input_ids"]) for document in found):

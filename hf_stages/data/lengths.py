@@ -51,8 +51,8 @@ class Lengths(Collating):
         read_curve(self, "length")
         check_length("Lengths", self.length)
         check_choice("Lengths", "longer", self.longer, LONGER)
-        if self.longer == "split":
-            check_pairs("Lengths(longer='split')", self.collator)
+        if self.longer != "error":  # the end of a pair is its answer
+            check_pairs(f"Lengths(longer={self.longer!r})", self.collator)
         if isinstance(self.steps_of, bool) or not isinstance(self.steps_of, int) or self.steps_of < 1:
             raise ValueError(f"Lengths: steps_of: expected a whole number of at least 1, got {self.steps_of!r}")
         object.__setattr__(self, "widths", tuple(sorted(self.widths)))

@@ -51,7 +51,10 @@ def _loaded(name: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return AutoModelForCausalLM.from_pretrained(name).to(device)
+    try:
+        return AutoModelForCausalLM.from_pretrained(name).to(device)
+    except OSError as error:
+        raise ValueError(f"ModelLoss: model: expected a folder or a name on the Hub, got {name!r}: {error}") from error
 
 
 def _losses(model: Any, rows: Sequence[Any], limit: int | None) -> list[float]:

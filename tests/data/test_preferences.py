@@ -104,11 +104,14 @@ def test_pairs_are_not_torn_apart():
     """Packed rows would be compared in place of answers, and the loss would look like one."""
     for wrong in (
         lambda: Packed(64, Preferences()),
-        lambda: Packed(64, Lengths(64, Preferences())),
+        lambda: Packed(64, Lengths(64, Preferences(), longer="error")),
         lambda: Lengths(8, Preferences(), longer="split"),
+        lambda: Lengths(8, Preferences()),
     ):
         with pytest.raises(ValueError, match="Preferences gives pairs of rows"):
             wrong()
     tokenizer = tiny.tokenizer()
-    batch = Lengths(64, Preferences(), steps_of=8).build(tokenizer)([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    batch = Lengths(64, Preferences(), longer="error", steps_of=8).build(tokenizer)(
+        [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+    )
     assert batch["labels"].shape == (2, 8)

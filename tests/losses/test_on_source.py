@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from datasets import Dataset
 
@@ -113,3 +115,19 @@ def test_rows_that_are_packed_or_split_are_of_no_one_source():
     ready = Preferences().build(tiny.tokenizer())
     assert SourceCollator(ready, ("a", "b"))(pairs)["source"].tolist() == [1, 1, 0, 0]
     assert SourceCollator(AtProgress(ready, Preferences()), ("a", "b"))(pairs)["source"].tolist() == [1, 1, 0, 0]
+
+
+def test_tokens_are_counted_of_pairs_and_packed_rows_too():
+    def counted(collator, rows):
+        return SourceCollator(collator, drawn=("a", "b"))(rows)["drawn"].tolist()
+
+    ready = Preferences().build(tiny.tokenizer())
+    pairs = [{"prompt": "p", "chosen": "xyz", "rejected": "y", "source": name} for name in ("b", "a")]
+    each = ready(pairs[:1])["attention_mask"].sum().item()
+    assert counted(ready, pairs) == [[1, each], [0, each]]
+    packed = Packed(8, shift=True, mask="positions")
+    rows = [{"input_ids": list(range(5, 5 + n)), "source": name} for n, name in ((3, "a"), (4, "b"))]
+    assert counted(packed, rows) == [[0, 3], [1, 4]]
+    texts = [{"n": 3, "source": "a"}, {"n": 4, "source": "b"}, {"n": 4, "source": "b"}]
+    made = replace(packed, collator=lambda rows: Lengths(8)([{"input_ids": [5] * row["n"]} for row in rows]))
+    assert counted(made, texts) == [[0, 3], [1, 4], [1, 4]]  # eleven in equal parts
