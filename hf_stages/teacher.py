@@ -95,10 +95,12 @@ def _run(model: nn.Module, capture: Capture, batch: Mapping[str, Any]) -> Signal
     return Signals(outputs, captured=captured)
 
 
-def _configs(model: Any) -> list[Any]:
-    """The model's own, and that of the language model within."""
-    own = getattr(model, "config", None)
-    return [own] if own is None or not hasattr(own, "get_text_config") else [own, own.get_text_config()]
+def _configs(model: nn.Module) -> list[Any]:
+    """The model's own, and those of the models within."""
+    found = {
+        id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None
+    }
+    return list(found.values())
 
 
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:

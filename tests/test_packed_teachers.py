@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +38,8 @@ def trained(out, make, loss, collator, attention="sdpa", **changes):
     teacher, student = make(), apart(make())
     for model in (teacher, student):
         model.set_attn_implementation(attention)
+    teacher = copy.deepcopy(teacher)  # with a config of its own
+    teacher.config.use_cache = before = hasattr(teacher.config, "use_cache")
     args = TrainingArguments(
         str(out), per_device_train_batch_size=8, report_to="none", use_cpu=True, disable_tqdm=True, logging_steps=1, learning_rate=0.1,
         optim="sgd", max_grad_norm=0.0, save_strategy="no", dataloader_pin_memory=False,
@@ -47,7 +50,7 @@ def trained(out, make, loss, collator, attention="sdpa", **changes):
         stages=[Stage("a", "1 steps", loss=loss)], **{"teacher": teacher, **changes},
     )  # fmt: skip
     trainer.train()
-    assert getattr(teacher.config, "use_cache", True) is True, "the teacher came back changed"
+    assert teacher.config.use_cache == before, "the teacher came back changed"
     weights = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
     return weights, next(log["loss"] for log in trainer.state.log_history if "loss" in log)
 
