@@ -79,6 +79,7 @@ def test_sentences_become_more_of_them(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "augmented" / more._fingerprint / "state.json").is_file()
 
 
+@pytest.mark.slow
 def test_mixture_ramp_shows_what_it_drew(run_python, tmp_path: Path) -> None:
     script = ROOT / "examples" / "mixture_ramp.py"
     done = run_python(
