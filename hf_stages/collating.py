@@ -71,11 +71,17 @@ def _check_names(recipe: Recipe, stage: Stage, collator: Any, where: str) -> Non
         )
 
 
-def check_teacher(collator: Any, teacher: Any, where: str) -> None:
-    """Packed rows: the teacher keeps their examples apart as the student does, and is not looked up by the row."""
+def packed_in(collator: Any) -> Packed | None:
+    """At any depth."""
     while not isinstance(collator, Packed | None):
         collator = getattr(collator, "inner", getattr(collator, "collator", None))
-    if collator is None or teacher is None:
+    return collator
+
+
+def check_teacher(collator: Any, teacher: Any, where: str) -> None:
+    """Packed rows: the teacher keeps their examples apart as the student does, and is not looked up by the row."""
+    packed = packed_in(collator)
+    if packed is None or teacher is None:
         return
     if isinstance(teacher, CacheReader):
         raise ValueError(
@@ -83,7 +89,7 @@ def check_teacher(collator: Any, teacher: Any, where: str) -> None:
             "teacher itself, or pad"
         )
     try:
-        collator.check_teacher(teacher.model)
+        packed.check_teacher(teacher.model)
     except ValueError as error:
         raise ValueError(f"{where}teacher: {error}") from error
 

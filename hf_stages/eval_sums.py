@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hf_stages.last_batch import first_rows, new_rows
 from hf_stages.losses import TaskLoss
 from hf_stages.losses._outputs import outputs_of
 from hf_stages.objective import counted
@@ -37,15 +38,26 @@ class EvalSums:
     def loss(self, inner: Callable[..., Any], model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         """``compute_loss`` of one batch, counted. Without a number of items every trainer gives its batch's mean."""
         batch = {**inputs, **self.trainer._beside}
-        items = self.task.items(batch)
-        with counted(self.trainer, items):
-            found = inner(model, inputs, return_outputs=return_outputs, num_items_in_batch=None)
-        loss = found[0] if return_outputs else found
-        count = torch.as_tensor(items).to(self.totals)
+        new = new_rows(self.trainer, batch)
+        if new is not None:  # before the forward of all rows, which is the one that others watch
+            few = first_rows(batch, new)
+            part = self._run(inner, model, {key: few[key] for key in inputs}, few)
+            if new:
+                self._add(part, few)
+        found = self._run(inner, model, inputs, batch, return_outputs)
+        if new is None:
+            self._add(found[0] if return_outputs else found, batch)
+        return found
+
+    def _run(self, inner: Any, model: Any, inputs: Any, batch: Mapping[str, Any], return_outputs: bool = False) -> Any:
+        with counted(self.trainer, self.task.items(batch)):
+            return inner(model, inputs, return_outputs=return_outputs, num_items_in_batch=None)
+
+    def _add(self, loss: torch.Tensor, batch: Mapping[str, Any]) -> None:
+        count = torch.as_tensor(self.task.items(batch)).to(self.totals)
         # A batch without a target has a mean of 0/0 and no say.
         value = torch.where(count > 0, loss.detach().mean().to(self.totals) * count, torch.zeros_like(count))
         self.totals += torch.stack([value, count, self._bytes(batch)])
-        return found
 
     def _bytes(self, batch: Mapping[str, Any]) -> torch.Tensor:
         labels: Any = batch.get("shift_labels")

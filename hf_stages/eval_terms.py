@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from hf_stages.last_batch import first_rows, new_rows
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses._algebra import value_and_told
-from hf_stages.losses._on_source import SOURCE, OnSource
+from hf_stages.losses._on_source import SOURCE, OnSource, of_rows
 from hf_stages.losses._signals import Signals
+from hf_stages.losses._tokens import rows_of
 from hf_stages.stage_losses import StageLosses
 
 BULKY = (
@@ -24,8 +26,9 @@ BULKY = (
 class EvalTerms:
     """Sums and items of each teacher term over one evaluation."""
 
-    def __init__(self, losses: StageLosses, device: torch.device, world: int) -> None:
-        self.losses, self.device, self.world = losses, device, world
+    def __init__(self, losses: StageLosses, trainer: Any) -> None:
+        self.losses, self.trainer = losses, trainer
+        device = trainer.args.device
         self.terms = [term for term in losses.terms if term.loss.uses_teacher]
         exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         most = max((len(term.loss.tells) for term in self.terms), default=0)
@@ -38,11 +41,17 @@ class EvalTerms:
         if not self.terms or not self.losses.evaluates or not self._tells(batch):
             yield
             return
+        new = new_rows(self.trainer, batch)
         with torch.no_grad(), self.losses.watching(whole=True) as captured:
             yield
         with torch.no_grad(), context:
+            student: Any = Signals(captured.pop("outputs"), captured=captured)
+            if new is not None:
+                total, batch = rows_of(batch), first_rows(batch, new)
+                student = of_rows(student, torch.arange(max(new, 1)), total)
             teacher = self.losses.teacher(batch)
-            student = Signals(captured.pop("outputs"), captured=captured)
+            if new == 0:
+                return
             for place, term in enumerate(self.terms):
                 value, told = value_and_told(term.loss(student, teacher, batch, t))
                 items = torch.as_tensor(term.loss.items(batch), device=self.totals.device)
@@ -60,7 +69,7 @@ class EvalTerms:
     def metrics(self, prefix: str) -> dict[str, float]:
         """The mean of each term; collective."""
         totals, self.totals = self.totals, torch.zeros_like(self.totals)
-        if self.world > 1 and self.terms:
+        if self.trainer.args.world_size > 1 and self.terms:
             torch.distributed.all_reduce(totals)
         found = {}
         for term, (value, items, *told) in zip(self.terms, totals.tolist(), strict=True):

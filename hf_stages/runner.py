@@ -161,7 +161,7 @@ class Runner:
             self._probe_teacher(planned, losses)
         groups, weights = groups_of(planned.stage.loss), list(trainer.model.parameters())
         run.objective = Objective(losses.terms, args.device, args.world_size, groups, weights)
-        run.evaluated = EvalTerms(losses, args.device, args.world_size)
+        run.evaluated = EvalTerms(losses, trainer)
         if state is not None:
             run.objective.load_state_dict(state["objective"][args.process_index])
         trainer.callback_handler.stage = trainer._stage = run

@@ -86,7 +86,7 @@ class OnSource(Loss):
         if len(rows) == total:
             return self.inner(student, teacher, batch, t)
         few = {key: _rows(value, rows, total) for key, value in batch.items()}
-        return self.inner(_of_rows(student, rows, total), _of_rows(teacher, rows, total), few, t)
+        return self.inner(of_rows(student, rows, total), of_rows(teacher, rows, total), few, t)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _TaskOnRows(Loss):
         return functions.cross_entropy(flat, labels.reshape(-1), ignore_index=-100, reduction="sum")
 
 
-def _of_rows(signals: Signals | None, rows: torch.Tensor, total: int) -> Signals | None:
+def of_rows(signals: Signals | None, rows: torch.Tensor, total: int) -> Signals | None:
     if signals is None:
         return None
     outputs = signals.outputs

@@ -463,6 +463,40 @@ def metric_gates(out: Path) -> None:
     assert trainer.state.global_step == 4 + 4 + 2  # once before the first update, then at 2 and 4
 
 
+@scenario
+def evaluation(out: Path) -> None:
+    """Seven ragged rows in batches of two: the rows that fill the last ones count once, in the loss and in teachers' terms."""
+    rows = [{**row, "labels": [-100] * i + row["labels"][i:]} for i, row in enumerate(CASES["causal"].rows()[:7])]
+    teacher = tiny.llama(pad_token_id=0, seed=3)
+    for count in (7, 5, 3):
+        stage = Stage("a", "1 steps", loss=TaskLoss() + HiddenMSE(layers={1: 1}))
+        sets = {"few": Rows(rows[:count])}
+        trainer, _ = watched(
+            out / f"{count}",
+            [stage],
+            eval_dataset=sets,
+            teacher=teacher,
+            per_device_eval_batch_size=2,
+            num_train_epochs=1,
+        )
+        trainer.train()
+        found = json.loads((out / f"{count}" / "01-a" / "stage.json").read_text())["domains"]["few"]
+        model = trainer.model.eval()
+        total = items = distance = tokens = 0.0
+        for row in rows[:count]:
+            batch = Pad()([row])
+            labels = batch["labels"][:, 1:].ne(-100).sum().item()
+            real = batch["attention_mask"].sum().item()
+            with torch.no_grad():
+                mine, theirs = (m(**batch, output_hidden_states=True) for m in (model, teacher))
+                total, items = total + (mine.loss.item() * labels if labels else 0.0), items + labels
+                apart = (mine.hidden_states[1] - theirs.hidden_states[1]).pow(2).mean(-1)
+                distance, tokens = distance + (apart * batch["attention_mask"]).sum().item(), tokens + real
+        assert found["items"] == items, (count, found)
+        assert found["loss"] == pytest.approx(total / items, rel=1e-5), count
+        assert found["HiddenMSE"] == pytest.approx(distance / tokens, rel=1e-4), count
+
+
 class OneRank(Loss):
     """NaN on one rank; or without any item; or exactly zero."""
 

@@ -1,0 +1,37 @@
+"""Several ranks evaluate as many batches each: loaders fill the last ones with rows that were read already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hf_stages.collating import packed_in
+from hf_stages.data._collating import pairs_in
+from hf_stages.losses._tokens import rows_of
+
+
+def new_rows(trainer: Any, batch: Mapping[str, Any]) -> int | None:
+    """How many of this rank's rows, from the first on, were not read before. None where no rank's batch was filled up.
+
+    Packed rows tell nothing of which example they are: there all count, as in Trainer.
+    """
+    state, args = trainer.accelerator.gradient_state, trainer.args
+    if args.world_size < 2 or not state.in_dataloader or not state.end_of_dataloader or state.remainder <= 0:
+        return None
+    if packed_in(trainer.data_collator) is not None:
+        return None
+    each = 1 if pairs_in(trainer.data_collator) is None else 2
+    if rows_of(batch) != each * args.eval_batch_size:
+        return None
+    return each * min(max(state.remainder - args.process_index * args.eval_batch_size, 0), args.eval_batch_size)
+
+
+def first_rows(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """One row at least, so that all ranks run the model."""
+    total, count = rows_of(batch), max(count, 1)
+    return {
+        key: value[:count] if torch.is_tensor(value) and value.dim() and len(value) == total else value
+        for key, value in batch.items()
+    }
