@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,11 @@ def _probe_parser(commands: Any, recipe: argparse.ArgumentParser, prepare: Calla
     probe.add_argument("--steps", type=int, help="updates of a trial")
     probe.add_argument("--share", type=float, help="or their share of the stage (0.1, of 20 updates at least)")
     probe.add_argument("--budget", default="5%", help="rise of an earlier domain's loss that is allowed (5%%)")
+    probe.add_argument(
+        "--confirm",
+        action="store_true",
+        help="train the pick over all of the stage's updates; one that leaves the budget there gives way to the next best",
+    )
     _shown(probe)
     probe.set_defaults(command=lambda options: _guarded(_probe_lr, options, prepare))
 
@@ -159,9 +165,13 @@ def _probe_lr(options: argparse.Namespace, prepare: Callable[..., Any], guard: A
     prepared.plan()
     given = {"rates": options.rates, "replays": options.replay, "steps": options.steps, "share": options.share}
     probe = probe_of(prepared, options.stage, **given)
-    each = tuple(read_trial(folder) for folder in run_probe(Trainings(prepared, guard), probe))
+    trainings = Trainings(prepared, guard)
+    each = tuple(read_trial(folder) for folder in run_probe(trainings, probe))
     same = {key: getattr(probe, key) for key in ("stage", "steps", "whole", "declared", "new", "earlier", "resumes_to")}
     trials = Trials(**same, budget=budget, each=each)
+    while options.confirm and probe.steps < probe.whole and (best := trials.next_to_confirm) is not None:
+        (folder,) = run_probe(trainings, probe.whole_of(best.rate, best.replay))
+        trials = replace(trials, confirmed=(*trials.confirmed, read_trial(folder)))
     if options.save:
         save_probe(trials, options.save)
     return json.dumps(probe_dict(trials), indent=2) if options.json else probe_table(trials)

@@ -68,8 +68,15 @@ class Probe:
     resumes_to: float | None = None
     """Of a stage that resumes its parent's schedule: which share of its first rate it ends at."""
 
+    in_full: bool = False
+    """Whether this is one trial made again over all of the stage's updates."""
+
     def folder(self, rate: float, share: float) -> str:
-        return f"lr-{rate:.4g}" + (f"-replay-{share:g}" if share else "")
+        return ("whole-" if self.in_full else "") + f"lr-{rate:.4g}" + (f"-replay-{share:g}" if share else "")
+
+    def whole_of(self, rate: float, share: float) -> Probe:
+        """A trial that is the whole stage."""
+        return replace(self, steps=self.whole, rates=(rate,), replays=(share,), in_full=True)
 
 
 def probe_of(

@@ -61,6 +61,33 @@ def test_no_pick_without_a_gain_or_a_budget_kept():
     assert "No pick" in probe_table(nothing)
 
 
+def test_a_pick_that_leaves_the_budget_in_full_gives_way_to_the_next():
+    def whole(rate, replay, language):
+        return Trial(rate, replay, {"code": 4.0, "language": 2.0}, {"code": 2.0, "language": language})
+
+    found = trials((1e-4, 0, 3.8, 2.0), (3e-4, 0, 3.5, 2.09), (2e-4, 0.1, 3.6, 2.0), (1e-3, 0, 3.0, 2.5))
+    assert found.next_to_confirm.same_as(found.pick)
+    assert found.pick.rate == 3e-4
+    once = replace(found, confirmed=(whole(3e-4, 0, 2.2),))
+    assert once.pick is None
+    assert (once.next_to_confirm.rate, once.next_to_confirm.replay) == (2e-4, 0.1)
+    # One that forgets in full does so at a higher rate and with less replay; these are not tried.
+    steeper = trials((1e-4, 0.1, 3.5, 2.0), (3e-4, 0, 3.6, 2.0), (5e-5, 0, 3.9, 2.0))
+    steeper = replace(steeper, confirmed=(whole(1e-4, 0.1, 2.2),))
+    assert steeper.next_to_confirm.rate == 5e-5
+    twice = replace(once, confirmed=(*once.confirmed, whole(2e-4, 0.1, 2.05)))
+    assert twice.next_to_confirm is None
+    assert (twice.pick.rate, twice.pick.replay) == (2e-4, 0.1)
+    text = probe_table(twice)
+    assert "Pick: 2e-4 with 10 % replay" in text
+    assert text.index("over budget", text.index("Over all 200 updates")) < text.index("kept")
+    below = replace(found, confirmed=(whole(3e-4, 0, 2.2), whole(1e-4, 0, 2.0)))
+    assert "The next rate tried, 3e-4, is over the budget" in probe_table(below)
+    none = replace(found, confirmed=tuple(whole(t.rate, t.replay, 2.2) for t in found.candidates))
+    assert none.next_to_confirm is None
+    assert "No pick: over all of the stage's updates no candidate" in probe_table(none)
+
+
 @pytest.fixture
 def ready(tmp_path):
     return prepare(recipes.load(write(tmp_path)))
@@ -183,6 +210,32 @@ def test_trials_run_from_the_boundary_and_are_skipped_where_finished(tmp_path, c
     assert cli.main([*argv, "--budget", "0"]) == 0
     assert {p: p.stat().st_mtime_ns for p in written} == written
     assert "budget 0 %" in capsys.readouterr().out
+
+
+def test_the_pick_is_confirmed_by_the_whole_stage(tmp_path, capsys):
+    recipe = write(tmp_path)
+    argv = [
+        "probe-lr",
+        recipe,
+        "--stage",
+        "code",
+        "--rates",
+        "1e-4",
+        "5e-3",
+        "--steps",
+        "2",
+        "--budget",
+        "50%",
+        "--json",
+    ]
+    assert cli.main([*argv, "--confirm"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [t["rate"] for t in found["confirmed"]] == [found["pick"]["rate"]] == [5e-3]
+    assert cli.main(["run", recipe, "--resume"]) == 0
+    whole = json.loads((tmp_path / "out" / "02-code" / "stage.json").read_text())["domains"]
+    assert found["confirmed"][0]["after"] == {name: domain["loss"] for name, domain in whole.items()}
+    written = list((tmp_path / "out").glob("probe-code/whole-*"))
+    assert [path.name for path in written] == ["whole-lr-0.005"]
 
 
 def test_a_rate_that_diverges_is_a_row_and_not_tried_again(tmp_path, capsys):

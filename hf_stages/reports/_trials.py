@@ -23,6 +23,9 @@ class Trial:
     def finite(self) -> bool:
         return bool(self.after)
 
+    def same_as(self, other: Trial) -> bool:
+        return (self.rate, self.replay) == (other.rate, other.replay)
+
     def gain(self, new: Sequence[str]) -> float:
         """By which share the loss on the new domains fell, on average."""
         return sum((self.before[d] - self.after[d]) / abs(self.before[d]) for d in new) / len(new)
@@ -46,15 +49,40 @@ class Trials:
     each: tuple[Trial, ...]
     resumes_to: float | None = None
     """Of a stage that resumes its parent's schedule: which share of its first rate it ends at."""
+    confirmed: tuple[Trial, ...] = ()
+    """Candidates that were trained over all of the stage's updates, best first, until one kept the budget there, too."""
 
     def within(self, trial: Trial) -> bool:
         return trial.finite and trial.forgotten(self.earlier) <= self.budget
 
+    def kept(self, trial: Trial) -> bool:
+        """Within the budget, and in full as well where that was tried."""
+        return self.within(trial) and all(self.within(t) for t in self.confirmed if t.same_as(trial))
+
+    @property
+    def candidates(self) -> list[Trial]:
+        """Those that gain within the budget, the largest gain on the new domains first."""
+        good = [t for t in self.each if self.within(t) and t.gain(self.new) > 0]
+        return sorted(good, key=lambda t: t.gain(self.new), reverse=True)
+
     @property
     def pick(self) -> Trial | None:
-        """The largest gain on the new domains within the budget; None where no trial is, or none gains."""
-        good = [t for t in self.each if self.within(t) and t.gain(self.new) > 0]
-        return max(good, key=lambda t: t.gain(self.new), default=None)
+        """The best candidate; where some were confirmed, the one that was. None: there is none."""
+        for trial in self.candidates:
+            whole = next((t for t in self.confirmed if t.same_as(trial)), None)
+            if not self.confirmed or (whole is not None and self.within(whole)):
+                return trial
+        return None
+
+    @property
+    def next_to_confirm(self) -> Trial | None:
+        """None where a pick is confirmed, or no candidate is left. What forgot too much does so at higher rates, or with less replay."""
+        if self.confirmed and self.within(self.confirmed[-1]):
+            return None
+        for trial in self.candidates:
+            if not any(trial.rate >= t.rate and trial.replay <= t.replay for t in self.confirmed):
+                return trial
+        return None
 
 
 def read_trial(folder: str | Path) -> Trial:

@@ -31,7 +31,25 @@ def probe_table(trials: Trials) -> str:
         f"{trials.stage}: {trials.steps} of {trials.whole} updates from its boundary; loss on {', '.join(trials.new)} (new) and "
         f"{', '.join(trials.earlier)} (earlier), budget {_percent(trials.budget)}"
     )
-    return f"{head}\n{_aligned(rows)}\n\n{said(trials)}"
+    return "\n".join([head, _aligned(rows), "", *_confirmed(trials), said(trials)])
+
+
+def _confirmed(trials: Trials) -> list[str]:
+    """What became of candidates that were trained in full."""
+    if not trials.confirmed:
+        return []
+    rows = [["rate", "replay", *trials.new, *trials.earlier, "gain", "forgotten", ""]]
+    for trial in trials.confirmed:
+        cells = [rate(trial.rate), f"{100 * trial.replay:.3g} %" if trial.replay else "-"]
+        if not trial.finite:
+            rows.append([*cells, *("-" for _ in (*trials.new, *trials.earlier)), "-", "-", "the loss was not finite"])
+            continue
+        values = [f"{trial.after[d]:.4g}" for d in (*trials.new, *trials.earlier)]
+        mark = "kept" if trials.within(trial) else "over budget"
+        rows.append(
+            [*cells, *values, _percent(trial.gain(trials.new)), _percent(trial.forgotten(trials.earlier)), mark]
+        )
+    return [f"Over all {trials.whole} updates:", _aligned(rows), ""]
 
 
 def probe_dict(trials: Trials) -> dict[str, Any]:
@@ -49,13 +67,18 @@ def probe_dict(trials: Trials) -> dict[str, Any]:
     same = ("stage", "steps", "whole", "declared", "budget")
     return {
         **{key: getattr(trials, key) for key in same}, "new": list(trials.new), "earlier": list(trials.earlier),
-        "trials": [one(trial) for trial in trials.each], "pick": one(trials.pick), "said": said(trials),
+        "trials": [one(trial) for trial in trials.each], "confirmed": [one(trial) for trial in trials.confirmed], "pick": one(trials.pick), "said": said(trials),
     }  # fmt: skip
 
 
 def said(trials: Trials) -> str:
     """The pick in words, and what it does not say."""
     picked = trials.pick
+    if picked is None and trials.confirmed:
+        return (
+            "No pick: over all of the stage's updates no candidate stayed within the budget. Try lower rates (--rates), more of the earlier data "
+            "(--replay 0.25), or a larger budget."
+        )
     if picked is None:
         return (
             "No pick: no trial both gained and stayed within the budget. Try lower rates (--rates), a share of the earlier data (--replay 0.05), "
@@ -70,11 +93,13 @@ def said(trials: Trials) -> str:
             f"Rewarm(to={picked.rate:.4g}, warmup=0, then='Linear(1, {trials.resumes_to:.3g})'), or the like."
         )
     lines += _beside(trials, picked)
+    if trials.confirmed:
+        return "\n".join([*lines, f"Over all {trials.whole} updates it stayed within it, too."])
     if trials.steps < trials.whole:
         lines.append(
             f"A trial is {trials.steps} of {trials.whole} updates with the whole schedule squeezed into them. The full stage spends "
-            f"{trials.whole / trials.steps:.3g} times as many at the same rates: expect it to forget more, unless replay holds it. Leave room "
-            "in the budget, and put the gate Forgetting on the stage."
+            f"{trials.whole / trials.steps:.3g} times as many at the same rates: expect it to forget more, unless replay holds it. --confirm "
+            "trains the pick in full; or leave room in the budget, and put the gate Forgetting on the stage."
         )
     return "\n".join(lines)
 
@@ -83,7 +108,7 @@ def _beside(trials: Trials, picked: Trial) -> list[str]:
     """Where a better rate may lie that was not tried."""
     own = sorted((t for t in trials.each if t.replay == picked.replay), key=lambda t: t.rate)
     place = own.index(picked)
-    if place + 1 < len(own) and not trials.within(own[place + 1]):
+    if place + 1 < len(own) and not trials.kept(own[place + 1]):
         return [f"The next rate tried, {rate(own[place + 1].rate)}, is over the budget: the best may lie between them."]
     if len(own) > 1 and place in (0, len(own) - 1):
         return [f"It is the {'lowest' if place == 0 else 'highest'} rate tried: the best may lie beyond it."]
