@@ -75,7 +75,7 @@ def test_loss_is_over_all_tokens_at_any_batch_size_and_padding(tmp_path):
             assert found["eval_a_loss"] == pytest.approx(total / count, rel=1e-6)
             assert found["eval_a_items"] == count
         plain = trainer_of(tmp_path, model, batch=batch, staged=False).evaluate(data)["eval_loss"]
-        means.append(abs(plain - total / count))
+        means.append(abs(plain - total / count) if plain == plain else 1.0)  # transformers 5.19: NaN at batch size 1
     assert max(means) > 1e-3  # Trainer's mean of means is another number: the test would see it
 
 
