@@ -90,7 +90,9 @@ def write(a: argparse.Namespace) -> Path:
     tokenizer.save_pretrained(a.out / "tokenizer")
     for kind, sets in data.items():
         for name in shares:
-            rows = sets[name].select(range(min(a.evaluate, len(sets[name])))) if kind == "eval" else sets[name]
+            rows, most = sets[name], min(a.evaluate, len(sets[name]))
+            if kind == "eval":  # spread over all: a table may be sorted
+                rows = rows.select([i * len(rows) // most for i in range(most)])
             rows.to_json(a.out / f"{name}{'-eval' if kind == 'eval' else ''}.jsonl")
     width, inner, layers = SIZES[a.size]
     config = {
