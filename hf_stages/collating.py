@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_stages.cached_teacher import CacheReader
 from hf_stages.data._blend import Blend
-from hf_stages.data._collating import Collating
+from hf_stages.data._collating import Collating, nested
 from hf_stages.data._curriculum import names_in
 from hf_stages.data._progress import AtProgress
 from hf_stages.data.by_source import BySource
@@ -54,10 +54,9 @@ def check_collators(recipe: Recipe, processing_class: Any) -> None:
 
 def _check_names(recipe: Recipe, stage: Stage, collator: Any, where: str) -> None:
     """Of ``BySource``. A plain dataset may have a column of names that nobody knows before reading it."""
-    while not isinstance(collator, BySource):
-        collator = getattr(collator, "collator", None)
-        if collator is None:
-            return
+    by_source = next((one for one in nested(collator) if isinstance(one, BySource)), None)
+    if by_source is None:
+        return
     if not isinstance(train_dataset_of(recipe, stage), Blend) and not isinstance(stage.train_dataset, str):
         return
     shared = recipe.train_dataset if isinstance(recipe.train_dataset, Mapping) else {}
@@ -65,7 +64,7 @@ def _check_names(recipe: Recipe, stage: Stage, collator: Any, where: str) -> Non
     for other in recipe.stages:
         data = train_dataset_of(recipe, other)
         known.update(data.names if isinstance(data, Blend) else names_in(other.train_dataset))
-    if unknown := [name for name in collator.collators if name not in known]:
+    if unknown := [name for name in by_source.collators if name not in known]:
         raise ValueError(
             f"{where}data_collator: BySource: no source is called {unknown[0]!r}; there are {', '.join(sorted(known))}"
         )
@@ -73,9 +72,7 @@ def _check_names(recipe: Recipe, stage: Stage, collator: Any, where: str) -> Non
 
 def packed_in(collator: Any) -> Packed | None:
     """At any depth."""
-    while not isinstance(collator, Packed | None):
-        collator = getattr(collator, "inner", getattr(collator, "collator", None))
-    return collator
+    return next((one for one in nested(collator) if isinstance(one, Packed)), None)
 
 
 def check_teacher(collator: Any, teacher: Any, where: str) -> None:

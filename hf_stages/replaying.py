@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 from hf_stages.data._blend import Blend, _mean_tokens
-from hf_stages.data._collating import columns_read
+from hf_stages.data._collating import columns_read, nested
 from hf_stages.data._curriculum import Curriculum, check_source
 from hf_stages.data._nodes import Leaf, below
 from hf_stages.data._replayed import Replayed
@@ -98,7 +98,7 @@ def check_replay(recipe: Recipe, stage: Stage, dataset: Blend) -> None:
 def _check_columns(recipe: Recipe, stage: Stage, dataset: Blend) -> None:
     """Rows of both kinds come in one batch: the columns that the collator or the model reads must be those of both."""
     collator = stage.data_collator if stage.data_collator is not None else recipe.data_collator
-    if _by_source(collator):
+    if any(isinstance(one, BySource) for one in nested(collator)):
         return  # each source's rows have a collator of their own
     read = {*_MODEL_READS, *columns_read(collator)}
     own, earlier = ([node for node in below(child) if isinstance(node, Leaf)] for child in dataset.root.children())
@@ -112,12 +112,6 @@ def _check_columns(recipe: Recipe, stage: Stage, dataset: Blend) -> None:
                 f"{', '.join(sorted(theirs))}) and of {new.name!r} ({', '.join(sorted(mine))}) cannot stand in one batch: only one of them has "
                 f"{', '.join(sorted(odd))}. Replay data of the same kind: source=..., or use action='cut_lr' or 'rollback'"
             )
-
-
-def _by_source(collator: Any) -> bool:
-    while collator is not None and not isinstance(collator, BySource):
-        collator = getattr(collator, "collator", None)
-    return collator is not None
 
 
 def _columns(leaf: Leaf) -> set[str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
@@ -57,10 +57,16 @@ def built(collator: Any, tokenizer: Any, model: Any) -> Any:
     return collator.build(tokenizer, model) if hasattr(collator, "build") else collator
 
 
+def nested(collator: Any) -> Iterator[Any]:
+    """The collator and those in it, from the outside in."""
+    while collator is not None:
+        yield collator
+        collator = getattr(collator, "inner", getattr(collator, "collator", None))
+
+
 def columns_read(collator: Any) -> frozenset[str]:
     """Columns that a collator reads and the model does not, at any depth."""
-    inner = [getattr(collator, name, None) for name in ("collator", "inner")]
-    return frozenset(getattr(collator, "columns", ())).union(*(columns_read(c) for c in inner if c is not None))
+    return frozenset().union(*(getattr(one, "columns", ()) for one in nested(collator)))
 
 
 def number(value: float | Curve, t: float | None, *, whole: bool) -> Any:
@@ -90,9 +96,7 @@ def check_length(where: str, length: Any) -> None:
 
 def pairs_in(collator: Any) -> Any:
     """The collator, at any depth, that gives pairs of rows; None where there is none."""
-    while collator is not None and not getattr(collator, "in_pairs", False):
-        collator = getattr(collator, "collator", None)
-    return collator
+    return next((one for one in nested(collator) if getattr(one, "in_pairs", False)), None)
 
 
 def check_pairs(where: str, collator: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_stages.data._collating import Collating, batched, built, columns_read, documents, pad_id
+from hf_stages.data._collating import Collating, batched, built, columns_read, documents, nested, pad_id
 from hf_stages.data._joined import Part, joined
 from hf_stages.data.lengths import Lengths
 from hf_stages.data.packed import Packed
@@ -101,12 +101,11 @@ def _bare(row: Any) -> Any:
 
 def _check_rows_stay(here: str, collator: Any) -> None:
     """Refuse what makes more or fewer rows than it is given, at any depth."""
-    while collator is not None:
-        if isinstance(collator, Packed) or (isinstance(collator, Lengths) and collator.longer == "split"):
-            what = type(collator).__name__ if isinstance(collator, Packed) else "Lengths(longer='split')"
+    for one in nested(collator):
+        if isinstance(one, Packed) or (isinstance(one, Lengths) and one.longer == "split"):
+            what = type(one).__name__ if isinstance(one, Packed) else "Lengths(longer='split')"
             raise ValueError(
-                f"{here}: {what} does not make one row of each; put it around: {type(collator).__name__}(..., BySource({{...}}))"
+                f"{here}: {what} does not make one row of each; put it around: {type(one).__name__}(..., BySource({{...}}))"
             )
-        if isinstance(collator, Preferences):
+        if isinstance(one, Preferences):
             raise ValueError(f"{here}: Preferences makes two rows of each, a pair; give pairs a stage of their own")
-        collator = getattr(collator, "collator", None)

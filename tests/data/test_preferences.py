@@ -5,6 +5,9 @@ import json
 import pytest
 
 from hf_stages.data import Lengths, Packed, Preferences
+from hf_stages.data._collating import columns_read, pairs_in
+from hf_stages.data._progress import AtProgress
+from hf_stages.source_collator import SourceCollator
 from tests import tiny
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -115,3 +118,12 @@ def test_pairs_are_not_torn_apart():
         [{"prompt": "a", "chosen": "b", "rejected": "c"}]
     )
     assert batch["labels"].shape == (2, 8)
+
+
+def test_pairs_are_found_at_any_depth():
+    """Whoever counts rows of a batch must know, whatever carries the collator."""
+    inner = Preferences()
+    for outer in (inner, SourceCollator(AtProgress(inner, inner)), Lengths(8, inner, longer="error")):
+        assert pairs_in(outer) is inner
+        assert {"chosen", "rejected"} <= columns_read(outer)
+    assert pairs_in(Lengths(8)) is None

@@ -217,3 +217,5 @@ def test_plain_trainer_stands_at_the_end(tmp_path) -> None:
     )
     collator = Packed(Linear(16, 32)).build(None, tiny.llama())
     Trainer(tiny.llama(), args, train_dataset=tiny.lm_data(8), data_collator=collator).train()
+    batch = collator([{"input_ids": [5] * 16}] * 2)
+    assert batch["input_ids"].shape == (1, 32)  # the curve's end: its beginning would take two rows of 16
