@@ -14,14 +14,13 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_stages.curves import Step
-from hf_stages.data._blend import Blend, _mean_tokens
 from hf_stages.data._curriculum import Curriculum
 from hf_stages.data._replayed import Replayed
 from hf_stages.data.mixture import Mixture
 from hf_stages.data.replay import Replay
 from hf_stages.domains import domains_of
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
-from hf_stages.replaying import replay_gate
+from hf_stages.replaying import examples_read, replay_gate
 from hf_stages.schedules import Fresh, Rewarm
 from hf_stages.sizes import plan_for, train_dataset_of
 from hf_stages.stage import Recipe, Stage, parents_of
@@ -183,7 +182,7 @@ class Sources:
             data = stage.train_dataset if stage.train_dataset is not None else self.recipe.train_dataset
             dataset = train_dataset_of(self.recipe, stage)
             return {self._name(data if isinstance(data, str) else planned.name, dataset): _read(planned)}
-        counts: Sequence[float] = blend.counts(blend.draws) if not blend.one_by_one else _by_tokens(blend)
+        counts = examples_read(planned, blend)
         found: dict[str, float] = {}
         for leaf, count in zip(blend.leaves, counts, strict=True):
             if blend.replays and not count:
@@ -228,13 +227,6 @@ def _read(planned: PlannedStage) -> float:
     epochs, rest = divmod(planned.steps, size.updates_per_epoch)
     each = size.examples if not size.drop_last else (size.batches_per_epoch or 0) * size.batch * size.world
     return epochs * each + min(rest * size.global_batch, each)
-
-
-def _by_tokens(blend: Blend) -> list[float]:
-    """Shares of tokens are as much larger in examples as these are shorter."""
-    shares = blend.declared(0, blend.draws)
-    each = [share / (_mean_tokens(leaf) or 1.0) for share, leaf in zip(shares, blend.leaves, strict=True)]
-    return [blend.draws * one / sum(each) for one in each]
 
 
 # ---- the other arms ---------------------------------------------------------------------------------------------------
