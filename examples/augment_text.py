@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets import Dataset
 from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, TrainingArguments, set_seed
 
-from examples.stdlib_text import prose
 from hf_stages import Stage, StagedTrainer
 from hf_stages.data import Augment, Collator
+from hf_stages.data.sample_text import prose
 
 
 def sentences(split: str, size: int) -> list[str]:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
-from examples.stdlib_text import blocks, byte_tokenizer, code
 from hf_stages import CachedTeacher, Stage, StagedTrainer, Teacher
+from hf_stages.data.sample_text import blocks, byte_tokenizer, code
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
 
 TOKENIZER = byte_tokenizer()

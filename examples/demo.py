@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import torch
-from stdlib_text import blocks, byte_tokenizer, code, prose
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments, set_seed
 
 from hf_stages import Stage, StagedTrainer
+from hf_stages.data.sample_text import blocks, byte_tokenizer, code, prose
 from hf_stages.schedules import Fresh, Rewarm
 
 BLOCK = 128

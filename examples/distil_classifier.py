@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
 
-from examples.stdlib_text import byte_tokenizer, code, prose
 from hf_stages import StagedTrainer
+from hf_stages.data.sample_text import byte_tokenizer, code, prose
 from hf_stages.metrics import Metrics
 from hf_stages.recipes import three_stage
 from hf_stages.transforms import ReduceLayers

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
-from examples.stdlib_text import blocks, byte_tokenizer, prose
 from hf_stages import Stage, StagedTrainer
+from hf_stages.data.sample_text import blocks, byte_tokenizer, prose
 from hf_stages.losses import AttentionRelation
 from hf_stages.recipes import one_stage
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
 
-from examples.stdlib_text import blocks, byte_tokenizer, code, prose
 from hf_stages import Stage, StagedTrainer
 from hf_stages.curves import Const
+from hf_stages.data.sample_text import blocks, byte_tokenizer, code, prose
 from hf_stages.gates import Forgetting
 from hf_stages.reports.domain_matrix import domain_matrix
 from hf_stages.schedules import Fresh

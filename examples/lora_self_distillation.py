@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 
-from examples.stdlib_text import blocks, byte_tokenizer, code, prose
 from hf_stages import Stage, StagedTrainer
+from hf_stages.data.sample_text import blocks, byte_tokenizer, code, prose
 from hf_stages.losses import LogitKL, TaskLoss
 from hf_stages.transforms import AddLora
 

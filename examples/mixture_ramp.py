@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
 
-from examples.stdlib_text import blocks, byte_tokenizer, code, prose
 from hf_stages import Stage, StagedTrainer
 from hf_stages.curves import Linear
 from hf_stages.data import ByDifficulty, Mixture
+from hf_stages.data.sample_text import blocks, byte_tokenizer, code, prose
 from hf_stages.schedules import Rewarm
 
 

@@ -7,10 +7,7 @@ it is: ``hf-stages bench packed-classifier-out/02-binary-exports/packed``.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from datasets import Dataset

@@ -6,19 +6,16 @@ The same run with padded batches learns the same from the same updates, and take
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
 
-from examples.stdlib_text import byte_tokenizer, prose
 from hf_stages import Stage, StagedTrainer
 from hf_stages.curves import Linear
 from hf_stages.data import Lengths, Packed
+from hf_stages.data.sample_text import byte_tokenizer, prose
 
 
 def paragraphs(size: int) -> Dataset:

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datasets import Dataset, load_dataset
 from transformers import AutoConfig, AutoTokenizer
 
-from examples.stdlib_text import blocks
 from examples.stdlib_tools import bpe_tokenizer, domains
 from hf_stages.cli import main as cli
+from hf_stages.data.sample_text import blocks
 
 SIZES = {"tiny": (32, 64, 1), "small": (96, 256, 2), "large": (160, 432, 3)}
 """Width, feed-forward and layers: 0.08, 0.4 and 1.3M parameters."""

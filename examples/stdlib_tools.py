@@ -14,8 +14,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from examples.stdlib_text import blocks, code, docs
 from hf_stages.data import ToolCallsOnly
+from hf_stages.data.sample_text import blocks, code, docs
 
 MODULES = """argparse ast base64 bisect calendar codecs collections colorsys configparser contextlib copy csv dataclasses
 datetime difflib dis email.utils enum filecmp fnmatch fractions functools getopt gettext glob gzip hashlib heapq hmac html

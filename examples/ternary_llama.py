@@ -9,15 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
 
-from examples.stdlib_text import blocks, byte_tokenizer, prose
 from hf_stages import Stage, StagedTrainer
+from hf_stages.data.sample_text import blocks, byte_tokenizer, prose
 from hf_stages.losses import LogitKL
 from hf_stages.transforms import AddLora, Ternarize
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from hf_stages import __version__
 from hf_stages.cli_compare import Mistake, add_parsers
+from hf_stages.cli_new import add_new_parser
 
 OK, FAILED, BAD, STOPPED, SIGNALLED = 0, 1, 2, 3, 128
 _SIGINT = 2
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument("recipe", metavar="run.yaml", help="the recipe")
     recipe.add_argument("--trust-remote-code", action="store_true", help="let code named by the recipe run")
 
+    add_new_parser(commands, shared)
     plan = commands.add_parser("plan", parents=[recipe], help="show what a recipe will do; loads no weights")
     plan.add_argument("--draw", metavar="PLAN.png", help="draw it as well (png, svg or pdf)")
     plan.add_argument("--probe", action="store_true", help="time a few updates with random weights to estimate seconds")

@@ -12,8 +12,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from examples.stdlib_text import byte_tokenizer
 from hf_stages import Stage, StagedTrainer
+from hf_stages.data.sample_text import byte_tokenizer
 from hf_stages.losses import LogitKL
 from hf_stages.token_bytes import bytes_per_token
 from tests import tiny

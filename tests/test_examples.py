@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from examples import augment_text, cached_teacher
-from examples.stdlib_text import blocks, byte_tokenizer, code, prose
+from hf_stages.data.sample_text import blocks, byte_tokenizer, code, prose
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,7 @@ import torch
 from transformers import BertForSequenceClassification, BertModel
 
 from examples import distil_classifier, distil_decoder, distil_trec, distil_vit, lora_self_distillation
-from examples.stdlib_text import blocks, byte_tokenizer, prose
+from hf_stages.data.sample_text import blocks, byte_tokenizer, prose
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc", "one_thread")

@@ -9,7 +9,7 @@ from transformers import BertForSequenceClassification
 
 from examples import binary_vit, quantize_classifier, quantize_trec, ternary_llama
 from examples.distil_trec import LABELS
-from examples.stdlib_text import blocks, prose
+from hf_stages.data.sample_text import blocks, prose
 from tests import tiny
 from tests.data.test_augment import WORDS, wordpieces
 from tests.test_examples_distil import one_thread

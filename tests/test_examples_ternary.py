@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from examples import ternary_stories
-from examples.stdlib_text import byte_tokenizer
+from hf_stages.data.sample_text import byte_tokenizer
 from hf_stages.layers import NormedLinear, TernaryLinear
 from tests import tiny
 

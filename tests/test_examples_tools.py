@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from examples import language_code_tools
-from examples.stdlib_text import docs
 from examples.stdlib_tools import (
     as_tokens,
     bpe_tokenizer,
@@ -23,6 +22,7 @@ from examples.stdlib_tools import (
     signatures,
 )
 from hf_stages.cli import main as cli
+from hf_stages.data.sample_text import docs
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 

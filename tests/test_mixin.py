@@ -7,8 +7,8 @@ import json
 import pytest
 from transformers import PreTrainedTokenizerFast, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from examples.stdlib_text import byte_tokenizer
 from hf_stages import Stage
+from hf_stages.data.sample_text import byte_tokenizer
 from hf_stages.schedules import Resume
 from hf_stages.trainer import StagedMixin
 from hf_stages.transforms import Freeze

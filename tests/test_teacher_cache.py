@@ -241,7 +241,7 @@ def test_values_beyond_float16_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    from examples.stdlib_text import byte_tokenizer
+    from hf_stages.data.sample_text import byte_tokenizer
 
     folder = tmp_path_factory.mktemp("caches") / "c"
     Teacher(tiny.llama(7)).cache(
@@ -278,7 +278,7 @@ def test_other_data_is_refused(tmp_path, cache):
 
 
 def test_another_teacher_or_tokenizer_is_refused(tmp_path, cache):
-    from examples.stdlib_text import byte_tokenizer
+    from hf_stages.data.sample_text import byte_tokenizer
 
     refused(tmp_path, CachedTeacher(cache, of=tiny.llama(8)), "stale: it was written with other weights")
     trainer_of(tmp_path / "o", CachedTeacher(cache, of=tiny.llama(7)), 1.0 * LogitKL()).plan()

@@ -84,7 +84,7 @@ def test_byte_level(written, tmp_path):
 
 
 def test_bytes_alone_need_no_pattern(written):
-    from examples.stdlib_text import byte_tokenizer
+    from hf_stages.data.sample_text import byte_tokenizer
 
     fields, _ = written(byte_tokenizer(), 258)
     assert fields["ggml.pre"] == "gpt-2"
