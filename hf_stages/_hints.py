@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hf_stages.curves import CURVES, Curve, as_curve
@@ -57,8 +58,8 @@ def convert_scalar(value: Any, hint: Any, where: Where) -> Any:
     if number and Curve in known and float not in known and int not in known:
         return as_curve(value)
     plain = all(m in _SHOWN or get_origin(m) is Literal for m in known)
-    if known and plain and not any(_fits(value, m) for m in known):
-        raise where.error(f"expected {' or '.join(map(_show, known))}, got {value!r}")
+    if known and plain and not any(fits(value, m) for m in known):
+        raise where.error(f"expected {' or '.join(map(shown, known))}, got {value!r}")
     return value
 
 
@@ -67,17 +68,17 @@ def _parsed(parse: Any, text: str, where: Where) -> Any:
         return parse(text)
 
 
-def _fits(value: Any, member: Any) -> bool:
+def fits(value: Any, member: Any) -> bool:
     if get_origin(member) is Literal:
         return any(type(value) is type(a) and value == a for a in get_args(member))
     if member is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, Real) and not isinstance(value, bool)
     if member is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, Integral) and not isinstance(value, bool)
     return isinstance(value, member)
 
 
-def _show(member: Any) -> str:
+def shown(member: Any) -> str:
     if get_origin(member) is Literal:
         return "one of " + ", ".join(repr(a) for a in get_args(member))
     return _SHOWN[member]

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hf_stages.agreement import check_teacher_tokenizers
+from hf_stages.args_values import check_ranges, check_types
 from hf_stages.checking import check_stages
 from hf_stages.collating import check_collators
 from hf_stages.data._blend import Blend
@@ -222,6 +223,8 @@ def training_arguments(given: Mapping[str, Any], *, output_dir: str | None = Non
             near = did_you_mean(key, known)
             hint = near if near.startswith("did you mean") else "see transformers.TrainingArguments"
             raise ValueError(f"args: TrainingArguments has no {key!r}; {hint}")
+    check_types(given, "args")
+    check_ranges(given, "args")
     values = {**given, **({"output_dir": output_dir} if output_dir is not None else {})}
     if not values.get("output_dir"):
         raise ValueError("args: output_dir: missing; write args: {output_dir: out} in the recipe, or give --output-dir")

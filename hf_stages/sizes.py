@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from hf_stages.args_values import check_ranges
 from hf_stages.data._blend import Blend, blend
 from hf_stages.data._curriculum import Curriculum
 from hf_stages.data._random import seed_of
@@ -25,6 +26,7 @@ def plan_for(recipe: Recipe, args: TrainingArguments) -> Plan:
     """The plan of a recipe whose datasets are loaded. Every error of the recipe's arithmetic is raised here."""
     if (reason := unsupported(args)) is not None:
         raise ValueError(f"args: {reason}")
+    check_ranges(vars(args), "args")
     own = {stage.name: stage_args(args, stage) for stage in recipe.stages}
     sizes = {stage.name: size_of(train_dataset_of(recipe, stage), own[stage.name], stage) for stage in recipe.stages}
     defaults = {stage.name: args_defaults(own[stage.name]) for stage in recipe.stages}

@@ -11,6 +11,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
+from hf_stages.args_values import check_ranges, check_types
 from hf_stages.stage import Stage
 
 _COERCE = {
@@ -77,8 +78,11 @@ def stage_args(args: TrainingArguments, stage: Stage) -> TrainingArguments:
     """The args a stage trains with. A copy with fields set: ``dataclasses.replace`` would reset accelerate's state."""
     where = f"stage {stage.name!r}: args"
     own = copy.copy(args)
-    for key, value in stage.args.items():
+    for key in stage.args:
         _check_allowed(key, where)
+    check_types(stage.args, where)
+    check_ranges(stage.args, where)
+    for key, value in stage.args.items():
         try:
             setattr(own, key, _COERCE[key](value) if key in _COERCE else value)
         except ValueError as error:

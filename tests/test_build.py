@@ -101,7 +101,7 @@ def test_the_skeleton_has_no_weights(recipe):
         ({"args": {}}, "args: output_dir: missing"),
         (
             {"args": {"output_dir": "x", "eval_strategy": "sometimes"}},
-            "args: sometimes is not a valid IntervalStrategy",
+            "args.eval_strategy: expected one of no, steps, epoch, got .sometimes.",
         ),
         ({"model": None}, "model: expected .* got nothing"),
         ({"model": "no/such-folder"}, "model: "),

@@ -1,0 +1,94 @@
+"""Values of TrainingArguments' fields: types by its own annotations, ranges by what trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from functools import lru_cache
+from numbers import Real
+from typing import Any, get_origin
+
+from transformers import TrainingArguments
+
+from hf_stages._hints import fits, hints_of, members, shown
+
+_AT_LEAST_ONE = frozenset(
+    {
+        *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        *("eval_accumulation_steps", "dataloader_prefetch_factor", "torch_empty_cache_steps"),
+        *("ddp_bucket_cap_mb", "ddp_timeout"),
+    }
+)
+_OFF_BELOW_ZERO = frozenset({"max_grad_norm", "save_total_limit"})
+"""To Trainer any negative number means without."""
+_ALSO = {"fsdp": (bool, list)}
+"""What Trainer takes and its annotation leaves out."""
+_HIGHEST = {"seed": 2**32 - 1, "adam_beta1": 1, "adam_beta2": 1, "label_smoothing_factor": 1}
+_BELOW = frozenset({"adam_beta1", "adam_beta2"})
+"""Their highest number itself is too high."""
+
+
+def check_types(given: Mapping[str, Any], where: str) -> None:
+    """ValueError where a value is not of its field's type; unknown fields are left to others."""
+    hints = _hints()
+    for key, value in given.items():
+        known = (*members(hints.get(key)), *_ALSO.get(key, ()))
+        if any(_is_enum(member) for member in known):  # "SchedulerType | str": the text is one of its values
+            known = tuple(member for member in known if member is not str)
+        if known and not any(_fits(value, member) for member in known):
+            raise ValueError(f"{where}.{key}: expected {' or '.join(map(_show, known))}, got {value!r}")
+
+
+def check_ranges(given: Mapping[str, Any], where: str) -> None:
+    """ValueError where a number is one that no run can have, which torch or a division would find in the middle of it."""
+    for key, value in given.items():
+        default = _defaults().get(key)
+        if isinstance(value, bool) or not isinstance(value, Real) or key not in _defaults():
+            continue
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError(f"{where}.{key}: expected a finite number, got {value!r}")
+        lowest = 1 if key in _AT_LEAST_ONE else 0
+        free = key in _OFF_BELOW_ZERO or (isinstance(default, Real) and float(default) < 0)  # -1 stands for unset
+        if number < lowest and not free:
+            raise ValueError(f"{where}.{key}: expected a number of at least {lowest}, got {value!r}")
+        highest = _HIGHEST.get(key)
+        if highest is not None and (number > highest or (number == highest and key in _BELOW)):
+            most = f"below {highest}" if key in _BELOW else f"of at most {highest}"
+            raise ValueError(f"{where}.{key}: expected a number {most}, got {value!r}")
+
+
+@lru_cache(maxsize=1)
+def _hints() -> dict[str, Any]:
+    return {key: hint for key, hint in hints_of(TrainingArguments).items() if key in _defaults()}
+
+
+@lru_cache(maxsize=1)
+def _defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(TrainingArguments) if field.init}
+
+
+def _fits(value: Any, member: Any) -> bool:
+    kind = get_origin(member) or member
+    if kind is Any:
+        return True
+    if kind is list:
+        return isinstance(value, Sequence) and not isinstance(value, str)
+    if kind is dict:
+        return isinstance(value, Mapping)
+    if _is_enum(kind):
+        return isinstance(value, kind) or value in [one.value for one in kind]
+    return fits(value, member)
+
+
+def _is_enum(member: Any) -> bool:
+    return isinstance(member, type) and issubclass(member, Enum)
+
+
+def _show(member: Any) -> str:
+    kind = get_origin(member) or member
+    if _is_enum(kind):
+        return f"one of {', '.join(str(one.value) for one in kind)}"
+    return {list: "a list", dict: "a mapping"}.get(kind) or shown(member)
