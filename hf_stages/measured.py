@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
@@ -12,6 +13,7 @@ from hf_stages.collating import for_source
 from hf_stages.eval_domains import as_its_own
 from hf_stages.eval_sums import EvalSums
 from hf_stages.eval_terms import BULKY
+from hf_stages.update_loss import outermost
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
 _Base: Any = Trainer if TYPE_CHECKING else object
@@ -75,7 +77,8 @@ class MeasuredMixin(_Base):
         prefix = kwargs.get("metric_key_prefix", "eval")
         self._sums = EvalSums(self, self._evaluated) if self._weighs_items else None
         try:
-            output = super().evaluation_loop(*args, **kwargs)
+            with outermost(self, self._sums.loss) if self._sums is not None else nullcontext():
+                output = super().evaluation_loop(*args, **kwargs)
             if self._sums is not None:
                 output.metrics.update(self._sums.metrics(prefix))
                 _without_nan(output.metrics, prefix)

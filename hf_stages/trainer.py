@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,10 +34,8 @@ from hf_stages.flow import OneRun
 from hf_stages.layers import is_range
 from hf_stages.loading import load_stage
 from hf_stages.losses._on_source import SOURCE
-from hf_stages.losses._signals import Signals
 from hf_stages.measured import MeasuredMixin
 from hf_stages.model_inputs import columns_of
-from hf_stages.objective import counted
 from hf_stages.plan import Plan
 from hf_stages.progress import StageProgress
 from hf_stages.runner import Runner
@@ -45,6 +44,7 @@ from hf_stages.source_collator import DRAWN, SourceCollator
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_losses import wants_teacher
 from hf_stages.teachers import check_declared
+from hf_stages.update_loss import outermost, update_loss
 
 logger = logging.get_logger(__name__)
 _SHARED = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")
@@ -67,7 +67,6 @@ class StagedMixin(MeasuredMixin):
     _stage: Any = None
     """The StageRun in progress."""
     _runner: Any = None
-    _in_update = False
     _beside: Any = MappingProxyType({})
     """Of the batch at hand what the student does not take: where its rows come from, what the teacher alone reads."""
     _for_teacher: frozenset[str] = frozenset()
@@ -270,46 +269,11 @@ class StagedMixin(MeasuredMixin):
     def training_step(self, *args, **kwargs):
         if self._stage is None:
             return super().training_step(*args, **kwargs)
-        self._in_update = True
-        try:
+        with outermost(self, partial(update_loss, self)):
             loss = super().training_step(*args, **kwargs)
-        finally:
-            self._in_update = False
         if self.accelerator.sync_gradients:
             self._stage.objective.close_update(loss)
         return loss
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not self._in_update:
-            if self._sums is not None:
-                return self._sums.loss(super().compute_loss, model, inputs, return_outputs)
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        objective, losses, batch = self._stage.objective, self._stage.losses, {**inputs, **self._beside}
-        with self.accelerator.autocast():
-            teacher = losses.teach(batch, objective.t)  # before the student's activations take their room
-            losses.prepare(inputs, objective.t)
-        with losses.watching(objective.t) as captured:
-            if objective.needs_task_loss:
-                self._check_labels(batch)
-                # Without a count of items, every trainer reports the mean over the micro-batch; TaskLoss takes it from
-                # there. Outputs are asked for only where a term reads them: for TRL's fused heads they cost a second forward.
-                wanted = return_outputs or objective.reads_outputs(batch)
-                inner = super().compute_loss
-                with counted(self, objective.task_items(batch)):
-                    found = inner(model, inputs, return_outputs=wanted, num_items_in_batch=None)
-                loss, outputs = found if wanted else (found, None)
-            else:
-                loss, outputs = None, losses.student(model, inputs)
-        total = objective.loss(Signals(outputs, loss, captured), teacher, batch)
-        return (total, outputs) if return_outputs else total
-
-    def _check_labels(self, batch):
-        if self.can_return_loss or any(batch.get(name) is not None for name in (*self.label_names, "shift_labels")):
-            return
-        raise ValueError(
-            f"stage {self._stage.planned.name!r}: TaskLoss: the batch has no labels (expected {', '.join(self.label_names)}; it has "
-            f"{', '.join(batch)}); add labels to the data, or use a loss that compares with a teacher"
-        )
 
     def _set_signature_columns_if_needed(self):
         unset = self._signature_columns is None

@@ -1,0 +1,116 @@
+"""The loss of one micro-batch within a stage's update, around whatever ``compute_loss`` the trainer has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers.utils import logging
+
+from hf_stages.losses._signals import Signals
+from hf_stages.objective import counted
+
+logger = logging.get_logger(__name__)
+
+
+@contextmanager
+def outermost(trainer: Any, loss: Callable[..., Any]) -> Iterator[None]:
+    """Let ``loss(inner, model, inputs, return_outputs)`` answer where Trainer's own code asks for ``compute_loss``.
+
+    ``inner`` is the trainer's own: Trainer's, or the override of a class on either side of the mixin. So an override
+    gives the task's loss and cannot go around the stage's; what it calls in turn is not the stage's loss again.
+    """
+    held, inner = trainer.__dict__.get("compute_loss"), trainer.compute_loss
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        _put(trainer, held)
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            trainer.compute_loss = asked
+
+    def asked(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        return loss(own, model, inputs, return_outputs)
+
+    trainer.compute_loss = asked
+    try:
+        yield
+    finally:
+        _put(trainer, held)
+
+
+def _put(trainer: Any, held: Any) -> None:
+    """What stood on the object itself before, which is nothing unless a user put it there."""
+    if held is None:
+        trainer.__dict__.pop("compute_loss", None)
+    else:
+        trainer.compute_loss = held
+
+
+def update_loss(trainer: Any, inner: Any, model: Any, inputs: Any, return_outputs: bool) -> Any:
+    """The weighted terms of a micro-batch. ``inner`` is asked for the task's loss where a term needs it."""
+    stage, batch = trainer._stage, {**inputs, **trainer._beside}
+    objective, losses = stage.objective, stage.losses
+    with trainer.accelerator.autocast():
+        teacher = losses.teach(batch, objective.t)  # before the student's activations take their room
+        losses.prepare(inputs, objective.t)
+    with losses.watching(objective.t) as captured:
+        if objective.needs_task_loss:
+            _check_labels(trainer, batch)
+            # Outputs are asked for only where a term reads them: for TRL's fused heads they cost a second forward.
+            wanted = return_outputs or objective.reads_outputs(batch)
+            loss, outputs = task_loss(trainer, inner, model, inputs, objective.task_items(batch), wanted)
+        else:
+            _say_unused(trainer)
+            loss, outputs = None, losses.student(model, inputs)
+    total = objective.loss(Signals(outputs, loss, captured), teacher, batch)
+    return (total, outputs) if return_outputs else total
+
+
+def task_loss(trainer: Any, inner: Any, model: Any, inputs: Any, items: Any, wanted: bool) -> tuple[Any, Any]:
+    """The mean over the micro-batch, and outputs where they are wanted: without a count of items every trainer
+    reports its mean."""
+    try:
+        with counted(trainer, items):
+            found = inner(model, inputs, return_outputs=wanted, num_items_in_batch=None)
+    except TypeError as error:
+        if "NoneType" not in str(error) or not overrides(trainer):
+            raise
+        raise ValueError(
+            f"{type(trainer).__name__}.compute_loss: it fails where num_items_in_batch is None ({error}); give the mean over the "
+            "batch there: the stage divides by the items of the whole update"
+        ) from error
+    if not wanted:
+        return (found[0] if isinstance(found, tuple) else found), None
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise ValueError(
+            f"{type(trainer).__name__}.compute_loss: asked with return_outputs=True, as evaluation asks and losses that read "
+            f"outputs; expected (loss, outputs), got {type(found).__name__}"
+        )
+    return found
+
+
+def overrides(trainer: Any) -> bool:
+    """Whether ``compute_loss`` is a user's: set on the object, or by a class above the mixin."""
+    order = type(trainer).__mro__
+    mixin = next(place for place, cls in enumerate(order) if cls.__name__ == "StagedMixin")
+    return "compute_loss" in vars(trainer) or any("compute_loss" in vars(cls) for cls in order[:mixin])
+
+
+def _say_unused(trainer: Any) -> None:
+    terms = trainer._stage.losses.terms
+    if overrides(trainer) and not any("loss" in term.loss.needs for term in terms):
+        logger.warning_once(
+            f"stage {trainer._stage.planned.name!r}: no TaskLoss is in its loss, so {type(trainer).__name__}.compute_loss is not "
+            f"used; it trains by {' + '.join(term.name for term in terms)}. Add TaskLoss() for both"
+        )
+
+
+def _check_labels(trainer: Any, batch: Any) -> None:
+    if trainer.can_return_loss or any(batch.get(name) is not None for name in (*trainer.label_names, "shift_labels")):
+        return
+    raise ValueError(
+        f"stage {trainer._stage.planned.name!r}: TaskLoss: the batch has no labels (expected {', '.join(trainer.label_names)}; it "
+        f"has {', '.join(batch)}); add labels to the data, or use a loss that compares with a teacher"
+    )
