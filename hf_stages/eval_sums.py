@@ -7,7 +7,8 @@ one of many short ones. Here each mean is multiplied by the items it ran over, a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from hf_stages.losses import TaskLoss
 from hf_stages.losses._outputs import outputs_of
 from hf_stages.objective import counted
 from hf_stages.token_bytes import bytes_per_token
+from hf_stages.update_loss import outermost
 
 BYTES = "bytes"
 """A column of an evaluation set: how many bytes of text each row stands for."""
@@ -34,29 +36,61 @@ class EvalSums:
         # Rows of a last batch that is dropped would count in their bytes alone.
         self.given = _given_bytes(dataset) if told and not trainer.args.dataloader_drop_last else None
         self.table = _table(trainer) if told and self.given is None else None
+        self.part: torch.Tensor | None = None
+        """The mean over those rows of a batch that are read for the first time, where the step in progress has it."""
+        self.again = False
+        """Whether a batch is run once more for the sake of that mean alone."""
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """What counts is the loss that the trainer's ``prediction_step`` gives, whether ``compute_loss`` made it or not: a
+        Seq2SeqTrainer that generates takes its model's own."""
+        trainer, held = self.trainer, self.trainer.__dict__.get("prediction_step")
+        step = trainer.prediction_step
+        trainer.prediction_step = lambda *args, **kwargs: self._step(step, *args, **kwargs)
+        try:
+            with outermost(trainer, self.loss):
+                yield
+        finally:
+            del trainer.prediction_step
+            if held is not None:
+                trainer.prediction_step = held
+
+    def _step(self, step: Any, model: Any, inputs: Any, loss_only: bool, *args: Any, **kwargs: Any) -> Any:
+        batch = dict(inputs)  # label smoothing takes the labels out
+        new, self.part = new_rows(self.trainer, batch), None
+        found = step(model, inputs, loss_only, *args, **kwargs)
+        if new is None or found[0] is None:
+            self._add(found[0], batch)
+            return found
+        few = first_rows(batch, new)
+        if self.part is None:
+            self.again = True
+            self.part = step(model, few, True, *args, **kwargs)[0]
+            self.again = False
+        self._add(self.part if new else None, few)
+        return found
 
     def loss(self, inner: Callable[..., Any], model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
-        """``compute_loss`` of one batch, counted. Without a number of items every trainer gives its batch's mean."""
+        """``compute_loss`` of one batch. Without a number of items every trainer gives its batch's mean."""
         batch = {**inputs, **self.trainer._beside}
         new = new_rows(self.trainer, batch)
         if new is not None:  # before the forward of all rows, which is the one that others watch
             few = first_rows(batch, new)
-            part = self._run(inner, model, {key: few[key] for key in inputs}, few)
-            if new:
-                self._add(part, few)
-        found = self._run(inner, model, inputs, batch, return_outputs)
-        if new is None:
-            self._add(found[0] if return_outputs else found, batch)
-        return found
+            self.part = self._run(inner, model, {key: few[key] for key in inputs}, few)
+        return self._run(inner, model, inputs, batch, return_outputs)
 
     def _run(self, inner: Any, model: Any, inputs: Any, batch: Mapping[str, Any], return_outputs: bool = False) -> Any:
         with counted(self.trainer, self.task.items(batch)):
             return inner(model, inputs, return_outputs=return_outputs, num_items_in_batch=None)
 
-    def _add(self, loss: torch.Tensor, batch: Mapping[str, Any]) -> None:
+    def _add(self, loss: torch.Tensor | None, batch: Mapping[str, Any]) -> None:
+        if loss is None:
+            return
         count = torch.as_tensor(self.task.items(batch)).to(self.totals)
         # A batch without a target has a mean of 0/0 and no say.
-        value = torch.where(count > 0, loss.detach().mean().to(self.totals) * count, torch.zeros_like(count))
+        mean = torch.as_tensor(loss).detach().mean().to(self.totals)
+        value = torch.where(count > 0, mean * count, torch.zeros_like(count))
         self.totals += torch.stack([value, count, self._bytes(batch)])
 
     def _bytes(self, batch: Mapping[str, Any]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,6 @@ from hf_stages.collating import for_source
 from hf_stages.eval_domains import as_its_own
 from hf_stages.eval_sums import EvalSums
 from hf_stages.eval_terms import BULKY
-from hf_stages.update_loss import outermost
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
 _Base: Any = Trainer if TYPE_CHECKING else object
@@ -43,17 +43,19 @@ class MeasuredMixin(_Base):
     _weighs_items = False
     """Whether evaluation gives the loss over all items (with stages, and of a stage's folder) or Trainer's mean of batches."""
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):
+        inner = super().prediction_step
         if self.recipe is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return inner(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         if ignore_keys is None:
             ignore_keys = getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", [])
         ignore_keys = [*ignore_keys, *BULKY]
-        if self._stage is None or self._stage.evaluated is None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        apart = self._sums is not None and self._sums.again
+        if self._stage is None or self._stage.evaluated is None or apart:
+            return inner(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         inputs = self._prepare_inputs(inputs)
         with self._stage.evaluated.step({**inputs, **self._beside}, self._stage.t, self.accelerator.autocast()):
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return inner(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
         if self._stage is None or not isinstance(eval_dataset, str):
@@ -61,7 +63,7 @@ class MeasuredMixin(_Base):
         with as_its_own(self, eval_dataset):
             return super().evaluate(eval_dataset, *args, **kwargs)
 
-    def get_eval_dataloader(self, eval_dataset=None):
+    def get_eval_dataloader(self, eval_dataset=None, **kwargs):
         if self._weighs_items:  # before columns that the model does not take are dropped
             self._evaluated = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
             self._evaluated = self.eval_dataset if self._evaluated is None else self._evaluated
@@ -69,16 +71,17 @@ class MeasuredMixin(_Base):
         try:
             if isinstance(eval_dataset, str) and self.recipe is not None:
                 self.data_collator = for_source(held, eval_dataset)
-            return super().get_eval_dataloader(eval_dataset)
+            return super().get_eval_dataloader(eval_dataset, **kwargs)
         finally:
             self.data_collator = held
 
     def evaluation_loop(self, *args, **kwargs):
-        prefix = kwargs.get("metric_key_prefix", "eval")
+        inner = super().evaluation_loop
+        prefix = inspect.signature(inner).bind(*args, **kwargs).arguments.get("metric_key_prefix", "eval")
         self._sums = EvalSums(self, self._evaluated) if self._weighs_items else None
         try:
-            with outermost(self, self._sums.loss) if self._sums is not None else nullcontext():
-                output = super().evaluation_loop(*args, **kwargs)
+            with self._sums.counting() if self._sums is not None else nullcontext():
+                output = inner(*args, **kwargs)
             if self._sums is not None:
                 output.metrics.update(self._sums.metrics(prefix))
                 _without_nan(output.metrics, prefix)

@@ -250,8 +250,8 @@ class StagedMixin(MeasuredMixin):
         self.lr_scheduler = LambdaLR(optimizer, lambda step: multiplier(step))
         return self.lr_scheduler
 
-    def _init_training_state(self, max_steps, num_update_steps_per_epoch, *args):
-        position = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args)
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, *args, **kwargs):
+        position = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args, **kwargs)
         if self._stage is None:
             return position
         return self._stage.place(self, num_update_steps_per_epoch, self._runner.carried)

@@ -10,12 +10,19 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerFast,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainingArguments,
+)
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.data.sample_text import byte_tokenizer
 from hf_stages.losses import LogitKL
 from hf_stages.token_bytes import bytes_per_token
+from hf_stages.trainer import StagedMixin
 from tests import tiny
 
 
@@ -110,6 +117,74 @@ def test_encoder_decoder_counts_every_label(tmp_path):
         found[batch] = trainer.evaluate(Dataset.from_list(rows))
     assert found[1]["eval_items"] == 8
     assert found[1]["eval_loss"] == pytest.approx(found[3]["eval_loss"], rel=1e-6)
+
+
+class OwnStep(StagedTrainer):
+    """A prediction step that asks the model itself, as many in the wild do; nothing of it passes ``compute_loss``."""
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        labels = inputs.pop("labels")
+        with torch.no_grad():
+            outputs = model(**self._prepare_inputs(inputs), labels=labels)
+        return outputs.loss.mean(), outputs.logits, labels
+
+
+class TwiceStep(StagedTrainer):
+    """A prediction step that computes the loss twice: its rows count once."""
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        with torch.no_grad():
+            self.compute_loss(model, {**inputs, "labels": inputs["labels"].flip(0)})
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+
+class Generates(StagedMixin, Seq2SeqTrainer):
+    pass
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [OwnStep, TwiceStep, Generates, "loss only"])
+def test_a_loss_that_does_not_pass_compute_loss(tmp_path, kind, smoothing):
+    """Seq2SeqTrainer takes its model's own where it generates, and a trainer of one's own whatever it likes."""
+    if smoothing and kind is OwnStep:
+        pytest.skip("its loss is the model's own")
+    draw = random.Random(5)
+    rows = [{"input_ids": [3, 4, 5], "labels": [draw.randrange(3, 60)] * draw.randint(1, 9)} for _ in range(8)]
+    data, found = Dataset.from_list(rows), []
+    for batch in (8, 2, 1):
+        args = Seq2SeqTrainingArguments(
+            str(tmp_path),
+            per_device_eval_batch_size=batch,
+            predict_with_generate=True,
+            generation_max_length=4,
+            prediction_loss_only=kind == "loss only",
+            label_smoothing_factor=smoothing,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        model = tiny.t5()
+        trainer = (kind if isinstance(kind, type) else Generates)(
+            model,
+            args,
+            train_dataset=data,
+            data_collator=lambda r, model=model: _with_decoder(model, r),
+            compute_metrics=lambda p: {"rows": len(p.label_ids)},
+            stages=[Stage("a", "1 steps")],
+        )
+        found.append(trainer.evaluate(data))
+    labels = sum(len(row["labels"]) for row in rows)
+    assert [metrics["eval_items"] for metrics in found] == [labels] * 3
+    assert found[1]["eval_loss"] == pytest.approx(found[0]["eval_loss"], rel=1e-6)
+    assert found[2]["eval_loss"] == pytest.approx(found[0]["eval_loss"], rel=1e-6)
+    if kind != "loss only":
+        assert found[0]["eval_rows"] == 8
+
+
+def _with_decoder(model, rows):
+    """As DataCollatorForSeq2Seq has it: label smoothing takes the labels away from the model."""
+    batch = _pad_labels(rows)
+    return {**batch, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])}
 
 
 def _pad_labels(rows):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
+import transformers
 from transformers import PreTrainedTokenizerFast, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from hf_stages import Stage
 from hf_stages.data.sample_text import byte_tokenizer
+from hf_stages.measured import MeasuredMixin
 from hf_stages.schedules import Resume
 from hf_stages.trainer import StagedMixin
 from hf_stages.transforms import Freeze
@@ -40,6 +43,78 @@ def test_staged_seq2seq(tmp_path):
     assert trainer.state.global_step == 5
     frozen = {name for name, p in trainer.model.named_parameters() if not p.requires_grad}
     assert frozen == {n for n, _ in trainer.model.named_parameters() if n.startswith(("encoder", "shared"))}  # tied
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("transformers", "Trainer"),
+        ("transformers", "Seq2SeqTrainer"),
+        ("trl", "SFTTrainer"),
+        ("trl", "DPOTrainer"),
+        ("trl", "RewardTrainer"),
+    ],
+)
+def test_overrides_take_what_the_trainer_below_takes(module, name):
+    below = getattr(pytest.importorskip(module), name)
+    ours = {**vars(StagedMixin), **vars(MeasuredMixin)}
+    common = [key for key, value in ours.items() if inspect.isfunction(value) and hasattr(below, key)]
+    assert {"prediction_step", "evaluate", "train"} <= set(common)
+    for key in common:
+        theirs = list(inspect.signature(getattr(below, key)).parameters.values())
+        own = inspect.signature(ours[key])
+        kinds = {p.kind for p in own.parameters.values()}
+        open_ends = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+        assert {p.kind for p in theirs} & open_ends <= kinds, f"{key}: {own}"
+        named = [p for p in theirs if p.kind not in open_ends]
+        if not key.startswith("_"):  # those, Trainer alone calls, and by name
+            own.bind(*[p for p in named if p.kind is not inspect.Parameter.KEYWORD_ONLY])
+        own.bind(named[0], **{p.name: None for p in named[1:]})
+
+
+def test_a_wider_hook_of_the_users_own(tmp_path):
+    """A trainer below may take more than Trainer: what it is given arrives, with stages and without."""
+
+    class Wide(transformers.Trainer):
+        def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, *, noted=None):
+            self.noted = noted
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+        def get_eval_dataloader(self, eval_dataset=None, noted=None):
+            self.noted = noted
+            return super().get_eval_dataloader(eval_dataset)
+
+    class StagedWide(StagedMixin, Wide):
+        pass
+
+    data, args = tiny.class_data(4), transformers.TrainingArguments(str(tmp_path), **QUIET)
+    for more in ({}, {"stages": [Stage("a", "1 steps")]}):
+        trainer = StagedWide(tiny.bert(), args, train_dataset=data, eval_dataset=data, **more)
+        batch = next(iter(trainer.get_eval_dataloader(data, noted="loader")))
+        assert trainer.noted == "loader"
+        trainer.prediction_step(trainer.model, batch, True, noted="step")
+        assert trainer.noted == "step"
+
+
+def test_generation_options(tmp_path):
+    """Given to evaluate and predict as to a stock Seq2SeqTrainer, and to a prediction step alone."""
+    data = tiny.lm_data(4)
+    args = Seq2SeqTrainingArguments(str(tmp_path), predict_with_generate=True, **QUIET)
+    options = {
+        "train_dataset": data,
+        "eval_dataset": data,
+        "compute_metrics": lambda p: {"width": p.predictions.shape[1]},
+    }
+    stock = Seq2SeqTrainer(tiny.t5(), args, **options)
+    staged = StagedSeq2SeqTrainer(tiny.t5(), args, **options, stages=[Stage("a", "1 steps")])
+    for trainer in (stock, staged):
+        metrics = trainer.evaluate(max_new_tokens=3, num_beams=2)
+        assert metrics["eval_width"] == 20  # padded to the model's max_length, as stock does
+        assert trainer.predict(data, max_new_tokens=3).predictions.shape == (4, 20)
+        batch = next(iter(trainer.get_eval_dataloader()))
+        loss, tokens, _ = trainer.prediction_step(trainer.model, batch, False, max_new_tokens=3)
+        assert loss is not None
+        assert (tokens != 0).sum(1).max() <= 3
 
 
 def test_staged_sft(tmp_path):

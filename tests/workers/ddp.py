@@ -468,19 +468,21 @@ def evaluation(out: Path) -> None:
     """Seven ragged rows in batches of two: the rows that fill the last ones count once, in the loss and in teachers' terms."""
     rows = [{**row, "labels": [-100] * i + row["labels"][i:]} for i, row in enumerate(CASES["causal"].rows()[:7])]
     teacher = tiny.llama(pad_token_id=0, seed=3)
-    for count in (7, 5, 3):
+    for count, own in ((7, False), (5, False), (3, False), (5, True)):
         stage = Stage("a", "1 steps", loss=TaskLoss() + HiddenMSE(layers={1: 1}))
         sets = {"few": Rows(rows[:count])}
         trainer, _ = watched(
-            out / f"{count}",
+            out / f"{count}{own}",
             [stage],
             eval_dataset=sets,
             teacher=teacher,
             per_device_eval_batch_size=2,
             num_train_epochs=1,
         )
+        if own:  # a step that asks the model itself: nothing passes compute_loss
+            trainer.prediction_step = lambda model, inputs, *args, **kwargs: (model(**inputs).loss.detach(), None, None)
         trainer.train()
-        found = json.loads((out / f"{count}" / "01-a" / "stage.json").read_text())["domains"]["few"]
+        found = json.loads((out / f"{count}{own}" / "01-a" / "stage.json").read_text())["domains"]["few"]
         model = trainer.model.eval()
         total = items = distance = tokens = 0.0
         for row in rows[:count]:
@@ -494,7 +496,7 @@ def evaluation(out: Path) -> None:
                 distance, tokens = distance + (apart * batch["attention_mask"]).sum().item(), tokens + real
         assert found["items"] == items, (count, found)
         assert found["loss"] == pytest.approx(total / items, rel=1e-5), count
-        assert found["HiddenMSE"] == pytest.approx(distance / tokens, rel=1e-4), count
+        assert own or found["HiddenMSE"] == pytest.approx(distance / tokens, rel=1e-4), count
 
 
 class OneRank(Loss):
