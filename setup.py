@@ -35,8 +35,8 @@ class Wheel(bdist_wheel):
     """For one platform and any Python where the library was built, else for all platforms."""
 
     def get_tag(self):
-        built = any(Path(self.bdist_dir).rglob(build.NAME)) or any(Path("build").rglob(build.NAME))
-        return ("py3", "none", super().get_tag()[2] if built else "any")
+        built = [*Path(self.bdist_dir).rglob(build.NAME), *Path("build").rglob(build.NAME)]
+        return ("py3", "none", build.wheel_platform(super().get_tag()[2], built[0]) if built else "any")
 
 
 setup(

@@ -30,6 +30,7 @@ OPTIONAL = {
     "evaluate": ("metrics", ">=0.4.5", "metrics by name"),
     "scikit-learn": ("metrics", ">=1.4", "metrics by name"),
     "scipy": ("metrics", ">=1.11", "metrics by name"),
+    "trl": ("trl", ">=1.10", "staged SFTTrainer"),
     "gguf": ("gguf", ">=0.19", "exports for llama.cpp"),
     "onnx": ("onnx", ">=1.17", "exports for onnxruntime"),
     "onnxruntime": ("onnx", ">=1.31", "running them"),

@@ -17,6 +17,7 @@ stages:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -70,6 +71,7 @@ _DATASETS = ("train_dataset", "eval_dataset")
 _STAGE_KEYS = [f.name for f in fields(Stage)]
 _RECIPE_KEYS = [f.name for f in fields(Recipe)]
 _Noun = TypeVar("_Noun", Stage, Recipe)
+_FINGERPRINT = re.compile("[0-9a-f]{16}")
 
 
 def load(path_or_text: str | Path, *, trust_remote_code: bool = False) -> Recipe:
@@ -370,6 +372,8 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
     >>> diff({"name": "code", "until": "9 steps"}, {"name": "code", "until": "8 steps"})
     ['stages.code.until: 9 steps -> 8 steps']
+    >>> diff({"train_dataset": "0123456789abcdef"}, {"train_dataset": "fedcba9876543210"})
+    ['train_dataset: other content than before, by its fingerprint']
     """
     name = old.get("name")
     before, after = dict(_leaves(old)), dict(_leaves(new))
@@ -378,7 +382,9 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for path in dict.fromkeys([*before, *after]):
         was, now = before.get(path, "(left out)"), after.get(path, "(left out)")
         if was != now:
-            lines.append(f"{prefix}{path}: {was} -> {now}")
+            hashed = all(isinstance(value, str) and _FINGERPRINT.fullmatch(value) for value in (was, now))
+            change = "other content than before, by its fingerprint" if hashed else f"{was} -> {now}"
+            lines.append(f"{prefix}{path}: {change}")
     return lines
 
 

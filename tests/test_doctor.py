@@ -32,6 +32,15 @@ def test_ranges_are_those_of_setup_cfg():
     extras = config["options.extras_require"]
     for name, (extra, wanted, _) in doctor.OPTIONAL.items():
         assert name + wanted in extras[extra].split()
+    assert {extra for extra, _, _ in doctor.OPTIONAL.values()} == set(extras) - {"dev"}
+
+
+def test_the_readme_names_every_extra():
+    config = configparser.ConfigParser()
+    config.read(SETUP)
+    readme = (SETUP.parent / "README.md").read_text(encoding="utf-8")
+    table = readme[readme.index("| extra |") : readme.index("## Run")]
+    assert [extra for extra in config["options.extras_require"] if f"`{extra}`" not in table] == []
 
 
 def test_a_sound_machine(capsys):

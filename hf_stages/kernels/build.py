@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -49,6 +50,19 @@ def compile_library(target: Path) -> None:
         part.unlink(missing_ok=True)
         said = getattr(error, "stderr", None) or error
         raise RuntimeError(f"{command[0]} failed: {said}") from error
+
+
+def wheel_platform(platform: str, library: Path) -> str:
+    """The platform tag of a wheel that holds the library: on Linux, the oldest glibc it runs with (PEP 600).
+
+    A plain ``linux_x86_64`` says nothing of that, and package indexes refuse it. The library needs libc alone, so its
+    symbols' versions are all there is to know. Under musl it names none, and the tag stays.
+    """
+    needed = [tuple(map(int, v.split(b"."))) for v in re.findall(rb"GLIBC_(\d+\.\d+)", library.read_bytes())]
+    if not platform.startswith("linux_") or not needed:
+        return platform
+    major, minor = max((2, 17), *needed)
+    return f"manylinux_{major}_{minor}_{platform.removeprefix('linux_')}"
 
 
 def main() -> int:
