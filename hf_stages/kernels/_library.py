@@ -82,8 +82,12 @@ def native() -> bytes | None:
 
 def _plain() -> list[str]:
     """torch._int_mm is fast where oneDNN has AVX512-VNNI, and a slow reference elsewhere."""
+    return ["int_mm", "dense"] if "avx512_vnni" in _processor() else ["dense"]
+
+
+def _processor() -> str:
+    """What Linux says of the processor; nothing elsewhere."""
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+        return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
-        flags = ""
-    return ["int_mm", "dense"] if "avx512_vnni" in flags else ["dense"]
+        return ""

@@ -20,13 +20,19 @@ Cache = dict[str, Any]
 
 
 def kept(cache: Cache | None, name: str, sources: tuple[torch.Tensor, ...], make: Callable[[], torch.Tensor]) -> Any:
-    """``make()``, kept in the cache for as long as what it was made of stays what it is."""
+    """``make()``, kept in the cache for as long as what it was made of stays what it is.
+
+    Packed bytes are known by address and version. Scales are compared by value: they are few, and who edits them by hand
+    often writes to ``.data``, which counts no version.
+    """
     if cache is None:
         return make()
     stamp = tuple((t.data_ptr(), -1 if t.is_inference() else t._version, t.device) for t in sources)
-    if name not in cache or cache[name][0] != stamp:
-        cache[name] = stamp, make()
-    return cache[name][1]
+    scales = [t.detach() for t in sources if t.is_floating_point()]
+    known = cache.get(name)
+    if known is None or known[0] != stamp or not all(map(torch.equal, known[1], scales)):
+        known = cache[name] = stamp, [scale.clone() for scale in scales], make()
+    return known[2]
 
 
 @functools.cache
@@ -88,6 +94,7 @@ def _int_mm(
     shift = 128 if activations.top > 127 else 0
     small = torch.where(sound, codes - shift, 0).to(torch.int8)
     rows = small.shape[0]
+    small = _wide_enough(small)
     if wide.device.type == "cuda":  # which wants more than 16 rows, and a multiple of 8
         small = F.pad(small, (0, 0, 0, max(32, -(-rows // 8) * 8) - rows))
     halves = kept(
@@ -105,4 +112,9 @@ def _int_mm(
 
 
 def _bytes(weight: torch.Tensor, levels: str, in_features: int) -> torch.Tensor:
-    return levels_of(weight, levels, in_features).contiguous()
+    return _wide_enough(levels_of(weight, levels, in_features).contiguous())
+
+
+def _wide_enough(matrix: torch.Tensor) -> torch.Tensor:
+    """A zero beside a lone column: with one, oneDNN refuses the strides unheard and the product is never written."""
+    return F.pad(matrix, (0, 1)) if matrix.shape[-1] == 1 else matrix

@@ -12,7 +12,7 @@ from hf_stages.kernels import _library
 from hf_stages.layers import Activations
 from tests.kernels.test_linear import packed, run
 
-pytestmark = pytest.mark.skipif(_library.native() is None, reason="the kernels' library is not built")
+pytestmark = pytest.mark.skipif(_library.native() is None, reason="the kernels' library is not built, or left out")
 ROUNDED = Activations()
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -28,28 +27,34 @@ def forced(monkeypatch):
     which.cache_clear()
 
 
-def compiled(tmp_path: Path, *flags: str) -> Path:
-    command = build.compiler()
-    if not command:
-        pytest.skip("there is no C compiler: the kernels' fuzz was NOT run")
+def build_or_skip(tmp_path: Path, *flags: str) -> Path:
+    """The fuzz, built; skips where no program can be built and run so, without a compiler or without its sanitizers."""
+    trivial, tried = tmp_path / "trivial.c", tmp_path / "trivial"
+    trivial.write_text("int main(void) { return 0; }\n", encoding="ascii")
+    command = build.compiler() or ["cc"]
+    try:
+        subprocess.run([*command, *flags, str(trivial), "-o", str(tried)], check=True, capture_output=True, timeout=100)
+        subprocess.run([str(tried)], check=True, capture_output=True, timeout=100)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"no C compiler with sanitizers, so the kernels' fuzz was NOT run: {error}")
     target = tmp_path / "fuzz"
     made = subprocess.run(
         [*command, *STRICT, *flags, *SOURCES, str(FUZZ), "-o", str(target), "-lm"], capture_output=True, text=True
     )
-    if made.returncode and "sanitize" in made.stderr and "cannot find" in made.stderr:
-        pytest.skip("the compiler has no sanitizers: the kernels' fuzz was NOT run")
     assert made.returncode == 0, made.stderr
     return target
 
 
 def test_fuzz_under_sanitizers(tmp_path):
     """Every path that this processor can run, and those with VNNI by emulation of their instructions."""
-    fuzz = compiled(
+    fuzz = build_or_skip(
         tmp_path, "-O0", "-g0", "-DLB_EMULATED", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
     )
     done = subprocess.run([str(fuzz), "60", "11"], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert platform.machine() != "x86_64" or "avx512-vnni avx-vnni avx2 scalar" in done.stdout
+    ran = done.stdout.split()
+    assert "scalar" in ran
+    assert "avx2" not in ran or ran[:4] == ["avx512-vnni", "avx-vnni", "avx2", "scalar"], "by emulation on any AVX2"
 
 
 def test_each_path_gives_the_same(forced):
@@ -70,15 +75,37 @@ def test_an_unknown_path_is_refused(forced):
         which()
 
 
-def test_without_the_library_one_warning(forced, caplog):
+@pytest.mark.parametrize(
+    ("name", "activations", "warnings"),
+    [("dense", None, 1), ("dense", Activations(), 1), ("int_mm", None, 1), ("int_mm", Activations(), 0)],
+)
+def test_weights_unpacked_to_floats_are_warned_of_once(forced, caplog, name, activations, warnings):
     from hf_stages.kernels import _plain
 
-    forced("none")
+    forced(name)
     _plain._warn.cache_clear()
     for _ in range(2):
         linear(torch.randn(2, 8), torch.zeros(3, 1, dtype=torch.uint8), torch.ones(3, 1), levels="binary", in_features=8,
-               activations=None)  # fmt: skip
-    assert len([r for r in caplog.records if "not built" in r.message]) == (1 if which() == "dense" else 2)
+               activations=activations)  # fmt: skip
+    assert len([r for r in caplog.records if "not built" in r.message]) == warnings
+
+
+@pytest.mark.parametrize(
+    ("processor", "path"),
+    [("flags : avx2 avx512f avx512_vnni", "int_mm"), ("flags : avx2 avx_vnni", "dense"),
+     ("Features : fp asimd asimddp", "dense"), ("", "dense")],
+)  # fmt: skip
+@pytest.mark.parametrize("built", [True, False])
+def test_which_runs_without_the_library(forced, monkeypatch, processor, path, built):
+    """On any processor, built and left out, or never built."""
+    monkeypatch.setattr(_library, "_processor", lambda: processor)
+    if not built:
+        monkeypatch.setattr(_library, "library", lambda: None)
+    forced("none" if built else "")
+    assert which() == path
+    assert _library.native() is None
+    forced("int_mm")
+    assert which() == "int_mm", "a reference that every processor has"
 
 
 def test_building_into_a_folder(tmp_path, monkeypatch):

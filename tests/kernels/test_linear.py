@@ -59,14 +59,14 @@ def close(got, wanted):
     torch.testing.assert_close(got.double(), wanted, rtol=2e-6, atol=2e-5, equal_nan=True)
 
 
-@pytest.fixture(params=["native", "none", "int_mm"])
+UNBUILT = pytest.mark.skip(reason="the kernels' library is not built: python -m hf_stages.kernels.build")
+PATHS = [name for name in _library.available() if name not in ("int_mm", "dense")]
+
+
+@pytest.fixture(params=[*(PATHS or [pytest.param("native", marks=UNBUILT)]), "dense", "int_mm"])
 def path(request, monkeypatch):
-    """The library's best path, dense weights, and torch._int_mm (slow on some machines, but the same numbers)."""
-    if request.param == "native":
-        if _library.library() is None:
-            pytest.skip("the kernels' library is not built: python -m hf_stages.kernels.build")
-    else:
-        monkeypatch.setenv(_library.VARIABLE, request.param)
+    """Each path of the library that this processor has, dense weights, and torch._int_mm (slow on some processors)."""
+    monkeypatch.setenv(_library.VARIABLE, request.param)
     which.cache_clear()
     yield request.param
     monkeypatch.undo()
@@ -92,6 +92,19 @@ def test_it_is_the_linear_layer_of_the_rounded_activations(path, levels, activat
         x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(number))
         bias = torch.randn(out) if number % 2 else None
         close(run(x, p, bias, activations, clip), expected(x, p, bias, activations, clip))
+
+
+@pytest.mark.parametrize("levels", BITS)
+@pytest.mark.parametrize("activations", [Activations(), Activations(symmetric=False)], ids=["symmetric", "asymmetric"])
+def test_narrow_and_few(path, levels, activations):
+    """One input, one output, one row, none at all: sizes at which matrix products of others are at their edges."""
+    for columns in (1, 2, 3, 4, 5, 6, 7, 8, 9):
+        for out, rows in [(1, 1), (2, 1), (1, 3), (33, 1), (16, 17), (5, 0)]:
+            p = packed(levels, out, columns, seed=columns)
+            x = torch.randn(2, rows, columns).transpose(0, 1)
+            spoilt = [torch.full((size,), -77777, dtype=torch.int32) for size in (16, 64, 256, 1024)]
+            del spoilt  # memory that is given out again, for results that are never written
+            close(run(x, p, None, activations), expected(x, p, None, activations))
 
 
 @pytest.mark.parametrize("levels", BITS)
@@ -164,6 +177,11 @@ def test_a_cache_follows_its_weight(path):
     close(
         run(x, p, None, Activations(symmetric=False), cache=cache), expected(x, p, None, Activations(symmetric=False))
     )
+    p.scale.data.mul_(3)  # which counts no version
+    p.dense = p.dense * 3
+    close(
+        run(x, p, None, Activations(symmetric=False), cache=cache), expected(x, p, None, Activations(symmetric=False))
+    )
 
 
 def test_threads_change_nothing(path):
@@ -173,7 +191,7 @@ def test_threads_change_nothing(path):
         torch.set_num_threads(threads)
         found.append((run(x, p, None, Activations()), run(x[:1].repeat(1, 1), p, None, Activations())))
     torch.set_num_threads(before)
-    if path == "native":
+    if path in PATHS:
         assert all(torch.equal(a, b) for pair in found[1:] for a, b in zip(found[0], pair, strict=True))
 
 
@@ -215,8 +233,8 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 def test_after_a_fork(run_python):
-    if which() in ("dense", "int_mm"):
-        pytest.skip("the kernels' library is not built: python -m hf_stages.kernels.build")
+    if _library.native() is None:
+        pytest.skip("the kernels' library is not built, or left out by HF_STAGES_KERNEL")
     run_python(FORKED)
 
 

@@ -85,12 +85,11 @@ TARGET LB_INLINE void total4(const V *v, int32_t *into) {
 #include "body.h"
 
 static int usable(void) {
-#ifdef LB_EMULATED
-    return 1;
-#else
-    return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#ifndef LB_EMULATED
+    if (!__builtin_cpu_supports("avx512vnni") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl"))
+        return 0;
 #endif
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
 const lb_backend lb_avx512_vnni = {"avx512-vnni", 0, usable, lb_prepare_avx2, few, many, 3, COLUMNS, lb_exact_avx2};

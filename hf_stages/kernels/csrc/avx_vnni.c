@@ -27,12 +27,11 @@ TARGET LB_INLINE V widen(V sum, V acc) { return _mm256_add_epi32(sum, acc); }
 #include "body.h"
 
 static int usable(void) {
-#ifdef LB_EMULATED
-    return 1;
-#else
+#ifndef LB_EMULATED
     unsigned a = 0, b, c, d;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a >> 4 & 1)) return 0;
 #endif
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
 const lb_backend lb_avx_vnni = {"avx-vnni", 0, usable, lb_prepare_avx2, few, many, 3, COLUMNS, lb_exact_avx2};
