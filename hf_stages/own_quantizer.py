@@ -5,6 +5,7 @@ Imported while transformers is being imported, so this module itself imports nex
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -13,13 +14,20 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 METHOD = "hf_stages"
 VERSION = 1
+STOP_KEY = "transformers_weights"
+STOP = "packed by hf_stages: run `import hf_stages` before from_pretrained (pip install hf-stages)"
+"""In ``config.json`` these words stand where stock transformers looks for another name of the file of weights. It checks
+that name before it builds anything, and shows the words; else it would warn, take bytes for weights and report every
+layer as unexpected."""
 
 
 @register_quantization_config(METHOD)
 class PackedConfig(QuantizationConfigMixin):
     """``quantization_config`` of a packed model: which of its modules are packed, and how."""
 
-    def __init__(self, layers: Any = None, reshaped: Any = None, version: int = VERSION, **kwargs: Any) -> None:
+    def __init__(
+        self, layers: Any = None, reshaped: Any = None, version: int = VERSION, seal: Any = None, **kwargs: Any
+    ) -> None:
         self.quant_method: Any = METHOD
         if version != VERSION:
             raise ValueError(
@@ -29,6 +37,12 @@ class PackedConfig(QuantizationConfigMixin):
         self.layers = layers or []
         self.reshaped = reshaped or {}
         """Shapes that the model's own config cannot say."""
+        self.seal = seal
+        """Of the files that this was read from."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the seal: what is saved again is other files."""
+        return {key: value for key, value in super().to_dict().items() if key != "seal"}
 
 
 @register_quantizer(METHOD)
@@ -38,10 +52,24 @@ class PackedQuantizer(HfQuantizer):
     requires_calibration = True
     """transformers then says that a model in full precision cannot be packed by loading it."""
 
+    def update_attn_implementation(self, config: Any) -> Any:
+        """The one hook that sees the config before files are looked for."""
+        from hf_stages.packing._seal import check_config
+
+        sealed = vars(config).pop(STOP_KEY, None) == STOP
+        check_config(Path(config.name_or_path or "", "config.json"), self.quantization_config.seal, sealed=sealed)
+        return config
+
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         from hf_stages.packing._install import install
+        from hf_stages.packing._seal import check_config, check_files
 
-        install(model, self.quantization_config, kwargs.get("checkpoint_files"))
+        files, seal = kwargs.get("checkpoint_files"), self.quantization_config.seal
+        if files and seal is not None:
+            if not Path(model.config.name_or_path or "").is_dir():  # from the Hub: its config.json lies beside them
+                check_config(Path(files[0]).with_name("config.json"), seal, sealed=True)
+            check_files(files, seal)
+        install(model, self.quantization_config, files)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from hf_stages.packing._install import check_values

@@ -42,7 +42,7 @@ ALLOWED = {
     "monitors": f"{NOUNS} layers",
     "gates": NOUNS,
     "exporters": f"{NOUNS} packing layers",
-    "packing": f"{NOUNS} layers kernels loading own_models own_quantizer",
+    "packing": f"{NOUNS} checkpoint layers kernels loading own_models own_quantizer",
     "hub": f"{NOUNS} reports",
     "reports": f"{NOUNS} plan cautions sizes dry_run checkpoint losses",
     "metrics": NOUNS,

@@ -12,6 +12,7 @@ import torch
 from hf_stages.own_quantizer import PackedConfig, PackedQuantizer
 from hf_stages.packing._convert import to_packed
 from hf_stages.packing._reshaped import reshaped
+from hf_stages.packing._seal import seal
 from hf_stages.packing._sizes import PackedSize, packed_size
 from hf_stages.packing._spec import to_layers
 
@@ -23,6 +24,7 @@ def write_packed(model: Any, out: Path, rest: torch.dtype, embeddings: str | Non
     model.save_pretrained(out, max_shard_size=max_shard_size)
     # What is stored in 16 bits computes in 32: on a CPU that is what is fast.
     rewrite(out / "config.json", {"dtype": "float32"})
+    seal(out)
     return packed_size(model, sorted(out.glob("*.safetensors")))
 
 

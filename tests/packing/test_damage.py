@@ -1,4 +1,4 @@
-"""Damaged packed files: a clear error, no crash, and never another model."""
+"""Damaged packed files without a seal (as ``save_pretrained`` writes them): a clear error, no crash, never another structure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from hf_stages.own_quantizer import STOP_KEY
 from hf_stages.packing import pack
 from tests.packing.models import logits, quantized
 
@@ -21,6 +22,14 @@ pytestmark = pytest.mark.usefixtures("quick_gc")
 def packed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed") / "packed"
     pack(quantized("bert-binary"), folder, rest="float32")
+    return unsealed(folder)
+
+
+def unsealed(folder):
+    file = folder / "config.json"
+    whole = json.loads(file.read_text())
+    del whole[STOP_KEY], whole["quantization_config"]["seal"]
+    file.write_text(json.dumps(whole))
     return folder
 
 
@@ -136,7 +145,7 @@ def test_it_is_said_what_is_wrong(copy, harm, words):
 
 def test_codes_that_mean_nothing(tmp_path):
     pack(quantized("llama-per-tensor"), tmp_path / "packed", rest="float32")
-    header, data = parts(tmp_path / "packed")
+    header, data = parts(unsealed(tmp_path / "packed"))
     start, _ = header["model.layers.1.mlp.up_proj.weight"]["data_offsets"]
     data[start] &= 0b11110011
     write(tmp_path / "packed", header, data)
