@@ -166,15 +166,15 @@ def _bench_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from hf_stages.reports._sources import batches_of, batches_text
-    from hf_stages.reports.plan_table import plan_dict, plan_table
-
     try:
         prepared = _prepare(options, output_dir=None)
         plan, skeleton = prepared.plan(), prepared.skeleton()
         shapes, initial = _dry(plan, skeleton)
     except (ValueError, ImportError) as error:
         raise Mistake from error
+    from hf_stages.reports._sources import batches_of, batches_text
+    from hf_stages.reports.plan_table import plan_dict, plan_table
+
     seconds = None
     if options.probe:
         from hf_stages.probe import probe_seconds
@@ -202,10 +202,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from hf_stages.reports.plan_table import plan_table
-
     try:
         prepared = _prepare(options, output_dir=options.output_dir)
+        from hf_stages.reports.plan_table import plan_table
+
         plan, skeleton = prepared.plan(), prepared.skeleton()
         table = plan_table(plan, model=skeleton, data=prepared.data)
         _say(table + "\n")
@@ -258,11 +258,12 @@ def resume_command(options: argparse.Namespace) -> str:
 
 def _ready(options: argparse.Namespace) -> int:
     from hf_stages import recipe as recipes
-    from hf_stages.naming import find_ready, ready_names
+    from hf_stages.naming import ready_names
+    from hf_stages.sketch import module_doc
 
     if options.name is None:
         for name in ready_names():
-            print(f"{name:<12} {sys.modules[find_ready(name).__module__].__doc__}")
+            print(f"{name:<12} {module_doc(f'hf_stages.recipes.{name}')}")
         return OK
     try:
         for setting in options.settings:
@@ -355,9 +356,10 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace, *, output_dir: str | None) -> Any:
     from hf_stages import recipe as recipes
-    from hf_stages.build import prepare
 
     recipe = recipes.load(options.recipe, trust_remote_code=options.trust_remote_code)
+    from hf_stages.build import prepare  # seconds of imports, once the recipe is known to be one
+
     return prepare(recipe, trust_remote_code=options.trust_remote_code, output_dir=output_dir)
 
 

@@ -127,13 +127,14 @@ def _versus(options: argparse.Namespace, prepare: Callable[..., Any], guard: Any
     from hf_stages.reports._arms import compare
     from hf_stages.reports.versus_page import check_suffix, save_versus
     from hf_stages.reports.versus_table import versus_dict, versus_table
-    from hf_stages.versus import arms_of
-    from hf_stages.versus_run import Trainings, run_versus
 
     weights = None if options.weights is None else _pairs(options.weights)
     if options.save:
         check_suffix(options.save)
     prepared = prepare(options)
+    from hf_stages.versus import arms_of
+    from hf_stages.versus_run import Trainings, run_versus
+
     prepared.plan()  # all that a run of the recipe itself would refuse
     lr = options.lr if options.lr in _LR else _number(options.lr, "--lr", "integral, peak or a number")
     arms = arms_of(
@@ -151,17 +152,18 @@ def _versus(options: argparse.Namespace, prepare: Callable[..., Any], guard: Any
 
 
 def _probe_lr(options: argparse.Namespace, prepare: Callable[..., Any], guard: Any) -> str:
-    from hf_stages.probe_lr import probe_of, run_probe
     from hf_stages.reports._trials import Trials, budget_of, read_trial
     from hf_stages.reports.probe_page import save_probe
     from hf_stages.reports.probe_table import probe_dict, probe_table
     from hf_stages.reports.versus_page import check_suffix
-    from hf_stages.versus_run import Trainings
 
     budget = budget_of(options.budget)
     if options.save:
         check_suffix(options.save)
     prepared = prepare(options)
+    from hf_stages.probe_lr import probe_of, run_probe
+    from hf_stages.versus_run import Trainings
+
     prepared.plan()
     given = {"rates": options.rates, "replays": options.replay, "steps": options.steps, "share": options.share}
     probe = probe_of(prepared, options.stage, **given)

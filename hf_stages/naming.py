@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hf_stages.sketch import fields_of, sketch, unknown
+
 _PACKAGE = Path(__file__).parent
 
 FOLDERS = {
@@ -51,6 +53,12 @@ class Where:
     file: str = ""
     trusted: bool = False
     """Whether ``use: module:Class`` may import code from outside hf_stages."""
+    sketched: bool = False
+    """Whether parts are only looked up in their source files: names and arguments are checked, nothing is imported."""
+
+    def load(self, module: str, name: str) -> Any:
+        """A class or a function of ours, or its sketch."""
+        return sketch(module, name) if self.sketched else getattr(importlib.import_module(module), name)
 
     def __truediv__(self, key: str | int) -> Where:
         return replace(self, path=(*self.path, key))
@@ -106,7 +114,7 @@ def find_class(name: str, folders: Iterable[str], where: Where) -> type:
     for folder in folders:
         module = _module_of(name, folder)
         if module is not None:
-            return getattr(importlib.import_module(module), name)
+            return where.load(module, name)
     missing = [folder for folder in folders if not _files(folder)]
     if len(missing) == len(folders):
         raise where.error(
@@ -124,7 +132,7 @@ def find_ready(name: str, where: Where = Where()) -> Any:
     known = ready_names()
     if name not in known:
         raise where.error(f"unknown recipe {name!r} in hf_stages.recipes; {did_you_mean(name, known)}")
-    return getattr(importlib.import_module(f"hf_stages.recipes.{name}"), name)
+    return where.load(f"hf_stages.recipes.{name}", name)
 
 
 def ready_names() -> list[str]:
@@ -186,6 +194,8 @@ def find_custom(use: str, where: Where) -> Any:
         )
     if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
         raise where.error(f"use: expected 'package.module:Class', got {use!r}")
+    if where.sketched:
+        return unknown(name)
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
@@ -233,3 +243,13 @@ def check_arguments(target: Any, given: Iterable[str], where: Where, *, supplied
     for key in known:
         if parameters[key].default is inspect.Parameter.empty and key not in given and key not in set(supplied):
             raise where.error(f"{name} needs the argument {key!r}, which is missing; {takes}")
+
+
+def check_training_arguments(given: Iterable[str], where: Where) -> None:
+    """Refuse fields that transformers' TrainingArguments does not have, without importing it."""
+    known = fields_of("transformers.training_args", "TrainingArguments")
+    for key in given:
+        if key not in known:
+            near = did_you_mean(key, known)
+            hint = near if near.startswith("did you mean") else "see transformers.TrainingArguments"
+            raise (where / key).error(f"TrainingArguments has no {key!r}; {hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
@@ -24,8 +25,14 @@ from hf_stages.naming import (
     importable_as,
     parameters_of,
 )
+from hf_stages.sketch import names_in
 
 _MISSING = object()
+_ALGEBRA = "hf_stages.losses._algebra"
+_COLLATORS = "transformers.data.data_collator"
+_OF_COLLATORS = re.compile(r"DataCollator(?!Mixin)|^default_data_collator$")
+_SUPPLIED = ("tokenizer", "processing_class", "model")
+"""What ``hf_stages.data.collator`` fills in; said here again, because that package imports torch."""
 _BARE = frozenset({"loss", "losses", "transforms", "schedule", "gates", "monitors", "exporters"})
 """Keys under which text is the name of a class; under others (``teacher``, ``sources``) it may be another name."""
 
@@ -109,9 +116,7 @@ def read_loss(value: Any, where: Where) -> Any:
                 "expected at least one loss, got an empty list; leave the key out for the model's own loss"
             )
         terms = [read_loss(item, where / index) for index, item in enumerate(value)]
-        from hf_stages.losses._algebra import Sum
-
-        return terms[0] if len(terms) == 1 else Sum(tuple(terms))
+        return terms[0] if len(terms) == 1 else where.load(_ALGEBRA, "Sum")(tuple(terms))
     if isinstance(value, Mapping) and not {"use", "in_memory"} & set(value):
         if "weight" in value or not all(isinstance(v, str | list | tuple | Mapping) for v in value.values()):
             raise where.error(f"expected {{use: ClassName, ...}}, got a mapping of {', '.join(value)} without 'use'")
@@ -124,31 +129,25 @@ def read_collator(value: Any, where: Where) -> Any:
     use, arguments = split_use(value, where)
     if ":" in use or has_class(use, ["data"]):
         return read_part(value, ["data"], where)
-    import transformers
-
-    from hf_stages.data.collator import SUPPLIED, Collator
-
-    known = [name for name in dir(transformers) if "DataCollator" in name or name == "default_data_collator"]
+    known = [n for n in names_in(_COLLATORS) if _OF_COLLATORS.search(n)]
     if use not in known:
         raise where.error(f"unknown part {use!r} in hf_stages.data or transformers; {did_you_mean(use, known)}")
     for key, argument in arguments.items():
         if isinstance(argument, Mapping):
             refuse_in_memory(argument, where / key)
-    target = getattr(transformers, use)
-    if not isinstance(target, type):
+    target = where.load(_COLLATORS, use)
+    if use == "default_data_collator":
         return build(target, arguments, [], where)
-    check_arguments(target, arguments, where, supplied=SUPPLIED)
-    return Collator(use, arguments)
+    check_arguments(target, arguments, where, supplied=_SUPPLIED)
+    return where.load("hf_stages.data.collator", "Collator")(use, arguments)
 
 
 def _read_loss_part(use: str, arguments: dict[str, Any], folders: Sequence[str], where: Where) -> Any:
-    from hf_stages.losses._algebra import Scaled, Sum
-
-    target = {"Sum": Sum, "Scaled": Scaled}.get(use) or find(use, folders, where)
+    target = where.load(_ALGEBRA, use) if use in ("Sum", "Scaled") else find(use, folders, where)
     own = isinstance(target, type) and "weight" in parameters_of(target)
     weight = _MISSING if own else arguments.pop("weight", _MISSING)
     loss = build(target, arguments, folders, where)
-    return loss if weight is _MISSING else Scaled(read_weight(weight, where / "weight"), loss)
+    return loss if weight is _MISSING else where.load(_ALGEBRA, "Scaled")(read_weight(weight, where / "weight"), loss)
 
 
 def read_weight(value: Any, where: Where) -> Any:

@@ -31,6 +31,7 @@ from hf_stages.naming import (
     RecipeError,
     Where,
     check_arguments,
+    check_training_arguments,
     did_you_mean,
     find_custom,
     find_ready,
@@ -92,7 +93,9 @@ def load(path_or_text: str | Path, *, trust_remote_code: bool = False) -> Recipe
 def loads(text: str, *, trust_remote_code: bool = False, file: str = "") -> Recipe:
     """A recipe from YAML (or JSON) text. No code runs, unless ``trust_remote_code`` allows ``use: module:Class``."""
     data, marks = _yaml.parse(text, file)
-    return _read_recipe(data, Where(marks=marks, file=file, trusted=trust_remote_code))
+    where = Where(marks=marks, file=file, trusted=trust_remote_code)
+    _read_recipe(data, replace(where, sketched=True))  # a misspelt word is found before torch is imported
+    return _read_recipe(data, where)
 
 
 def dump(recipe: Recipe, path: str | Path | None = None) -> str:
@@ -149,8 +152,6 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
 
 
 def _read_recipe(data: Any, where: Where) -> Recipe:
-    from hf_stages.data._curriculum import misplaced
-
     if not isinstance(data, Mapping):
         raise where.error(f"expected a mapping with a list of stages, got {_short(data)}")
     _check_keys(data, _RECIPE_KEYS, "a recipe", where)
@@ -161,6 +162,10 @@ def _read_recipe(data: Any, where: Where) -> Recipe:
     _check_references(data, where)
     with where.wrap(["stages"]):
         recipe = Recipe(tuple(stages), **read)
+    if where.sketched:
+        return recipe
+    from hf_stages.data._curriculum import misplaced
+
     for path, name, problem in misplaced(recipe):
         hint = "" if name is None else f"; {did_you_mean(name, recipe.sources, there_are='there are')}"
         raise replace(where, path=(*where.path, *path)).error(problem + hint)
@@ -186,7 +191,8 @@ def _read_stages(value: Any, where: Where) -> tuple[Stage, ...]:
         at = where / key
         read[key] = read_loss(given, at) if bare else read_argument(key, given, hints.get(key), ["losses"], at)
     with where.wrap(arguments):
-        return tuple(make(**read).stages)
+        made = make(**read)
+        return (Stage("ready", "1 steps"),) if where.sketched else tuple(made.stages)
 
 
 def _read_stage(data: Any, where: Where) -> Stage:
@@ -226,6 +232,8 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
     if key in ("args", "sources"):
         if not isinstance(value, Mapping):
             raise where.error(f"expected a mapping, got {_short(value)}")
+        if key == "args" and where.sketched and where.file:  # other text need not be of a run
+            check_training_arguments(value, where)
         return dict(value) if key == "args" else {k: _read_source(v, where / k) for k, v in value.items()}
     readers = {"data_collator": read_collator, "compute_metrics": _read_metrics, "model": _read_model}
     readers |= {"teacher": _read_model, "train_dataset": _read_several, "eval_dataset": _read_several}
@@ -246,9 +254,7 @@ def _read_source(value: Any, where: Where, *, named: bool = False) -> Any:
     refuse_in_memory(value, where)
     if "use" in value:
         return read_part(value, ["data"], where)
-    from hf_stages.data.source import Source
-
-    return build(Source, value, ["data"], where)
+    return build(where.load("hf_stages.data.source", "Source"), value, ["data"], where)
 
 
 def _read_several(value: Any, where: Where) -> Any:
@@ -281,10 +287,8 @@ def _read_metrics(value: Any, where: Where) -> Any:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise where.error(f"expected a list of metric names such as [accuracy, f1], got {_short(value)}")
-    from hf_stages.metrics import Metrics
-
     with where.wrap():
-        return Metrics(tuple(names))
+        return where.load("hf_stages.metrics.metrics", "Metrics")(tuple(names))
 
 
 def _check_references(data: Mapping[str, Any], where: Where) -> None:

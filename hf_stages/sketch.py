@@ -1,0 +1,164 @@
+"""A class or a function as its source file declares it: what a recipe's words are checked against before torch is imported.
+
+``sketch(module, name)`` is a class with the same name, arguments and plain type hints, that does nothing. So the reader of recipes
+finds a misspelt word in a fraction of a second, where the import of the parts themselves takes many.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hf_stages.curves import Curve
+from hf_stages.duration import Duration
+
+_PACKAGE = Path(__file__).parent
+_KNOWN = {**vars(typing), "Mapping": Mapping, "Sequence": Sequence, "Callable": Callable, "Curve": Curve}
+_KNOWN |= {"Duration": Duration, "Path": Path}
+"""What a type hint is read with; a hint of anything else is left out, as hints are advice."""
+_POSITIONAL, _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+_OPEN = (inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD),)
+Parameters = tuple[inspect.Parameter, ...]
+
+
+@lru_cache(maxsize=256)
+def sketch(module: str, name: str) -> type:
+    """The sketch of ``name`` in a module, ours or another's."""
+    tree = _tree(module)
+    node = next((n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name), None)
+    if node is None:
+        return unknown(name)
+    return _made(name, _of_function(node) if isinstance(node, ast.FunctionDef) else _of_class(module, node) or ())
+
+
+def unknown(name: str) -> type:
+    """One that takes any arguments: code of the user's, which is not read."""
+    return _made(name, _OPEN)
+
+
+def names_in(module: str) -> list[str]:
+    """The classes and functions of a module, in the order of its file."""
+    return [node.name for node in _tree(module).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+
+
+def module_doc(module: str) -> str:
+    return ast.get_docstring(_tree(module)) or ""
+
+
+def fields_of(module: str, name: str) -> list[str]:
+    """The fields of a dataclass, such as transformers' TrainingArguments."""
+    return list(inspect.signature(sketch(module, name)).parameters)
+
+
+def _made(name: str, parameters: Parameters) -> type:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    __init__.__annotations__ = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
+    signature = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
+    return type(name, (), {"__init__": __init__, "__signature__": signature})
+
+
+@lru_cache(maxsize=256)
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_file(module).read_text(encoding="utf-8"))
+
+
+def _file(module: str) -> Path:
+    """Found without importing the packages above it, which is what ``find_spec`` of a submodule would do."""
+    top, *rest = module.split(".")
+    if top == "hf_stages":
+        root = _PACKAGE
+    else:
+        spec = importlib.util.find_spec(top)
+        if spec is None or spec.origin is None:
+            raise ImportError(f"{top} is not installed")
+        root = Path(spec.origin).parent
+    path = root.joinpath(*rest)
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _of_class(module: str, node: ast.ClassDef) -> Parameters | None:
+    """The constructor's parameters; None where neither the class nor a base of it says any."""
+    own = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if own is not None:
+        return _of_function(own)[1:]
+    inherited = next((found for base in node.bases if (found := _of_base(module, base)) is not None), None)
+    if not any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+        return inherited
+    fields = {parameter.name: parameter for parameter in inherited or () if parameter.kind is not _OPEN[0].kind}
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+            fields.update(_of_field(line.target.id, line))
+    return tuple(sorted(fields.values(), key=lambda p: p.kind))  # as ``dataclass`` does it: keywords alone come last
+
+
+def _of_base(module: str, base: ast.expr) -> Parameters | None:
+    return _named(module, base.id) if isinstance(base, ast.Name) else _OPEN
+
+
+def _named(module: str, name: str) -> Parameters | None:
+    """Of a class that stands in the module, or that another module of the same package gives to it."""
+    for line in _tree(module).body:
+        if isinstance(line, ast.ClassDef) and line.name == name:
+            return _of_class(module, line)
+        if isinstance(line, ast.ImportFrom) and any((a.asname or a.name) == name for a in line.names):
+            found = next(a.name for a in line.names if (a.asname or a.name) == name)
+            near = (line.module or "").split(".")[0] == module.split(".")[0] and not line.level
+            return _named(line.module or "", found) if near else _OPEN
+    return _OPEN
+
+
+def _of_field(name: str, line: ast.AnnAssign) -> dict[str, inspect.Parameter]:
+    hint, value = ast.unparse(line.annotation), line.value
+    if "ClassVar" in hint:
+        return {}
+    options: dict[str, ast.expr] = {}
+    if isinstance(value, ast.Call) and ast.unparse(value.func).split(".")[-1] == "field":
+        options = {keyword.arg: keyword.value for keyword in value.keywords if keyword.arg}
+        if _is(options.get("init"), False):
+            return {}
+        given = "default" in options or "default_factory" in options
+    else:
+        given = value is not None
+    kind = _KEYWORD if _is(options.get("kw_only"), True) else _POSITIONAL
+    return {name: _parameter(name, kind, given, line.annotation)}
+
+
+def _is(node: ast.expr | None, value: bool) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value
+
+
+def _of_function(node: ast.FunctionDef) -> Parameters:
+    own = node.args
+    places = [*own.posonlyargs, *own.args]
+    first = len(places) - len(own.defaults)
+    found = [_parameter(a.arg, _POSITIONAL, i >= first, a.annotation) for i, a in enumerate(places)]
+    found += [
+        _parameter(a.arg, _KEYWORD, default is not None, a.annotation)
+        for a, default in zip(own.kwonlyargs, own.kw_defaults, strict=True)
+    ]
+    return (*found, *_OPEN) if own.kwarg is not None else tuple(found)
+
+
+def _parameter(name: str, kind: Any, given: bool, annotation: ast.expr | None) -> inspect.Parameter:
+    empty = inspect.Parameter.empty
+    return inspect.Parameter(name, kind, default=None if given else empty, annotation=_hint(annotation))
+
+
+def _hint(annotation: ast.expr | None) -> Any:
+    if annotation is None:
+        return inspect.Parameter.empty
+    try:
+        return eval(compile(ast.Expression(annotation), "<hint>", "eval"), {"__builtins__": {}, **_BUILTINS, **_KNOWN})
+    except Exception:
+        return inspect.Parameter.empty
+
+
+_BUILTINS = {kind.__name__: kind for kind in (int, float, str, bool, list, dict, tuple, set, frozenset, object, type)}
