@@ -19,6 +19,7 @@ from hf_stages.curves import Step
 from hf_stages.domains import domains_of, earlier_domains, own_domains, trained_on
 from hf_stages.errors import StageStopped
 from hf_stages.gates._gate import Decision, Gate, History
+from hf_stages.one_writer import one_writer
 from hf_stages.plan import Plan, PlannedStage
 from hf_stages.replaying import replay_gate
 from hf_stages.schedules import Fresh, Resume, Rewarm
@@ -171,14 +172,15 @@ def run_probe(trainings: Trainings, probe: Probe) -> list[Path]:
     before = plan.stages[: plan[probe.stage].index - 1]
     out = Path(prepared.args.output_dir)
     _reach_boundary(trainings, [out / planned.folder for planned in before])
-    folders = []
-    for share in probe.replays:
-        for rate in probe.rates:
-            folder = out / f"probe-{probe.stage}" / probe.folder(rate, share)
-            folders.append(folder)
-            for planned in before:
-                _link(out / planned.folder, folder / planned.folder)
-            _try(trainings, probe, plan, folder, rate, share)
+    trials, folders = out / f"probe-{probe.stage}", []
+    with one_writer(trials, prepared.args):
+        for share in probe.replays:
+            for rate in probe.rates:
+                folder = trials / probe.folder(rate, share)
+                folders.append(folder)
+                for planned in before:
+                    _link(out / planned.folder, folder / planned.folder)
+                _try(trainings, probe, plan, folder, rate, share)
     return folders
 
 

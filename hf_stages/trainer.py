@@ -31,11 +31,13 @@ from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
 from hf_stages.flow import OneRun
+from hf_stages.launch import check_launch
 from hf_stages.layers import is_range
 from hf_stages.loading import load_stage
 from hf_stages.losses._on_source import SOURCE
 from hf_stages.measured import MeasuredMixin
 from hf_stages.model_inputs import columns_of
+from hf_stages.one_writer import one_writer
 from hf_stages.plan import Plan
 from hf_stages.progress import StageProgress
 from hf_stages.runner import Runner
@@ -155,10 +157,11 @@ class StagedMixin(MeasuredMixin):
             raise ValueError("hyperparameter search: expected a trainer without stages; search one stage at a time")
         self._runner = Runner(self, self.plan())
         try:
-            return self._runner.run(
-                resume_from_checkpoint,
-                lambda checkpoint: inner(checkpoint, ignore_keys_for_eval=ignore_keys_for_eval, **kwargs),
-            )
+            with one_writer(Path(self.args.output_dir), self.args):
+                return self._runner.run(
+                    resume_from_checkpoint,
+                    lambda checkpoint: inner(checkpoint, ignore_keys_for_eval=ignore_keys_for_eval, **kwargs),
+                )
         finally:
             self._runner = None
 
@@ -211,6 +214,7 @@ class StagedMixin(MeasuredMixin):
         return wants_teacher(stage)
 
     def _refuse(self) -> None:
+        check_launch(self.args)
         structural = any(t.structural for stage in self.recipe.stages for t in stage.transforms)
         if self.optimizer is not None or self.lr_scheduler is not None:
             raise ValueError(

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from hf_stages.build import Prepared, training_arguments
 from hf_stages.checkpoint import RUN_FILE, SCHEMA, read_json, write_json
 from hf_stages.fingerprint import fingerprint
+from hf_stages.one_writer import one_writer
 from hf_stages.recipe import diff, to_dict
 from hf_stages.reports._run import read_run
 from hf_stages.stage import Recipe
@@ -71,14 +72,15 @@ def run_versus(trainings: Trainings, arms: Sequence[Arm], seeds: Sequence[int], 
         raise ValueError(f"seeds: expected numbers that differ, such as 0 1 2, got {list(seeds)}")
     updates = arms[0].updates
     folders = []
-    for seed in seeds:
-        for arm in arms:
-            folder = out / f"seed-{seed}" / arm.name
-            folders.append(folder)
-            prepared = trainings.with_args(
-                arm.recipe, folder, seed=seed, **_watching(trainings.prepared, arms, updates)
-            )
-            trainings.train(prepared, {"arm": about(arm), "seed": seed})
+    with one_writer(out, trainings.prepared.args):
+        for seed in seeds:
+            for arm in arms:
+                folder = out / f"seed-{seed}" / arm.name
+                folders.append(folder)
+                prepared = trainings.with_args(
+                    arm.recipe, folder, seed=seed, **_watching(trainings.prepared, arms, updates)
+                )
+                trainings.train(prepared, {"arm": about(arm), "seed": seed})
     return folders
 
 

@@ -47,8 +47,7 @@ def pack(
         raise ValueError(f"rest: expected one of {', '.join(_RESTS)}, got {rest!r}")
     if embeddings not in ("int8", None):
         raise ValueError(f"embeddings: expected 'int8' or None, got {embeddings!r}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise ValueError(f"out: {out} is not empty; choose another folder, or say overwrite=True (--overwrite)")
+    _refuse_in_use(out, overwrite)
     source = Path(model) if isinstance(model, str | Path) else None
     if source is not None and out.resolve() in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"out: {out} is, or holds, the folder to be packed; choose another one")
@@ -64,6 +63,7 @@ def pack(
             shutil.copy2(extra, partial / extra.name)
         about = {"format": "gemma" if portable else "hf_stages", "rest": rest, "source": source and source.name}
         (partial / SUMMARY).write_text(json.dumps({**about, "size": size.to_dict()}, indent=2) + "\n", encoding="utf-8")
+        _refuse_in_use(out, overwrite)  # once more: another process may have written it meanwhile
         if out.exists():
             shutil.rmtree(out)
         partial.chmod(0o755)  # made for the owner alone
@@ -71,6 +71,11 @@ def pack(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return size
+
+
+def _refuse_in_use(out: Path, overwrite: bool) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise ValueError(f"out: {out} is not empty; choose another folder, or say overwrite=True (--overwrite)")
 
 
 def read(folder: Path, trust_remote_code: bool = False) -> tuple[Any, list[Path]]:
