@@ -25,7 +25,7 @@ from hf_stages.dry_run import dry_models
 from hf_stages.losses import TaskLoss
 from hf_stages.losses._algebra import terms_of
 from hf_stages.model_source import ModelSource
-from hf_stages.naming import did_you_mean
+from hf_stages.nearest import did_you_mean
 from hf_stages.plan import Plan, Taught
 from hf_stages.replaying import replay_gate
 from hf_stages.reports._text import dataset_label, part
@@ -220,9 +220,7 @@ def training_arguments(given: Mapping[str, Any], *, output_dir: str | None = Non
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     for key in given:
         if key not in known:
-            near = did_you_mean(key, known)
-            hint = near if near.startswith("did you mean") else "see transformers.TrainingArguments"
-            raise ValueError(f"args: TrainingArguments has no {key!r}; {hint}")
+            raise ValueError(f"args.{key}: TrainingArguments has no {key!r}; {did_you_mean(key, known)}")
     check_types(given, "args")
     check_ranges(given, "args")
     values = {**given, **({"output_dir": output_dir} if output_dir is not None else {})}

@@ -6,9 +6,10 @@ Curves are stateless: the same ``t`` gives the same value, so a resumed run stan
 from __future__ import annotations
 
 import ast
-import difflib
 import math
 from dataclasses import dataclass, fields
+
+from hf_stages.nearest import did_you_mean
 
 
 class Curve:
@@ -182,9 +183,7 @@ def _build(node: ast.AST, text: str) -> Curve:
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise ValueError(f'cannot read the curve {text!r}: expected text such as "Linear(1, 0)"')
     if node.func.id not in CURVES:
-        near = difflib.get_close_matches(node.func.id, CURVES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(CURVES)}"
-        raise ValueError(f"unknown curve {node.func.id!r} in {text!r}; {hint}")
+        raise ValueError(f"unknown curve {node.func.id!r} in {text!r}; {did_you_mean(node.func.id, CURVES)}")
     curve = CURVES[node.func.id]
     arguments = [_literal(argument, text) for argument in node.args]
     if any(keyword.arg is None for keyword in node.keywords):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hf_stages.naming import did_you_mean
+from hf_stages.nearest import did_you_mean
 
 
 @dataclass(frozen=True)

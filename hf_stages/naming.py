@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import inspect
 import re
@@ -14,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hf_stages.nearest import did_you_mean
 from hf_stages.sketch import fields_of, sketch, unknown
 
 _PACKAGE = Path(__file__).parent
@@ -92,20 +92,6 @@ class Where:
             named = min((m.start(), key) for key, m in found.items() if m)[1] if any(found.values()) else None
             message = str(error).removeprefix(f"{named}: ")
             raise (self / named if named else self).error(message) from error
-
-
-def did_you_mean(name: Any, known: Iterable[str], *, there_are: str = "expected one of") -> str:
-    """The end of an error message: the nearest known name, or all of them.
-
-    >>> did_you_mean("temprature", ["temperature", "beta"])
-    "did you mean 'temperature'?"
-    """
-    known = list(known)
-    lower = {k.lower(): k for k in reversed(known)}
-    near = difflib.get_close_matches(str(name).lower(), lower, n=1)
-    if near:
-        return f"did you mean {lower[near[0]]!r}?"
-    return f"{there_are} {', '.join(known)}" if known else f"{there_are} nothing"
 
 
 def find_class(name: str, folders: Iterable[str], where: Where) -> type:
@@ -250,6 +236,4 @@ def check_training_arguments(given: Iterable[str], where: Where) -> None:
     known = fields_of("transformers.training_args", "TrainingArguments")
     for key in given:
         if key not in known:
-            near = did_you_mean(key, known)
-            hint = near if near.startswith("did you mean") else "see transformers.TrainingArguments"
-            raise (where / key).error(f"TrainingArguments has no {key!r}; {hint}")
+            raise (where / key).error(f"TrainingArguments has no {key!r}; {did_you_mean(key, known)}")

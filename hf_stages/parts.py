@@ -18,13 +18,13 @@ from hf_stages.naming import (
     FOLDERS,
     Where,
     check_arguments,
-    did_you_mean,
     find_class,
     find_custom,
     has_class,
     importable_as,
     parameters_of,
 )
+from hf_stages.nearest import did_you_mean
 from hf_stages.sketch import names_in
 
 _MISSING = object()

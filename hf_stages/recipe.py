@@ -32,11 +32,11 @@ from hf_stages.naming import (
     Where,
     check_arguments,
     check_training_arguments,
-    did_you_mean,
     find_custom,
     find_ready,
     has_class,
 )
+from hf_stages.nearest import did_you_mean
 from hf_stages.parts import (
     arguments_of,
     build,

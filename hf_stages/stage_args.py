@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
@@ -12,6 +11,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from hf_stages.args_values import check_ranges, check_types
+from hf_stages.nearest import did_you_mean
 from hf_stages.stage import Stage
 
 _COERCE = {
@@ -105,12 +105,10 @@ def stage_args(args: TrainingArguments, stage: Stage) -> TrainingArguments:
 def _check_allowed(key: str, where: str) -> None:
     if key in ALLOWED:
         return
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    known = [field.name for field in dataclasses.fields(TrainingArguments)]
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see transformers.TrainingArguments"
-        raise ValueError(f"{where}: unknown argument {key!r}; {hint}")
-    raise ValueError(f"{where}: {key!r} cannot differ by stage: {_REASONS.get(key, _ONE_RUN)}")
+        raise ValueError(f"{where}.{key}: TrainingArguments has no {key!r}; {did_you_mean(key, known)}")
+    raise ValueError(f"{where}.{key}: {key!r} cannot differ by stage: {_REASONS.get(key, _ONE_RUN)}")
 
 
 def unsupported(args: TrainingArguments) -> str | None:

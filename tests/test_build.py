@@ -96,7 +96,7 @@ def test_the_skeleton_has_no_weights(recipe):
         ({"eval_dataset": {"a": "larg"}}, "eval_dataset.a: no source is called 'larg'; did you mean 'large'?"),
         (
             {"args": {"output_dir": "x", "learning_rat": 1}},
-            "args: TrainingArguments has no 'learning_rat'; did you mean",
+            "args.learning_rat: TrainingArguments has no 'learning_rat'; did you mean",
         ),
         ({"args": {}}, "args: output_dir: missing"),
         (

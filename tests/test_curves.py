@@ -48,7 +48,7 @@ def Weighted(curve):  # a curve as it stands in a recipe: an argument of a part
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Linera(1, 0)", "unknown curve 'Linera' in 'Linera(1, 0)'; did you mean Linear?"),
+        ("Linera(1, 0)", "unknown curve 'Linera' in 'Linera(1, 0)'; did you mean 'Linear'?"),
         ("Linear(1", 'expected text such as "Linear(1, 0)"'),
         ("Linear(1, 2, 3)", "Linear takes start, end"),
         ("Linear(x, 1)", "its arguments must be numbers"),

@@ -256,7 +256,7 @@ stages:
         recipes.RecipeError, match=r"stages\[1\].train_dataset: no source is called 'aa'; did you mean 'a'"
     ):
         recipes.loads(text.replace("[a, b]", "[aa, b]"))
-    with pytest.raises(recipes.RecipeError, match=r"train_dataset.weights: 'b' weighs|did you mean Linear"):
+    with pytest.raises(recipes.RecipeError, match=r"train_dataset.weights: 'b' weighs|did you mean 'Linear'"):
         recipes.loads(text.replace("Linear(0, 0.7)", "Lnear(0, 0.7)"))
     with pytest.raises(recipes.RecipeError, match="did you mean 'max_repeats'"):
         recipes.loads(text.replace("max_repeats", "max_repeat"))

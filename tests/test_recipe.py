@@ -212,7 +212,7 @@ STAGE = "stages:\n  - name: a\n    until: 1 steps\n"
         (STAGE + "    gates: [{use: Above, metric: m, value: high}]", "value: expected a number, got 'high'"),
         (STAGE + "    gates: [{use: Budget, limit: 3 epoks}]", "stages[0].gates[0].limit: unknown unit 'epoks'"),
         (STAGE + "    loss:\n      - {use: TaskLoss, shift: maybe}\n      - TaskLoss", "run.yaml:5:25: stages[0].loss[0].shift: expected true or false or null, got 'maybe'"),
-        (STAGE + "    loss: {use: TaskLoss, weight: Linera(1)}", "run.yaml:4:27: stages[0].loss.weight: unknown curve 'Linera' in 'Linera(1)'; did you mean Linear?"),
+        (STAGE + "    loss: {use: TaskLoss, weight: Linera(1)}", "run.yaml:4:27: stages[0].loss.weight: unknown curve 'Linera' in 'Linera(1)'; did you mean 'Linear'?"),
         (STAGE + "    loss: {use: TaskLoss, weight: {use: Linear, start: 1}}", "stages[0].loss.weight: Linear needs the argument 'end'"),
         (STAGE + "    loss: {use: TaskLoss, weight: {use: Linear, start: x, end: 1}}", "stages[0].loss.weight.start: expected a number, got 'x'"),
         (STAGE + "    schedule: {use: Fresh, optimizer: keep}", "stages[0].schedule.optimizer: expected one of 'reset', 'carry', got 'keep'"),

@@ -687,8 +687,8 @@ class Hidden(Loss):
 
 
 BAD = {
-    "unknown argument": ([Stage("a", "2 steps", args={"learning_rat": 1})], r"unknown argument 'learning_rat'; did you mean 'learning_rate'"),
-    "refused argument": ([Stage("a", "2 steps", args={"seed": 1})], r"stage 'a': args: 'seed' cannot differ by stage: a stage's seed comes from"),
+    "unknown argument": ([Stage("a", "2 steps", args={"learning_rat": 1})], r"TrainingArguments has no 'learning_rat'; did you mean 'learning_rate'"),
+    "refused argument": ([Stage("a", "2 steps", args={"seed": 1})], r"stage 'a': args.seed: 'seed' cannot differ by stage: a stage's seed comes from"),
     "warmup": ([Stage("a", "2 steps", schedule=Fresh(warmup=5))], r"stage 'a': schedule: a warmup of 5 steps is longer than the stage \(2 steps\)"),
     "resume first": ([Stage("a", "2 steps", schedule=Resume())], r"stage 'a': schedule: Resume\(\) needs a parent"),
     "pattern": ([Stage("a", "2 steps"), Stage("b", "2 steps", transforms=[Freeze("layer.9")])], r"stage 'b': transforms\[0\] Freeze: .*'layer.9' matches nothing"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+
+from hf_stages.nearest import nearest
 
 
 def match_names(patterns: Iterable[str], names: Iterable[str], *, where: str) -> list[str]:
@@ -20,9 +21,8 @@ def match_names(patterns: Iterable[str], names: Iterable[str], *, where: str) ->
     for pattern in patterns:
         hits = [name for name in names if _matches(pattern, name)]
         if not hits:
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
             raise ValueError(
-                f"{where}: the pattern {pattern!r} matches nothing; there are names such as {', '.join(near)}"
+                f"{where}: the pattern {pattern!r} matches nothing; there are names such as {', '.join(nearest(pattern, names)[:5])}"
             )
         found.update(hits)
     return [name for name in names if name in found]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from hf_stages.layers._quantized import WithStrength
+from hf_stages.nearest import listed, nearest
 from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._peft import base_name, import_peft, refuse_adapters
 from hf_stages.transforms._transform import Transform
@@ -123,11 +123,12 @@ def _check_target(model: nn.Module, target: str, key: str) -> None:
         return
     if key == "target_modules" and _is_rule(target) and any(re.fullmatch(target, name) for name in names):
         return
-    ends = sorted({name.rpartition(".")[2] for name in names if not name[-1].isdigit()})
-    near = difflib.get_close_matches(target, ends, n=3, cutoff=0.4) or ends[:8]
+    # Adapters go beside weights, so these are named first.
+    heavy = [name for name, module in model.named_modules() if getattr(getattr(module, "weight", None), "ndim", 0) > 1]
+    ends = dict.fromkeys(name.rpartition(".")[2] for name in (heavy or names) if name and not name[-1].isdigit())
     raise ValueError(
         f"AddLora: {key}: expected the end of a module's name in {type(model).__name__}, got {target!r}, which matches "
-        f"none; there are modules such as {', '.join(near)}"
+        f"none; there are modules such as {listed(target, nearest(target, ends))}"
     )
 
 

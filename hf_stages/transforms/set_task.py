@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ import transformers
 from torch import nn
 
 from hf_stages.layers._ties import rename_ties
+from hf_stages.nearest import did_you_mean
 from hf_stages.transforms._peft import refuse_adapters
 from hf_stages.transforms._transform import Transform
 
@@ -104,9 +104,9 @@ def _auto_class(value: Any) -> str:
     name = value.__name__ if isinstance(value, type) else value
     if not (isinstance(name, str) and name.startswith("AutoModel") and hasattr(transformers, name)):
         known = [known for known in dir(transformers.models.auto) if known.startswith("AutoModel")]
-        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "for example AutoModelForSequenceClassification"
-        raise ValueError(f"SetTask: auto_class: expected an AutoModel class of transformers, got {name!r}; {hint}")
+        raise ValueError(
+            f"SetTask: auto_class: expected an AutoModel class of transformers, got {name!r}; {did_you_mean(name, known)}"
+        )
     return name
 
 

@@ -243,7 +243,7 @@ def test_bad_arguments_are_refused_at_once():
         (lambda: Mixture({}), "expected weights by source"),
         (lambda: Mixture("a"), "expected weights by source"),
         (lambda: Mixture(["a", "a"]), "'a' is named twice"),
-        (lambda: Mixture({"a": "Lnear(1, 0)"}), "did you mean Linear"),
+        (lambda: Mixture({"a": "Lnear(1, 0)"}), "did you mean 'Linear'"),
         (lambda: Mixture({"a": 1}, {"b": "a"}), "'b' has no weight"),
         (lambda: Mixture({"a": 1}, temperature=0), "temperature: expected a number above 0"),
         (lambda: Mixture({"a": 1}, weigh="rows"), "weigh: expected 'examples' or 'tokens'"),

@@ -192,7 +192,7 @@ def test_refuses_adapters_and_strangers(tiny):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"auto_class": "AutoModelForSequenceClasification"}, f"did you mean {SEQUENCE}"),
+        ({"auto_class": "AutoModelForSequenceClasification"}, f"did you mean '{SEQUENCE}'"),
         ({"auto_class": "BertModel"}, "auto_class: expected an AutoModel class"),
         ({"auto_class": 3}, "auto_class: expected"),
         ({"num_labels": 0}, "num_labels: expected at least 1"),
