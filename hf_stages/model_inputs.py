@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,14 +19,10 @@ def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     base = base_of(model)
     withheld = {*find_labels(type(base)), "labels", "shift_labels", SOURCE}
     inputs = {key: value for key, value in batch.items() if key not in withheld}
-    makes = getattr(base, "prepare_decoder_input_ids_from_labels", None)
     labels = batch.get("labels")
-    if (
-        makes is not None
-        and torch.is_tensor(labels)
-        and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
-    ):
-        inputs["decoder_input_ids"] = makes(labels)
+    given = {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys()
+    if torch.is_tensor(labels) and not given and _decodes(base):
+        inputs["decoder_input_ids"] = _decoder_inputs(base)(labels)
     parameters = inspect.signature(base.forward).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return inputs
@@ -38,3 +35,32 @@ def columns_of(model: Any) -> frozenset[str]:
     return frozenset(
         {*inspect.signature(base.forward).parameters, *find_labels(type(base)), "labels", "label", "label_ids"}
     )
+
+
+def _decodes(base: Any) -> bool:
+    """Whether it has a decoder that writes what the labels say: a classifier's decoder reads its own input again."""
+    generates = getattr(base, "can_generate", None)
+    encoder_decoder = bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False))
+    return encoder_decoder and (generates is None or bool(generates()))
+
+
+def _decoder_inputs(base: Any) -> Callable[[torch.Tensor], Any]:
+    """From labels to a decoder's inputs: by a method of the model, or by the function that its forward calls."""
+    method = getattr(base, "prepare_decoder_input_ids_from_labels", None) or getattr(base, "_shift_right", None)
+    if method is not None:
+        return method
+    modules = (sys.modules.get(cls.__module__) for cls in type(base).__mro__)
+    shift = next((found for m in modules if (found := getattr(m, "shift_tokens_right", None)) is not None), None)
+    if shift is None:
+        raise ValueError(
+            f"{type(base).__name__} makes its decoder's inputs from labels in a way of its own, and is run without labels here; let the "
+            "data_collator give decoder_input_ids, or the model a method prepare_decoder_input_ids_from_labels(labels)"
+        )
+    names = list(inspect.signature(shift).parameters)[1:]
+    return lambda labels: shift(labels, *(_setting(base.config, name) for name in names))
+
+
+def _setting(config: Any, name: str) -> Any:
+    """``pad_token_id`` and the like: of the model, or of its text part."""
+    value = getattr(config, name, None)
+    return value if value is not None else getattr(config.get_text_config(decoder=True), name, None)

@@ -12,6 +12,7 @@ from hf_stages.args_values import check_ranges
 from hf_stages.data._blend import Blend, blend
 from hf_stages.data._curriculum import Curriculum
 from hf_stages.data._random import seed_of
+from hf_stages.data._scores import tokens_in
 from hf_stages.data.mixture import Mixture
 from hf_stages.data.replay import Replay
 from hf_stages.plan import Plan, Size, args_defaults, make_plan
@@ -158,5 +159,5 @@ def _tokens_per_example(dataset: Any, examples: int | None) -> float | None:
     else:
         count = min(_PROBED, examples)
         probed = [dataset[i * examples // count] for i in range(count)]
-    lengths = [len(e["input_ids"]) for e in probed if isinstance(e, Mapping) and "input_ids" in e]
+    lengths = [tokens_in(e) for e in probed if isinstance(e, Mapping) and "input_ids" in e]
     return sum(lengths) / len(lengths) if lengths else None

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from hf_stages.data._collating import columns_read, pairs_in
+from hf_stages.data._scores import tokens_in
 from hf_stages.losses._on_source import SOURCE
-from hf_stages.losses._tokens import real_tokens
+from hf_stages.losses._tokens import real_tokens, shape_of
 
 DRAWN = "drawn"
 """In a batch: the source's number and the tokens of each row that it was made of; taken out again before the update."""
@@ -69,10 +70,11 @@ def _tokens(rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any]) -> list
     Packed conversations say neither: their tokens are given to the rows in equal parts.
     """
     mask: Any = batch.get("attention_mask")
-    if torch.is_tensor(mask) and mask.dim() == 2 and len(mask) in (len(rows), 2 * len(rows)):
-        return mask.sum(1).view(len(rows), -1).sum(1).tolist()
+    told = torch.is_tensor(mask) and (mask.dim() == 2 or mask.shape == shape_of(batch))
+    if told and len(mask) in (len(rows), 2 * len(rows)):
+        return mask.reshape(len(rows), -1).sum(1).tolist()
     if all("input_ids" in row for row in rows):
-        return [len(row["input_ids"]) for row in rows]
+        return [tokens_in(row) for row in rows]
     real = real_tokens(batch)
     total = int(real.sum()) if real is not None else 0
     return [total * (i + 1) // len(rows) - total * i // len(rows) for i in range(len(rows))]

@@ -313,6 +313,11 @@ def finish(work: Path, request: Mapping[str, Any]) -> None:
 
 
 def _frame(key: str, values: torch.Tensor, rows: Rows) -> str:
+    if len(values) != len(rows):
+        raise ValueError(
+            f"Teacher.cache: {key} has {len(values)} rows for {len(rows)} examples (choices or images that the model runs as rows of "
+            "their own), so none is one example's; use a live teacher"
+        )
     stack, *_ = parse(key) if key != "logits" else (DECODER if DECODER in rows.sizes else None,)
     frame = DECODER if stack == "decoder" else TOKENS
     return frame if values.dim() >= 3 and rows.sizes.get(frame) == values.shape[1] else ROWS

@@ -152,6 +152,11 @@ def _plain(where: str, rows: Sequence[Any]) -> tuple[list[Document], dict[str, t
         own = {key: value for key, value in made.items() if value.dim() and len(value) == count}
         for key in made.keys() - own.keys():
             apart.setdefault(key, []).append(made[key])
+        if own["input_ids"].dim() != 1:
+            raise ValueError(
+                f"{where}: expected input_ids of one sequence, got {tuple(own['input_ids'].shape)} (several choices or texts for each "
+                "example); give the stage a collator that pads these, such as DataCollatorForMultipleChoice"
+            )
         own["input_ids"] = own["input_ids"].long()  # an empty list has no type of its own
         found.append(own if mask is None else {key: value[mask.bool()] for key, value in own.items()})
     return found, {key: torch.stack(values) for key, values in apart.items()}

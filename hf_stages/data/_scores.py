@@ -42,7 +42,12 @@ def tokens_in(row: Any) -> int:
     """Tokens of one row, or of the rows that a batch takes as one."""
     if isinstance(row, list):
         return sum(tokens_in(one) for one in row)
-    return len(row[_TOKENS]) if isinstance(row, Mapping) and _TOKENS in row else 0
+    return _count(row[_TOKENS]) if isinstance(row, Mapping) and _TOKENS in row else 0
+
+
+def _count(ids: Any) -> int:
+    """Of the choices of a multiple-choice example all tokens."""
+    return sum(map(_count, ids)) if len(ids) and hasattr(ids[0], "__len__") and np.ndim(ids[0]) else len(ids)
 
 
 def _read_lengths(dataset: Any, where: str) -> np.ndarray:
@@ -56,13 +61,15 @@ def _read_lengths(dataset: Any, where: str) -> np.ndarray:
         import pyarrow.compute as compute
 
         try:
-            found = compute.list_value_length(table.column(_TOKENS)).to_numpy().astype(np.uint32)
+            column = table.column(_TOKENS)
+            nested = hasattr(column.type.value_type, "value_type")  # choices
+            found = None if nested else compute.list_value_length(column).to_numpy().astype(np.uint32)
         except (KeyError, NotImplementedError, TypeError, ValueError):
             found = None
         if found is not None:
             chosen = getattr(dataset, "_indices", None)
             return found if chosen is None else found[chosen.column(0).to_numpy()]
-    return np.fromiter((len(dataset[i][_TOKENS]) for i in range(len(dataset))), dtype=np.uint32, count=len(dataset))
+    return np.fromiter((_count(dataset[i][_TOKENS]) for i in range(len(dataset))), dtype=np.uint32, count=len(dataset))
 
 
 def scores(dataset: Any, by: str | Callable[[list[Any]], Any], where: str) -> np.ndarray:

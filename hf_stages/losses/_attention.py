@@ -11,7 +11,7 @@ import torch
 from hf_stages.losses import _layers
 from hf_stages.losses._algebra import Loss, adapted
 from hf_stages.losses._signals import Attention, key_of
-from hf_stages.losses._tokens import token_items, token_weights
+from hf_stages.losses._tokens import Tokens, tokens_of
 from hf_stages.losses._width import heads_of
 
 _HIDDEN = -1e9
@@ -27,6 +27,7 @@ class OnScores(Loss):
     """``encoder`` or ``decoder`` where a model has both."""
     pairs: tuple[tuple[int, int], ...] = field(default=(), init=False, repr=False, compare=False)
 
+    tokens = Tokens()
     uses_teacher = True
 
     def __post_init__(self) -> None:
@@ -39,11 +40,11 @@ class OnScores(Loss):
         return parts(self, captured, "query", "key")
 
     def items(self, batch: Mapping[str, Any]) -> Any:
-        return token_items(batch, self.stack)
+        return self.tokens.items(batch)
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
         found = (self.apart(mine, theirs) for mine, theirs in layers_of(self, student, teacher))
-        return torch.stack([over_queries(apart, batch, self.stack) for apart in found])
+        return torch.stack([over_queries(apart, batch, self.tokens) for apart in found])
 
     def apart(self, student: Attention, teacher: Attention) -> torch.Tensor:
         """How far one layer is off: (batch, heads, queries)."""
@@ -69,6 +70,7 @@ def mapped(loss: Any, student: Any, teacher: Any, *, same_heads: bool = True) ->
     return adapted(
         loss,
         pairs=found,
+        tokens=tokens_of(student, loss.stack),
         parts=_layers.names_of(found),
         needs=frozenset(key_of("attention", s, loss.stack) for s, _ in found),
         teacher_needs=frozenset(key_of("attention", t, loss.stack) for _, t in found),
@@ -93,7 +95,7 @@ def divergence(targets: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.kl_div(logs, targets, reduction="none", log_target=True).sum(-1)
 
 
-def over_queries(found: torch.Tensor, batch: Mapping[str, Any], stack: str | None) -> torch.Tensor:
+def over_queries(found: torch.Tensor, batch: Mapping[str, Any], tokens: Tokens) -> torch.Tensor:
     """(batch, heads, queries) averaged over heads and summed over the queries that are real tokens."""
     mean = found.mean(1)
-    return (mean * token_weights(batch, mean, stack)).sum()
+    return (mean * tokens.weights(batch, mean)).sum()

@@ -124,15 +124,21 @@ def of_rows(signals: Signals | None, rows: torch.Tensor, total: int) -> Signals 
         outputs = {key: _rows(value, rows, total) for key, value in outputs.items()}
     elif isinstance(outputs, tuple):
         outputs = tuple(_rows(value, rows, total) for value in outputs)
-    captured = {key: _rows(value, rows, total) for key, value in signals.captured.items()}
+    captured = {key: _rows(value, rows, total, inside=True) for key, value in signals.captured.items()}
     return Signals(outputs, None, captured)
 
 
-def _rows(value: Any, rows: torch.Tensor, total: int) -> Any:
-    """Chosen rows of whatever has a row for each example."""
+def _rows(value: Any, rows: torch.Tensor, total: int, inside: bool = False) -> Any:
+    """Chosen rows of whatever has a row for each example; ``inside`` a model an example may be several rows (choices)."""
     if torch.is_tensor(value):
-        return value[rows] if value.dim() and value.shape[0] == total else value
+        if not value.dim() or value.shape[0] == total:
+            return value[rows] if value.dim() else value
+        if not inside or not value.shape[0] or value.shape[0] % total:
+            return value
+        return value.unflatten(0, (total, -1))[rows].flatten(0, 1)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **{k: _rows(v, rows, total) for k, v in parts.items() if torch.is_tensor(v)})
+        return dataclasses.replace(
+            value, **{k: _rows(v, rows, total, inside) for k, v in parts.items() if torch.is_tensor(v)}
+        )
     return value

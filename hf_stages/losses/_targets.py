@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,8 @@ class Targets:
         """Rising numbers into the flattened positions of logits of this ``shape`` (without the classes)."""
         mask = self._mask(batch)
         expected = (_rows(batch),) if mask is None else tuple(mask.shape)
-        if tuple(shape) != expected:
+        # A multiple-choice model may leave choices apart or make rows of them: the order of positions is the same.
+        if tuple(shape) != expected and (shape[-1:] != expected[-1:] or shape.numel() != math.prod(expected)):
             raise ValueError(
                 f"expected logits for {' x '.join(map(str, expected))} {'rows' if mask is None else 'tokens'}, as the "
                 f"batch has, got {' x '.join(map(str, shape))}; a model that adds tokens (prompt tuning) or gives "

@@ -2,45 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from hf_stages.layers.blocks import base_of, stack_of
 
-def token_items(batch: Mapping[str, Any], stack: str | None) -> Any:
-    """How many tokens count; rows where the batch does not say (images: every row has as many patches)."""
-    mask = _mask(batch, stack)
-    if mask is not None:
-        return mask.sum()
-    shape = _token_shape(batch, stack)
-    return shape[0] * shape[1] if shape is not None else rows_of(batch)
+_IDS = "input_ids"
+_LENGTHS = "_get_feat_extract_output_lengths"
 
 
-def token_weights(batch: Mapping[str, Any], like: torch.Tensor, stack: str | None) -> torch.Tensor:
-    """(batch, tokens) for states ``like`` (batch, tokens, ...), summing up to ``token_items``."""
-    rows, tokens = like.shape[:2]
-    mask = _mask(batch, stack)
-    if mask is not None:
-        if tuple(mask.shape) != (rows, tokens):
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of a batch that one stack of a model sees, by the input that enters it.
+
+    Text says which of its tokens are padding, and has as many rows as its ids before the last dimension: a multiple-choice
+    model runs each choice as a row. Where the batch does not say (patches of images), each example counts once, whatever
+    the model makes of it. A mask over what a model shortens (samples, frames of speech) is shortened as the model does it.
+    """
+
+    stack: str | None = None
+    source: str = _IDS
+    """The input that enters the stack, as its ``main_input_name`` has it."""
+    shortened: Callable[[torch.Tensor], Any] | None = None
+    """From lengths of the input to lengths of the states."""
+
+    def items(self, batch: Mapping[str, Any]) -> Any:
+        mask = self.mask(batch)
+        if mask is not None:
+            return mask.sum()
+        shape = self._shape(batch)
+        return shape[0] * shape[1] if shape is not None else self._examples(batch)
+
+    def weights(self, batch: Mapping[str, Any], like: torch.Tensor) -> torch.Tensor:
+        """(rows, tokens) for states ``like`` (rows, tokens, ...), summing up to ``items``."""
+        rows, tokens = like.shape[:2]
+        mask = self.mask(batch)
+        shape = self._shape(batch) if mask is None else tuple(mask.shape)
+        if shape is not None and shape != (rows, tokens):
             raise ValueError(
-                f"the batch masks {tuple(mask.shape)} tokens, but the model has states of {(rows, tokens)}: a model that "
-                "shortens or lengthens its input (speech, prompt tuning) is not supported by this loss"
+                f"the batch has {shape[0]} rows of {shape[1]} tokens, but the model has states of {rows} x {tokens}: a model that "
+                "shortens or lengthens its input (prompt tuning, windows of a fixed size) is not supported by this loss"
             )
-        return mask.to(torch.float32)
-    share = 1.0 if _token_shape(batch, stack) is not None else 1.0 / tokens
-    return torch.full((rows, tokens), share, device=like.device)
+        if mask is not None:
+            return mask.to(torch.float32)
+        share = 1.0 if shape is not None else self._examples(batch) / max(rows * tokens, 1)
+        return torch.full((rows, tokens), share, device=like.device)
+
+    def mask(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
+        """(rows, tokens): which are real; None where the batch does not say."""
+        if self.stack == "decoder":
+            mask: Any = batch.get("decoder_attention_mask")
+            labels: Any = batch.get("labels")
+            if mask is None and torch.is_tensor(labels) and labels.dim() >= 2 and not labels.is_floating_point():
+                return labels.ne(-100).flatten(0, -2)
+            return mask.ne(0).flatten(0, -2) if torch.is_tensor(mask) and mask.dim() >= 2 else None
+        if self._reads_ids(batch):
+            return real_tokens(batch)
+        mask = batch.get("attention_mask")
+        if not torch.is_tensor(mask) or mask.dim() != 2 or shape_of(batch) is not None:
+            return None
+        if self.shortened is None:
+            return mask.ne(0)
+        lengths, width = (self.shortened(torch.as_tensor(n)) for n in (mask.ne(0).sum(-1), mask.shape[-1]))
+        return torch.arange(int(width), device=mask.device) < lengths[:, None]
+
+    def together(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
+        """(rows, tokens, tokens): which real tokens are of one example; None where the batch does not say.
+
+        Rows of one example each say no more than their padding; packed ones tell their examples apart as ``real_tokens`` has it.
+        """
+        real = self.mask(batch)
+        if real is None:
+            return None
+        both = real[:, :, None] & real[:, None, :]
+        if self.stack is not None or not self._reads_ids(batch):
+            return both
+        mask: Any = batch.get("attention_mask")
+        if torch.is_tensor(mask) and mask.dim() == 4:
+            sees = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0].eq(0)
+            return both & (sees | sees.transpose(1, 2))  # a causal mask shows half of it
+        goes_on = before_next(batch) if mask is None else None
+        if goes_on is None:
+            return both
+        number = torch.nn.functional.pad((~goes_on).cumsum(-1), (1, 0))
+        return both & number[:, :, None].eq(number[:, None, :])
+
+    def rows(self, batch: Mapping[str, Any]) -> int:
+        """How many rows the model runs: a choice is one."""
+        shape = shape_of(batch) if self._reads_ids(batch) else None
+        return self._examples(batch) if shape is None else math.prod(shape[:-1])
+
+    def _shape(self, batch: Mapping[str, Any]) -> tuple[int, int] | None:
+        if self.stack != "decoder" and not self._reads_ids(batch):
+            return None
+        shape = shape_of(batch, "decoder_" if self.stack == "decoder" else "")
+        return (math.prod(shape[:-1]), shape[-1]) if shape is not None else None
+
+    def _reads_ids(self, batch: Mapping[str, Any]) -> bool:
+        return self.source == _IDS or not torch.is_tensor(batch.get(self.source))
+
+    def _examples(self, batch: Mapping[str, Any]) -> int:
+        entering: Any = batch.get(self.source)
+        return len(entering) if torch.is_tensor(entering) and entering.dim() else rows_of(batch)
 
 
-def _mask(batch: Mapping[str, Any], stack: str | None) -> torch.Tensor | None:
-    if stack == "decoder":
-        mask: Any = batch.get("decoder_attention_mask")
-        labels: Any = batch.get("labels")
-        if mask is None and torch.is_tensor(labels) and labels.dim() == 2 and not labels.is_floating_point():
-            return labels.ne(-100)
-    else:
-        return real_tokens(batch)
-    return mask.ne(0) if torch.is_tensor(mask) and mask.dim() == 2 else None
+def tokens_of(model: Any, stack: str | None) -> Tokens:
+    """Read off the innermost module around the stack that says what enters it."""
+    base, path = base_of(model), stack_of(model, stack)[0].split(".")
+    around = [base.get_submodule(".".join(path[:end])) for end in range(len(path) - 1, -1, -1)]
+    source = next((m.main_input_name for m in around if isinstance(getattr(m, "main_input_name", None), str)), _IDS)
+    shorten = next((m._get_feat_extract_output_lengths for m in around if hasattr(m, _LENGTHS)), None)
+    if shorten is not None and "add_adapter" in inspect.signature(shorten).parameters:
+        shorten = partial(shorten, add_adapter=False)  # which comes after the blocks
+    return Tokens(stack, source, shorten)
+
+
+def shape_of(batch: Mapping[str, Any], prefix: str = "") -> torch.Size | None:
+    """Of the tokens that a batch holds as ids or embedded; None where it holds none."""
+    ids: Any = batch.get(f"{prefix}input_ids")
+    embedded: Any = batch.get(f"{prefix}inputs_embeds")
+    if torch.is_tensor(ids) and ids.dim() >= 2:
+        return ids.shape
+    return embedded.shape[:-1] if torch.is_tensor(embedded) and embedded.dim() >= 3 else None
 
 
 def real_tokens(batch: Mapping[str, Any]) -> torch.Tensor | None:
@@ -54,50 +143,28 @@ def real_tokens(batch: Mapping[str, Any]) -> torch.Tensor | None:
     positions: Any
     mask, ids, positions = (batch.get(key) for key in ("attention_mask", "input_ids", "position_ids"))
     if torch.is_tensor(mask):
+        if mask.dim() == 2 or mask.shape == shape_of(batch):
+            return mask.ne(0).flatten(0, -2)
         if mask.dim() == 4 and mask.shape[-1] == mask.shape[-2]:
             own = mask[:, 0].diagonal(dim1=-2, dim2=-1)
             if own.dtype == torch.bool:
                 return own
             return None if bool(own.gt(0).any()) else own.eq(0)  # added to scores, or of a kind that is not known
-        return mask.ne(0) if mask.dim() == 2 else None
+        return None
     if mask is not None or not torch.is_tensor(positions) or positions.shape != getattr(ids, "shape", None):
         return None
+    positions = positions.flatten(0, -2)
     real = torch.ones_like(positions, dtype=torch.bool)
     real[:, 1:] = positions[:, 1:].eq(0) | positions.diff(dim=-1).eq(1)
     return real
 
 
-def together(batch: Mapping[str, Any], stack: str | None) -> torch.Tensor | None:
-    """(rows, tokens, tokens): which real tokens are of one example; None where the batch does not say.
-
-    Rows of one example each say no more than their padding; packed ones tell their examples apart as ``real_tokens`` has it.
-    """
-    real = _mask(batch, stack)
-    if real is None:
-        return None
-    both = real[:, :, None] & real[:, None, :]
-    mask: Any = batch.get("attention_mask")
-    if stack is None and torch.is_tensor(mask) and mask.dim() == 4:
-        sees = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0].eq(0)
-        return both & (sees | sees.transpose(1, 2))  # a causal mask shows half of it
-    goes_on = before_next(batch) if stack is None and mask is None else None
-    if goes_on is None:
-        return both
-    number = torch.nn.functional.pad((~goes_on).cumsum(-1), (1, 0))
-    return both & number[:, :, None].eq(number[:, None, :])
-
-
 def before_next(batch: Mapping[str, Any]) -> torch.Tensor | None:
     """(rows, tokens - 1): whether the next token goes on with the same example; None where no positions say so."""
     positions: Any = batch.get("position_ids")
-    return positions.diff(dim=-1).eq(1) if torch.is_tensor(positions) and positions.dim() == 2 else None
-
-
-def _token_shape(batch: Mapping[str, Any], stack: str | None) -> tuple[int, int] | None:
-    for key in ("decoder_input_ids", "decoder_inputs_embeds") if stack == "decoder" else ("input_ids", "inputs_embeds"):
-        if torch.is_tensor(batch.get(key)):
-            return batch[key].shape[0], batch[key].shape[1]
-    return None
+    if not torch.is_tensor(positions) or (positions.dim() != 2 and positions.shape != shape_of(batch)):
+        return None
+    return positions.flatten(0, -2).diff(dim=-1).eq(1)
 
 
 def rows_of(batch: Mapping[str, Any]) -> int:

@@ -11,7 +11,7 @@ import torch
 from hf_stages.losses import _attention, _layers
 from hf_stages.losses._algebra import Loss, adapted
 from hf_stages.losses._scores import exact
-from hf_stages.losses._tokens import together, token_items, token_weights
+from hf_stages.losses._tokens import Tokens
 from hf_stages.losses._width import heads_of, size_of
 
 _PARTS = {"Q": "query", "K": "key", "V": "value"}
@@ -38,6 +38,7 @@ class AttentionRelation(Loss):
     """``encoder`` or ``decoder`` where a model has both."""
     pairs: tuple[tuple[int, int], ...] = field(default=(), init=False, repr=False, compare=False)
 
+    tokens = Tokens()
     uses_teacher = True
 
     def __post_init__(self) -> None:
@@ -64,13 +65,13 @@ class AttentionRelation(Loss):
         return _attention.parts(self, captured, *(_PARTS[letter] for letter in self.relations))
 
     def items(self, batch: Mapping[str, Any]) -> Any:
-        return token_items(batch, self.stack)
+        return self.tokens.items(batch)
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
         layers = []
         for mine, theirs in _attention.layers_of(self, student, teacher):
-            weights = token_weights(batch, mine.query.transpose(1, 2), self.stack)
-            apart = together(batch, self.stack)
+            weights = self.tokens.weights(batch, mine.query.transpose(1, 2))
+            apart = self.tokens.together(batch)
             real = (weights > 0)[:, None, None, :] if apart is None else apart[:, None]
             found: Any = 0.0
             for letter in self.relations:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_stages.losses._algebra import Loss
-from hf_stages.losses._tokens import rows_of, token_weights
+from hf_stages.losses._algebra import Loss, adapted
+from hf_stages.losses._tokens import Tokens, tokens_of
 from hf_stages.losses._width import width_of
 
 
@@ -25,6 +25,7 @@ class EmbeddingCosine(Loss):
 
     needs = frozenset({"outputs"})
     teacher_needs = frozenset({"outputs"})
+    tokens = Tokens()
     uses_teacher = True
 
     def __post_init__(self) -> None:
@@ -40,14 +41,15 @@ class EmbeddingCosine(Loss):
                 f"EmbeddingCosine: the student's embeddings have {mine} numbers, the teacher's {theirs}; expected the same, or use "
                 "HiddenMSE(project='each')"
             )
-        return self
+        return adapted(self, tokens=tokens_of(student, None))
 
     def items(self, batch: Mapping[str, Any]) -> Any:
-        return rows_of(batch)
+        return self.tokens.rows(batch)
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
         mine, theirs = self._pooled(student.outputs, batch, "student"), self._pooled(teacher.outputs, batch, "teacher")
-        return (1.0 - torch.nn.functional.cosine_similarity(mine, theirs, dim=-1)).sum()
+        apart = 1.0 - torch.nn.functional.cosine_similarity(mine, theirs, dim=-1)
+        return apart.sum() * (self.items(batch) / max(len(apart), 1))  # several images of an example count once
 
     def _pooled(self, outputs: Any, batch: Mapping[str, Any], whose: str) -> torch.Tensor:
         for name in ("sentence_embedding", "pooler_output") if self.pooling == "pooler" else ():
@@ -63,7 +65,7 @@ class EmbeddingCosine(Loss):
         states = states.float()
         if self.pooling == "first":
             return states[:, 0]
-        weights = token_weights(batch, states, None)
+        weights = self.tokens.weights(batch, states)
         if self.pooling == "mean":
             return (states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1e-9)
         places = torch.arange(1, weights.shape[1] + 1, device=weights.device)

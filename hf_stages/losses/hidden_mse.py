@@ -12,7 +12,7 @@ from torch import nn
 from hf_stages.losses import _layers
 from hf_stages.losses._algebra import Loss, adapted
 from hf_stages.losses._signals import key_of
-from hf_stages.losses._tokens import token_items, token_weights
+from hf_stages.losses._tokens import Tokens, tokens_of
 from hf_stages.losses._width import width_of
 
 
@@ -33,6 +33,7 @@ class HiddenMSE(Loss):
     """``encoder`` or ``decoder`` where a model has both."""
     pairs: tuple[tuple[int, int], ...] = field(default=(), init=False, repr=False, compare=False)
 
+    tokens = Tokens()
     uses_teacher = True
 
     def __post_init__(self) -> None:
@@ -57,6 +58,7 @@ class HiddenMSE(Loss):
         return adapted(
             self,
             pairs=found,
+            tokens=tokens_of(student, self.stack),
             parts=_layers.names_of(found),
             modules=modules,
             needs=frozenset(key_of("hidden", s, self.stack) for s, _ in found),
@@ -74,7 +76,7 @@ class HiddenMSE(Loss):
         return made
 
     def items(self, batch: Mapping[str, Any]) -> Any:
-        return token_items(batch, self.stack)
+        return self.tokens.items(batch)
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
         kind = "hidden" if self.modules is None else "projected"
@@ -86,7 +88,7 @@ class HiddenMSE(Loss):
                 apart = torch.nn.functional.mse_loss(mine, theirs, reduction="none").mean(-1)
             else:
                 apart = 1.0 - torch.nn.functional.cosine_similarity(mine, theirs, dim=-1)
-            layers.append((apart * token_weights(batch, mine, self.stack)).sum())
+            layers.append((apart * self.tokens.weights(batch, mine)).sum())
         return torch.stack(layers)
 
     def _place(self, layer: int) -> str:
