@@ -174,7 +174,10 @@ def _plan(options: argparse.Namespace) -> int:
         raise Mistake from error
     from hf_stages.reports._sources import batches_of, batches_text
     from hf_stages.reports.plan_table import plan_dict, plan_table
+    from hf_stages.unused_args import unused_args
 
+    for unused in unused_args(prepared.args, prepared.recipe.stages, prepared.recipe.args):
+        _say(f"note: {unused}", file=sys.stderr)
     seconds = None
     if options.probe:
         from hf_stages.probe import probe_seconds

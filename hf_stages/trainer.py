@@ -46,6 +46,7 @@ from hf_stages.source_collator import DRAWN, SourceCollator
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_losses import wants_teacher
 from hf_stages.teachers import check_declared
+from hf_stages.unused_args import unused_args
 from hf_stages.update_loss import outermost, update_loss
 
 logger = logging.get_logger(__name__)
@@ -117,10 +118,8 @@ class StagedMixin(MeasuredMixin):
         self._refuse()
         self._weighs_items = True
         self.data_collator: Any = collator_at_work(self.data_collator, self.processing_class, self.model)
-        if self.args.max_steps > 0 or self.args.num_train_epochs != 3.0:
-            logger.warning(
-                "max_steps and num_train_epochs have no effect with stages: each stage's `until` says how long it is"
-            )
+        for unused in unused_args(self.args, self.recipe.stages, self.recipe.args):
+            logger.warning(unused)
         self.model_init = None  # it has made the model; made again for each stage, it would undo the stages
         self.blueprint = Blueprint(self.model)
         self._fresh = True

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "hf_stages"
 
 NOUNS = "stage duration curves ledger errors fingerprint nearest _after_import"
 READERS = "recipe _hints sketch parts model_source naming dry_run _yaml"  # they find parts by name
-PLANS = "plan cautions sizes replaying stage_args args_values checkpoint manifest moments"
+PLANS = "plan cautions sizes replaying stage_args args_values checkpoint manifest moments unused_args"
 WORK = (
     "stage_data drawn "
     "own_models own_quantizer refetch blueprint capture attention_tap model_inputs source_collator collating stage_losses last_batch eval_terms eval_sums eval_domains measured token_bytes domains final_metrics kept steering balance handover objective update_loss health "
