@@ -45,7 +45,7 @@ def main(out: Path, steps: int) -> dict[str, float]:
     whole, repaired = (json.loads((out / name / "stage.json").read_text()) for name in ("01-whole", "02-repaired"))
     losses = {
         "Llama": whole["metrics"]["eval_loss"],
-        "ternary": repaired["boundary"]["after"]["loss"],
+        "ternary": repaired["boundary"]["start"]["loss"],
         "ternary, with LoRA": repaired["metrics"]["eval_loss"],
     }
     return {name: math.exp(loss) for name, loss in losses.items()}

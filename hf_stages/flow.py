@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers.trainer_callback import CallbackHandler, ProgressCallback
 
+from hf_stages.tracker_tags import own_tags
+
 
 class OneRun(CallbackHandler):
     """Trainer's callback handler, with the stage in progress asked after the user's callbacks.
@@ -68,5 +70,8 @@ class OneRun(CallbackHandler):
         return self.stage.after_epoch(control) if self.stage is not None else control
 
     def on_log(self, args, state, control, logs, **kwargs):
-        control = super().on_log(args, state, control, logs, **kwargs)
-        return self.stage.after_log(state, control) if self.stage is not None else control
+        if self.stage is None:
+            return super().on_log(args, state, control, logs, **kwargs)
+        with own_tags(logs):
+            control = super().on_log(args, state, control, logs, **kwargs)
+        return self.stage.after_log(state, control)

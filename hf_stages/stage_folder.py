@@ -107,9 +107,9 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
         "ended_because": run.over,
         "metrics": metrics,
         "data": run.drawn.summary(run.steps),
-        "boundary": boundary(run.before, run.after, change.deviations),
+        "boundary": boundary(run.before, run.start, change.deviations),
         "domains": _domains(runner, planned, metrics, "eval_"),
-        "domains_before": _domains(runner, planned, run.after, "after_"),
+        "domains_start": _domains(runner, planned, run.start, "start_"),
         "trains_on": trained_on(runner.recipe, planned.stage),
         "ledger": runner.ledger.to_list(),
         "versions": {"hf_stages": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
@@ -124,12 +124,12 @@ def _domains(runner: Any, planned: PlannedStage, metrics: dict, prefix: str) -> 
     return {name: found[name] for name in names if name in found}
 
 
-def boundary(before: dict, after: dict, deviations: dict) -> dict[str, Any]:
-    """The transition shock: what evaluation said just before and just after, and the rise where both can be compared."""
+def boundary(before: dict, start: dict, deviations: dict) -> dict[str, Any]:
+    """The transition shock: what evaluation said at the parent's end and at the stage's start, and the rise where both can be compared."""
     old = _comparable(before, "eval_")
-    new = _comparable(after, "after_")
+    new = _comparable(start, "start_")
     shock = {key: new[key] - old[key] for key in new if key in old}
-    return {"before": old, "after": new, "shock": shock, "deviations": deviations}
+    return {"before": old, "start": new, "shock": shock, "deviations": deviations}
 
 
 def _comparable(metrics: dict, prefix: str) -> dict[str, float]:

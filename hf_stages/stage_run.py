@@ -20,7 +20,6 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_stages.collating import reads_progress
 from hf_stages.data._progress import PlacedDataset, PlacedSampler, PlacedStream
-from hf_stages.data._random import undisturbed
 from hf_stages.drawn import Drawn
 from hf_stages.gates import History
 from hf_stages.ledger import Ledger
@@ -30,6 +29,7 @@ from hf_stages.refetch import Refetch
 from hf_stages.schedules._span import Span
 from hf_stages.sizes import stage_seed
 from hf_stages.stage_data import StageData
+from hf_stages.start_metrics import start_metrics
 from hf_stages.steering import Steering
 
 _ENDLESS = 10**9
@@ -60,7 +60,9 @@ class StageRun:
     checkpoint: str | None = None
     """The folder that ``resumed`` was read from."""
     before: dict[str, float] = field(default_factory=dict)
-    after: dict[str, float] = field(default_factory=dict)
+    """Metrics that the parent ended with."""
+    start: dict[str, float] = field(default_factory=dict)
+    """Metrics after the stage's transforms, before its first update."""
     steps: int = 0
     tokens: float = 0.0
     over: str | None = None
@@ -176,10 +178,7 @@ class StageRun:
         self.began = time.monotonic()
         self.set_progress()
         if self.resumed is None:
-            if trainer.eval_dataset is not None:
-                with undisturbed(), trainer.callback_handler.measuring():
-                    metrics = trainer.evaluate(metric_key_prefix="after")
-                self.after = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+            self.start = start_metrics(self)
             self.steering.begin()
             return
         loop = self.resumed["loop"]
@@ -360,7 +359,7 @@ class StageRun:
             "ended_by": self.ended_by,
             "history_start": self.history_start,
             "before": self.before,
-            "after": self.after,
+            "start": self.start,
             "kept": self.steering.kept,
             "ledger": self.ledger.to_list(),
             "loop": {
@@ -383,7 +382,7 @@ class StageRun:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for key, part in self._remembering():
             part.load_state_dict(state["parts"][key])
-        for name in ("first_step", "s0", "steps", "tokens", "over", "ended_by", "history_start", "before", "after"):
+        for name in ("first_step", "s0", "steps", "tokens", "over", "ended_by", "history_start", "before", "start"):
             setattr(self, name, state[name])
         self.steering.kept = state.get("kept")
         self.seconds_before = self.seconds = state["seconds"]

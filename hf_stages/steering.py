@@ -13,6 +13,7 @@ from transformers.utils import logging
 from hf_stages.domains import earlier_domains
 from hf_stages.gates import Decision
 from hf_stages.kept import forget, go_back, keep, kept_folder
+from hf_stages.start_metrics import as_evaluated
 
 logger = logging.get_logger(__name__)
 FAR = 0.2
@@ -50,12 +51,12 @@ class Steering:
             forget(self.folder)
         if self.keeps:
             self._keep()
-        self._notice_rise({k.replace("after_", "eval_", 1): v for k, v in self.run.after.items()}, "at its first step")
+        self._notice_rise(as_evaluated(self.run.start), "at its first step")
 
     @property
     def before(self) -> dict[str, float]:
         """The losses that forgetting is measured from."""
-        return {**{k.replace("after_", "eval_", 1): v for k, v in self.run.after.items()}, **self.run.before}
+        return {**as_evaluated(self.run.start), **self.run.before}
 
     def do(self, decision: Decision, by: str) -> None:
         run = self.run

@@ -59,7 +59,7 @@ def test_a_gate_in_a_stage_of_another_kind_of_rows(own, tmp_path):
     logs = [log for log in trainer.state.log_history if log["stage"] == 2]
     losses = [log["eval_text_loss"] for log in logs if "eval_text_loss" in log]
     assert len(losses) == 3
-    before = [log["after_text_loss"] for log in logs if "after_text_loss" in log]
+    before = [log["start_text_loss"] for log in logs if "start_text_loss" in log]
     assert before == [pytest.approx(first["domains"]["text"]["loss"], rel=1e-6)]  # the same model, the same rows
     assert second["domains"]["text"]["loss"] == pytest.approx(losses[-1], rel=1e-6)
     assert {log["eval_text_seen_by"] for log in logs if "eval_text_seen_by" in log} == {1}

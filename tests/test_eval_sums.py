@@ -297,7 +297,7 @@ def test_stage_json_holds_every_domain(tmp_path):
         assert set(stage["domains"]) == {"code", "code_hard"}
         assert stage["domains"]["code_hard"]["loss"] == stage["metrics"]["eval_code_hard_loss"]
         assert stage["domains"]["code"].keys() >= {"loss", "items", "bits_per_byte"}
-        assert stage["domains_before"].keys() == {"code", "code_hard"}
+        assert stage["domains_start"].keys() == {"code", "code_hard"}
     assert stage["trains_on"] == ["b"]
 
 

@@ -21,5 +21,5 @@ def test_the_gate_holds_language_within_the_budget(tmp_path, capsys, monkeypatch
     assert rises["cut_lr"] < rises["free"]
     assert "language rose" in capsys.readouterr().out
     stage = json.loads((tmp_path / "out" / "rollback" / "02-code" / "stage.json").read_text())
-    assert stage["domains"]["code"]["bits_per_byte"] < stage["domains_before"]["code"]["bits_per_byte"]
+    assert stage["domains"]["code"]["bits_per_byte"] < stage["domains_start"]["code"]["bits_per_byte"]
     assert any(entry["kind"] == "rollback" for entry in read_run(tmp_path / "out" / "rollback").ledger)

@@ -284,7 +284,7 @@ def test_trials_collate_rows_and_domains_as_in_their_own_stages(tmp_path, capsys
     # What a trial began from is measured through the same collators, not as the boundary's own stage did.
     own = json.loads((tmp_path / "out" / "01-language" / "stage.json").read_text())["domains"]
     assert own["code"]["items"] == 4 * 7
-    assert found["trials"][0]["before"]["code"] == stage["domains_before"]["code"]["loss"] != own["code"]["loss"]
+    assert found["trials"][0]["before"]["code"] == stage["domains_start"]["code"]["loss"] != own["code"]["loss"]
 
 
 def resuming(**more):
@@ -321,4 +321,4 @@ def test_a_trial_of_a_resumed_stage_at_its_declared_rate_is_the_stage(tmp_path, 
     trial = json.loads((out / "probe-code" / "lr-0.005" / "02-code" / "stage.json").read_text())
     for domain in ("language", "code"):
         assert trial["domains"][domain]["loss"] == pytest.approx(whole["domains"][domain]["loss"], rel=1e-6)
-    assert whole["domains"]["code"]["loss"] < whole["domains_before"]["code"]["loss"] - 1e-4
+    assert whole["domains"]["code"]["loss"] < whole["domains_start"]["code"]["loss"] - 1e-4

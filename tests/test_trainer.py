@@ -124,9 +124,9 @@ def test_the_boundary_is_measured(tmp_path):
     trainer.train()
     boundary = summary(tmp_path, "02-b")["boundary"]
     assert boundary["before"]["loss"] == summary(tmp_path, "01-a")["metrics"]["eval_loss"]
-    assert boundary["after"]["loss"] == boundary["before"]["loss"]
+    assert boundary["start"]["loss"] == boundary["before"]["loss"]
     assert boundary["shock"]["loss"] == 0
-    assert any("after_loss" in log for log in trainer.state.log_history)
+    assert any("start_loss" in log for log in trainer.state.log_history)
 
 
 def test_named_evaluation_sets(tmp_path):

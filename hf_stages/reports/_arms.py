@@ -64,7 +64,7 @@ def read_arm(folder: str | Path) -> ArmRun:
         arm=arm["name"], seed=told["seed"], says=arm["says"], updates=sum(s["steps"] for s in summaries),
         planned=arm["updates"], lr_sum=arm["lr_sum"], lr_peak=arm["lr_peak"], tokens=round(sum(s["tokens"] for s in summaries)),
         seconds=clock.seconds, examples=examples, source_tokens=tokens,
-        before={d: v["loss"] for d, v in (summaries[0].get("domains_before") or {}).items() if "loss" in v},
+        before={d: v["loss"] for d, v in (summaries[0].get("domains_start") or {}).items() if "loss" in v},
         final={d: {k: v for k, v in found.items() if k != "items"} for d, found in summaries[-1]["domains"].items()},
         over_time=_over_time(run, clock),
     )  # fmt: skip
@@ -107,7 +107,7 @@ def _evaluating(run: ReadRun, stage: ReadStage, end: int) -> float:
         value
         for log in own
         for key, value in log.items()
-        if key.endswith(_TIMED) and (key.startswith("after_") or (key.startswith("eval_") and log["step"] < end))
+        if key.endswith(_TIMED) and (key.startswith("start_") or (key.startswith("eval_") and log["step"] < end))
     )
 
 
@@ -115,7 +115,7 @@ def _over_time(run: ReadRun, clock: _Clock) -> dict[str, list[tuple[float, float
     domains = list((run.done[-1].summary or {})["domains"])
     found: dict[str, dict[int, float]] = {name: {} for name in domains}
     for log in run.logs:
-        for prefix in ("after_", "eval_"):
+        for prefix in ("start_", "eval_"):
             for name in domains:
                 if isinstance(value := log.get(f"{prefix}{name}_loss"), int | float):
                     found[name][log["step"]] = value

@@ -86,7 +86,7 @@ def matrix_of(run: ReadRun, metric: str = "loss") -> Matrix:
         parents[stage.name] = stage.parent if stage.parent in known and stage.parent is not None else START
         rows = [(stage.name, summary.get("domains") or {})]
         if stage.parent is None and not any(row == START for row, _ in values):
-            rows.insert(0, (START, summary.get("domains_before") or {}))
+            rows.insert(0, (START, summary.get("domains_start") or {}))
         for row, domains in rows:
             for domain, found in domains.items():
                 names.setdefault(domain)

@@ -98,7 +98,7 @@ def read_trial(folder: str | Path) -> Trial:
             f"{folder}: the trial of {trial['stage']!r} is not finished, or damaged; remove the folder and try again"
         )
     parent = next((stage.summary for stage in run.done if stage.name == last.parent), None) or {}
-    here, there = _losses(last.summary.get("domains_before")), _losses(parent.get("domains"))
+    here, there = _losses(last.summary.get("domains_start")), _losses(parent.get("domains"))
     # Where collators go by source the parent, as declared, may have measured a domain through another one.
     before = {**there, **here} if trial.get("by_source") else {**here, **there}
     return Trial(trial["rate"], trial["replay"], before, _losses(last.summary["domains"]))

@@ -25,7 +25,7 @@ _STYLE = (
 )
 _TITLES = {"loss": "Loss per item", "bits_per_byte": "Bits per byte"}
 _ACTIONS = ("alert", "cut_lr", "rollback", "replay")
-_PREFIXES = ("eval_", "after_")
+_PREFIXES = ("eval_", "start_")
 
 
 def save_report(run: ReadRun, path: str | Path) -> None:

@@ -59,7 +59,7 @@ def _row(number: int, name: str, folder: Path, stage: Mapping[str, Any]) -> list
 def _change(stage: Mapping[str, Any]) -> str:
     """Metrics at the stage's first step and at its end, the loss last unless it is all there is."""
     boundary = stage.get("boundary") or {}
-    before = _bare(boundary.get("after") or boundary.get("before") or {})
+    before = _bare(boundary.get("start") or boundary.get("before") or {})
     after = _bare(stage.get("metrics") or {})
     names = [n for n in after if not n.endswith(_QUIET) and not n.startswith("train_") and n not in _PLACES]
     names.sort(key=lambda n: n == "loss" or n.endswith("_loss"))
@@ -72,7 +72,7 @@ def _change(stage: Mapping[str, Any]) -> str:
 
 def _bare(metrics: Mapping[str, Any]) -> dict[str, float]:
     numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-    return {key.removeprefix("eval_").removeprefix("after_"): value for key, value in numbers.items()}
+    return {key.removeprefix("eval_").removeprefix("start_"): value for key, value in numbers.items()}
 
 
 def _line(row: Any, widths: list[int], right: set[int]) -> str:

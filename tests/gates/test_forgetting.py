@@ -186,7 +186,7 @@ def test_rollback_holds_the_budget_where_the_run_without_exceeds_it(tmp_path, se
     assert rise(tmp_path / "held") <= 0.2
     assert "rollback" in [kind for _, kind, _ in acts(tmp_path / "held")]
     learned = stage(tmp_path / "held")
-    assert learned["domains"]["code"]["loss"] < learned["domains_before"]["code"]["loss"]  # and learned something
+    assert learned["domains"]["code"]["loss"] < learned["domains_start"]["code"]["loss"]  # and learned something
     assert not list((tmp_path / "held").glob("*.kept"))
 
 

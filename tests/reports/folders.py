@@ -14,7 +14,7 @@ def stage(out: Path, index: int, name: str, domains: dict, *, parent: str | None
     (folder / "training_state").mkdir(parents=True)
     logs = [{"step": 10 * index, "stage": index, **{f"eval_{d}_loss": v["loss"] for d, v in domains.items()}}]
     logs += [{"step": 10 * index, "stage": index, "learning_rate": 1e-3, "loss": 1.0}]
-    history = [{"step": 0, "stage": 1, "after_prose_loss": 4.0}, *logs]
+    history = [{"step": 0, "stage": 1, "start_prose_loss": 4.0}, *logs]
     (folder / "training_state" / "trainer_state.json").write_text(json.dumps({"log_history": history}))
     summary = {
         "schema": 1, "index": index, "name": name, "parents": [{"name": parent}] if parent else [], "steps": 10, "tokens": 100,

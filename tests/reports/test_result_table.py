@@ -12,7 +12,7 @@ def test_shows_what_is_done_and_what_is_not(tmp_path):
     stage = {
         "schema": 1, "index": 1, "steps": 20, "tokens": 1500, "seconds": 90, "ended_by": "Below",
         "metrics": {"eval_loss": 1.5, "eval_accuracy": 0.75, "eval_runtime": 1.0, "epoch": 2.0, "train_loss": 2.0},
-        "boundary": {"before": {"loss": 9.0}, "after": {"loss": 3.0}, "shock": {}},
+        "boundary": {"before": {"loss": 9.0}, "start": {"loss": 3.0}, "shock": {}},
     }  # fmt: skip
     (folder / "stage.json").write_text(json.dumps(stage))
     seal(folder)

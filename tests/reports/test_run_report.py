@@ -24,9 +24,7 @@ def out(tmp_path):
     """Three stages; the third goes on from the first."""
     out = tmp_path / "run <1>"
     out.mkdir()
-    stage(
-        out, 1, "prose", losses(prose=2.0, code=3.5, tools=5.0), domains_before=losses(prose=4.0, code=4.0, tools=5.5)
-    )
+    stage(out, 1, "prose", losses(prose=2.0, code=3.5, tools=5.0), domains_start=losses(prose=4.0, code=4.0, tools=5.5))
     stage(out, 2, "code", losses(prose=2.5, code=1.5, tools=4.5), parent="prose")
     stage(out, 3, "tools", losses(prose=2.2, code=3.6, tools=1.0), parent="prose")
     ledger = [
@@ -143,7 +141,7 @@ def test_an_unfinished_run_shows_what_its_checkpoint_logged(out, tmp_path, capsy
     manifest(out, ["prose", "code", "tools"], "interrupted", code="running", tools="waiting")
     checkpoint = out / "checkpoint-15"
     checkpoint.mkdir()
-    logs = [{"step": 0, "stage": 1, "after_prose_loss": 4.0}, {"step": 15, "stage": 2, "eval_prose_loss": 2.75}]
+    logs = [{"step": 0, "stage": 1, "start_prose_loss": 4.0}, {"step": 15, "stage": 2, "eval_prose_loss": 2.75}]
     (checkpoint / "trainer_state.json").write_text(json.dumps({"log_history": logs}))
     (out / "checkpoint-16").mkdir()
     (out / "checkpoint-16" / "trainer_state.json").write_text('{"log_hist')

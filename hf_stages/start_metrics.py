@@ -1,0 +1,118 @@
+"""What evaluation says at a stage's start, after its transforms: ``start_loss``, ``start_code_loss``.
+
+Where nothing changed since the parent's end, its numbers are taken over: the same weights on the same rows need no second pass.
+A resumed run takes them from the parent's folder, so it has the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hf_stages.data._collating import nested
+from hf_stages.data._random import undisturbed
+from hf_stages.data.by_source import BySource
+from hf_stages.domains import by_domain, domains_of, own_domains, plain_name
+from hf_stages.losses import TaskLoss
+from hf_stages.losses._algebra import terms_of
+from hf_stages.stage import Recipe, Stage
+
+START = "start"
+_READS = (
+    *("dataloader_drop_last", "label_names", "per_device_eval_batch_size", "prediction_loss_only"),
+    "remove_unused_columns",
+)
+"""Of the arguments that a stage may set itself, those that evaluation reads."""
+
+
+def start_metrics(run: Any) -> dict[str, float]:
+    """Measured, or taken over from the parent's end, set by set. Logged either way; no step of a generator is used up."""
+    trainer = run.trainer
+    sets = trainer.eval_dataset
+    if sets is None:
+        return {}
+    known = _unchanged(run)
+    with undisturbed(), trainer.callback_handler.measuring():
+        if not known:
+            return _numbers(trainer.evaluate(metric_key_prefix=START))
+        found: dict[str, float] = {}
+        for name in sets if isinstance(sets, Mapping) else [None]:
+            prefix = START if name is None else f"{START}_{name}"
+            if name in known:
+                taken = {f"{prefix}_{key}": value for key, value in known[name].items()}
+                trainer.log(dict(taken))
+            else:
+                taken = trainer.evaluate(name, metric_key_prefix=prefix)
+            found.update(taken)
+        return _numbers(found)
+
+
+def as_evaluated(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Under the names of evaluations within the stage, to compare with them."""
+    return {f"eval_{key.removeprefix(f'{START}_')}": value for key, value in metrics.items()}
+
+
+def _unchanged(run: Any) -> dict[str | None, dict[str, float]]:
+    """The parent's last metrics of each set (None: the set without a name) that would be measured the same now."""
+    recipe, stage = run.trainer.recipe, run.planned.stage
+    parent = recipe[run.planned.parent] if run.planned.parent is not None else None
+    if parent is None or not _same_model(stage) or not _same_args(run, parent):
+        return {}
+    names, plain = domains_of(recipe, parent.name), plain_name(recipe, parent)
+    bare = {key.removeprefix("eval_"): value for key, value in run.before.items() if key.startswith("eval_")}
+    ended = by_domain(bare, [name for name in names if name != plain], plain)
+    if plain_name(recipe, stage) is not None:
+        shown: dict[str | None, str] = {None: plain_name(recipe, stage) or ""}
+    else:
+        shown = {name: name for name in run.trainer.eval_dataset}
+    return {
+        key: ended[name]
+        for key, name in shown.items()
+        if name in ended and _same(_measure(recipe, parent, name), _measure(recipe, stage, name))
+    }
+
+
+def _same_model(stage: Stage) -> bool:
+    """Transforms like ``Freeze`` leave every value and every output as it was."""
+    return all(transform.keeps_function and not transform.structural for transform in stage.transforms)
+
+
+def _same_args(run: Any, parent: Stage) -> bool:
+    whole, own = run.trainer._runner.own["args"], run.planned.stage.args
+    return all(
+        own.get(key, getattr(whole, key, None)) == parent.args.get(key, getattr(whole, key, None)) for key in _READS
+    )
+
+
+def _measure(recipe: Recipe, stage: Stage, name: str) -> tuple[Any, ...] | None:
+    """All that the numbers of a set depend on besides the weights, as the stage measures it; None: not to be told."""
+    by: Stage | None
+    own, domain = own_domains(recipe, stage), domains_of(recipe, stage.name).get(name)
+    if name in own:
+        by, dataset = stage, own[name]
+    elif domain is not None:
+        by, dataset = domain.stage, domain.dataset
+    else:
+        return None
+    collator, metrics = (
+        held if by is not None and (held := getattr(by, key)) is not None else getattr(recipe, key)
+        for key in ("data_collator", "compute_metrics")
+    )
+    bound = None
+    if name in own:
+        terms = terms_of(stage.loss if stage.loss is not None else TaskLoss())
+        if any(term.loss.uses_teacher for term in terms):
+            return None  # evaluation adds them, and each stage's teacher is another's
+        if any(isinstance(one, BySource) for one in nested(collator)):
+            bound = stage.train_dataset if isinstance(stage.train_dataset, str) else None  # whose collator it is then
+    return dataset, collator, metrics, bound
+
+
+def _same(one: tuple[Any, ...] | None, other: tuple[Any, ...] | None) -> bool:
+    if one is None or other is None or one[0] is not other[0]:
+        return False
+    return all(a is b or bool(a == b) for a, b in zip(one[1:], other[1:], strict=True))
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
