@@ -32,7 +32,9 @@ class Capture:
     def __init__(self, model: nn.Module, needs: frozenset[str], *, defer_head: bool = True, stop: bool = False) -> None:
         self.model, self.needs = model, needs
         self.store: dict[str, Any] = {}
-        self.on = self.leave = False
+        self.on = self.leave = self.outputs = self.graph = False
+        self.live = True
+        """Whether the forward in progress is one to keep: where there is to be a graph, not one under ``no_grad``."""
         self.now = needs
         """Those of the needs that the forward in progress must meet."""
         self.inside: Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], Any]] = lambda store: ({}, dict(store))
@@ -49,6 +51,7 @@ class Capture:
             raise
 
     def _install(self, stop: bool) -> None:
+        self._add(self.model.register_forward_pre_hook(self._enter))
         for key in sorted(self.needs - WHOLE - {"final"}):
             self._watch(key)
         if stop and not self.needs & (WHOLE | {"final"}):
@@ -87,18 +90,23 @@ class Capture:
             self.head = None
 
     @contextmanager
-    def collecting(self, *, whole: bool = False, now: frozenset[str] | None = None) -> Iterator[dict[str, Any]]:
+    def collecting(
+        self, *, whole: bool = False, outputs: bool = False, now: frozenset[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """One forward; what it left is the caller's. Off outside: evaluation and recomputation keep nothing.
 
-        ``whole``: the model's outputs are left as they are, and kept under ``outputs``. ``now``: the needs of this forward.
+        A trainer may run the model a second time under ``no_grad``, for its own metrics: the forward with the graph counts.
+        ``whole``: the model's outputs are left as they are, and kept under ``outputs``; ``outputs``: they are kept, however they are
+        left. ``now``: the needs of this forward.
         """
         self.store.clear()
         self.on, self.leave, self.now = True, whole, self.needs if now is None else now
+        self.graph, self.live, self.outputs = torch.is_grad_enabled(), True, whole or outputs
         found: dict[str, Any] = {}
         try:
             yield found
         finally:
-            self.on = self.leave = False
+            self.on = self.leave = self.outputs = False
             found.update(self.store)
             self.store.clear()
 
@@ -117,6 +125,13 @@ class Capture:
     def _add(self, handle: Any) -> None:
         self._undo.append(handle.remove)
 
+    @property
+    def keeps(self) -> bool:
+        return self.on and self.live
+
+    def _enter(self, module: Any, args: Any) -> None:
+        self.live = torch.is_grad_enabled() or not self.graph
+
     def _watch(self, key: str) -> None:
         stack, kind, layer = parse(key)
         blocks = blocks_of(self.model, stack)
@@ -130,21 +145,21 @@ class Capture:
 
     def _keep_input(self, key: str) -> Callable[..., None]:
         def hook(module: Any, args: Any, kwargs: Any) -> None:
-            if self.on:
+            if self.keeps:
                 self.store[key] = args[0] if args else kwargs["hidden_states"]
 
         return hook
 
     def _keep_output(self, key: str) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
-            if self.on:
+            if self.keeps:
                 self.store[key] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
     def _keep_attention(self, key: str) -> Callable[[Attention], None]:
         def note(seen: Attention) -> None:
-            if self.on:
+            if self.keeps:
                 self.store[key] = seen
 
         return note
@@ -153,7 +168,7 @@ class Capture:
         """End the forward where the last need is met."""
 
         def enough(*_: Any) -> None:
-            if self.on and self.needs <= self.store.keys():
+            if self.keeps and self.needs <= self.store.keys():
                 raise _Enough
 
         # Hooks run in the order they were set: what is kept of this block is kept by now. Which of several stacks runs
@@ -167,7 +182,7 @@ class Capture:
             )
 
     def _behead(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        if not self.on or self.leave or self.whole or (self.head is None and "final" in self.now):
+        if not self.keeps or self.leave or self.whole or (self.head is None and "final" in self.now):
             return None
         if "final" in self.now:
             self.store["head"] = Head(args[0], module)
@@ -175,12 +190,13 @@ class Capture:
 
     def _finish(self, module: nn.Module, args: Any, outputs: Any) -> Any:
         """Within the wrapper's forward: DDP looks in the outputs for the parameters that take part."""
-        if not self.on:
+        if not self.keeps:
             return None
         made, used = self.inside(self.store)
         self.store.update(made)
-        if self.leave:
+        if self.outputs:
             self.store["outputs"] = outputs
+        if self.leave:
             return None
         if self.whole or ("final" in self.now and "head" not in self.store):
             return _Marked(_named(outputs), made_for_losses=used) if made else None

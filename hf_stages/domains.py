@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,13 @@ def own_domains(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """What Trainer itself evaluates in the stage, by domain."""
     own = stage.eval_dataset is not None
     return _named(stage.eval_dataset if own else recipe.eval_dataset, stage.name if own else PLAIN, recipe)
+
+
+def evaluated(recipe: Recipe) -> Iterator[tuple[Stage, Any]]:
+    """Every set that a stage evaluates, its own or the run's."""
+    for stage in recipe.stages:
+        for dataset in own_domains(recipe, stage).values():
+            yield stage, dataset
 
 
 def plain_name(recipe: Recipe, stage: Stage) -> str | None:

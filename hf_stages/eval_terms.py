@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from hf_stages.forwards import serves
 from hf_stages.last_batch import first_rows, new_rows
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses._algebra import value_and_told
 from hf_stages.losses._on_source import SOURCE, OnSource, of_rows
 from hf_stages.losses._signals import Signals
 from hf_stages.losses._tokens import rows_of
-from hf_stages.stage_losses import StageLosses
+from hf_stages.stage_losses import StageLosses, needs_of
 
 BULKY = (
     "hidden_states", "attentions", "past_key_values", "encoder_hidden_states", "decoder_hidden_states",
@@ -45,7 +46,11 @@ class EvalTerms:
         with torch.no_grad(), self.losses.watching(whole=True) as captured:
             yield
         with torch.no_grad(), context:
-            student: Any = Signals(captured.pop("outputs"), captured=captured)
+            student: Any = Signals(captured.pop("outputs", None), captured=captured)
+            if not serves(student, needs_of(self.terms)):  # a fused head gives no logits
+                with self.losses.watching(whole=True) as captured:
+                    self.losses.student(self.trainer.model, batch)
+                student = Signals(captured.pop("outputs"), captured=captured)
             if new is not None:
                 total, batch = rows_of(batch), first_rows(batch, new)
                 student = of_rows(student, torch.arange(max(new, 1)), total)

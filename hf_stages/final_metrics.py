@@ -47,7 +47,8 @@ def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
         if domain.name in own or domain.dataset is None or not same_task(runner.recipe, stage, domain):
             continue
         with measured_as(trainer, domain), trainer.callback_handler.measuring():
-            found.update(_evaluated(trainer, {domain.name: domain.dataset}))
+            data = trainer.eval_data(domain.dataset, domain.stage or stage)
+            found.update(_evaluated(trainer, {domain.name: data}))
     return _numbers(found)
 
 

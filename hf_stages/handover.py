@@ -46,6 +46,7 @@ class Handover:
         set_seed(seed_of(self.args.seed, planned.name, "transforms") & 0xFFFFFFFF)
         change = transition(trainer, model, planned)
         trainer.adopt(change.model)
+        trainer._patches.check(trainer.model, f"stage {planned.name!r}: ")
         change.model = None
         schedule = planned.stage.schedule
         self._moves, self._reset = change.moves, schedule is None or schedule.optimizer == "reset"

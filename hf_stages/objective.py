@@ -18,6 +18,7 @@ from hf_stages.losses import Balanced
 from hf_stages.losses._algebra import Term, value_and_told, weighted
 from hf_stages.losses._signals import Signals
 from hf_stages.losses._tokens import real_tokens
+from hf_stages.reach import reaches_weights
 
 
 class Objective:
@@ -44,6 +45,9 @@ class Objective:
         self.log_sums = torch.zeros(n, device=device)
         self.log_updates = 0
         self.told = {i: torch.zeros(len(t.loss.tells), device=device) for i, t in enumerate(self.terms) if t.loss.tells}
+        own = [term.loss.modules for term in self.terms if term.loss.modules is not None]
+        self.apart = {id(weight) for modules in own for weight in modules.parameters()}
+        """Weights of the losses' own: what reaches these alone leaves the model as it is."""
         self.health = Health(self.terms, device, world)
         self.updates = 0
         self.t = 0.0
@@ -88,10 +92,11 @@ class Objective:
             part, told = value_and_told(term.loss(student, teacher, batch, self.t))
             if told is not None:
                 self.told[i] += told.to(self.told[i]) / self.items[i]
-            if not part.requires_grad:
+            if not reaches_weights(part, self.apart):
                 raise ValueError(
-                    f"loss {term.name}: its value has no graph, so it would train nothing: all that it reads is frozen, or it was "
-                    "computed under detach() or no_grad(); leave the term out, or unfreeze"
+                    f"loss {term.name}: {'its gradient reaches no weight' if part.requires_grad else 'its value has no graph'}, so it would "
+                    "train nothing: all that it reads is frozen, or it was computed under detach() or no_grad(); leave the term out, or "
+                    "unfreeze"
                 )
             share = part / self.items[i]
             self.health.note(i, share, term.loss.speaks(batch))

@@ -35,6 +35,8 @@ from hf_stages.manifest import Manifest
 from hf_stages.objective import Objective
 from hf_stages.packing import pack
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
+from hf_stages.remembered import forget as forget_counts
+from hf_stages.remembered import remember
 from hf_stages.sizes import named, train_dataset_of
 from hf_stages.source_collator import SourceCollator
 from hf_stages.stage_args import stage_args
@@ -75,6 +77,7 @@ class Runner:
     def run(self, resume: bool | str | None, inner: Callable[[str | None], TrainOutput]) -> TrainOutput:
         trainer, handler = self.trainer, self.trainer.callback_handler
         checkpoint, state = self.manifest.open(resume, main=self.args.should_save, barrier=self._barrier)
+        forget_counts(trainer)
         if not self.manifest.done:
             self.handover.keep_initial()
         self._barrier()
@@ -156,7 +159,7 @@ class Runner:
         where = f"stage {planned.name!r}: "
         trainer.data_collator = collator_at_work(trainer.data_collator, trainer.processing_class, trainer.model, where)
         check_teacher(trainer.data_collator, losses.teacher, where)
-        trainer.stage_teacher, trainer._signature_columns = losses.teacher, None  # it may read columns of its own
+        trainer.teach_by(losses.teacher)
         if state is None:
             self._probe_teacher(planned, losses)
         groups, weights = groups_of(planned.stage.loss), list(trainer.model.parameters())
@@ -258,6 +261,7 @@ class Runner:
         self._export(planned)
         self._judge(planned.name, summary)
         self.carried = read_boundary(self.out / planned.folder).state
+        remember(self.trainer, summary.get("remembered", {}))
 
     # ---- what a stage works with --------------------------------------------------------------------------------------
 
@@ -271,10 +275,12 @@ class Runner:
                 gate.on == "evaluation" for gate in stage.gates
             ):  # which are asked about earlier domains within the stage
                 seen = [d for d in domains_of(self.recipe, stage.name).values() if same_task(self.recipe, stage, d)]
-                evaluated = {**{domain.name: domain.dataset for domain in seen}, **evaluated}
-            trainer.eval_dataset = {key: named(value, self.recipe, where) for key, value in evaluated.items()}
+                theirs = {domain.name: trainer.eval_data(domain.dataset, domain.stage or stage) for domain in seen}
+                evaluated = {**theirs, **evaluated}
+            sets = {key: named(value, self.recipe, where) for key, value in evaluated.items()}
+            trainer.eval_dataset = {key: trainer.eval_data(value, stage) for key, value in sets.items()}
         else:
-            trainer.eval_dataset = named(evaluated, self.recipe, where)
+            trainer.eval_dataset = trainer.eval_data(named(evaluated, self.recipe, where), stage)
         for name in ("data_collator", "compute_metrics"):
             own = getattr(stage, name)
             setattr(trainer, name, own if own is not None else self.own[name])
@@ -287,11 +293,8 @@ class Runner:
 
     def _dataset(self, stage: Any) -> Any:
         """The stage's data, prepared as the trainer's own was (TRL): a curriculum's sources one by one."""
-        dataset, prepare = self.plan[stage.name].blend, self.trainer.stage_dataset
-        dataset = train_dataset_of(self.recipe, stage) if dataset is None else dataset
-        if not isinstance(dataset, Blend):
-            return prepare(dataset, stage)
-        return dataset.over(lambda source: prepare(source, stage))
+        dataset = self.plan[stage.name].blend
+        return self.trainer.train_data(train_dataset_of(self.recipe, stage) if dataset is None else dataset, stage)
 
     def _span(self, planned: PlannedStage, args: Any) -> Any:
         """The learning-rate span with the rate really reached before it (a gate may have ended the parent early)."""
@@ -371,10 +374,10 @@ class Runner:
             setattr(trainer, name, value)
         if trainer.accelerator.ddp_handler is not None:
             trainer.accelerator.ddp_handler.find_unused_parameters = self.finds_unused
-        trainer._stage = handler.stage = trainer.stage_teacher = None
+        trainer._stage = handler.stage = None
         trainer._train_batch_size = trainer.args.train_batch_size
         trainer._stop_request, trainer._beside = None, {}
-        trainer._signature_columns, trainer._for_teacher = None, frozenset()
+        trainer.teach_by(None)
         trainer.__dict__.pop("loss_is_scaled_for_ga", None)
 
     def _output(self, outputs: list[TrainOutput]) -> TrainOutput:

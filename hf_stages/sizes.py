@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import replace
 from typing import Any
 
@@ -23,23 +23,33 @@ from hf_stages.stage_args import stage_args, unsupported
 _PROBED = 64
 
 
-def plan_for(recipe: Recipe, args: TrainingArguments) -> Plan:
-    """The plan of a recipe whose datasets are loaded. Every error of the recipe's arithmetic is raised here."""
+def plan_for(recipe: Recipe, args: TrainingArguments, prepare: Callable[[Any, Stage], Any] | None = None) -> Plan:
+    """The plan of a recipe whose datasets are loaded. Every error of the recipe's arithmetic is raised here.
+
+    ``prepare`` makes of a stage's data what is trained on, where that is something else.
+    """
+
+    def data_of(stage: Stage, read: Read | None = None) -> Any:
+        dataset = train_dataset_of(recipe, stage, read)
+        return dataset if prepare is None else prepare(dataset, stage)
+
     if (reason := unsupported(args)) is not None:
         raise ValueError(f"args: {reason}")
     check_ranges(vars(args), "args")
     own = {stage.name: stage_args(args, stage) for stage in recipe.stages}
-    sizes = {stage.name: size_of(train_dataset_of(recipe, stage), own[stage.name], stage) for stage in recipe.stages}
+    sizes = {stage.name: size_of(data_of(stage), own[stage.name], stage) for stage in recipe.stages}
     defaults = {stage.name: args_defaults(own[stage.name]) for stage in recipe.stages}
     plan = make_plan(recipe, sizes, defaults)
-    return plan.with_blends(dict(_blends(recipe, plan, own)))
+    return plan.with_blends(dict(_blends(recipe, plan, own, data_of)))
 
 
-def _blends(recipe: Recipe, plan: Plan, own: Mapping[str, TrainingArguments]) -> Iterator[tuple[str, Blend]]:
+def _blends(
+    recipe: Recipe, plan: Plan, own: Mapping[str, TrainingArguments], data_of: Callable[..., Any]
+) -> Iterator[tuple[str, Blend]]:
     """The stages' blends as they will be drawn from: weights and dry sources are judged here."""
     read: dict[str, list[float]] = {}
     for planned in plan.stages:
-        dataset, args = train_dataset_of(recipe, planned.stage, read), own[planned.name]
+        dataset, args = data_of(planned.stage, read), own[planned.name]
         if isinstance(dataset, Blend):
             seed = stage_seed(args, planned.name)
             dataset.bind(planned.steps * planned.size.global_batch, seed, shuffle=strategy_of(args) != "sequential")
@@ -134,6 +144,10 @@ def size_of(dataset: Any, args: TrainingArguments, stage: Stage) -> Size:
         )
     if examples == 0:
         raise ValueError(f"stage {stage.name!r}: train_dataset: expected at least one example, got an empty dataset")
+    if examples is None and strategy_of(args) == "group_by_length":
+        raise ValueError(
+            f"stage {stage.name!r}: train_sampling_strategy: 'group_by_length' needs a dataset with a length, got a stream; leave it out"
+        )
     if examples is None and args.dataloader_num_workers > 1:
         raise ValueError(
             f"stage {stage.name!r}: dataloader_num_workers: a stream read by {args.dataloader_num_workers} workers cannot be "

@@ -29,6 +29,7 @@ from hf_stages.domains import by_domain, domains_of, plain_name, trained_on
 from hf_stages.layers.bits import known_size
 from hf_stages.plan import PlannedStage
 from hf_stages.recipe import part_to_dict, to_dict
+from hf_stages.remembered import remembered
 from hf_stages.stage_run import StageRun
 
 _TIMED = ("_runtime", "_per_second", "train_runtime", "items")
@@ -112,6 +113,7 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
         "domains_start": _domains(runner, planned, run.start, "start_"),
         "trains_on": trained_on(runner.recipe, planned.stage),
         "ledger": runner.ledger.to_list(),
+        "remembered": remembered(runner.trainer),
         "versions": {"hf_stages": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
     }
 

@@ -74,16 +74,19 @@ class StageLosses:
         return self.teacher(batch)
 
     @contextmanager
-    def watching(self, t: float | None = None, *, whole: bool = False) -> Iterator[dict[str, Any]]:
-        """One forward of the student, in which is kept what the losses need that have weight at ``t`` (all, without).
+    def watching(
+        self, t: float | None = None, *, whole: bool = False, outputs: bool = False, terms: Iterable[Term] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """One forward of the student, in which is kept what the losses need that have weight at ``t`` (all, without), or ``terms``.
 
-        ``whole``: its outputs are kept, too.
+        ``whole``, ``outputs``: its outputs are kept, too (see ``Capture.collecting``).
         """
-        self.now = self.terms if t is None else weighted(self.terms, t)
+        terms = tuple(terms) if terms is not None else None
+        self.now = terms or (self.terms if t is None else weighted(self.terms, t))
         if self.capture is None:
             yield {}
             return
-        with self.capture.collecting(whole=whole, now=needs_of(self.now)) as captured:
+        with self.capture.collecting(whole=whole, outputs=outputs, now=needs_of(self.now)) as captured:
             yield captured
 
     @property
@@ -95,10 +98,10 @@ class StageLosses:
         """Outputs of the wrapped model for a batch whose labels no term takes from the model."""
         return model(**model_inputs(self.model, batch))
 
-    def prepare(self, batch: Mapping[str, Any], t: float) -> None:
+    def prepare(self, batch: Mapping[str, Any], t: float, needs: frozenset[str] | None = None) -> None:
         """Before the stage's first forward whose logits may be left to the losses: find out whether they may."""
         if self.capture is not None and self.capture.unsure:
-            self.capture.now = needs_of(weighted(self.terms, t))
+            self.capture.now = needs_of(weighted(self.terms, t)) if needs is None else needs
             self.capture.confirm_head(lambda: self.model(**model_inputs(self.model, batch)))
 
     def _inside(self, store: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

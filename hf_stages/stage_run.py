@@ -26,6 +26,7 @@ from hf_stages.ledger import Ledger
 from hf_stages.objective import Objective
 from hf_stages.plan import PlannedStage
 from hf_stages.refetch import Refetch
+from hf_stages.remembered import remember, remembered
 from hf_stages.schedules._span import Span
 from hf_stages.sizes import stage_seed
 from hf_stages.stage_data import StageData
@@ -369,6 +370,7 @@ class StageRun:
             },
             "objective": [rank["objective"] for rank in ranks],
             "drawn": self.drawn.state_dict(),
+            "remembered": remembered(trainer),
             "data": self.data.state_dict(self.steps),
             "parts": {key: part.state_dict() for key, part in self._remembering()},
         }
@@ -387,6 +389,7 @@ class StageRun:
         self.steering.kept = state.get("kept")
         self.seconds_before = self.seconds = state["seconds"]
         self.drawn.load_state_dict(state.get("drawn", {}))
+        remember(self.trainer, state.get("remembered", {}))
         self.data.load_state_dict(state.get("data"), self.steps)
         self.data.replay(self.steering.replayed())
 

@@ -92,14 +92,13 @@ def check_declared(trainer: Any, stage: Stage) -> None:
 
 def _check_rows(trainer: Any, stage: Stage, cached: CachedTeacher) -> None:
     """The first rows, as training would batch them. What cannot be tried out here is left to the first step."""
-    dataset = train_dataset_of(trainer.recipe, stage)
-    own_hook = type(trainer).stage_dataset.__module__ != "hf_stages.trainer"
-    if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__") or own_hook:
+    dataset = trainer.train_data(train_dataset_of(trainer.recipe, stage), stage)
+    if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         return
     collator = stage.data_collator if stage.data_collator is not None else trainer.data_collator
     if SOURCE in columns_read(collator):
         return  # which collator a row is for, only drawing it tells
-    trainer.stage_teacher, trainer._signature_columns = cached, None
+    trainer.teach_by(cached)
     try:
         with undisturbed():
             if hasattr(dataset, "column_names"):
@@ -112,7 +111,7 @@ def _check_rows(trainer: Any, stage: Stage, cached: CachedTeacher) -> None:
         logger.info(f"stage {stage.name!r}: the first rows were not looked up in the teacher's cache: {error}")
         return
     finally:
-        trainer.stage_teacher = trainer._signature_columns = None
+        trainer.teach_by(None)
     if isinstance(batch, Mapping):
         find(cached.store, rows_of(cached.model, batch), batch)
 

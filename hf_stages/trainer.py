@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,31 +17,29 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
-from transformers.utils.generic import can_return_loss, find_labels
 
 from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.blueprint import Blueprint
 from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_beside_adapter, load_renamed, save_checkpoint, without_token
 from hf_stages.collating import check_collators, collator_at_work
-from hf_stages.data._collating import columns_read
-from hf_stages.data._curriculum import taken_out
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
+from hf_stages.domains import evaluated
 from hf_stages.dry_run import dry_models
 from hf_stages.flow import OneRun
+from hf_stages.held_back import held_back
 from hf_stages.launch import check_launch
 from hf_stages.layers import is_range
 from hf_stages.loading import load_stage
-from hf_stages.losses._on_source import SOURCE
 from hf_stages.measured import MeasuredMixin
-from hf_stages.model_inputs import columns_of
 from hf_stages.one_writer import one_writer
+from hf_stages.patches import Patches, check_rebuilt
 from hf_stages.plan import Plan
+from hf_stages.preparing import PreparingMixin
 from hf_stages.progress import StageProgress
 from hf_stages.runner import Runner
 from hf_stages.sizes import plan_for
-from hf_stages.source_collator import DRAWN, SourceCollator
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_losses import wants_teacher
 from hf_stages.teachers import check_declared
@@ -53,7 +50,7 @@ logger = logging.get_logger(__name__)
 _SHARED = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")
 
 
-class StagedMixin(MeasuredMixin):
+class StagedMixin(MeasuredMixin, PreparingMixin):
     """Stages for any subclass of Trainer that keeps Trainer's hooks: ``class StagedX(StagedMixin, XTrainer): ...``.
 
     Without ``stages`` nothing is changed: it is that trainer, bit for bit.
@@ -62,7 +59,6 @@ class StagedMixin(MeasuredMixin):
     recipe: Any = None
     """The run as declared; None without stages."""
     teacher: Any = None
-    stage_teacher: Any = None
     probe_teacher = True
     """Whether each stage tries its teacher on some of its rows first: other label orders and other tokens are refused."""
     trust_remote_code = False
@@ -70,10 +66,6 @@ class StagedMixin(MeasuredMixin):
     _stage: Any = None
     """The StageRun in progress."""
     _runner: Any = None
-    _beside: Any = MappingProxyType({})
-    """Of the batch at hand what the student does not take: where its rows come from, what the teacher alone reads."""
-    _for_teacher: frozenset[str] = frozenset()
-    """Columns that the stage's teacher takes and its student does not (token types, for a DistilBERT that learns from BERT)."""
     _stop_request: str | None = None
     """Asked for before ``train()``."""
 
@@ -89,11 +81,17 @@ class StagedMixin(MeasuredMixin):
             given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
             kwargs |= _held(recipe, given)
             teacher = teacher if teacher is not None else recipe.teacher
-        args, held = taken_out(inspect.signature(super().__init__), args, kwargs)
+        staged = stages is not None or recipe is not None
+        if staged:
+            self.take_over_preparing()
+        args, held = held_back(
+            inspect.signature(super().__init__), args, kwargs,
+            staged=staged, prepares=self._prepared is not None, sources=recipe.sources if recipe else {},
+        )  # fmt: skip
         super().__init__(*args, **kwargs)
         if held is not None:
             self.train_dataset = held
-        if stages is None and recipe is None:
+        if not staged:
             if held is not None:
                 raise ValueError(
                     f"train_dataset: {type(held).__name__} draws over a stage's length; expected stages=[...] with it"
@@ -121,7 +119,7 @@ class StagedMixin(MeasuredMixin):
         for unused in unused_args(self.args, self.recipe.stages, self.recipe.args):
             logger.warning(unused)
         self.model_init = None  # it has made the model; made again for each stage, it would undo the stages
-        self.blueprint = Blueprint(self.model)
+        self.blueprint, self._patches = Blueprint(self.model), Patches.of(self.model)
         self._fresh = True
         self.callback_handler: Any = OneRun.around(self.callback_handler)
         for callback in [c for c in self.callback_handler.callbacks if type(c) is ProgressCallback]:
@@ -134,7 +132,10 @@ class StagedMixin(MeasuredMixin):
         """The recipe in absolute numbers. Raises every error that can be known before the first step."""
         if self.recipe is None:
             raise ValueError("plan: expected a trainer with stages")
-        plan = plan_for(self.recipe, self.args)
+        plan = plan_for(self.recipe, self.args, self.train_data if self.prepares else None)
+        check_rebuilt(self, plan)
+        for stage, dataset in evaluated(self.recipe) if self.prepares else ():
+            self.eval_data(dataset, stage)
         if not self.blueprint.buildable:
             check_no_rebuild(self.recipe, plan)
         models = dry_models(self.recipe, self.blueprint.build("meta")) if self.blueprint.buildable else {}
@@ -184,30 +185,12 @@ class StagedMixin(MeasuredMixin):
         trainer._weighs_items = True  # as its stage was measured
         return trainer
 
-    def stage_dataset(self, dataset: Any, stage: Stage) -> Any:
-        """A hook for trainers that prepare their data when they are made (TRL): prepare a stage's own data here."""
-        return dataset
-
     # ---- what the run calls -------------------------------------------------------------------------------------------
 
     def take_fresh(self) -> Any:
         """The initial model, the first time; None once it was trained."""
         fresh, self._fresh = self._fresh, False
         return self.model if fresh else None
-
-    def adopt(self, model: Any) -> None:
-        """Make a changed model the trainer's: everything built from the old one is built anew."""
-        if self.place_model_on_device:
-            self._move_model_to_device(model, self.args.device)
-        self.model = self.model_wrapped = model
-        self.optimizer = self.lr_scheduler = None
-        self.callback_handler.model = model
-        self._signature_columns = None
-        base = getattr(model, "get_base_model", lambda: model)()
-        self.label_names = find_labels(type(base)) if self.args.label_names is None else self.args.label_names
-        self.can_return_loss = can_return_loss(type(base))
-        if getattr(model, "config", None) is not None:
-            model.config.use_cache = self.args.use_cache
 
     def wants_teacher(self, stage: Stage) -> bool:
         return wants_teacher(stage)
@@ -277,26 +260,6 @@ class StagedMixin(MeasuredMixin):
         if self.accelerator.sync_gradients:
             self._stage.objective.close_update(loss)
         return loss
-
-    def _set_signature_columns_if_needed(self):
-        unset = self._signature_columns is None
-        super()._set_signature_columns_if_needed()
-        columns: Any = self._signature_columns
-        if unset:
-            read = columns_of(self.stage_teacher.model) if self.stage_teacher is not None else frozenset()
-            self._for_teacher = read.difference(columns)
-            columns.extend(sorted(self._for_teacher))
-        if isinstance(self.data_collator, SourceCollator) and SOURCE not in columns:
-            columns.append(SOURCE)
-        columns.extend(sorted(columns_read(self.data_collator).difference(columns)))
-
-    def _prepare_inputs(self, inputs):
-        inputs = super()._prepare_inputs(inputs)
-        apart = self._for_teacher | ({SOURCE, DRAWN} if isinstance(self.data_collator, SourceCollator) else set())
-        if apart:  # for the losses, not for the model
-            inputs = dict(inputs)
-            self._beside = {key: inputs.pop(key) for key in apart & inputs.keys()}
-        return inputs
 
     def log(self, logs, *args, **kwargs):
         if self._stage is not None:

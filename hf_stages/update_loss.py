@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from transformers import Trainer
 from transformers.utils import logging
 
+from hf_stages.forwards import task_signals
 from hf_stages.losses._signals import Signals
 from hf_stages.objective import counted
 
@@ -33,6 +35,7 @@ def outermost(trainer: Any, loss: Callable[..., Any]) -> Iterator[None]:
     def asked(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         return loss(own, model, inputs, return_outputs)
 
+    asked.held = held  # type: ignore[attr-defined]
     trainer.compute_loss = asked
     try:
         yield
@@ -55,17 +58,22 @@ def update_loss(trainer: Any, inner: Any, model: Any, inputs: Any, return_output
     with trainer.accelerator.autocast():
         teacher = losses.teach(batch, objective.t)  # before the student's activations take their room
         losses.prepare(inputs, objective.t)
-    with losses.watching(objective.t) as captured:
-        if objective.needs_task_loss:
-            _check_labels(trainer, batch)
-            # Outputs are asked for only where a term reads them: for TRL's fused heads they cost a second forward.
-            wanted = return_outputs or objective.reads_outputs(batch)
-            loss, outputs = task_loss(trainer, inner, model, inputs, objective.task_items(batch), wanted)
-        else:
-            _say_unused(trainer)
-            loss, outputs = None, losses.student(model, inputs)
-    total = objective.loss(Signals(outputs, loss, captured), teacher, batch)
-    return (total, outputs) if return_outputs else total
+    if objective.needs_task_loss:
+        _check_labels(trainer, batch)
+        items = objective.task_items(batch)
+
+        def take(wanted: bool) -> tuple[Any, Any]:
+            return task_loss(trainer, inner, model, inputs, items, wanted)
+
+        way = own_compute_loss(trainer) is not Trainer.compute_loss
+        signals = task_signals(trainer, take, model, inputs, batch, asked=return_outputs, own_way=way)
+    else:
+        _say_unused(trainer)
+        with losses.watching(objective.t) as captured:
+            outputs = losses.student(model, inputs)
+        signals = Signals(outputs, None, captured)
+    total = objective.loss(signals, teacher, batch)
+    return (total, signals.outputs) if return_outputs else total
 
 
 def task_loss(trainer: Any, inner: Any, model: Any, inputs: Any, items: Any, wanted: bool) -> tuple[Any, Any]:
@@ -91,11 +99,20 @@ def task_loss(trainer: Any, inner: Any, model: Any, inputs: Any, items: Any, wan
     return found
 
 
+def own_compute_loss(trainer: Any) -> Any:
+    """The trainer's own, below what ``outermost`` put around it: set on the object, or its class's."""
+    found = vars(trainer).get("compute_loss")
+    while hasattr(found, "held"):
+        found = found.held
+    return found if found is not None else type(trainer).compute_loss
+
+
 def overrides(trainer: Any) -> bool:
     """Whether ``compute_loss`` is a user's: set on the object, or by a class above the mixin."""
     order = type(trainer).__mro__
     mixin = next(place for place, cls in enumerate(order) if cls.__name__ == "StagedMixin")
-    return "compute_loss" in vars(trainer) or any("compute_loss" in vars(cls) for cls in order[:mixin])
+    on_object = own_compute_loss(trainer) is not type(trainer).compute_loss
+    return on_object or any("compute_loss" in vars(cls) for cls in order[:mixin])
 
 
 def _say_unused(trainer: Any) -> None:

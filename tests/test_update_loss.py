@@ -12,7 +12,7 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.losses import LogitKL, TaskLoss
 from hf_stages.trainer import StagedMixin
 from tests import tiny
-from tests.workers.cases import Gradients, Pad, Rows, apart, arguments, bert, classes, text, uneven
+from tests.workers.cases import Gradients, LogitNorm, Pad, Rows, apart, arguments, bert, classes, text, uneven
 
 WEIGHTS = torch.tensor([1.0, 2.0, 3.0])
 
@@ -164,5 +164,8 @@ def test_an_override_that_gives_no_outputs_is_refused_where_they_are_read(tmp_pa
 
     found, _ = update(tmp_path / "a", Bare, 2, 4)
     assert apart(found, update(tmp_path / "b", StagedTrainer)[0]) < 1e-5
+    taught = {"loss": TaskLoss() + LogitKL()}  # its logits are seen in its forward
+    found, _ = update(tmp_path / "c", Bare, 2, 4, teacher=bert(num_hidden_layers=4)(), **taught)
+    assert apart(found, update(tmp_path / "d", StagedTrainer, teacher=bert(num_hidden_layers=4)(), **taught)[0]) < 1e-5
     with pytest.raises(ValueError, match=r"Bare.compute_loss: .* expected \(loss, outputs\), got Tensor"):
-        update(tmp_path / "c", Bare, loss=TaskLoss() + LogitKL(), teacher=bert(num_hidden_layers=4)())
+        update(tmp_path / "e", Bare, loss=TaskLoss() + LogitNorm())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -121,17 +120,3 @@ def misplaced(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str | Non
         for name in names_in(value) if (bare or isinstance(value, Curriculum)) and recipe.sources else ():
             if name not in recipe.sources:
                 yield path, name, f"no source is called {name!r}"
-
-
-def taken_out(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], Curriculum | None]:
-    """A curriculum out of the arguments of Trainer, which would ask it for its length when it is made."""
-    names = list(signature.parameters)
-    place = names.index("train_dataset") if "train_dataset" in names else len(args)
-    if isinstance(held := kwargs.get("train_dataset"), Curriculum):
-        kwargs["train_dataset"] = None
-        return args, held
-    if place < len(args) and isinstance(held := args[place], Curriculum):
-        return (*args[:place], None, *args[place + 1 :]), held
-    return args, None

@@ -1,0 +1,132 @@
+"""What a trainer does to its model and its data when it is made, and must do to each stage's: the hooks for it."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer
+from transformers.utils.generic import can_return_loss, find_labels
+
+from hf_stages.columns import for_teacher, parted
+from hf_stages.data._blend import Blend
+from hf_stages.data._collating import columns_read
+from hf_stages.losses._on_source import SOURCE
+from hf_stages.patches import Patches
+from hf_stages.prepared_data import PreparedData
+from hf_stages.source_collator import SourceCollator
+from hf_stages.stage import Stage
+
+# The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
+_Base: Any = Trainer if TYPE_CHECKING else object
+
+
+class PreparingMixin(_Base):
+    """The part of StagedMixin that stands between a stage and a trainer made for one model and one dataset."""
+
+    remembers: tuple[str, ...] = ("_total_train_tokens", "_metrics")
+    """Attributes in which the trainer below counts over updates: a resumed run goes on with them. Numbers, lists and dicts."""
+    stage_teacher: Any = None
+    _patches = Patches({})
+    """What the trainer below replaced on the initial model itself."""
+    _prepared: Any = None
+    """The PreparedData of a trainer that prepares its data itself."""
+    _beside: Any = MappingProxyType({})
+    """Of the batch at hand what the student does not take: where its rows come from, what the teacher alone reads."""
+    _for_teacher: frozenset[str] = frozenset()
+    """Columns that the stage's teacher takes and its student does not."""
+
+    # ---- hooks for subclasses -----------------------------------------------------------------------------------------
+
+    def prepare_model(self, model: Any) -> None:
+        """A hook: do to a model what the trainer does to its own when it is made. Called with every stage's model, in place.
+
+        Methods that the trainer below replaced on the model (TRL's fused head) are replaced on the new one by themselves.
+        """
+        self._patches.apply(model)
+
+    def stage_dataset(self, dataset: Any, stage: Stage) -> Any:
+        """A hook: the training data of a stage, of a curriculum each source, as the collator takes them.
+
+        Called in ``plan()``, once for each dataset and stage. A trainer that prepares its own data (TRL) does it here too.
+        """
+        return self._as_own(dataset, stage, "train_dataset", evaluation=False)
+
+    def stage_eval_dataset(self, dataset: Any, stage: Stage) -> Any:
+        """A hook: an evaluation set as the collator takes it; ``stage`` is the one that brought it."""
+        return self._as_own(dataset, stage, "eval_dataset", evaluation=True)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether stages' data go through a hook that changes them."""
+        hooks = ("stage_dataset", "stage_eval_dataset")
+        return self._prepared is not None or any(
+            getattr(type(self), h) is not getattr(PreparingMixin, h) for h in hooks
+        )
+
+    # ---- what the run calls -------------------------------------------------------------------------------------------
+
+    def take_over_preparing(self) -> None:
+        """Before the trainer below is made, which prepares its data then."""
+        if callable(own := getattr(self, "_prepare_dataset", None)):
+            self._prepared = self._prepare_dataset = PreparedData(self, own)
+
+    def train_data(self, dataset: Any, stage: Stage) -> Any:
+        """What a stage trains on: its dataset, or the sources of its curriculum, through the hook."""
+        if isinstance(dataset, Blend):
+            return dataset.over(lambda source: self.train_data(source, stage))
+        return self._once("train", dataset, stage, self.stage_dataset)
+
+    def eval_data(self, dataset: Any, stage: Stage) -> Any:
+        return dataset if dataset is None else self._once("eval", dataset, stage, self.stage_eval_dataset)
+
+    def _once(self, kind: str, dataset: Any, stage: Stage, hook: Any) -> Any:
+        given = self.__dict__.setdefault("_given", {})
+        key = (kind, id(dataset), stage.name)
+        if any(dataset is made and kind == k for (k, _, _), (_, made) in given.items()):
+            return dataset
+        if key not in given:
+            given[key] = (dataset, hook(dataset, stage))
+        return given[key][1]
+
+    def _as_own(self, dataset: Any, stage: Stage, word: str, *, evaluation: bool) -> Any:
+        where = f"stage {stage.name!r}: {word}"
+        return (
+            dataset
+            if self._prepared is None
+            else self._prepared.of_stage(dataset, stage.name, where, evaluation=evaluation)
+        )
+
+    def adopt(self, model: Any) -> None:
+        """Make a changed model the trainer's: everything built from the old one is built anew."""
+        self.prepare_model(model)
+        if self.place_model_on_device:
+            self._move_model_to_device(model, self.args.device)
+        self.model = self.model_wrapped = model
+        self.optimizer = self.lr_scheduler = None
+        self.callback_handler.model = model
+        self._signature_columns, self._for_teacher = None, frozenset()
+        base = getattr(model, "get_base_model", lambda: model)()
+        self.label_names = find_labels(type(base)) if self.args.label_names is None else self.args.label_names
+        self.can_return_loss = can_return_loss(type(base))
+        if getattr(model, "config", None) is not None:
+            model.config.use_cache = self.args.use_cache
+
+    def teach_by(self, teacher: Any) -> None:
+        """The stage's teacher, which may read columns that its student does not take."""
+        self.stage_teacher, self._signature_columns = teacher, None
+        self._for_teacher = for_teacher(self.model, teacher)
+
+    # ---- Trainer's hooks ------------------------------------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        more = self._for_teacher | columns_read(self.data_collator)
+        if isinstance(self.data_collator, SourceCollator):
+            more |= {SOURCE}
+        columns.extend(sorted(more.difference(columns)))
+
+    def _prepare_inputs(self, inputs):
+        inputs, self._beside = parted(self, super()._prepare_inputs(inputs))
+        return inputs
