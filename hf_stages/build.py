@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 from torch.utils.data import ConcatDataset
@@ -26,6 +27,7 @@ from hf_stages.losses import TaskLoss
 from hf_stages.losses._algebra import terms_of
 from hf_stages.model_source import ModelSource
 from hf_stages.nearest import did_you_mean
+from hf_stages.origin import Origin
 from hf_stages.plan import Plan, Taught
 from hf_stages.replaying import replay_gate
 from hf_stages.reports._text import dataset_label, part
@@ -35,6 +37,17 @@ from hf_stages.teacher import BASE
 from hf_stages.teacher_source import CachedTeacher, Teacher
 
 logger = logging.get_logger(__name__)
+
+
+def _placing(work: Callable[..., Any]) -> Callable[..., Any]:
+    """The work with errors that name the line of the recipe's text."""
+
+    @wraps(work)
+    def placed(recipe: Any, *args: Any, **options: Any) -> Any:
+        with recipe.origin.placing() if recipe.origin is not None else nullcontext():
+            return work(recipe, *args, **options)
+
+    return placed
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,10 @@ class Prepared:
     data: Mapping[str, str]
     """What each stage's training data is called."""
     trust_remote_code: bool = False
+    origin: Origin | None = None
+    """The text that the recipe was read from."""
 
+    @_placing
     def plan(self) -> Plan:
         """The recipe in absolute numbers; its stages hold their datasets themselves."""
         from hf_stages.sizes import plan_for, train_dataset_of
@@ -82,6 +98,7 @@ class Prepared:
         models = dry_models(recipe, self.skeleton())
         return check_stages(recipe, self.args, models, lambda t: read(repr(t)) if isinstance(t, ModelSource) else t)
 
+    @_placing
     def skeleton(self) -> Any:
         """The initial model on the meta device: its config is read, its weights are not."""
         return _named("model", self._model().skeleton, trust_remote_code=self.trust_remote_code)
@@ -91,6 +108,7 @@ class Prepared:
         skeleton = self.skeleton()
         return type(skeleton)._from_config(skeleton.config, dtype=skeleton.dtype).to(self.args.device)
 
+    @_placing
     def trainer(self) -> Any:
         """Load the weights and make the ``StagedTrainer``."""
         from hf_stages.trainer import StagedTrainer
@@ -121,6 +139,7 @@ class Prepared:
         trainer.trust_remote_code = self.trust_remote_code
         return trainer
 
+    @_placing
     def cache_teacher(self, folder: str, **options: Any) -> CachedTeacher:
         """Run the recipe's teachers' one model over all data that stages learn from a teacher with; see ``Teacher.cache``."""
         declared, datasets = [], []
@@ -175,6 +194,7 @@ class Prepared:
             raise ValueError(f"{where}{str(error).removeprefix(where)}") from error
 
 
+@_placing
 def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str | None = None) -> Prepared:
     """Load what a plan needs: tokenizer, the datasets that are used, TrainingArguments."""
     args = training_arguments(recipe.args, output_dir=output_dir)
@@ -207,7 +227,7 @@ def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str 
     loaded = replace(with_data(recipe, "", by_name=False), sources=sources)
     stages = [with_data(stage, f"stage {stage.name!r}: ", by_name=True) for stage in recipe.stages]
     data = {stage.name: _data_label(recipe, stage) for stage in recipe.stages}
-    return Prepared(replace(loaded, stages=stages), args, tokenizer, data, trust_remote_code)
+    return Prepared(replace(loaded, stages=stages), args, tokenizer, data, trust_remote_code, recipe.origin)
 
 
 def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str | None = None) -> Any:

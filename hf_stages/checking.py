@@ -20,6 +20,7 @@ from hf_stages.data._random import undisturbed
 from hf_stages.domains import domains_of, earlier_domains
 from hf_stages.losses._algebra import Term, groups_of, terms_of
 from hf_stages.losses._on_source import OnSource
+from hf_stages.metrics import Metrics
 from hf_stages.model_source import ModelSource
 from hf_stages.packing import check_packable
 from hf_stages.plan import Plan, Taught
@@ -43,6 +44,7 @@ def check_stages(
     ``skeletons`` are the stages' models on the meta device; ``read`` makes one of a teacher that is given by name;
     ``own_loss`` says that the trainer has a ``compute_loss_func``.
     """
+    check_metrics(recipe)
     for stage in recipe.stages:
         check_teacher(recipe, stage)
         check_stage(recipe, args, stage)
@@ -52,6 +54,18 @@ def check_stages(
                 'together again; use a newer one (5.23 stores it whole), or leave the experts out: exclude="experts"'
             )
     return check_losses(recipe, args, skeletons, read, own_loss=own_loss)
+
+
+def check_metrics(recipe: Recipe) -> None:
+    """Metrics by name exist; the first evaluation may be an hour away."""
+    nouns: list[tuple[str, Any]] = [
+        ("compute_metrics", recipe),
+        *((f"stage {s.name!r}: compute_metrics", s) for s in recipe.stages),
+    ]
+    for where, noun in nouns:
+        if isinstance(noun.compute_metrics, Metrics):
+            with _placing(where):
+                noun.compute_metrics.check()
 
 
 def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:

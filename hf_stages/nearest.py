@@ -17,7 +17,9 @@ def did_you_mean(name: object, known: Iterable[str], *, there_are: str = "expect
     """
     known = list(known)
     lower = {k.lower(): k for k in reversed(known)}
-    near = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    text = str(name).lower()
+    begun = [k for k in lower if len(text) > 1 and k.startswith(text)]  # "acc" is far from "accuracy" by its letters
+    near = begun if len(begun) == 1 else difflib.get_close_matches(text, lower, n=1)
     if near:
         return f"did you mean {lower[near[0]]!r}?"
     return f"{there_are} {listed(name, known)}"

@@ -37,6 +37,7 @@ from hf_stages.naming import (
     has_class,
 )
 from hf_stages.nearest import did_you_mean
+from hf_stages.origin import Origin
 from hf_stages.parts import (
     arguments_of,
     build,
@@ -87,7 +88,7 @@ def load(path_or_text: str | Path, *, trust_remote_code: bool = False) -> Recipe
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: cannot read the recipe: expected UTF-8 text ({error})") from error
     recipe = loads(text, trust_remote_code=trust_remote_code, file=str(path))
-    return resolve_paths(recipe, path.resolve().parent)
+    return _with_origin(resolve_paths(recipe, path.resolve().parent), recipe.origin)
 
 
 def loads(text: str, *, trust_remote_code: bool = False, file: str = "") -> Recipe:
@@ -95,7 +96,12 @@ def loads(text: str, *, trust_remote_code: bool = False, file: str = "") -> Reci
     data, marks = _yaml.parse(text, file)
     where = Where(marks=marks, file=file, trusted=trust_remote_code)
     _read_recipe(data, replace(where, sketched=True))  # a misspelt word is found before torch is imported
-    return _read_recipe(data, where)
+    return _with_origin(_read_recipe(data, where), Origin(data, marks, file))
+
+
+def _with_origin(recipe: Recipe, origin: Origin | None) -> Recipe:
+    object.__setattr__(recipe, "origin", origin)
+    return recipe
 
 
 def dump(recipe: Recipe, path: str | Path | None = None) -> str:

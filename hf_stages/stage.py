@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from hf_stages.duration import Duration
 
@@ -99,6 +99,8 @@ class Recipe:
     data_collator: Any = field(default=None, kw_only=True)
     compute_metrics: Any = field(default=None, kw_only=True)
     teacher: Any = field(default=None, kw_only=True)
+    origin: ClassVar[Any] = None
+    """The text that it was read from, if any (``hf_stages.origin``): later errors name its lines."""
 
     def __post_init__(self) -> None:
         stages = tuple(self.stages)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_stages"
 
 NOUNS = "stage duration curves ledger errors fingerprint nearest _after_import"
-READERS = "recipe _hints sketch parts model_source naming dry_run _yaml"  # they find parts by name
+READERS = "recipe _hints sketch parts model_source naming dry_run _yaml origin"  # they find parts by name
 PLANS = "plan cautions sizes replaying stage_args args_values checkpoint manifest moments unused_args"
 WORK = (
     "stage_data drawn patches columns reach forwards preparing prepared_data held_back remembered "

@@ -16,6 +16,11 @@ def test_short_lists_stay_whole_and_in_order():
     assert listed("x", []) == "nothing"
 
 
+def test_a_beginning_is_near():
+    assert did_you_mean("acc", ["f1", "accuracy"]) == "did you mean 'accuracy'?"
+    assert did_you_mean("acc", ["accuracy", "according_to"]) == "expected one of accuracy, according_to"
+
+
 def test_long_lists_lose_the_farthest():
     names = [f"name_{letter}" for letter in "abcdefghijklmnop"]
     shown = listed("zz_p", [*names, "zz"], most=3)

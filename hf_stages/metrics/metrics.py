@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from hf_stages.nearest import did_you_mean
 
 OFFLINE = {
     "accuracy": "Accuracy",
@@ -15,6 +18,7 @@ OFFLINE = {
     "pearson": "Pearson",
     "spearman": "Spearman",
 }
+_SKLEARN = ("accuracy", "f1", "matthews_correlation")
 _REGRESSION = ("pearson", "spearman", "pearsonr", "spearmanr", "mse", "mae", "r_squared")
 
 
@@ -43,8 +47,18 @@ class Metrics:
             raise ValueError(f"names: a metric stands twice in {list(names)}")
         object.__setattr__(self, "names", names)
 
+    def check(self) -> None:
+        """ValueError where a name is no metric, ImportError where a library is missing: asked before the first step."""
+        for name in self.names:
+            if name not in OFFLINE:
+                _load(name)
+                continue
+            needed = ("evaluate", "sklearn" if name in _SKLEARN else "scipy")
+            if missing := [library for library in needed if importlib.util.find_spec(library) is None]:
+                raise _lacking(name, missing[0])
+
     def load(self) -> dict[str, Any]:
-        """The ``evaluate`` metrics; call it early, so that an unknown name fails before the first step."""
+        """The ``evaluate`` metrics."""
         return {name: _load(name) for name in self.names}
 
     def __call__(self, prediction: Any) -> dict[str, float]:
@@ -90,11 +104,15 @@ def _load(name: str) -> Any:
             module = importlib.import_module(f"hf_stages.metrics.{name}")
             return getattr(module, OFFLINE[name])(keep_in_memory=True)
     except ImportError as error:
-        raise ImportError(f'the metric {name!r} needs {error.name}: pip install "hf_stages[metrics]"') from error
+        raise _lacking(name, error.name) from error
     try:
         return evaluate.load(name, keep_in_memory=True)
     except Exception as error:
         raise ValueError(
-            f"metric {name!r}: it is none of those that work offline ({', '.join(OFFLINE)}), and evaluate.load could not get "
-            f"it: that needs the network, or a local path to the metric. {type(error).__name__}: {error}"
+            f"metric {name!r}: {did_you_mean(name, OFFLINE, there_are='offline there are')} evaluate.load could not "
+            f"get it either: that needs the network, or a local path to the metric. {type(error).__name__}: {error}"
         ) from error
+
+
+def _lacking(name: str, library: str | None) -> ImportError:
+    return ImportError(f'the metric {name!r} needs {library}: pip install "hf_stages[metrics]"')

@@ -2,9 +2,11 @@ import sys
 
 import numpy as np
 import pytest
-from transformers import EvalPrediction
+from transformers import EvalPrediction, TrainingArguments
 
+from hf_stages import Stage, StagedTrainer
 from hf_stages.metrics import Metrics
+from tests import tiny
 
 rng = np.random.default_rng(0)
 LABELS = rng.integers(0, 2, 50)
@@ -93,7 +95,7 @@ def test_other_metrics_need_the_network(monkeypatch):
     monkeypatch.setattr(evaluate, "load", offline)
     with pytest.raises(
         ValueError,
-        match=r"metric 'rouge': it is none of those that work offline \(accuracy, f1.*network, or a local path",
+        match=r"metric 'rouge': offline there are accuracy, f1.*network, or a local path",
     ):
         Metrics("rouge").load()
 
@@ -102,3 +104,33 @@ def test_missing_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "evaluate", None)
     with pytest.raises(ImportError, match=r'pip install "hf_stages\[metrics\]"'):
         Metrics("accuracy").load()
+
+
+@pytest.mark.parametrize("places", [("recipe",), ("stage",)])
+def test_a_plan_finds_a_metric_that_does_not_exist(monkeypatch, tmp_path, places):
+    import evaluate
+
+    def unknown(name, **kwargs):
+        raise FileNotFoundError(f"there is no {name}")
+
+    monkeypatch.setattr(evaluate, "load", unknown)
+    own, of_stage = (None, Metrics("acc")) if places == ("stage",) else (Metrics("acc"), None)
+    trainer = StagedTrainer(
+        tiny.bert(),
+        TrainingArguments(tmp_path, use_cpu=True, report_to="none"),
+        stages=[Stage("a", "1 steps", compute_metrics=of_stage)],
+        train_dataset=tiny.class_data(4),
+        compute_metrics=own,
+    )
+    where = "stage 'a': compute_metrics" if of_stage else "compute_metrics"
+    with pytest.raises(ValueError, match=f"^{where}: metric 'acc': did you mean 'accuracy'"):
+        trainer.train()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "library"), [("accuracy", "evaluate"), ("f1", "sklearn"), ("pearson", "scipy")])
+def test_a_plan_finds_a_missing_library(monkeypatch, name, library):
+    Metrics(name).check()
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=rf"the metric '{name}' needs {library}"):
+        Metrics(name).check()
