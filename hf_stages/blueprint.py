@@ -16,6 +16,19 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_stages import own_models
+from hf_stages.adapter_check import check_adapter
+from hf_stages.adapters import (
+    ADAPTER,
+    BASE,
+    adapter_names,
+    base_names,
+    is_peft,
+    layout_of,
+    load_adapters,
+    plain_copy,
+    rebuilding,
+    save_adapters,
+)
 from hf_stages.data._random import undisturbed
 from hf_stages.layers._quantized import WithStrength
 from hf_stages.layers.bits import known_size
@@ -23,7 +36,6 @@ from hf_stages.layers.own_type import with_mark
 from hf_stages.recipe import part_from_dict, part_to_dict
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_ADAPTER = "adapter_model.safetensors"
 _ORIGIN = "_hf_stages_origin"
 
 logger = logging.get_logger(__name__)
@@ -43,9 +55,11 @@ class Blueprint:
     def __init__(self, model: nn.Module) -> None:
         size = known_size(model)
         self.weights = None if size is None else size.weights
-        self.adapter, self.trusted = None, True
+        self.adapter, self.adapter_name, self.trusted = None, "default", True
         if is_peft(model) and len(model.peft_config) == 1:
-            self.adapter = copy.deepcopy(next(iter(model.peft_config.values())))
+            self.adapter_name, adapter = next(iter(model.peft_config.items()))
+            self.adapter = rebuilding(adapter)
+        check_adapter(model, "model")
         parameters, outer = dict(model.named_parameters()), model
         model = model.get_base_model() if self.adapter is not None else model
         self.kind = type(model)
@@ -57,7 +71,7 @@ class Blueprint:
             self._begin_as(origin)
         self.frozen = {name for name, p in parameters.items() if not p.requires_grad}
         self.dtypes = {name: p.dtype for name, p in parameters.items() if p.dtype != self.dtype}
-        if self.buildable and (odd := _difference(outer, self.build("meta"))) is not None:
+        if self.buildable and (odd := self._odd(outer)) is not None:
             self.buildable = False
             logger.warning(
                 f"the {type(outer).__name__} differs from what its config describes ({odd}): its stages can only follow one "
@@ -65,10 +79,20 @@ class Blueprint:
                 "read it from a stage folder"
             )
 
+    def _odd(self, model: nn.Module) -> str | None:
+        """Where a model built anew would differ from ``model``."""
+        try:
+            return _difference(model, self.build("meta"))
+        except (RuntimeError, NotImplementedError) as error:
+            if self.adapter is None:
+                raise
+            return f"its adapter is made from values of its weights: {str(error).partition(chr(10))[0]}"
+
     def _begin_as(self, origin: Blueprint) -> None:
         """Begin with what ``origin`` builds; what is trained, and in which dtype, is the model's own matter."""
         attention = getattr(self.config, "_attn_implementation", None)
-        self.kind, self.dtype, self.adapter = origin.kind, origin.dtype, origin.adapter
+        self.kind, self.dtype = origin.kind, origin.dtype
+        self.adapter, self.adapter_name = origin.adapter, origin.adapter_name
         self.config, self.transforms, self.trusted = copy.deepcopy(origin.config), origin.transforms, origin.trusted
         if attention is not None:
             self.config._attn_implementation = attention  # type: ignore[union-attr]
@@ -93,6 +117,7 @@ class Blueprint:
             "dtypes": {name: str(dtype) for name, dtype in self.dtypes.items()},
             "frozen": sorted(self.frozen),
             "adapter": adapter,
+            "adapter_name": self.adapter_name,
             "transforms": [part_to_dict(transform, "transforms") for transform in self.transforms],
         }
 
@@ -114,6 +139,7 @@ class Blueprint:
         own.dtype = getattr(torch, data["dtype"].removeprefix("torch."))
         own.dtypes = {name: getattr(torch, dtype.removeprefix("torch.")) for name, dtype in data["dtypes"].items()}
         own.adapter, own.trusted = None, trust_remote_code
+        own.adapter_name = data.get("adapter_name", "default")
         if data["adapter"] is not None:
             from peft import get_peft_config
 
@@ -142,7 +168,7 @@ class Blueprint:
             from peft import get_peft_model
 
             with undisturbed():
-                model = get_peft_model(model, copy.deepcopy(self.adapter))
+                model = get_peft_model(model, copy.deepcopy(self.adapter), adapter_name=self.adapter_name)
         with torch.device(device):
             model = replay(model, self.transforms)
         for name, parameter in model.named_parameters():
@@ -186,18 +212,17 @@ def replay(model: Any, transforms: Iterable[Any]) -> Any:
 
 
 def save_weights(model: Any, folder: Path, *, state_dict: dict | None = None) -> None:
-    """A complete model folder: config and weights; for an unmerged LoRA the full base with the adapter inside.
+    """A complete model folder: config and weights; for an unmerged LoRA the full base with the adapter beside it.
 
-    Stock ``from_pretrained(folder)`` finds an adapter that lies beside a full base and applies it.
+    Stock ``from_pretrained(folder)`` finds an adapter that lies beside a full base and applies it. Where that would not
+    give the model, base and adapter lie in folders of their own, and stock finds no model.
     """
     if is_peft(model):
-        base = model.get_base_model()
         state = state_dict if state_dict is not None else model.state_dict()
-        clean = {plain: state[full] for full, plain in _base_names(model).items() if full in state}
-        _save_pretrained(base, folder, clean)
-        model.save_pretrained(folder, state_dict=state_dict)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
-        _sort_targets(folder / "adapter_config.json")
+        clean = {plain: state[full] for full, plain in base_names(model).items() if full in state}
+        apart = layout_of(model).apart is not None
+        _save_pretrained(model.get_base_model(), folder / BASE if apart else folder, clean)
+        save_adapters(model, folder / ADAPTER if apart else folder, state_dict)
     elif isinstance(model, PreTrainedModel):
         _save_pretrained(model, folder, state_dict)
     else:
@@ -207,38 +232,30 @@ def save_weights(model: Any, folder: Path, *, state_dict: dict | None = None) ->
         save_file({k: v.contiguous() for k, v in state.items()}, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
-def _sort_targets(path: Path) -> None:
-    """PEFT writes a set in whatever order the process has it; equal runs leave equal files."""
-    if path.is_file():
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config = {
-            key: sorted(value) if key == "target_modules" and isinstance(value, list) else value
-            for key, value in config.items()
-        }
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def load_weights(model: Any, folder: Path) -> None:
     """Read a folder's weights into a model of the right structure; anything missing is an error."""
-    state = _read(folder)
     if is_peft(model):
-        from peft import set_peft_model_state_dict
-
-        state = {full: state[plain] for full, plain in _base_names(model).items() if plain in state}
-        _load(model, state, folder, ignore=is_adapter_key)
-        set_peft_model_state_dict(model, load_file(folder / _ADAPTER), adapter_name=model.active_adapter)
+        apart = (folder / BASE).is_dir()
+        _load_base(model, folder / BASE if apart else folder)
+        load_adapters(model, folder / ADAPTER if apart else folder)
         return
+    state = _read(folder)
     try:
         _load(model, state, folder)
     except ValueError:
         # Some architectures store their weights under other names than they hold them; from_pretrained knows how.
         if not isinstance(model, PreTrainedModel):
             raise
-        _load(model, _in_memory(model, state, folder), folder)
+        _load(model, _in_memory(model, state), folder)
 
 
-def is_peft(model: Any) -> bool:
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+def _load_base(model: Any, folder: Path) -> None:
+    """The base of a PEFT model, which is stored as a model of its own."""
+    names, own, state = base_names(model), set(adapter_names(model)), _read(folder)
+    if set(state) - set(names.values()) and isinstance(model.get_base_model(), PreTrainedModel):
+        state = _in_memory(plain_copy(model), state)
+    state = {full: state[plain] for full, plain in names.items() if plain in state}
+    _load(model, state, folder, ignore=own.__contains__)
 
 
 def _save_pretrained(model: PreTrainedModel, folder: Path, state_dict: dict | None) -> None:
@@ -253,23 +270,7 @@ def _save_pretrained(model: PreTrainedModel, folder: Path, state_dict: dict | No
         model.config.architectures = architectures
 
 
-def _base_names(model: Any) -> dict[str, str]:
-    """Full name in the PEFT model -> name in the base model alone. What belongs to adapters is left out."""
-    prefix = "base_model.model."
-    names = {}
-    for full in model.state_dict():
-        if is_adapter_key(full):
-            continue
-        plain = full.removeprefix(prefix).replace(".base_layer.", ".").replace(".original_module.", ".")
-        names[full] = plain
-    return names
-
-
-def is_adapter_key(name: str) -> bool:
-    return ".lora_" in name or ".modules_to_save." in name
-
-
-def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor], folder: Path) -> dict[str, torch.Tensor]:
+def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A folder's weights under the names that the model has for them, which transformers renames and merges."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
@@ -283,7 +284,8 @@ def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor], folder: P
         if name in known:
             found[name] = tensor
     # What a plain model lacks (latent weights) is renamed at most; what it has, from_pretrained puts together.
-    plain = own_models.read(type(model), folder, config=copy.deepcopy(model.config), dtype=model.dtype).state_dict()
+    config = copy.deepcopy(model.config)
+    plain = own_models.read(type(model), None, config=config, dtype=model.dtype, state_dict=state).state_dict()
     merged = {name: tensor for name, tensor in plain.items() if name in known and name not in found}
     own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
     latent = any(name not in plain for name in found)

@@ -12,7 +12,8 @@ import torch
 import transformers
 from torch import nn
 
-from hf_stages.blueprint import is_adapter_key, is_peft, torn_on_disk
+from hf_stages.adapters import is_peft, trained_in_base
+from hf_stages.blueprint import torn_on_disk
 from hf_stages.cached_teacher import check_needs
 from hf_stages.capture import WHOLE, Capture
 from hf_stages.curves import Curve
@@ -226,7 +227,7 @@ def _check_base(stage: Stage, student: Any) -> None:
             f"{where}: {BASE!r} is the model below a student's adapter, but {type(student).__name__} has no adapter; add one with "
             "AddLora, or give a model"
         )
-    own = [name for name, p in student.named_parameters() if p.requires_grad and not is_adapter_key(name)]
+    own = trained_in_base(student)
     if own:
         raise ValueError(
             f"{where}: {BASE!r} must stay as it is, but {own[0]} of it trains ({len(own)} weights do); freeze them, or give a "

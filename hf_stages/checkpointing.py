@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
 
-from hf_stages.blueprint import is_adapter_key, is_peft, load_weights
+from hf_stages.adapters import is_peft, layout_of, load_adapters, save_own, settle_adapters, trained_in_base
+from hf_stages.blueprint import load_weights
 from hf_stages.checkpoint import SCHEMA, STATE_FILE, disk_error, seal, write_json
 
 _BESIDE = "trained_beside_adapter.safetensors"
@@ -43,7 +44,8 @@ def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
         write()
         _barrier(trainer)
         if args.should_save:
-            _save_beside_adapter(trainer, folder)
+            if is_peft(trainer.model) and not trainer.is_fsdp_enabled:
+                _save_beside_adapter(trainer.model, folder)
             stage.losses.save(folder)
             best = trainer.state.best_model_checkpoint
             write_json(folder / STATE_FILE, {**state, "best": Path(best).name if best else None})
@@ -69,23 +71,30 @@ def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
     _barrier(trainer)
 
 
-def _save_beside_adapter(trainer: Any, folder: Path) -> None:
-    """Trainer's checkpoint of a PEFT model is its adapter; weights of the base that train too would be lost."""
-    model = trainer.model
-    if not is_peft(model) or trainer.is_fsdp_enabled:
+def load_checkpoint(trainer: Any, folder: str, read: Callable[[], None]) -> None:
+    """Let Trainer ``read`` a checkpoint's weights, but for those that it would not put where they belong."""
+    model, place = trainer.model, Path(folder)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or not is_peft(model):
+        read()
+        if not trainer.is_fsdp_enabled:
+            _load_renamed(model, place)
         return
-    own = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad and not is_adapter_key(n)}
-    if own:
-        save_file({name: tensor.cpu() for name, tensor in own.items()}, folder / _BESIDE)
+    load_adapters(model, place)
+    if (place / _BESIDE).is_file():
+        model.load_state_dict(load_file(place / _BESIDE), strict=False)
 
 
-def load_beside_adapter(model: Any, folder: Path) -> None:
-    """The base's trained weights of a PEFT checkpoint, where it has any."""
-    if (folder / _BESIDE).is_file():
-        model.load_state_dict(load_file(folder / _BESIDE), strict=False)
+def _save_beside_adapter(model: Any, folder: Path) -> None:
+    """Trainer's checkpoint of a PEFT model is PEFT's file; what else trains or is not in it would be lost."""
+    trained, state = trained_in_base(model), dict(model.named_parameters())
+    if trained:
+        save_file({name: state[name].detach().contiguous().cpu() for name in trained}, folder / _BESIDE)
+    if layout_of(model).own:
+        save_own(model, folder)
+    settle_adapters(model, folder)
 
 
-def load_renamed(model: Any, folder: Path) -> None:
+def _load_renamed(model: Any, folder: Path) -> None:
     """Trainer reads a checkpoint's weights by the names they have in the file; of a mixture of experts these are others
     than the model's, and it would go on with a warning and random experts."""
     file = folder / "model.safetensors"

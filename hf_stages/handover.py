@@ -8,6 +8,8 @@ from typing import Any
 from transformers import set_seed
 
 from hf_stages import moments as moments_file
+from hf_stages.adapter_check import check_adapter
+from hf_stages.adapters import is_peft
 from hf_stages.blueprint import load_weights, replay, save_weights
 from hf_stages.checkpoint import broken, written_whole
 from hf_stages.data._random import seed_of
@@ -31,7 +33,7 @@ class Handover:
 
     def begin(self, planned: PlannedStage, checkpoint: str | None) -> Transition:
         """Bring in the parent's result, apply the stage's transforms, and reset all that belonged to the old model."""
-        trainer = self.trainer
+        trainer, built = self.trainer, False
         fresh = trainer.take_fresh()
         if planned.parent is not None and planned.parent == self.in_memory and not trainer.is_fsdp_enabled:
             model = trainer.model
@@ -42,9 +44,16 @@ class Handover:
                 self.moments = moments_file.load(self.out / self.plan[planned.parent].folder / "training_state")
             else:
                 model = fresh if fresh is not None else self._initial(checkpoint)
+                built = fresh is None and not (self.out / _INITIAL).is_dir()
         _unprepare(model)
         set_seed(seed_of(self.args.seed, planned.name, "transforms") & 0xFFFFFFFF)
         change = transition(trainer, model, planned)
+        if built and is_peft(change.model) and not trainer.is_fsdp_enabled:
+            raise ValueError(
+                f"{checkpoint}: a checkpoint with an adapter holds the adapter alone, and this trainer's model was trained "
+                "already; make the model and the trainer anew and resume"
+            )
+        check_adapter(change.model, f"stage {planned.name!r}")
         trainer.adopt(change.model)
         trainer._patches.check(trainer.model, f"stage {planned.name!r}: ")
         change.model = None

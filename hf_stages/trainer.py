@@ -21,7 +21,7 @@ from transformers.utils import logging
 from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.blueprint import Blueprint
 from hf_stages.checking import check_no_rebuild, check_stages
-from hf_stages.checkpointing import load_beside_adapter, load_renamed, save_checkpoint, without_token
+from hf_stages.checkpointing import load_checkpoint, save_checkpoint, without_token
 from hf_stages.collating import check_collators, collator_at_work
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
@@ -277,22 +277,17 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if self._stage is None:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        inner = super()._load_from_checkpoint
         with self._stage.losses.detached():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._load_what_trainer_cannot(resume_from_checkpoint)
+            load_checkpoint(self, resume_from_checkpoint, lambda: inner(resume_from_checkpoint, model))
         self._stage.losses.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self):
         if self._stage is None:
             return super()._load_best_model()
+        inner = super()._load_best_model
         with self._stage.losses.detached():
-            super()._load_best_model()
-        self._load_what_trainer_cannot(self.state.best_model_checkpoint)
-
-    def _load_what_trainer_cannot(self, folder):
-        if not self.is_fsdp_enabled:
-            load_renamed(self.model, Path(folder))
-        load_beside_adapter(self.model, Path(folder))
+            load_checkpoint(self, self.state.best_model_checkpoint, inner)
 
     def get_decay_parameter_names(self, model):
         names = super().get_decay_parameter_names(model)

@@ -1,0 +1,105 @@
+"""Before a stage with an adapter trains: what its folder must look like, found out by reading it, without the base's weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from hf_stages.adapters import (
+    Layout,
+    adapter_names,
+    base_prefix,
+    is_peft,
+    layout_of,
+    meta_copy,
+    note_layout,
+    plain_copy,
+    rebuilding,
+    tensors_of,
+)
+from hf_stages.data._random import undisturbed
+
+logger = logging.get_logger(__name__)
+
+
+def check_adapter(model: Any, where: str) -> None:
+    """Note on a PEFT model how it is to be written. A model whose base cannot be told from its adapter is refused."""
+    if not is_peft(model):
+        return
+    try:
+        plain = plain_copy(model)
+    except ValueError as error:
+        kind = model.active_peft_config.peft_type.value
+        raise ValueError(
+            f"{where}: expected an adapter whose base can be saved on its own, got {kind}: {error}; use another kind of adapter"
+        ) from error
+    with undisturbed(), torch.no_grad():
+        state = _told_apart(model)
+        layout = Layout(_stock_differs(model, plain, state), not _peft_brings_back(model, state))
+    if layout.apart is not None and layout != layout_of(model):
+        logger.warning(
+            f"{where}: stock from_pretrained could not give this model ({layout.apart}); the stage's folder has base and adapter "
+            "apart, in base/ and adapter/. StagedTrainer.from_stage reads it as it is, PeftModel.from_pretrained the two"
+        )
+    note_layout(model, layout)
+
+
+def _told_apart(model: Any) -> dict[str, torch.Tensor]:
+    """The model's state with other values in each tensor of the adapter, and none in the base's."""
+    made: dict[int, torch.Tensor] = {}
+    own, state = set(adapter_names(model)), {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name not in own:
+            state[name] = torch.empty_like(tensor.detach(), device="meta")
+            continue
+        if id(tensor) not in made:
+            drawn = tensor.is_floating_point() or tensor.is_meta
+            made[id(tensor)] = torch.rand(tensor.shape).to(tensor.dtype) if drawn else tensor.detach().cpu()
+        state[name] = made[id(tensor)]
+    return state
+
+
+def _stock_differs(model: Any, plain: Any, state: dict[str, torch.Tensor]) -> str | None:
+    """Why transformers, which finds an adapter beside a base, would not make this model of the two."""
+    if len(model.peft_config) > 1:
+        return f"it has {len(model.peft_config)} adapters"
+    name = next(iter(model.peft_config))
+    config = rebuilding(model.peft_config[name])
+    if not hasattr(plain, "load_adapter"):
+        return f"{type(plain).__name__} loads no adapters"
+    plain.hf_device_map = {"": "cpu"}  # where the adapter's tensors go
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        plain.load_adapter(peft_config=config, adapter_state_dict=tensors_of(model, name, state), adapter_name=name)
+    except Exception as error:  # whatever it stumbles over, it stumbles over in the user's hands, too
+        return str(error).partition("\n")[0]
+    finally:
+        logging.set_verbosity(verbosity)
+    read = {f"{base_prefix(model)}{key}": tensor for key, tensor in plain.state_dict().items()}
+    return _first_difference(model, state, read)
+
+
+def _peft_brings_back(model: Any, state: dict[str, torch.Tensor]) -> bool:
+    """Whether PEFT's own reading of its own file gives every tensor of the adapter again."""
+    from peft import set_peft_model_state_dict
+
+    empty = meta_copy(model, but=adapter_names(model))
+    try:
+        for name in model.peft_config:
+            tensors = tensors_of(model, name, state)
+            set_peft_model_state_dict(empty, tensors, adapter_name=name)
+    except Exception as error:
+        logger.info(f"{type(error).__name__}: {error}")
+        return False
+    return _first_difference(model, state, empty.state_dict()) is None
+
+
+def _first_difference(model: Any, state: dict[str, torch.Tensor], read: dict[str, torch.Tensor]) -> str | None:
+    for name in adapter_names(model):
+        tensor = read.get(name)
+        if tensor is None or tensor.is_meta or not torch.equal(tensor.cpu(), state[name]):
+            return f"{name} would be another"
+    return None

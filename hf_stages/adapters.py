@@ -1,0 +1,251 @@
+"""A PEFT model's weights: which are the base's, which the adapter's, and how both lie in a folder.
+
+Names are found by walking the model: what a wrapper of PEFT's wraps is the base, all else in it belongs to the adapter.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+BASE, ADAPTER = "base", "adapter"
+"""Folders of a stage whose base and adapter lie apart."""
+_FILE, _CONFIG, _OWN = "adapter_model.safetensors", "adapter_config.json", "adapter_state.safetensors"
+_LAYOUT = "_hf_stages_layout"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a PEFT model is written, so that what stock ``from_pretrained(folder)`` gives is the model, or an error."""
+
+    apart: str | None = None
+    """Why stock transformers would not give the model from a base with the adapter beside it; None where it does."""
+    own: bool = False
+    """Whether PEFT's file does not bring back all of the adapter (an encoder of prompts is stored as what it says)."""
+
+
+def is_peft(model: Any) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def note_layout(model: Any, layout: Layout) -> None:
+    vars(model)[_LAYOUT] = layout
+
+
+def layout_of(model: Any) -> Layout:
+    """As it was noted before anything wrapped or sharded the model."""
+    return vars(model).get(_LAYOUT, Layout())
+
+
+def base_names(model: Any) -> dict[str, str]:
+    """Full name in the PEFT model -> name in the base model alone. What belongs to adapters is left out.
+
+    PEFT keeps an idle original beside a module that trains in full; that one is the base's.
+    """
+    base, prefix = model.get_base_model(), base_prefix(model)
+    found = {}
+    for full in model.state_dict():
+        plain = _plain(base, full.removeprefix(prefix)) if full.startswith(prefix) else None
+        if plain is not None:
+            found[full] = plain
+    return found
+
+
+def base_prefix(model: Any) -> str:
+    return _path_to(model, model.get_base_model()) + "."
+
+
+def adapter_names(model: Any) -> list[str]:
+    """Full names of what is the adapter's alone: prompt tuning holds the base's embeddings a second time."""
+    state, base = model.state_dict(keep_vars=True), base_names(model)
+    shared = {id(state[name]) for name in base}
+    return [name for name, tensor in state.items() if name not in base and id(tensor) not in shared]
+
+
+def trained_in_base(model: Any) -> list[str]:
+    """Weights of the base that train beside the adapter."""
+    base = base_names(model)
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad and name in base]
+
+
+def plain_copy(model: Any) -> Any:
+    """The base model without adapters and without weights, on the meta device."""
+    base = meta_copy(model.get_base_model())
+    _unwrap(base)
+    vars(base).pop("peft_config", None)
+    left = next((m for m in base.modules() if type(m).__module__.startswith("peft.")), None)
+    if left is not None:
+        raise ValueError(
+            f"a {type(left).__name__} takes the place of a part of {type(base).__name__} and cannot be told from it"
+        )
+    return base
+
+
+def _unwrap(module: nn.Module) -> None:
+    for name, child in [*module.named_children()]:
+        inner: Any = child
+        while (wrapped := _wrapped(inner)) is not None:
+            inner = wrapped[1]
+        if inner is not child:
+            setattr(module, name, inner)
+        _unwrap(inner)
+
+
+def meta_copy(model: nn.Module, *, but: Collection[str] = ()) -> Any:
+    """A copy without weights: each tensor is one on the meta device (those named in ``but`` are zeros), shared ones stay so."""
+    memo: dict[int, Any] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        _lay(memo, tensor, "cpu" if name in but else "meta")
+    for tensor in (*model.parameters(), *model.buffers()):
+        _lay(memo, tensor, "meta")
+    return copy.deepcopy(model, memo)
+
+
+def _lay(memo: dict[int, Any], tensor: torch.Tensor, device: str) -> None:
+    if id(tensor) not in memo:
+        empty = torch.zeros_like(tensor.detach(), device=device)
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def tensors_of(model: Any, name: str, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """One adapter as its file holds it."""
+    from peft import get_peft_model_state_dict
+
+    found = get_peft_model_state_dict(model, state_dict=state, adapter_name=name, save_embedding_layers=False)
+    return _told_in_full(found, model, name)
+
+
+def save_adapters(model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """PEFT's own files; a lone adapter's are the folder's own, whatever it is called."""
+    model.save_pretrained(folder, state_dict=state)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
+    for name, place in _places(model, folder):
+        if place == folder and name != "default":
+            for file in (folder / name).iterdir():
+                file.replace(folder / file.name)
+            (folder / name).rmdir()
+        tensors = load_file(place / _FILE)
+        if (full := _told_in_full(tensors, model, name)).keys() != tensors.keys():
+            save_file(full, place / _FILE, metadata={"format": "pt"})
+    settle_adapters(model, folder)
+    if layout_of(model).own:
+        save_own(model, folder, state)
+
+
+def load_adapters(model: Any, folder: Path) -> None:
+    """Read what ``save_adapters`` or Trainer wrote into a model that has these adapters already."""
+    from peft import set_peft_model_state_dict
+
+    if (folder / _OWN).is_file():
+        result = model.load_state_dict(load_file(folder / _OWN), strict=False)
+        if result.unexpected_keys:
+            raise ValueError(f"{folder}: {_OWN}: the model has no {result.unexpected_keys[0]}")
+        return
+    for name, place in _places(model, folder):
+        place = place if (place / _FILE).is_file() else folder / name  # Trainer's checkpoints leave PEFT's folders
+        tensors = load_file(place / _FILE)
+        known = model.state_dict()
+        wrong = set_peft_model_state_dict(model, tensors, adapter_name=name).unexpected_keys
+        wrong = [key for key in wrong if key not in known and not model.peft_config[name].is_prompt_learning]
+        if wrong:
+            raise ValueError(f"{place}: the adapter does not fit the model: unexpected {wrong[:3]}")
+
+
+def save_own(model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+    """All of the adapter by the names that the model itself has for it."""
+    state = model.state_dict() if state is None else state
+    own: dict[str, torch.Tensor] = {}
+    written: set[int] = set()
+    for name in adapter_names(model):
+        tensor = state[name].detach().cpu().contiguous()
+        again = tensor.data_ptr() in written
+        written.add(tensor.data_ptr())
+        own[name] = tensor.clone() if again else tensor
+    save_file(own, folder / _OWN)
+
+
+def rebuilding(config: Any) -> Any:
+    """A copy of an adapter's config that builds its structure alone: no start from the weights, which are read after."""
+    config = copy.deepcopy(config)
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True
+    if getattr(config, "prompt_tuning_init", None) is not None:
+        config.prompt_tuning_init = "RANDOM"
+    return config
+
+
+def settle_adapters(model: Any, folder: Path) -> None:
+    for name, place in _places(model, folder):
+        path = place / _CONFIG
+        _settle(path if path.is_file() else folder / name / _CONFIG)
+
+
+def _settle(path: Path) -> None:
+    """PEFT writes a set in whatever order the process has it; equal runs leave equal files.
+
+    The base beside it is as it was trained: PiSSA and its like must not start from it a second time, and the name of
+    another base must not be followed.
+    """
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config = {
+        key: sorted(value) if key == "target_modules" and isinstance(value, list) else value
+        for key, value in config.items()
+    }
+    if isinstance(config.get("init_lora_weights"), str):
+        config["init_lora_weights"] = True
+    config["base_model_name_or_path"] = None
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _places(model: Any, folder: Path) -> Iterator[tuple[str, Path]]:
+    for name in model.peft_config:
+        yield name, folder if name == "default" or len(model.peft_config) == 1 else folder / name
+
+
+def _told_in_full(tensors: dict[str, torch.Tensor], model: Any, name: str) -> dict[str, torch.Tensor]:
+    """PEFT leaves the end of some names out and knows where to put it back (DoRA's lengths); transformers does not."""
+    full = {".".join(part for part in key.split(".") if part != name) for key in adapter_names(model)}
+    return {
+        f"{key}.weight" if key not in full and f"{key}.weight" in full else key: value for key, value in tensors.items()
+    }
+
+
+def _path_to(model: nn.Module, inner: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is inner and name)
+
+
+def _plain(module: Any, name: str) -> str | None:
+    """A tensor's name below ``module`` as it would be without wrappers; None where it is a wrapper's own."""
+    parts, kept = name.split("."), []
+    while parts:
+        if (wrapped := _wrapped(module)) is not None:
+            path, module = wrapped
+            if parts[: len(path)] != path:
+                return None
+            parts = parts[len(path) :]
+            continue
+        kept.append(parts.pop(0))
+        module = getattr(module, kept[-1], None)
+    return ".".join(kept)
+
+
+def _wrapped(module: Any) -> tuple[list[str], Any] | None:
+    """Where a wrapper of PEFT's holds what it wraps, and that; None for any other module."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        inner = module.original_module
+    elif isinstance(module, BaseTunerLayer):
+        inner = getattr(module, "base_layer", None)
+    else:
+        return None
+    return None if inner is None else (_path_to(module, inner).split("."), inner)
