@@ -7,7 +7,8 @@ from typing import Any
 
 from hf_stages.domains import domains_of, own_domains, same_task
 from hf_stages.eval_domains import measured_as
-from hf_stages.stage_run import StageRun
+from hf_stages.last_evaluation import LastEvaluation
+from hf_stages.stage_run import StageRun, all_ranks
 
 
 def settled_metrics(runner: Any, run: StageRun) -> dict[str, float]:
@@ -24,14 +25,21 @@ def _own(runner: Any, run: StageRun) -> dict[str, float]:
     logs = trainer.state.log_history[run.history_start :]
     metrics: dict[str, Any] = {}
     if trainer.eval_dataset is not None:
-        seen: dict[str, Any] = {}
-        others = trainer.args.load_best_model_at_end or run.steering.moved()  # of other weights than those at hand
-        for log in logs:
-            if log["step"] == trainer.state.global_step and not others:
-                seen.update({k: v for k, v in log.items() if k.startswith("eval_")})
-        metrics.update(seen or _evaluated(trainer))
+        metrics.update(_of_these_weights(trainer, run.last_evaluation))
     last = next((log["train_loss"] for log in reversed(logs) if "train_loss" in log), None)
     return {**_numbers(metrics), **({"train_loss": last} if last is not None else {})}
+
+
+def _of_these_weights(trainer: Any, last: LastEvaluation) -> dict[str, float]:
+    """The stage's last evaluation if it was of the weights at hand, else a new one; and where a callback changed them behind
+    that as well, one more that callbacks do not hear of."""
+    if not all(all_ranks(last.holds(), trainer.args)):
+        with last.measuring():
+            last.keep(_evaluated(trainer))
+        if last.prints and not all(all_ranks(last.holds(), trainer.args)):
+            with last.measuring(), trainer.callback_handler.measuring():
+                last.keep(_evaluated(trainer))
+    return last.metrics
 
 
 def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:

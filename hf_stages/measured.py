@@ -82,6 +82,8 @@ class MeasuredMixin(_Base):
         try:
             with self._sums.counting() if self._sums is not None else nullcontext():
                 output = inner(*args, **kwargs)
+            if self._stage is not None:
+                self._stage.last_evaluation.saw()
             if self._sums is not None:
                 output.metrics.update(self._sums.metrics(prefix))
                 _without_nan(output.metrics, prefix)
@@ -92,7 +94,11 @@ class MeasuredMixin(_Base):
         return output
 
     def _evaluate(self, *args, **kwargs):
-        metrics = super()._evaluate(*args, **kwargs)
-        if self._stage is not None:
-            self._stage.after_evaluation(self.state, self.control)
+        if self._stage is None:
+            return super()._evaluate(*args, **kwargs)
+        self._stage.set_progress()  # measured as it stands, not as the update began
+        with self._stage.last_evaluation.measuring():
+            metrics = super()._evaluate(*args, **kwargs)
+        self._stage.last_evaluation.keep(metrics)
+        self._stage.after_evaluation(self.state, self.control)
         return metrics

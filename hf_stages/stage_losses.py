@@ -19,7 +19,7 @@ from hf_stages.losses._signals import Signals
 from hf_stages.model_inputs import model_inputs
 from hf_stages.stage import Stage
 
-_NAME = "hf_stages_losses"
+NAME = "hf_stages_losses"
 _FILE = "loss_weights.safetensors"
 
 
@@ -121,13 +121,13 @@ class StageLosses:
             self.capture.remove()
         if self.teacher is not None and hasattr(self.teacher, "remove"):
             self.teacher.remove()
-        self.model._modules.pop(_NAME, None)
+        self.model._modules.pop(NAME, None)
 
     # ---- weights of the losses' own: the stage trains and checkpoints them, no saved model holds them ---------------
 
     def _attach(self) -> None:
         """As part of the student they are optimized, clipped and synchronized as everything else."""
-        self.model.add_module(_NAME, self.modules)
+        self.model.add_module(NAME, self.modules)
 
     @contextmanager
     def detached(self) -> Iterator[None]:
@@ -135,7 +135,7 @@ class StageLosses:
         if self.modules is None:
             yield
             return
-        self.model._modules.pop(_NAME, None)
+        self.model._modules.pop(NAME, None)
         try:
             yield
         finally:

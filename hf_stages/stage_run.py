@@ -22,6 +22,7 @@ from hf_stages.collating import reads_progress
 from hf_stages.data._progress import PlacedDataset, PlacedSampler, PlacedStream
 from hf_stages.drawn import Drawn
 from hf_stages.gates import History
+from hf_stages.last_evaluation import LastEvaluation
 from hf_stages.ledger import Ledger
 from hf_stages.objective import Objective
 from hf_stages.plan import PlannedStage
@@ -90,6 +91,7 @@ class StageRun:
         self.data = StageData(self.dataset, self.planned, self.args, self.seed)
         self.drawn = Drawn(self.data.blend, self.planned.steps, self.planned.size.global_batch)
         self.steering, self.refetch = Steering(self), Refetch(self)
+        self.last_evaluation = LastEvaluation(self.trainer)
         if self.resumed is not None:
             self.load_state_dict(self.resumed)
 
@@ -346,7 +348,8 @@ class StageRun:
         """Collective: every rank has a part of the running loss."""
         trainer = self.trainer
         assert self.objective is not None
-        ranks = all_ranks({"tr_loss": trainer._tr_loss.item(), "objective": self.objective.state_dict()}, self.args)
+        mine = {"tr_loss": trainer._tr_loss.item(), "objective": self.objective.state_dict()}
+        ranks = all_ranks({**mine, "evaluated": self.last_evaluation.state_dict()}, self.args)
         return {
             "stage": self.planned.name,
             "index": self.planned.index,
@@ -369,6 +372,7 @@ class StageRun:
                 "last_logged": trainer._globalstep_last_logged,
             },
             "objective": [rank["objective"] for rank in ranks],
+            "evaluated": [rank["evaluated"] for rank in ranks],
             "drawn": self.drawn.state_dict(),
             "remembered": remembered(trainer),
             "data": self.data.state_dict(self.steps),
@@ -387,6 +391,7 @@ class StageRun:
         for name in ("first_step", "s0", "steps", "tokens", "over", "ended_by", "history_start", "before", "start"):
             setattr(self, name, state[name])
         self.steering.kept = state.get("kept")
+        self.last_evaluation.load_state_dict(state["evaluated"][self.args.process_index])
         self.seconds_before = self.seconds = state["seconds"]
         self.drawn.load_state_dict(state.get("drawn", {}))
         remember(self.trainer, state.get("remembered", {}))

@@ -75,12 +75,6 @@ class Steering:
         if decision.action == "rollback" and decision.value is None and run.over is None:
             run._end(decision.reason, by=by)
 
-    def moved(self) -> bool:
-        """Whether the weights are others than the last evaluation of this step saw."""
-        run = self.run
-        back = [e for e in run.ledger.of(run.planned.name, "rollback") if e.step == run.first_step + run.steps]
-        return bool(back)
-
     def settle(self, history: Any) -> bool:
         """The gates' last word, on the final metrics. True: the stage went back, measure again."""
         run = self.run
