@@ -23,6 +23,8 @@ _TASK_OF_CLASS = {
     "ForCausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
 }
+_ALPHA = float("16")
+"""The default, an object of its own: 16 that was given is not it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class AddLora(Transform):
     """
 
     r: int = 8
-    alpha: float = 16
+    alpha: float = _ALPHA
+    """``lora_alpha``, as PEFT calls it, is taken too."""
     target_modules: str | Sequence[str] | None = field(default=None, kw_only=True)
     """PEFT's rule: module names or their ends, ``"all-linear"``, or a regex of the whole name. None: PEFT's choice."""
     dropout: float = field(default=0.0, kw_only=True)
@@ -50,9 +53,19 @@ class AddLora(Transform):
     """Scale by ``alpha / sqrt(r)``: steadier at ranks of 64 and more (https://arxiv.org/abs/2312.03732)."""
     use_dora: bool = field(default=False, kw_only=True)
     """Learn each column's length apart (DoRA, https://arxiv.org/abs/2402.09353); keeps the function up to rounding."""
+    lora_alpha: float | None = field(default=None, kw_only=True, repr=False, compare=False)
+    """PEFT's name of ``alpha``: what is given here is found there."""
     keeps_function = True
 
     def __post_init__(self) -> None:
+        if self.lora_alpha is not None:
+            if self.alpha is not _ALPHA and self.alpha != self.lora_alpha:
+                raise ValueError(
+                    f"AddLora: alpha and lora_alpha are two names of one number: got {self.alpha!r} and {self.lora_alpha!r}; "
+                    "give one"
+                )
+            object.__setattr__(self, "alpha", self.lora_alpha)
+            object.__setattr__(self, "lora_alpha", None)
         if not isinstance(self.r, int) or self.r < 1:
             raise ValueError(f"AddLora: r: expected a whole number, at least 1, got {self.r!r}")
         if self.alpha <= 0:

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from hf_stages.recipe import part_from_dict, part_to_dict
 from hf_stages.transforms import AddLora, Freeze
 
 pytest.importorskip("peft")
@@ -141,6 +142,25 @@ def test_without_peft_names_the_extra(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ImportError, match=r'pip install "hf_stages\[lora\]"'):
         AddLora(2)(tiny("llama"))
+
+
+def test_alpha_goes_by_the_name_that_peft_has_for_it(tiny):
+    part = AddLora(4, lora_alpha=32)
+    assert part == AddLora(4, 32) == eval(repr(part))
+    assert part_to_dict(part, "transforms") == {"use": "AddLora", "r": 4, "alpha": 32}
+    read = part_from_dict({"use": "AddLora", "r": 4, "lora_alpha": 32}, "transforms")
+    assert read == part
+    assert read(tiny("llama")).peft_config["default"].lora_alpha == 32
+    assert AddLora(4, 16, lora_alpha=16) == AddLora(4)
+    assert part_to_dict(AddLora(4), "transforms") == {"use": "AddLora", "r": 4}
+
+
+@pytest.mark.parametrize("alpha", [16, 16.0, 8])
+def test_two_alphas_that_differ_are_refused(alpha):
+    with pytest.raises(ValueError, match=rf"AddLora: alpha and lora_alpha .* got {alpha!r} and 32; give one"):
+        AddLora(4, alpha, lora_alpha=32)
+    with pytest.raises(ValueError, match=r"AddLora: alpha: expected more than 0, got -1"):
+        AddLora(4, lora_alpha=-1)
 
 
 def test_is_a_plain_value():
