@@ -1,6 +1,6 @@
 """Staged training, distillation and compression inside the Hugging Face Trainer."""
 
-from hf_stages._after_import import after_import
+from hf_stages._after_import import after_import as _after_import
 from hf_stages.stage import Recipe as Recipe
 from hf_stages.stage import Stage as Stage
 
@@ -19,9 +19,13 @@ def _register_packed() -> None:
 
 
 # AutoConfig and AutoModel... know the project's own model type from the moment on that there is an AutoConfig.
-after_import("transformers.models.auto.configuration_auto", _register)
+_after_import("transformers.models.auto.configuration_auto", _register)
 # transformers knows packed models from the moment on that it knows any quantized ones.
-after_import("transformers.quantizers.auto", _register_packed)
+_after_import("transformers.quantizers.auto", _register_packed)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str):

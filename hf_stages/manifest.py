@@ -106,6 +106,9 @@ class Manifest:
             self._sweep()
         barrier()
         if checkpoint is None:
+            if len(self.done) == len(self.plan.stages):
+                logger.warning(f"{self.out}: every stage is done, nothing left to do")
+                return None, None
             where = f"after {list(self.done)[-1]!r}" if self.done else "afresh: nothing was saved to go on from"
             if held and self.args.save_only_model:
                 where += f" ({held[0]} holds weights alone: save_only_model)"

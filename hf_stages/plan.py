@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -113,6 +113,11 @@ class Plan:
     stages: tuple[PlannedStage, ...]
     spans: Mapping[str, Span] = field(repr=False)
     """Learning-rate spans as planned, by the stage that declares them."""
+    show: Callable[[Plan], str] | None = field(default=None, repr=False, compare=False)
+    """What prints it as a table; a trainer's plan has one."""
+
+    def __str__(self) -> str:
+        return repr(self) if self.show is None else self.show(self)
 
     @property
     def total_steps(self) -> int:
@@ -123,10 +128,10 @@ class Plan:
 
     def with_taught(self, taught: Mapping[str, Taught]) -> Plan:
         stages = [replace(stage, taught=taught.get(stage.name, stage.taught)) for stage in self.stages]
-        return Plan(tuple(stages), self.spans)
+        return replace(self, stages=tuple(stages))
 
     def with_blends(self, blends: Mapping[str, Any]) -> Plan:
-        return Plan(tuple(replace(stage, blend=blends.get(stage.name)) for stage in self.stages), self.spans)
+        return replace(self, stages=tuple(replace(stage, blend=blends.get(stage.name)) for stage in self.stages))
 
     def peak_lr(self, name: str) -> float:
         """The highest planned learning rate of a stage, which may lie between its ends."""

@@ -364,7 +364,8 @@ class Runner:
         if isinstance(error, StageStopped):
             return
         try:
-            self.manifest.write("interrupted", self.ledger)
+            run = self.trainer._stage
+            self.manifest.write("interrupted", self.ledger, running=run.planned.name if run is not None else None)
         except OSError:
             logger.warning(f"{self.out}: the manifest could not be updated; resuming does not need it to be")
 

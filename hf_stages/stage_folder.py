@@ -28,6 +28,7 @@ from hf_stages.checkpoint import (
 from hf_stages.domains import by_domain, domains_of, plain_name, trained_on
 from hf_stages.layers.bits import known_size
 from hf_stages.plan import PlannedStage
+from hf_stages.progress import without_bars
 from hf_stages.recipe import part_to_dict, to_dict
 from hf_stages.remembered import remembered
 from hf_stages.stage_run import StageRun
@@ -62,7 +63,8 @@ def write_boundary(
     summary["size"] = None if size is None else size.to_dict(trainer.blueprint.weights)
     if trainer.args.should_save:
         with written_whole(runner.out / planned.folder) as folder:
-            save_weights(model, folder, state_dict=state_dict)
+            with without_bars():
+                save_weights(model, folder, state_dict=state_dict)
             if trainer.processing_class is not None:
                 trainer.processing_class.save_pretrained(folder)
             _write_training_state(folder / TRAINING_STATE, trainer, moments, run)

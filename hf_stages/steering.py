@@ -66,14 +66,15 @@ class Steering:
         if decision.action == "rollback":
             assert self.kept is not None
             go_back(run.trainer, self.folder, self.kept)
-        run.note(decision.action, decision.reason + self._back(decision), by=by, value=decision.value)
-        logger.warning(f"stage {run.planned.name!r}: {decision.reason}")
+        reason = decision.reason + self._back(decision)
+        run.note(decision.action, reason, by=by, value=decision.value)
+        logger.warning(f"stage {run.planned.name!r}: {reason}")
         if decision.action == "replay":
             run.refetch.change()
         if decision.action in ("cut_lr", "rollback"):
             self._set_rates()
         if decision.action == "rollback" and decision.value is None and run.over is None:
-            run._end(decision.reason, by=by)
+            run._end(reason, by=by)
 
     def settle(self, history: Any) -> bool:
         """The gates' last word, on the final metrics. True: the stage went back, measure again."""
@@ -101,7 +102,7 @@ class Steering:
     def _back(self, decision: Decision) -> str:
         if decision.action != "rollback":
             return ""
-        return f" (back to {'the start of the stage' if not self.kept else f'the state after {self.kept} updates'})"
+        return f"; went back to {'the start of the stage' if not self.kept else f'the state after {self.kept} updates'}"
 
     def _set_rates(self) -> None:
         """Moments of another time bring that time's rate; and the next update's was set before it was cut."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ from hf_stages.patches import Patches, check_rebuilt
 from hf_stages.plan import Plan
 from hf_stages.preparing import PreparingMixin
 from hf_stages.progress import StageProgress
+from hf_stages.reports.plan_table import plan_table
 from hf_stages.runner import Runner
+from hf_stages.shown_signature import signature_of
 from hf_stages.sizes import plan_for
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_losses import wants_teacher
@@ -68,6 +71,10 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
     _runner: Any = None
     _stop_request: str | None = None
     """Asked for before ``train()``."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__signature__ = signature_of(cls, StagedMixin)
 
     def __init__(
         self,
@@ -129,7 +136,7 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
     # ---- what a user calls --------------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """The recipe in absolute numbers. Raises every error that can be known before the first step."""
+        """The recipe in absolute numbers; printed, a table. Raises every error that can be known before the first step."""
         if self.recipe is None:
             raise ValueError("plan: expected a trainer with stages")
         plan = plan_for(self.recipe, self.args, self.train_data if self.prepares else None)
@@ -146,7 +153,10 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
         for stage in self.recipe.stages:
             if self.wants_teacher(stage):
                 check_declared(self, stage)
-        return plan.with_taught(taught)
+        return replace(plan.with_taught(taught), show=self._plan_table)
+
+    def _plan_table(self, plan: Plan) -> str:
+        return plan_table(plan, model=self.blueprint.build("meta") if self.blueprint.buildable else None)
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None, **kwargs):
         """Run every stage that is not done. ``resume_from_checkpoint=True`` goes on where the run was cut."""
@@ -324,4 +334,24 @@ def _held(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class StagedTrainer(StagedMixin, Trainer):
-    """``transformers.Trainer`` with ``stages=[...]``."""
+    """``transformers.Trainer`` whose ``train()`` runs a declared sequence of stages.
+
+    Args:
+        stages: What the run does, in order. ``args.output_dir`` gets a folder for each; without stages this is ``Trainer``.
+        recipe: A ``Recipe`` in their place, which may hold data and arguments as well.
+        teacher: The model (or ``Teacher``, ``CachedTeacher``, path) that stages learn from, where their losses compare with one.
+
+    All other arguments are ``Trainer``'s own::
+
+        trainer = StagedTrainer(
+            model,
+            TrainingArguments("out", learning_rate=5e-5),
+            stages=[
+                Stage("language", until="2000 steps", train_dataset=text),
+                Stage("code", until="1 epochs", train_dataset=code, schedule=Rewarm(to=2e-5)),
+            ],
+            eval_dataset={"text": held_out_text, "code": held_out_code},
+        )
+        print(trainer.plan())
+        trainer.train()
+    """

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 
 import pytest
 
 from hf_stages import progress
-from hf_stages.progress import StageProgress
+from hf_stages.progress import StageProgress, evaluation_line
 
 
 @pytest.fixture
@@ -79,3 +80,39 @@ def test_other_ranks_show_nothing(clock):
     callback.on_step_end(None, quiet, None)
     callback.on_train_end(None, quiet, None)
     assert callback.training_bar is None
+
+
+@pytest.mark.parametrize(
+    ("logs", "line"),
+    [
+        (
+            {"eval_loss": 2.0, "eval_loss_DPO": 0.5, "eval_runtime": 61.0, "stage": 1, "epoch": 0.5},
+            "step 9: eval: loss 2, loss_DPO 0.5 (1 min)",
+        ),
+        (
+            {"start_a_b_loss": 1.5, "start_a_b_rows": 3, "start_a_b_runtime": 0.2},
+            "step 9: start a_b: loss 1.5, rows 3 (0.2 s)",
+        ),
+        ({"start_loss": 1.5, "start_items": 3, "stage": 2}, "step 9: start: loss 1.5, as the stage before ended"),
+        ({"eval_seen_by": "me", "eval_loss": 1.0}, "step 9: eval: seen_by me, loss 1"),
+        ({"loss": 1.0, "epoch": 1.0}, None),
+        ({"eval_loss": 1.0, "loss": 2.0}, None),
+        ({"epoch": 1.0}, None),
+    ],
+)
+def test_an_evaluation_is_a_line(logs, line):
+    assert evaluation_line(logs, 9) == line
+
+
+def test_a_message_is_written_above_the_bar(monkeypatch):
+    callback, cleared = StageProgress(), []
+    callback.enter("a", 1, 1, 0, 5)
+    callback.on_train_begin(None, state_at(0, 5), None)
+    monkeypatch.setattr(callback.training_bar, "clear", lambda: cleared.append(1))
+    handlers = [h for h in (*logging.getLogger().handlers, logging.lastResort) if h.filters]
+    assert handlers
+    record = logging.LogRecord("hf_stages", logging.WARNING, "", 0, "a word", None, None)
+    assert handlers[0].filter(record)
+    assert cleared == [1]
+    callback.on_train_end(None, state_at(5, 5), None)
+    assert not any(h.filters for h in handlers)

@@ -13,6 +13,7 @@ from hf_stages.checkpoint import (
     RUN_FILE,
     SEAL,
     STAGE_FILE,
+    STATE_FILE,
     TRAINING_STATE,
     NewerSchema,
     checkpoints,
@@ -22,6 +23,16 @@ from hf_stages.checkpoint import (
 
 _FOLDER = re.compile(r"^(\d+)-(.+)$")
 _STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class HalfDone:
+    """Where a stage stands that was cut, or still runs."""
+
+    checkpoint: Path
+    steps: int
+    tokens: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ class ReadStage:
     problem: str = ""
     planned: int | None = None
     """Updates, as the run's manifest has them."""
+    half: HalfDone | None = None
+    """How far a stage is that is not done, as its newest checkpoint says."""
 
     @property
     def parent(self) -> str | None:
@@ -81,6 +94,8 @@ def read_run(out: str | Path) -> ReadRun:
             continue
         name, status, steps = declared.get(folder, (match[2], "done", None))
         stages.append(replace(_read_stage(out / folder, int(match[1]), name, status), planned=steps))
+    half = _half_done(out)
+    stages = [replace(stage, half=half.get(stage.name) if stage.summary is None else None) for stage in stages]
     problems += [f"{stage.folder}: {stage.problem}" for stage in stages if stage.problem]
     done = [stage.summary for stage in stages if stage.summary is not None]
     last = max(done, key=lambda summary: summary.get("global_step", 0), default={})
@@ -100,6 +115,20 @@ def _read_stage(folder: Path, index: int, name: str, status: str) -> ReadStage:
     if problem is not None:
         return ReadStage(index, name, folder, "damaged", problem=problem)
     return ReadStage(index, name, folder, "done", summary)
+
+
+def _half_done(out: Path) -> dict[str, HalfDone]:
+    """By stage, the newest checkpoint that a resumed run would go on from."""
+    found: dict[str, HalfDone] = {}
+    for _, folder in checkpoints(out):
+        try:
+            state = read_json(folder / STATE_FILE, "a stage state")
+            half = HalfDone(folder, int(state["steps"]), float(state["tokens"]), float(state["seconds"]))
+        except (ValueError, KeyError, TypeError):
+            continue  # Trainer's own, or half-written by a process that died
+        if state.get("resumable", True) and (folder / SEAL).is_file():
+            found.setdefault(state["stage"], half)
+    return found
 
 
 def _problem(folder: Path) -> str | None:

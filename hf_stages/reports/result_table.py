@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_stages.reports._run import ReadRun, read_run
+from hf_stages.reports._run import ReadRun, ReadStage, read_run
 from hf_stages.reports._text import bits, count, duration, mebibytes
 
 _HEADS = ("stage", "steps", "tokens", "time", "ended by", "before -> after", "bits", "packed", "folder")
@@ -28,7 +28,7 @@ def stages_table(run: ReadRun) -> str:
     rows, quantized = [], False
     for stage in run.stages:
         if stage.summary is None:
-            rows.append([f"{stage.index} {stage.name}", "-", "-", "-", stage.status, "", "", "", ""])
+            rows.append(_open_row(stage, run.status))
             continue
         quantized |= bool((stage.summary.get("size") or {}).get("quantized"))
         rows.append(_row(stage.index, stage.name, stage.folder, stage.summary))
@@ -41,6 +41,17 @@ def stages_table(run: ReadRun) -> str:
     return "\n".join([*lines, f"The run is {run.status}."])
 
 
+def _open_row(stage: ReadStage, run: str) -> list[str]:
+    """A stage that is not done: how far its checkpoint is, or that there is none to go on from."""
+    name = f"{stage.index} {stage.name}"
+    half, of = stage.half, f" of {count(stage.planned)}" if stage.planned else ""
+    if half is not None:
+        far = [f"{count(half.steps)}{of}", count(half.tokens or None), duration(half.seconds)]
+        return [name, *far, "half done", "", "", "", str(half.checkpoint)]
+    cut = stage.status == "running" and run != "running"
+    return [name, f"0{of}" if cut else "-", "-", "-", "cut, not saved" if cut else stage.status, "", "", "", ""]
+
+
 def _row(number: int, name: str, folder: Path, stage: Mapping[str, Any]) -> list[str]:
     size = stage.get("size") or {}
     return [
@@ -48,12 +59,18 @@ def _row(number: int, name: str, folder: Path, stage: Mapping[str, Any]) -> list
         count(stage.get("steps")),
         count(stage.get("tokens") or None),
         duration(stage.get("seconds")),
-        str(stage.get("ended_by") or "-"),
+        str(stage.get("ended_by") or "-") + (", went back" if _went_back(stage) else ""),
         _change(stage),
         bits(size.get("bits_per_weight")),
         mebibytes(size.get("bytes")),
         str(folder),
     ]
+
+
+def _went_back(stage: Mapping[str, Any]) -> bool:
+    """Whether the stage's model is one that it had before its last update."""
+    own = [e for e in stage.get("ledger") or () if e.get("stage") == stage.get("name") and e.get("kind") == "rollback"]
+    return any(entry.get("step") == stage.get("global_step") for entry in own)
 
 
 def _change(stage: Mapping[str, Any]) -> str:

@@ -148,7 +148,7 @@ def test_an_unfinished_run_shows_what_its_checkpoint_logged(out, tmp_path, capsy
     assert cli.main(["report", str(out), "--save", str(tmp_path / "r.svg")]) == 0
     text = capsys.readouterr().out
     assert "The run is interrupted." in text
-    assert re.search(r"2 code +- +- +- +running", text)
+    assert re.search(r"2 code +0 +- +- +cut, not saved", text)
     assert "prose: 2.75 after step 15" in (tmp_path / "r.svg").read_text()
 
 
