@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
+from hf_stages.eval_parts import EvalParts
 from hf_stages.last_batch import first_rows, new_rows
 from hf_stages.losses import TaskLoss
 from hf_stages.losses._outputs import outputs_of
 from hf_stages.objective import counted
+from hf_stages.task_probe import known_reduction
 from hf_stages.token_bytes import bytes_per_token
 from hf_stages.update_loss import outermost
 
@@ -28,10 +30,14 @@ class EvalSums:
     """Sums over one evaluation of one set; made anew for each."""
 
     def __init__(self, trainer: Any, dataset: Any) -> None:
-        self.trainer = trainer
+        self.trainer, self.inner = trainer, trainer.compute_loss
         exact = torch.float32 if trainer.args.device.type == "mps" else torch.float64  # MPS has no float64
         self.totals = torch.zeros(3, dtype=exact, device=trainer.args.device)
-        self.task = _task_of(trainer)
+        self.task = TaskLoss().for_models(trainer.model, None)
+        self.parts: EvalParts | None = None
+        self.values: dict[int, torch.Tensor] = {}
+        """Of the batch at hand, where the loss has parts."""
+        self.learned = False
         told = _is_code_length(trainer)
         # Rows of a last batch that is dropped would count in their bytes alone.
         self.given = _given_bytes(dataset) if told and not trainer.args.dataloader_drop_last else None
@@ -58,7 +64,8 @@ class EvalSums:
 
     def _step(self, step: Any, model: Any, inputs: Any, loss_only: bool, *args: Any, **kwargs: Any) -> Any:
         batch = dict(inputs)  # label smoothing takes the labels out
-        new, self.part = new_rows(self.trainer, batch), None
+        self._learn(batch)
+        new, self.part, self.values = new_rows(self.trainer, batch), None, {}
         found = step(model, inputs, loss_only, *args, **kwargs)
         if new is None or found[0] is None:
             self._add(found[0], batch)
@@ -78,26 +85,50 @@ class EvalSums:
         if new is not None:  # before the forward of all rows, which is the one that others watch
             few = first_rows(batch, new)
             self.part = self._run(inner, model, {key: few[key] for key in inputs}, few)
-        return self._run(inner, model, inputs, batch, return_outputs)
+        return self._run(inner, model, inputs, batch, return_outputs, notes=new is None)
 
-    def _run(self, inner: Any, model: Any, inputs: Any, batch: Mapping[str, Any], return_outputs: bool = False) -> Any:
-        with counted(self.trainer, self.task.items(batch)):
+    def _run(
+        self, inner: Any, model: Any, inputs: Any, batch: Any, return_outputs: bool = False, notes: bool = True
+    ) -> Any:
+        watch = self.parts.watching(self.values) if self.parts is not None and notes else nullcontext()
+        with counted(self.trainer, self.task.items(batch)), watch:
             return inner(model, inputs, return_outputs=return_outputs, num_items_in_batch=None)
+
+    def _learn(self, batch: Mapping[str, Any]) -> None:
+        """What the loss is a mean over, on the first batch that has one."""
+        trainer = self.trainer
+        if self.learned or not (trainer.can_return_loss or any(batch.get(k) is not None for k in trainer.label_names)):
+            return
+        found = known_reduction(trainer, self.inner, self.task, batch)
+        if found is False:
+            return
+        self.learned = True
+        self.task.learn(found)
+        if found is not None and found.split:
+            self.parts = EvalParts(found, self.totals)
 
     def _add(self, loss: torch.Tensor | None, batch: Mapping[str, Any]) -> None:
         if loss is None:
             return
+        if self.parts is not None and self.values:
+            self.parts.add(loss, self.values, batch)
         count = torch.as_tensor(self.task.items(batch)).to(self.totals)
         # A batch without a target has a mean of 0/0 and no say.
         mean = torch.as_tensor(loss).detach().mean().to(self.totals)
-        value = torch.where(count > 0, mean * count, torch.zeros_like(count))
+        value = torch.where(count > 0, mean * (1 if self.task.summed else count), torch.zeros_like(count))
         self.totals += torch.stack([value, count, self._bytes(batch)])
+
+    def _of_parts(self) -> tuple[float, float] | None:
+        assert self.parts is not None
+        if self.trainer.args.world_size > 1:
+            torch.distributed.all_reduce(self.parts.totals)
+        return self.parts.mean()
 
     def _bytes(self, batch: Mapping[str, Any]) -> torch.Tensor:
         labels: Any = batch.get("shift_labels")
         if labels is None:
             labels = batch.get("labels")
-            labels = labels[..., 1:] if torch.is_tensor(labels) and self.task.shift else labels
+            labels = labels[..., 1:] if torch.is_tensor(labels) and self.task.shifts else labels
         if self.table is None or not torch.is_tensor(labels):
             return self.totals.new_zeros(())
         self.table = self.table.to(labels.device)
@@ -109,18 +140,13 @@ class EvalSums:
         if self.trainer.args.world_size > 1:
             torch.distributed.all_reduce(totals)
         value, items, size = totals.tolist()
+        if self.parts is not None and (whole := self._of_parts()) is not None:
+            return {f"{prefix}_loss": whole[0], f"{prefix}_items": whole[1]}
         if not items:
             return {}
         found = {f"{prefix}_loss": value / items, f"{prefix}_items": items}
         size = size if self.given is None else self.given
         return {**found, **({f"{prefix}_bits_per_byte": value / math.log(2) / size} if size else {})}
-
-
-def _task_of(trainer: Any) -> TaskLoss:
-    """What counts as an item: as the stage's own TaskLoss has it, else as the model's class says."""
-    terms = trainer._stage.losses.terms if trainer._stage is not None else ()
-    own = next((term.loss for term in terms if isinstance(term.loss, TaskLoss)), None)
-    return own if own is not None else TaskLoss().for_models(trainer.model, None)
 
 
 def _given_bytes(dataset: Any) -> float | None:

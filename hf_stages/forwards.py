@@ -33,7 +33,7 @@ def task_signals(
     ``take`` gives the loss and, where they are wanted, outputs; ``own_way`` says that it is not Trainer's that computes it.
     """
     objective, losses = trainer._stage.objective, trainer._stage.losses
-    others = [term for term in weighted(objective.terms, objective.t) if "loss" not in term.loss.needs]
+    others = [term for term in weighted(objective.terms, objective.t) if term.loss.needs != {"loss"}]
     needs, reads = needs_of(others), objective.reads_outputs(batch)
     # Outputs are asked for only where a term reads them and the model's own are not seen anyway: a fused head makes them in
     # one more forward.
@@ -44,7 +44,7 @@ def task_signals(
         loss, outputs = take(wanted)
     outputs = outputs if wanted else captured.pop("outputs", None)
     signals = Signals(outputs, loss, captured)
-    if not (own_way and reads) or _trainable(signals, needs, int(objective.task_items(batch))):
+    if not (own_way and reads) or _trainable(signals, needs, float(objective.task_items(batch))):
         return signals
     with trainer.accelerator.autocast():
         losses.prepare(given, objective.t, needs)
@@ -66,7 +66,7 @@ def serves(signals: Signals, needs: frozenset[str], *, graph: bool = False) -> b
     )
 
 
-def _trainable(signals: Signals, needs: frozenset[str], items: int) -> bool:
+def _trainable(signals: Signals, needs: frozenset[str], items: float) -> bool:
     """Whether a forward with a graph gave it all. Without an item, the loss of zero hangs on the outputs."""
     return serves(signals, needs, graph=True) and (items > 0 or _tensors(signals.outputs, graph=True))
 

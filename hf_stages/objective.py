@@ -16,6 +16,7 @@ from hf_stages.balance import Balance, gradient_norms
 from hf_stages.health import Health
 from hf_stages.losses import Balanced
 from hf_stages.losses._algebra import Term, value_and_told, weighted
+from hf_stages.losses._reduction import Reduction
 from hf_stages.losses._signals import Signals
 from hf_stages.losses._tokens import real_tokens
 from hf_stages.reach import reaches_weights
@@ -51,6 +52,9 @@ class Objective:
         self.health = Health(self.terms, device, world)
         self.updates = 0
         self.t = 0.0
+        self.learned = False
+        """Whether it is known what the task's loss is a mean over."""
+        self.part_items = self.items[:0]
 
     @property
     def needs_task_loss(self) -> bool:
@@ -59,26 +63,60 @@ class Objective:
     def reads_outputs(self, batch: Mapping[str, Any]) -> bool:
         """Whether more than the model's own loss is needed: another term, or a graph for a batch without targets."""
         lone = len(self.terms) == 1 and self.terms[0].loss.needs == {"loss"} and not self.terms[0].loss.uses_teacher
-        return not lone or int(self.terms[0].loss.items(batch)) == 0
+        return not lone or float(self.terms[0].loss.items(batch)) == 0
 
     def task_items(self, batch: Mapping[str, Any]) -> Any:
         return next(term.loss.items(batch) for term in self.terms if "loss" in term.loss.needs)
 
+    @property
+    def tasks(self) -> list[Any]:
+        """The TaskLoss of each term that has one and is left to find out how the model divides."""
+        return [term.loss.task for term in self.terms if term.loss.task is not None and term.loss.task.learns]
+
+    def learn(self, reduction: Reduction | None) -> None:
+        self.learned = True
+        for task in self.tasks:
+            task.learn(reduction)
+
+    @property
+    def reduction(self) -> Reduction | None:
+        return self.tasks[0].reduction if self.tasks else None
+
     def open_update(self, batches: Sequence[Mapping[str, Any]], t: float, extras: Sequence[float]) -> torch.Tensor:
         """Count items over the update; ``extras`` ride along in the same all-reduce. Returns [tokens, *extras], summed."""
         counts: list[Any] = [sum(term.loss.items(batch) for batch in batches) for term in self.terms]
-        counts.append(sum(_tokens(batch) for batch in batches))
-        values = [*counts, *extras]
+        split = self.reduction if self.reduction is not None and self.reduction.split else None
+        parts = [sum(items) for items in zip(*map(split.of, batches), strict=True)] if split is not None else []
+        tokens = sum(_tokens(batch) for batch in batches)
+        values = [*counts, *parts, tokens, *extras]
         totals = torch.stack([torch.as_tensor(v, dtype=self.exact, device=self.device) for v in values])
         if self.world > 1:
             torch.distributed.all_reduce(totals)
         n = len(self.terms)
-        self.items, self.t = totals[:n], t
+        self.items, self.part_items, self.t = totals[:n], totals[n : n + len(parts)], t
+        for i, term in enumerate(self.terms):
+            if term.loss.summed:
+                self.items[i].clamp_(max=1)
+            elif parts and term.loss.task is not None and bool((self.part_items == 0).any()):
+                self.items[i] = 0  # one mean of nothing, and so is the whole
         self.update_sums.zero_()
         self.squares: torch.Tensor | None = None
         self.health.open_update()
         self.scales = self.balance.scales() if self.balance is not None else None
-        return totals[n:]
+        return totals[n + len(parts) :]
+
+    def part_shares(self, batch: Mapping[str, Any]) -> list[Any]:
+        """By what the parts of the model's loss are multiplied, so that each is divided by its own items of the update.
+
+        The whole is multiplied by the micro-batch's share of the rows; a part is to have its share of its own items.
+        """
+        split = self.reduction
+        if split is None or not split.split:
+            return []
+        place = next(i for i, term in enumerate(self.terms) if term.loss.task is not None)
+        share = split.items(batch) / self.items[place]
+        own = zip(split.counts, split.of(batch), self.part_items, strict=True)
+        return [(1.0 if count is None else items / all_) / share for count, items, all_ in own]
 
     def loss(self, student: Signals, teacher: Signals | None, batch: Mapping[str, Any]) -> torch.Tensor:
         """The weighted loss of one micro-batch, ready for backward under DDP's averaging."""
@@ -185,6 +223,8 @@ class Objective:
             "health": self.health.state_dict(),
             "updates": self.updates,
             "balance": self.balance.state_dict() if self.balance is not None else None,
+            "learned": self.learned,
+            "reduction": self.reduction.to_dict() if self.reduction is not None else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -193,6 +233,9 @@ class Objective:
             self.told[int(i)] = torch.tensor(told, device=self.device)
         self.health.load_state_dict(state["health"])
         self.log_updates, self.updates = state["log_updates"], state["updates"]
+        if state.get("learned"):
+            found = state["reduction"]
+            self.learn(None if found is None else Reduction.from_dict(found))
         if self.balance is not None:
             self.balance.load_state_dict(state["balance"])
 

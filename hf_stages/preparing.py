@@ -36,6 +36,9 @@ class PreparingMixin(_Base):
     _for_teacher: frozenset[str] = frozenset()
     """Columns that the stage's teacher takes and its student does not."""
 
+    _reductions: Any = MappingProxyType({})
+    """By kind of batch what the model's loss is a mean over; anew with each model."""
+
     # ---- hooks for subclasses -----------------------------------------------------------------------------------------
 
     def prepare_model(self, model: Any) -> None:
@@ -105,7 +108,7 @@ class PreparingMixin(_Base):
         self.model = self.model_wrapped = model
         self.optimizer = self.lr_scheduler = None
         self.callback_handler.model = model
-        self._signature_columns, self._for_teacher = None, frozenset()
+        self._signature_columns, self._for_teacher, self._reductions = None, frozenset(), {}
         base = getattr(model, "get_base_model", lambda: model)()
         self.label_names = find_labels(type(base)) if self.args.label_names is None else self.args.label_names
         self.can_return_loss = can_return_loss(type(base))

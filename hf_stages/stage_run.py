@@ -33,6 +33,7 @@ from hf_stages.sizes import stage_seed
 from hf_stages.stage_data import StageData
 from hf_stages.start_metrics import start_metrics
 from hf_stages.steering import Steering
+from hf_stages.task_probe import learn
 
 _ENDLESS = 10**9
 """Updates that Trainer is told where the cap is in tokens; the stage ends itself long before."""
@@ -315,6 +316,7 @@ class StageRun:
         elapsed = self.seconds_before + time.monotonic() - self.began
         extras = [elapsed if main else 0.0, 1.0 if runner.stop_request else 0.0, *self.drawn.of_update(batches)]
         self.set_progress()
+        learn(self.trainer, self.objective, batches)
         tokens, self.seconds, stop, *drawn = self.objective.open_update(batches, self.t, extras).tolist()
         self.drawn.add(drawn, self.steps)
         self.tokens += tokens

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from transformers import Trainer
 from transformers.utils import logging
 
 from hf_stages.forwards import task_signals
+from hf_stages.loss_calls import Call, LossCalls
 from hf_stages.losses._signals import Signals
 from hf_stages.objective import counted
 
@@ -60,10 +61,11 @@ def update_loss(trainer: Any, inner: Any, model: Any, inputs: Any, return_output
         losses.prepare(inputs, objective.t)
     if objective.needs_task_loss:
         _check_labels(trainer, batch)
-        items = objective.task_items(batch)
+        items, shares = objective.task_items(batch), _parts_at(objective, batch)
 
         def take(wanted: bool) -> tuple[Any, Any]:
-            return task_loss(trainer, inner, model, inputs, items, wanted)
+            with shares:
+                return task_loss(trainer, inner, model, inputs, items, wanted)
 
         way = own_compute_loss(trainer) is not Trainer.compute_loss
         signals = task_signals(trainer, take, model, inputs, batch, asked=return_outputs, own_way=way)
@@ -99,6 +101,22 @@ def task_loss(trainer: Any, inner: Any, model: Any, inputs: Any, items: Any, wan
     return found
 
 
+def _parts_at(objective: Any, batch: Any) -> Any:
+    """Around the forward of a model whose loss is several means: each gets its micro-batch's share of its own items."""
+    shares = [float(share) for share in objective.part_shares(batch)]
+    if all(share == 1.0 for share in shares):
+        return nullcontext()
+    by_call = dict(zip(objective.reduction.calls, shares, strict=True))
+
+    def answer(place: int, call: Call) -> Any:
+        share = by_call.get(place, 1.0)
+        if share == 0.0:  # of nothing the mean is 0/0
+            return call.given["input"].sum() * 0.0
+        return call.value() * share
+
+    return LossCalls(answer)
+
+
 def own_compute_loss(trainer: Any) -> Any:
     """The trainer's own, below what ``outermost`` put around it: set on the object, or its class's."""
     found = vars(trainer).get("compute_loss")
@@ -125,6 +143,8 @@ def _say_unused(trainer: Any) -> None:
 
 
 def _check_labels(trainer: Any, batch: Any) -> None:
+    if not trainer.label_names:  # of such a model (masked images) the loss has inputs of other names
+        return
     if trainer.can_return_loss or any(batch.get(name) is not None for name in (*trainer.label_names, "shift_labels")):
         return
     raise ValueError(

@@ -40,6 +40,35 @@ class Own:
         return (loss, outputs) if return_outputs else loss
 
 
+class Weighted:
+    """By class: its mean is over weights."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = cross_entropy(outputs, inputs["labels"], weight=WEIGHTS)
+        return (loss, outputs) if return_outputs else loss
+
+
+class Summed(Weighted):
+    """Nothing divides it."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = cross_entropy(outputs, inputs["labels"], reduction="sum")
+        return (loss, outputs) if return_outputs else loss
+
+
+class ByHand(Weighted):
+    """A mean over rows of what stands in no loss function of torch."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        each = -outputs.logits.log_softmax(-1).gather(-1, inputs["labels"].clamp(min=0)[..., None]).squeeze(-1)
+        kept = inputs["labels"].ne(-100)
+        loss = ((each * kept).sum(-1) / kept.sum(-1).clamp(min=1)).mean()
+        return (loss, outputs) if return_outputs else loss
+
+
 class Above(Doubled, StagedTrainer):
     pass
 
@@ -96,6 +125,28 @@ def test_an_override_is_the_tasks_loss_however_the_batch_is_cut(kind, tmp_path):
     cut, _ = update(tmp_path / "2x4", kind, 2, 4)
     assert apart(whole, wanted) < 1e-5
     assert apart(cut, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("own", [Weighted, Summed, ByHand])
+def test_an_override_divides_by_what_it_likes(own, tmp_path):
+    given = {"model": tiny.llama, "rows": text(uneven)} if own is ByHand else {}
+    wanted = plain(tmp_path / "plain", type("Theirs", (own, Trainer), {}), **given)
+    for batch, accumulation in ((8, 1), (2, 4)):
+        found, _ = update(tmp_path / str(batch), type("Mine", (own, StagedTrainer), {}), batch, accumulation, **given)
+        assert apart(found, wanted) < 1e-5
+
+
+def test_a_trainers_notes_are_as_without_the_look_at_its_first_batch(tmp_path):
+    class Counts(StagedTrainer):
+        calls = 0
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            self.calls += 1
+            self.__dict__.setdefault("seen", {"modes": []})["modes"].append(model.training)
+            return super().compute_loss(model, inputs, return_outputs)
+
+    trainer = update(tmp_path, Counts, 2, 4)[1]
+    assert (trainer.calls, trainer.seen["modes"]) == (4, [True] * 4)
 
 
 def test_an_override_set_on_the_object(tmp_path):

@@ -25,6 +25,10 @@ class Loss:
     """What the teacher must show: it is run no further than that."""
     uses_teacher: bool = False
     """True where ``teacher`` is read: the stage must then have one."""
+    summed: bool = False
+    """True where the value is a sum that nothing divides, as a model's own loss may be."""
+    task: Any = None
+    """The TaskLoss in it, which learns on a stage's first batch what the model's own loss is a mean over."""
     modules: nn.Module | None = None
     """Weights of the loss's own (projections): trained and checkpointed with the stage, no part of the saved model."""
 

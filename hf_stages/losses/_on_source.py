@@ -44,6 +44,10 @@ class OnSource(Loss):
         return self.inner.uses_teacher
 
     @property
+    def task(self) -> Any:
+        return self.inner.task
+
+    @property
     def parts(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.inner.parts
 
@@ -83,29 +87,47 @@ class OnSource(Loss):
             )
         total = batch[SOURCE].shape[0]
         rows = batch[SOURCE].eq(self.number).nonzero().squeeze(-1)
-        if len(rows) == total:
-            return self.inner(student, teacher, batch, t)
         few = {key: _rows(value, rows, total) for key, value in batch.items()}
-        return self.inner(of_rows(student, rows, total), of_rows(teacher, rows, total), few, t)
+        value = self.inner(of_rows(student, rows, total), of_rows(teacher, rows, total), few, t)
+        if isinstance(self.inner, _TaskOnRows) and self.inner.adds:
+            value = value + self.inner.added(student, batch) * self.inner.items(few)
+        return value
 
 
 @dataclass(frozen=True)
 class _TaskOnRows(Loss):
-    """TaskLoss from the logits: what a model reports is one mean over all rows."""
+    """TaskLoss from the logits: what a model reports is one mean over all rows. What it adds to that goes by items."""
 
     whole: TaskLoss
-    kind = problem = classes = None
-    needs = frozenset({"logits"})
+    problem = kind = classes = None
     name = "TaskLoss"
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"logits", "loss"} if self.adds else {"logits"})
+
+    @property
+    def task(self) -> TaskLoss:
+        return self.whole
+
+    @property
+    def adds(self) -> bool:
+        return self.whole.reduction is not None and self.whole.reduction.adds
+
+    def added(self, student: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+        """What the model's own loss has beside its targets (a router's), as part of a mean."""
+        items = self.items(batch)
+        own = self(student, None, batch, 0.0)
+        return own * 0.0 if float(items) == 0 else student.loss - own / items
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         return self.whole.items(batch)
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
         logits, labels = student.logits.float(), batch["labels"]
-        if self.kind == "next" and batch.get("shift_labels") is not None:
+        if self.whole.shifts and batch.get("shift_labels") is not None:
             labels = batch["shift_labels"]
-        elif self.kind == "next":
+        elif self.whole.shifts:
             logits, labels = logits[:, :-1], labels[:, 1:]
         functions = torch.nn.functional
         if self.problem == "regression" or (self.problem is None and self.kind == "rows" and self.classes == 1):

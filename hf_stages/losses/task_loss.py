@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
-from hf_stages.losses._algebra import Loss
+from hf_stages.losses._algebra import Loss, adapted
 from hf_stages.losses._outputs import causal_names
+from hf_stages.losses._reduction import Reduction
 from hf_stages.losses._tokens import rows_of
 
 
@@ -19,13 +20,16 @@ class TaskLoss(Loss):
     """What the model computes from its labels: cross-entropy, regression, multi-label, masked or causal LM.
 
     Models report a mean over the micro-batch; this multiplies it by the items that the mean ran over, so that
-    the trainer can divide by the items of the whole update. Items are labels that are not -100 (shifted for causal
-    models), elements for float labels, and rows where there are no ``labels``.
+    the trainer can divide by the items of the whole update. What they are is found out on a stage's first batch. Where
+    that tells nothing, items are labels that are not -100 (shifted for causal models), elements for float labels, and
+    rows where there are no ``labels``.
     """
 
     needs = frozenset({"loss"})
     shift: bool | None = None
-    """Whether the model shifts labels (position 0 is then no target). None: read off the model."""
+    """Whether the model shifts labels (position 0 is then no target). None: as the model is found to do."""
+    reduction = None
+    _shift = None
 
     def for_models(self, student: Any, teacher: Any) -> TaskLoss:
         if self.shift is not None:
@@ -33,9 +37,35 @@ class TaskLoss(Loss):
         base = getattr(student, "get_base_model", lambda: student)()
         causal = LOSS_MAPPING.get(getattr(base, "loss_type", None)) is ForCausalLMLoss
         causal = causal or not causal_names().isdisjoint(cls.__name__ for cls in type(base).__mro__)
-        return replace(self, shift=causal and not getattr(getattr(base, "config", None), "is_encoder_decoder", False))
+        decoder = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
+        return adapted(self, _shift=causal and not decoder)
+
+    @property
+    def task(self) -> TaskLoss:
+        return self
+
+    @property
+    def learns(self) -> bool:
+        return self.shift is None
+
+    def learn(self, reduction: Reduction | None) -> None:
+        """Told to a stage's own copy, once: what the loss of this model and this data is a mean over."""
+        object.__setattr__(self, "reduction", reduction)
+
+    @property
+    def shifts(self) -> bool:
+        if self.shift is not None:
+            return self.shift
+        found = self.reduction.counts[0] if self.reduction is not None else None
+        return found.shift if found is not None else bool(self._shift)
+
+    @property
+    def summed(self) -> bool:  # type: ignore[override]
+        return self.reduction is not None and self.reduction.summed
 
     def items(self, batch: Mapping[str, Any]) -> Any:
+        if self.reduction is not None:
+            return self.reduction.items(batch)
         labels: Any = batch.get("shift_labels")
         shifted = labels is not None
         labels = labels if shifted else batch.get("labels")
@@ -43,7 +73,7 @@ class TaskLoss(Loss):
             return rows_of(batch)
         if labels.is_floating_point():
             return labels.numel()
-        if self.shift and not shifted:
+        if self.shifts and not shifted:
             labels = labels[..., 1:]
         return labels.ne(-100).sum()
 
@@ -51,9 +81,9 @@ class TaskLoss(Loss):
         items = self.items(batch)
         # A micro-batch without a single target gives 0/0 in the model; where() keeps the NaN out of the value,
         # and the second term keeps it out of the gradient while every parameter still takes part (DDP waits for it).
-        if int(items) == 0:
+        if float(items) == 0:
             return _zero_with_graph(student.outputs)
-        return student.loss * items
+        return student.loss if self.summed else student.loss * items
 
 
 def _zero_with_graph(outputs: Any) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import transformers as tf
 from datasets import Dataset
 
 from hf_stages import Stage, StagedTrainer
@@ -13,6 +14,7 @@ from hf_stages.data._progress import AtProgress
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.source_collator import SourceCollator
 from tests import tiny
+from tests.test_heads import bart, built, mixtral
 from tests.workers.cases import CASES, Gradients, Pad, Rows, apart, arguments, bert, text
 
 
@@ -131,3 +133,44 @@ def test_tokens_are_counted_of_pairs_and_packed_rows_too():
     texts = [{"n": 3, "source": "a"}, {"n": 4, "source": "b"}, {"n": 4, "source": "b"}]
     made = replace(packed, collator=lambda rows: Lengths(8)([{"input_ids": [5] * row["n"]} for row in rows]))
     assert counted(made, texts) == [[0, 3], [1, 4], [1, 4]]  # eleven in equal parts
+
+
+# ---- what a model adds to its loss, and where its labels stand -----------------------------------------------------------
+
+
+def routed(**changes):
+    return mixtral(output_router_logits=True, router_aux_loss_coef=1.0, **changes)
+
+
+ADDED = {
+    "a router's loss": routed,
+    "labels not moved inside": lambda: bart("BartForCausalLM"),
+    "GPT-2, which names no loss": lambda: built(
+        "GPT2LMHeadModel", tf.GPT2Config(
+            n_layer=1, n_embd=8, n_head=1, vocab_size=tiny.VOCAB, bos_token_id=1, eos_token_id=1, resid_pdrop=0.0,
+            embd_pdrop=0.0, attn_pdrop=0.0,
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_the_sources_together_are_the_models_own_loss(name, tmp_path):
+    case = replace(CASES["causal"], model=ADDED[name]())
+    whole, log = _gradient(tmp_path / "whole", case, TaskLoss(), SOURCES)
+    own = case.model().train()(**Pad()(case.rows())).loss.item()
+    assert log["loss"] == pytest.approx(own, rel=1e-5)
+    split, log = _gradient(tmp_path / "split", case, {"code": TaskLoss(), "text": TaskLoss()}, SOURCES)
+    assert log["loss"] == pytest.approx(own, rel=1e-5)
+    assert apart(whole, split) < 1e-4
+
+
+def test_what_a_model_adds_goes_by_items_and_is_weighed(tmp_path):
+    """Half the weight on every source is half the loss, the router's too; one source alone brings its own share."""
+    case = replace(CASES["causal"], model=routed())
+    whole, _ = _gradient(tmp_path / "whole", case, TaskLoss(), SOURCES)
+    half, _ = _gradient(tmp_path / "half", case, {"code": 0.5 * TaskLoss(), "text": 0.5 * TaskLoss()}, SOURCES)
+    assert apart({n: 2 * g for n, g in half.items()}, whole) < 1e-4
+    code, _ = _gradient(tmp_path / "code", case, {"code": TaskLoss(), "text": 0.0 * TaskLoss()}, SOURCES)
+    text_, _ = _gradient(tmp_path / "text", case, {"code": 0.0 * TaskLoss(), "text": TaskLoss()}, SOURCES)
+    assert apart({n: code[n] + text_[n] for n in code}, whole) < 1e-4

@@ -1,0 +1,105 @@
+"""What a forward computes by torch's loss functions: noted, or given another weight on the way."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_NAMES = (
+    "cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy",
+    "binary_cross_entropy_with_logits", "ctc_loss", "kl_div", "poisson_nll_loss", "gaussian_nll_loss",
+)  # fmt: skip
+LOSSES = {getattr(functional, name): inspect.signature(getattr(functional, name)) for name in _NAMES}
+_CLASSES = (functional.cross_entropy, functional.nll_loss)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a loss function, and its arguments by name."""
+
+    function: Callable[..., Any]
+    given: Mapping[str, Any]
+
+    @cached_property
+    def each(self) -> torch.Tensor:
+        """Its value for each item."""
+        return self.function(**{**self.given, "reduction": "none"})
+
+    def value(self) -> torch.Tensor:
+        return self.function(**self.given)
+
+    @property
+    def reduction(self) -> str:
+        return self.given["reduction"]
+
+    @property
+    def target(self) -> torch.Tensor | None:
+        found = self.given.get("target", self.given.get("targets"))
+        if not torch.is_tensor(found) or self.function is functional.ctc_loss:
+            return None
+        return found
+
+    @property
+    def ignore(self) -> int | None:
+        return self.given.get("ignore_index") if self.by_class else None
+
+    @property
+    def by_class(self) -> bool:
+        target = self.target
+        return self.function in _CLASSES and target is not None and not target.is_floating_point()
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        return self.given.get("weight") if self.by_class else None
+
+    def items(self) -> Any:
+        """What the mean of this function is divided by."""
+        if not self.by_class or self.target is None:
+            return self.each.numel()
+        kept = self.target.ne(self.ignore)
+        return kept.sum() if self.weights is None else self.weights[self.target[kept]].sum()
+
+    def reduced(self, each: torch.Tensor) -> torch.Tensor:
+        """As the function reduces its items; zero, not 0/0, where it has none."""
+        if self.reduction == "none":
+            return each
+        if self.function is functional.ctc_loss and self.reduction == "mean":
+            return (each / self._lengths(each)).mean()
+        return each.sum() / (self.items() or 1) if self.reduction == "mean" else each.sum()
+
+    def _lengths(self, each: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.given["target_lengths"], device=each.device).clamp(min=1)
+
+
+class LossCalls(TorchFunctionMode):
+    """Around a forward: each call's value is what ``answer(place, call)`` makes of it."""
+
+    def __init__(self, answer: Callable[[int, Call], torch.Tensor]) -> None:
+        super().__init__()
+        self.answer, self.count = answer, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        call = _call(func, args, kwargs) if func in LOSSES else None
+        if call is None:
+            return func(*args, **kwargs)
+        self.count += 1
+        return self.answer(self.count - 1, call)
+
+
+def _call(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Call | None:
+    bound = LOSSES[func].bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    if given.get("reduce") is not None or given.get("size_average") is not None:
+        return None
+    if given["reduction"] not in ("mean", "sum", "none"):
+        return None
+    return Call(func, given)

@@ -1,0 +1,333 @@
+"""What the task's loss is a mean over, found on a batch: models say so nowhere, and a name does not tell.
+
+One forward is watched for the loss functions that it calls. Each one's value by item is made a leaf, and the gradient of the
+loss by it says what each item weighs. Weights of the model have no say in that, so every rank and every resumed run
+comes to the same answer. A loss that is written out by hand is tried instead: of several ways to count, which one
+makes the loss of two parts of the batch that of the whole?
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForTokenClassification
+from transformers.utils import logging
+
+from hf_stages.as_it_was import as_it_was
+from hf_stages.capture import evaluating
+from hf_stages.columns import parted
+from hf_stages.data._random import undisturbed
+from hf_stages.last_batch import first_rows
+from hf_stages.layers.blocks import base_of
+from hf_stages.loss_calls import Call, LossCalls
+from hf_stages.losses import TaskLoss
+from hf_stages.losses._reduction import IGNORED, Count, Reduction, tokens_of
+from hf_stages.losses._tokens import rows_of
+from hf_stages.objective import counted
+
+logger = logging.get_logger(__name__)
+_TOLERANCE = 2e-5
+_BATCHES = 4
+"""Of an update that are looked at for a target."""
+_Loss = Callable[[Mapping[str, Any], Any], torch.Tensor]
+
+
+class _Nothing(Exception):
+    """The batch has no target at all: another one may tell."""
+
+
+def learn(trainer: Any, objective: Any, batches: Sequence[Mapping[str, Any]]) -> None:
+    """Before a stage's first update: what its task's loss is a mean over. Main's answer holds for all ranks."""
+    if objective.learned or not objective.tasks:
+        return
+    found: Any = False
+    by_source = any(term.loss.task is not term.loss for term in objective.terms if term.loss.task is not None)
+    for batch in _to_look_at(batches[:_BATCHES]):
+        found = find_reduction(trainer, trainer.compute_loss, objective.tasks[0], batch, exactly=by_source)
+        if found is not False:
+            break
+    found = _of_main(found, trainer)
+    if found is not False:
+        objective.learn(found)
+        trainer._reductions = {**trainer._reductions, _kind(trainer, batches[0]): found}
+
+
+def known_reduction(trainer: Any, inner: Callable[..., Any], task: TaskLoss, batch: Mapping[str, Any]) -> Any:
+    """For evaluation: what holds for batches of this kind with this model, found once; parts are weighed anew."""
+    kind = _kind(trainer, batch)
+    found = trainer._reductions.get(kind, False)
+    if found is False or (found is not None and found.split):
+        found = _of_main(find_reduction(trainer, inner, task, batch), trainer)
+        if found is not False:
+            trainer._reductions = {**trainer._reductions, kind: found}
+    return found
+
+
+def _kind(trainer: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
+    tensors = {key: value for key, value in parted(trainer, batch)[0].items() if torch.is_tensor(value)}
+    return tuple(sorted((key, str(value.dtype), value.dim()) for key, value in tensors.items()))
+
+
+def _of_main(found: Any, trainer: Any) -> Any:
+    if trainer.args.world_size == 1:
+        return found
+    box = [found]
+    torch.distributed.broadcast_object_list(box, src=0, device=trainer.args.device)
+    return box[0]
+
+
+def _to_look_at(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Batches of one row are put together where they have one shape: a row alone says little."""
+    first, *rest = batches
+    if not rest or rows_of(first) > 1:
+        return list(batches)
+    shapes = [{key: getattr(value, "shape", None) for key, value in batch.items()} for batch in (first, rest[0])]
+    alike = shapes[0] == shapes[1] and None not in shapes[0].values()
+    return [{k: torch.cat([b[k] for b in batches[:2]]) for k in first}] if alike else list(batches)
+
+
+def find_reduction(
+    trainer: Any, inner: Callable[..., Any], task: TaskLoss, batch: Mapping[str, Any], *, exactly: bool = False
+) -> Any:
+    """What ``inner``, the trainer's own ``compute_loss``, divides its loss of a batch by; None where it is as ``TaskLoss`` has it, or unclear, and
+    False where the batch has no target to tell by.
+
+    ``exactly``: also where the model's own code says it, as what the model adds to it matters.
+    """
+    if not exactly and _is_known(trainer, inner):
+        return None
+    inputs = trainer._prepare_input(dict(parted(trainer, batch)[0]))
+
+    def loss_of(few: Mapping[str, Any], items: Any) -> torch.Tensor:
+        with counted(trainer, items):
+            found = inner(trainer.model, dict(few), num_items_in_batch=None)
+        return found[0] if isinstance(found, tuple) else found
+
+    context = trainer.compute_loss_context_manager()
+    try:
+        with undisturbed(), as_it_was(trainer), torch.no_grad(), evaluating(trainer.model), context:
+            return _found(trainer, loss_of, inputs, task)
+    except _Nothing:
+        return False
+    except Exception as error:  # training will say it in its own words
+        logger.info(f"what the loss is a mean over was not found out ({type(error).__name__}: {error})")
+        return None
+
+
+def _is_known(trainer: Any, inner: Callable[..., Any]) -> bool:
+    """Whether the model's own code hands its labels to a loss of transformers that is as ``TaskLoss`` has it.
+
+    That spares a forward, and for a language model the logits of a batch at once.
+    """
+    own = getattr(inner, "__func__", None) is not Trainer.compute_loss
+    if own or trainer.label_smoother is not None or trainer.compute_loss_func is not None:
+        return False
+    model = trainer.model
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return False  # it adds tokens, and labels for them
+    base = base_of(model)
+    code = getattr(inspect.unwrap(type(base).forward), "__code__", None)
+    known = (ForCausalLMLoss, ForMaskedLMLoss, ForTokenClassification)
+    return (
+        code is not None
+        and "loss_function" in code.co_names
+        and getattr(base, "loss_function", None) in known
+        and not base.config.is_encoder_decoder
+    )
+
+
+def _found(trainer: Any, loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLoss) -> Reduction | None:
+    names = [name for name in (*trainer.label_names, "labels", "shift_labels") if name in inputs]
+    sharded = trainer.is_fsdp_enabled  # all ranks run the model alike: once
+    found: Any = _watched(loss_of, inputs, task, names, leaves=not sharded)
+    if found is None and not sharded:
+        found = _tried(loss_of, inputs, task, names)
+        if found is False:
+            _warn(trainer)
+    return found or None
+
+
+# ---- by watching ----------------------------------------------------------------------------------------------------
+
+
+def _watched(
+    loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLoss, names: list[str], *, leaves: bool
+) -> Reduction | None:
+    calls: list[Call] = []
+    held: list[torch.Tensor] = []
+
+    def answer(place: int, call: Call) -> torch.Tensor:
+        if leaves:
+            torch.set_grad_enabled(True)  # from here on; the block around the forward sets it back
+        calls.append(call)
+        held.append(call.each.detach().requires_grad_(leaves))
+        return call.reduced(held[-1])
+
+    with LossCalls(answer):
+        loss = loss_of(inputs, task.items(inputs))
+    if not bool(torch.isfinite(loss).all()):
+        raise _Nothing
+    if not calls:
+        return None
+    weights = _weights(loss, calls, held) if leaves else _by_value(loss, calls)
+    parts: list[tuple[int, Count | None, float]] = []
+    explained = 0.0
+    for place, (call, each) in enumerate(zip(calls, weights, strict=True)):
+        if each is None or not bool(each.ne(0).any()):
+            continue
+        found = _part(call, each, inputs, names)
+        if found is None:
+            return None
+        parts.append((place, *found))
+        explained += float((each * call.each).sum())
+    if not parts:
+        return None
+    adds = abs(loss.item() - explained) > _allowed(loss) * max(abs(loss.item()), 1e-3)
+    places, counts, scales = zip(*parts, strict=True)
+    if len({*counts}) == 1:  # one number divides all of them
+        places, counts, scales = places[:1], counts[:1], scales[:1]
+    return Reduction(tuple(counts), tuple(scales), tuple(places), adds)
+
+
+def _weights(loss: torch.Tensor, calls: list[Call], held: list[torch.Tensor]) -> list[torch.Tensor | None]:
+    if not loss.requires_grad:
+        return [None] * len(calls)
+    return list(torch.autograd.grad(loss.sum(), held, allow_unused=True))
+
+
+def _by_value(loss: torch.Tensor, calls: list[Call]) -> list[torch.Tensor | None]:
+    """Without gradients (parameters in shards have hooks in the way): only a loss that is one call's value is told."""
+    same = [torch.equal(call.reduced(call.each).to(loss), loss) for call in calls]
+    if sum(same) != 1:
+        return [None] * len(calls)
+    scale = [1.0 if call.reduction == "sum" else 1.0 / float(call.items()) for call in calls]
+    return [torch.full_like(call.each, one) if it else None for call, one, it in zip(calls, scale, same, strict=True)]
+
+
+def _part(
+    call: Call, weights: torch.Tensor, inputs: Mapping[str, Any], names: list[str]
+) -> tuple[Count | None, float] | None:
+    """The items of one call and what its mean weighs in the loss; None where its items weigh differently."""
+    if call.function is torch.nn.functional.ctc_loss and call.reduction == "mean":
+        return Count(), float((weights * call._lengths(call.each)).sum())
+    own = weights[weights.ne(0)]
+    if call.target is not None and call.by_class:  # an ignored item has no say, whatever its weight
+        kept = call.target.flatten().ne(call.ignore)
+        own = weights.flatten()[kept] if bool(kept.any()) else weights
+    scale = float(own.mean())
+    if float((own - scale).abs().max()) > 1e-3 * abs(scale):
+        return None
+    if call.reduction == "mean":
+        number = float(call.items())
+        count = _matching(call, number, inputs, names)
+        return None if count is None else (count, scale * (number or 1.0))
+    # Divided by hand, by a number that may be anything: trying tells. One item alone is its own mean.
+    summed = abs(scale - 1) < 1e-6 and (call.reduction == "sum" or len(own) > 1)
+    return (None, 1.0) if summed else None
+
+
+def _matching(call: Call, number: float, inputs: Mapping[str, Any], names: list[str]) -> Count | None:
+    """The first way to count that gives the number."""
+    for count in (*_same_content(call, inputs, names), *(_by_number(inputs, names) if number else ())):
+        if abs(float(count(inputs)) - number) <= 1e-3 * number:
+            return count
+    return None
+
+
+def _same_content(call: Call, inputs: Mapping[str, Any], names: list[str]) -> Iterator[Count]:
+    """Targets of the batch that are the call's own."""
+    target = call.target
+    if target is None:
+        return
+    ignore = call.ignore
+    options: dict[str, Any] = {"ignore": ignore}
+    if call.weights is not None:
+        options["weights"] = tuple(call.weights.tolist())
+    wide = call.given["input"].shape[1:2] if call.by_class else ()
+    for key in dict.fromkeys((*names, *inputs)):
+        mine = inputs[key]
+        if not torch.is_tensor(mine) or mine.numel() == 0:
+            continue
+        if wide == (ignore,) and tokens_of(inputs) == ignore and _equal(mine.clamp(0, ignore), target):
+            yield Count(key, inside=True)
+        if _equal(mine, target):
+            yield Count(key, **options)
+        if mine.dim() > 1 and ignore is not None:
+            moved = torch.nn.functional.pad(mine, (0, 1), value=ignore)[..., 1:]
+            if _equal(mine[..., 1:], target) or _equal(moved, target):
+                yield Count(key, shift=True, **options)
+
+
+def _equal(mine: torch.Tensor, target: torch.Tensor) -> bool:
+    return mine.numel() == target.numel() and torch.equal(mine.reshape(-1).to(target), target.reshape(-1))
+
+
+def _by_number(inputs: Mapping[str, Any], names: list[str]) -> Iterator[Count]:
+    """Ways to count, the likelier ones first: entries with their padding are as many by row as rows are."""
+    targets = {key: inputs[key] for key in names if torch.is_tensor(inputs[key])}
+    for key, target in targets.items():
+        if target.is_floating_point():
+            yield Count(key)
+            continue
+        yield Count(key, ignore=IGNORED)
+        if target.dim() > 1:
+            yield Count(key, shift=True, ignore=IGNORED)
+    yield Count()
+    for key, value in inputs.items():
+        if torch.is_tensor(value) and value.dtype == torch.bool and value.dim() == 2:
+            yield Count(key, ignore=0)  # what is hidden, of images
+    yield from map(Count, targets)
+
+
+def _allowed(loss: torch.Tensor) -> float:
+    return max(_TOLERANCE, 8 * torch.finfo(loss.dtype).eps)
+
+
+# ---- by trying ------------------------------------------------------------------------------------------------------
+
+
+def _tried(loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLoss, names: list[str]) -> Any:
+    """Of a loss that is written out: the first way to count that adds up, TaskLoss's own before any other; False if none does."""
+    rows = rows_of(inputs)
+    if rows < 2:
+        return None
+    inputs = _uneven(inputs, names)
+    first = first_rows(inputs, 1)
+    rest = {key: _after_first(value, rows) for key, value in inputs.items()}
+    for count in (task.items, *_by_number(inputs, names), None):
+        numbers = [1 if count is None else count(part) for part in (inputs, first, rest)]
+        parts = [(loss_of(part, n).detach(), n) for part, n in zip((inputs, first, rest), numbers, strict=True)]
+        allowed = _allowed(parts[0][0])
+        whole, a, b = (loss.item() * float(items) for loss, items in parts)
+        if not math.isfinite(whole + a + b):
+            return None
+        if whole and abs(a + b - whole) <= allowed * abs(whole):
+            return None if count == task.items else Reduction((count,))  # type: ignore[arg-type]
+    return False
+
+
+def _warn(trainer: Any) -> None:
+    if trainer.args.gradient_accumulation_steps * trainer.args.world_size > 1:
+        logger.warning_once(
+            "The task's loss does not add up over parts of a batch, whatever it is divided by (it couples rows, or has parts "
+            "with items of their own): with accumulated micro-batches or several ranks its gradient is not that of one batch"
+        )
+
+
+def _uneven(inputs: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """With half of the first row's labels ignored: rows of one length tell tokens from rows no other way."""
+    labels: Any = inputs.get("labels")
+    if not torch.is_tensor(labels) or labels.is_floating_point() or labels.dim() < 2 or "shift_labels" in names:
+        return dict(inputs)
+    labels = labels.clone()
+    labels[0, ..., : labels.shape[-1] // 2] = IGNORED
+    return {**inputs, "labels": labels}
+
+
+def _after_first(value: Any, rows: int) -> Any:
+    return value[1:] if torch.is_tensor(value) and value.dim() and len(value) == rows else value
