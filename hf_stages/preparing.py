@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,8 @@ class PreparingMixin(_Base):
 
     def take_over_preparing(self) -> None:
         """Before the trainer below is made, which prepares its data then."""
-        if callable(own := getattr(self, "_prepare_dataset", None)):
+        own = getattr(self, "_prepare_dataset", None)
+        if callable(own) and "dataset" in inspect.signature(own).parameters:
             self._prepared = self._prepare_dataset = PreparedData(self, own)
 
     def train_data(self, dataset: Any, stage: Stage) -> Any:

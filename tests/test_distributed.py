@@ -32,7 +32,14 @@ COMPARED = (
     "forgetting",
     "replaying",
 )
-SLOW = ("stop_anywhere", "boundary_resume", "without_search_for_unused", "checkpointed_activations", "sharded_resumed")
+SLOW = (
+    "fused_heads",
+    "stop_anywhere",
+    "boundary_resume",
+    "without_search_for_unused",
+    "checkpointed_activations",
+    "sharded_resumed",
+)
 # The sharded ones run last: accelerate leaves an environment variable behind.
 
 
@@ -87,6 +94,14 @@ def test_two_ranks(two_ranks, name):
 @pytest.mark.parametrize("name", SLOW)
 def test_two_ranks_longer(two_ranks_longer, name):
     result(two_ranks_longer, name)
+
+
+@pytest.mark.slow
+def test_a_fused_head_on_two_ranks_equals_one_process(two_ranks_longer, tmp_path):
+    pytest.importorskip("trl")
+    found, alone = result(two_ranks_longer, "fused_heads"), ddp.fused_head_runs(tmp_path, 4)
+    for name, seen in alone.items():
+        assert {key: pytest.approx(values, rel=1e-4) for key, values in seen.items()} == found[name]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 from hf_stages import Stage, StagedTrainer
 from hf_stages.errors import RunInterrupted
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
+from hf_stages.prepared_data import PreparedData
 from hf_stages.trainer import StagedMixin
 from hf_stages.transforms import AddLora, ReduceLayers
 from tests import tiny
@@ -144,6 +146,41 @@ def test_a_batch_without_a_label_counts_as_nothing(tmp_path):
     assert all(loss > 0 for loss in logged(trainer, "loss"))
 
 
+@pytest.mark.parametrize("changes", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}], ids=["dft", "smoothing"])
+def test_every_loss_of_its_own_stands_beside_a_teacher(tmp_path, changes):
+    """And is the same for 8 rows as for 4 accumulated batches of 2."""
+    found = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        out = tmp_path / str(batch)
+        args = arguments(
+            out,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            optim="sgd",
+            learning_rate=1.0,
+            **changes,
+        )
+        trainer = staged(out, Stage("a", "1 steps", loss=TaskLoss() + LogitKL()), args=args, teacher=model(1))
+        trainer.train()
+        found.append(trainer.model)
+    assert apart(found[0], model()) > 1e-3
+    assert apart(*found) < 1e-5
+
+
+def test_metrics_of_logits_beside_a_teacher(tmp_path):
+    def metrics(prediction):
+        return {"rows": float(len(prediction.predictions)), "classes": float(prediction.predictions.shape[-1])}
+
+    held = Dataset.from_dict({"text": PROSE[:3]})
+    trainer = staged(
+        tmp_path, Stage("a", "1 steps", loss=LogitKL()), teacher=model(1), eval_dataset=held, compute_metrics=metrics
+    )
+    trainer.train()
+    found = json.loads((tmp_path / "01-a" / "stage.json").read_text())["metrics"]
+    assert (found["eval_rows"], found["eval_classes"]) == (3, len(TOKENIZER))
+    assert 0 < found["eval_LogitKL"] < 1
+
+
 # ---- models built anew ------------------------------------------------------------------------------------------------
 
 
@@ -237,7 +274,7 @@ def test_packing_is_planned_with_the_rows_that_are_trained(tmp_path):
     assert metrics["eval_items"] == sum(len(text) for text in PROSE[:3])  # packed once, not twice
 
 
-def test_a_mixture_and_a_stream_of_raw_text(tmp_path):
+def test_a_mixture_a_stream_and_names_of_raw_text(tmp_path):
     from hf_stages.data import Mixture
 
     mixture = Mixture({"prose": 0.5, "talk": 0.5}, sources={"prose": prose(), "talk": talk()})
@@ -247,6 +284,10 @@ def test_a_mixture_and_a_stream_of_raw_text(tmp_path):
     stream = staged(tmp_path / "b", Stage("a", "3 steps"), data=prose().to_iterable_dataset())
     stream.train()
     assert len(logged(stream, "mean_token_accuracy")) == 3
+    named = [Stage("a", "1 steps", train_dataset="talk"), Stage("b", "1 steps", train_dataset="prose")]
+    by_name = staged(tmp_path / "c", *named, data={"prose": prose(), "talk": talk()})
+    by_name.train()
+    assert len(logged(by_name, "mean_token_accuracy")) == 2
 
 
 def test_data_that_cannot_be_prepared_are_refused_by_the_plan(tmp_path):
@@ -275,6 +316,30 @@ def test_conversations_alone_where_answers_alone_are_trained(tmp_path):
     )
     with pytest.raises(ValueError, match=r"stage 'b': train_dataset: assistant_only_loss needs conversations"):
         trainer.plan()
+
+
+@pytest.mark.parametrize(
+    ("found", "row", "said"),
+    [
+        (
+            {"_is_vision_dataset": False},
+            {"image": None, "text": "a"},
+            "it holds images, and the trainer was made for text",
+        ),
+        (
+            {"_is_vision_dataset": True},
+            {"images": [], "prompt": "a", "completion": "b"},
+            "completion_only_loss was set to False",
+        ),
+    ],
+)
+def test_what_the_first_data_decided_for_all_is_refused_where_it_does_not_fit(found, row, said):
+    trainer = SimpleNamespace(
+        completion_only_loss=False, args=SimpleNamespace(completion_only_loss=None), _skip_prepare_dataset=True, **found
+    )
+    data = PreparedData(trainer, lambda dataset: dataset)
+    with pytest.raises(ValueError, match=f"stage 'b': train_dataset: {said}"):
+        data.of_stage(Dataset.from_list([row]), "b", "stage 'b': train_dataset", evaluation=False)
 
 
 def test_a_hook_of_ones_own(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,29 @@ def checkpointed_activations(out: Path) -> None:
     trainer, watch = watched(out / "run", stages, activation_checkpointing=True)
     trainer.train()
     all_moved(watch, stages)
+
+
+@scenario
+def fused_heads(out: Path) -> dict[str, Any]:
+    return fused_head_runs(out, 2) if find_spec("trl") is not None else {}
+
+
+def fused_head_runs(out: Path, batch: int) -> dict[str, Any]:
+    """TRL's own loss beside a teacher's terms, which cost a second forward or none: losses and tokens."""
+    from tests import test_sft as sft
+
+    found = {}
+    for name, loss in {"logits": TaskLoss() + LogitKL(), "features": TaskLoss() + 10 * HiddenMSE()}.items():
+        how = {
+            "per_device_train_batch_size": batch,
+            "train_sampling_strategy": "sequential",
+            "packing": name == "features",
+        }
+        stages = [Stage("a", "2 steps", loss=loss), Stage("b", "2 steps", loss=loss, train_dataset=sft.talk())]
+        trainer = sft.staged(out / name, *stages, args=sft.arguments(out / name, **how), teacher=sft.model(1))
+        trainer.train()
+        found[name] = {key: sft.logged(trainer, key) for key in ("loss", "num_tokens", "mean_token_accuracy")}
+    return found
 
 
 @scenario
