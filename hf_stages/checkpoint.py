@@ -2,6 +2,7 @@
 
 A seal is a file written last that lists every other file with size and checksum. A folder without one was being
 written when the process died; a folder that disagrees with its seal was damaged afterwards. Both are passed over.
+The model card is left out: it is for people, who may edit it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import xxhash
 
 SCHEMA = 1
 SEAL = "seal.json"
+CARD = "README.md"
 STAGE_FILE = "stage.json"
 STATE_FILE = "stage_state.json"
 RUN_FILE = "run.json"
@@ -86,7 +88,8 @@ def seal(folder: Path) -> str:
         digests = pool.map(checksum, paths)
         for path in paths:
             _sync_file(path)
-        files = {p.relative_to(folder).as_posix(): [p.stat().st_size, d] for p, d in zip(paths, digests, strict=True)}
+        found = zip(paths, digests, strict=True)
+        files = {p.relative_to(folder).as_posix(): [p.stat().st_size, d] for p, d in found if p.name != CARD}
     for path in [p for p in folder.rglob("*") if p.is_dir()]:
         _sync_folder(path)
     write_json(folder / SEAL, {"schema": SCHEMA, "files": files})

@@ -16,6 +16,7 @@ from hf_stages import __version__
 from hf_stages import moments as moments_file
 from hf_stages.blueprint import save_weights
 from hf_stages.checkpoint import (
+    CARD,
     SCHEMA,
     SEAL,
     STAGE_FILE,
@@ -31,6 +32,7 @@ from hf_stages.plan import PlannedStage
 from hf_stages.progress import without_bars
 from hf_stages.recipe import part_to_dict, to_dict
 from hf_stages.remembered import remembered
+from hf_stages.reports.model_card import began_with, stage_card
 from hf_stages.stage_run import StageRun
 
 _TIMED = ("_runtime", "_per_second", "train_runtime", "items")
@@ -69,6 +71,7 @@ def write_boundary(
                 trainer.processing_class.save_pretrained(folder)
             _write_training_state(folder / TRAINING_STATE, trainer, moments, run)
             write_json(folder / STAGE_FILE, summary)
+            (folder / CARD).write_text(stage_card(folder, f"{runner.out.name}/{planned.folder}"), encoding="utf-8")
     return summary
 
 
@@ -100,12 +103,15 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
         "parents": parents,
         "transforms": transforms,
         "base": runner.trainer.blueprint.to_dict(),
+        "began_with": began_with(runner.manifest.described.get("model"), runner.trainer.blueprint.config),
         "steps": run.steps,
         "tokens": run.tokens,
         "seconds": round(run.seconds, 3),
         "global_step": runner.trainer.state.global_step,
         "schedule": {"root": planned.span_root, "position": position},
+        "lr_peak": run.span.peak,
         "lr_end": run.span.lr(position) * run.steering.rate(run.steps),
+        "taught_by": _teacher(runner, planned.stage),
         "ended_by": run.ended_by,
         "ended_because": run.over,
         "metrics": metrics,
@@ -118,6 +124,13 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
         "remembered": remembered(runner.trainer),
         "versions": {"hf_stages": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
     }
+
+
+def _teacher(runner: Any, stage: Any) -> Any:
+    """The teacher as declared, where the stage's losses use one."""
+    if not runner.trainer.wants_teacher(stage):
+        return None
+    return to_dict(stage).get("teacher") or runner.manifest.described.get("teacher")
 
 
 def _domains(runner: Any, planned: PlannedStage, metrics: dict, prefix: str) -> dict[str, dict[str, float]]:

@@ -40,6 +40,7 @@ from hf_stages.plan import Plan
 from hf_stages.preparing import PreparingMixin
 from hf_stages.progress import StageProgress
 from hf_stages.reports.plan_table import plan_table
+from hf_stages.run_card import write_run_card
 from hf_stages.runner import Runner
 from hf_stages.shown_signature import signature_of
 from hf_stages.sizes import plan_for
@@ -298,6 +299,11 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
         inner = super()._load_best_model
         with self._stage.losses.detached():
             load_checkpoint(self, self.state.best_model_checkpoint, inner)
+
+    def create_model_card(self, *args, **kwargs):
+        if self.recipe is None:
+            return super().create_model_card(*args, **kwargs)
+        return write_run_card(self, super().create_model_card, args, kwargs)
 
     def get_decay_parameter_names(self, model):
         names = super().get_decay_parameter_names(model)

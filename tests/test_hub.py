@@ -30,7 +30,10 @@ def test_save_model_and_card(trained, tmp_path):
     trained.create_model_card(model_name="staged", dataset="noise")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert all(torch.equal(t, loaded.state_dict()[n]) for n, t in trained.model.state_dict().items())
-    assert "staged" in Path(trained.args.output_dir, "README.md").read_text()
+    card = Path(trained.args.output_dir, "README.md").read_text()
+    assert "# staged\n" in card
+    assert "Data: noise." in card
+    assert "| b | - | 2 steps | 2 |" in card
 
 
 def test_push_to_hub_uploads_the_run(trained, monkeypatch):
@@ -49,4 +52,5 @@ def test_push_to_hub_uploads_the_run(trained, monkeypatch):
     assert calls["repo_id"] == "me/out"
     names = {Path(f).relative_to(trained.args.output_dir).as_posix() for f in calls["files"]}
     assert {"model.safetensors", "config.json", "README.md", "01-a/model.safetensors", "run.json"} <= names
+    assert {"01-a/README.md", "02-b/README.md"} <= names
     assert not [f for f in calls["files"] if b"hf_secret" in Path(f).read_bytes()]

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from hf_stages.checkpoint import CARD, SEAL
 from hf_stages.packing._convert import check_packable
 from hf_stages.packing._portable import write_portable
 from hf_stages.packing._sizes import PackedSize
 from hf_stages.packing._write import write_packed
+from hf_stages.reports.model_card import packed_card
 
 SUMMARY = "packed.json"
 _RESTS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -63,6 +65,7 @@ def pack(
             shutil.copy2(extra, partial / extra.name)
         about = {"format": "gemma" if portable else "hf_stages", "rest": rest, "source": source and source.name}
         (partial / SUMMARY).write_text(json.dumps({**about, "size": size.to_dict()}, indent=2) + "\n", encoding="utf-8")
+        (partial / CARD).write_text(packed_card(partial, out.name, source, size.to_dict()), encoding="utf-8")
         _refuse_in_use(out, overwrite)  # once more: another process may have written it meanwhile
         if out.exists():
             shutil.rmtree(out)
@@ -87,7 +90,7 @@ def read(folder: Path, trust_remote_code: bool = False) -> tuple[Any, list[Path]
     if (folder / SUMMARY).is_file():
         raise ValueError(f"{folder}: is packed already; pack the stage folder that it was made of")
     model, _ = load_stage(folder, trust_remote_code=trust_remote_code)
-    written = {"config.json", "generation_config.json", "stage.json", "run.json", "bench.json", SUMMARY}
+    written = {"config.json", "generation_config.json", "stage.json", "run.json", "bench.json", SUMMARY, SEAL}
     keep = (".json", ".txt", ".model", ".jinja", ".tiktoken")
     return model, [
         file

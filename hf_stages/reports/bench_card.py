@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hf_stages.reports._markdown import row
 from hf_stages.reports.bench_table import cells, head, notes
 
 _BEGIN, _END = "<!-- hf_stages: size and speed -->", "<!-- hf_stages: end of size and speed -->"
@@ -26,10 +27,6 @@ def card_with(found: Mapping[str, Any], card: str | None) -> str:
 def _section(found: Mapping[str, Any]) -> str:
     heads, rows = cells(found)
     _, machine = head(found)
-    table = [_row(["model", *heads[1:]]), _row(["---", *["---:"] * (len(heads) - 1)]), *map(_row, rows)]
+    table = [row(["model", *heads[1:]]), row(["---", *["---:"] * (len(heads) - 1)]), *map(row, rows)]
     words = [f"On {machine}.", *notes(found)]
     return "\n".join([_BEGIN, "## Size and speed", "", *table, "", "\n".join(words), _END])
-
-
-def _row(texts: list[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"

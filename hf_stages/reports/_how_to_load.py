@@ -1,0 +1,75 @@
+"""The lines of Python that give back a folder's model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_OURS = "hf_stages"
+
+
+def how_to_load(folder: Path, shown: str, summary: Mapping[str, Any] | None = None) -> list[str]:
+    """Three lines. ``shown`` is the folder's place, ``summary`` its ``stage.json`` if it is a stage's."""
+    config = _config(folder)
+    if _packed(config):
+        return [f"import {_OURS}", *_stock(config, shown, auto=True)]
+    if summary is not None and wants_rebuilding(folder, summary):
+        trust = "" if summary["base"]["class"].startswith("transformers.") else ", trust_remote_code=True"
+        return ["from hf_stages import StagedTrainer", "", f'model = StagedTrainer.from_stage("{shown}"{trust}).model']
+    if config.get("model_type") == _OURS:
+        return [f"import {_OURS}", *_stock(config, shown, auto=True)]
+    return _stock(config, shown, auto=False)
+
+
+def wants_rebuilding(folder: Path, summary: Mapping[str, Any]) -> bool:
+    """Whether a stage's model is more than stock transformers makes of its folder: layers that round, adapters."""
+    rounds = bool((summary.get("size") or {}).get("quantized"))
+    return summary["base"]["config"] is not None and (rounds or has_adapter(folder))
+
+
+def has_adapter(folder: Path) -> bool:
+    """Beside the base's weights, or in a folder of its own where stock transformers would not take the two for a model."""
+    return (folder / "adapter_config.json").is_file() or any(folder.glob("adapter/**/adapter_config.json"))
+
+
+def _stock(config: Mapping[str, Any], shown: str, *, auto: bool) -> list[str]:
+    kind = (config.get("architectures") or [None])[0]
+    name = (_auto_class(kind) if auto else kind) or "AutoModel"
+    import transformers
+
+    if not hasattr(transformers, name):
+        return [f"# with the class that it was trained with, {name}", f'model = {name}.from_pretrained("{shown}")']
+    return [f"from transformers import {name}", "", f'model = {name}.from_pretrained("{shown}")']
+
+
+def _auto_class(kind: str | None) -> str | None:
+    """The Auto class that gives this class of model, the one made for its task before those that are made for any."""
+    from transformers.models.auto import modeling_auto
+
+    found = []
+    for name in dir(modeling_auto):
+        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
+        if name.startswith("AutoModel") and mapping is not None and kind in _names(mapping):
+            found.append(name)
+    return next(
+        (name for name in found if name.startswith("AutoModelFor") and "PreTraining" not in name),
+        found[0] if found else None,
+    )
+
+
+def _names(mapping: Any) -> set[str]:
+    several = (value if isinstance(value, list | tuple) else (value,) for value in mapping._model_mapping.values())
+    return {name for names in several for name in names}
+
+
+def _packed(config: Mapping[str, Any]) -> bool:
+    return (config.get("quantization_config") or {}).get("quant_method") == _OURS
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

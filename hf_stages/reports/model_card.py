@@ -1,0 +1,196 @@
+"""A short model card from what the folders say: what it began with, its stages as they went, metrics, how to load it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_stages.checkpoint import STAGE_FILE, read_json
+from hf_stages.reports._how_to_load import has_adapter, how_to_load, wants_rebuilding
+from hf_stages.reports._markdown import table
+from hf_stages.reports._text import bits, count, rate, size
+
+_HEADS = (
+    *("stage", "transforms", "until", "steps", "tokens"),
+    *("loss", "teacher", "learning rate", "schedule", "ended by"),
+)
+_QUIET = ("runtime", "per_second", "_items")
+_HUB = re.compile(r"[\w.-]*[A-Za-z][\w.-]*(/[\w.-]+)?")
+
+
+def stage_card(folder: Path, shown: str) -> str:
+    """The card of a stage folder, ``shown`` as its place: of its own stage and those that it stands on."""
+    stages = lineage(folder)
+    return _card(shown, folder, stages, how_to_load(folder, shown, stages[-1]), {})
+
+
+def run_card(out: Path, stage: str | None, given: Mapping[str, Any]) -> str:
+    """The card of a run's folder, whose model is that of ``stage`` (a folder in it; None where no stage is done)."""
+    name = out.resolve().name
+    if stage is None:
+        return _card(name, out, [], how_to_load(out, name), given)
+    stages, folder = lineage(out / stage), out / stage
+    saved = (out / "config.json").is_file() and not wants_rebuilding(folder, stages[-1])
+    load = how_to_load(out, name) if saved else how_to_load(folder, f"{name}/{stage}", stages[-1])
+    return _card(name, out, stages, load, given)
+
+
+def packed_card(folder: Path, shown: str, source: Path | None, weights: Mapping[str, Any]) -> str:
+    """The card of packed weights; ``source`` is the stage folder that they were made of, if there was one."""
+    known = source is not None and (source / STAGE_FILE).is_file()
+    stages = lineage(source) if source is not None and known else []
+    title = f"{source.resolve().name}, packed" if source is not None else shown
+    says = f"Its weights are packed: {size(weights['bytes'])}, {bits(weights['bits_per_weight'])} bits a weight."
+    return _card(title, folder, stages, how_to_load(folder, shown), {}, says)
+
+
+def lineage(folder: Path) -> list[dict[str, Any]]:
+    """``stage.json`` of the stage's forebears that lie beside it, from the first, and its own last."""
+    summary = read_json(folder / STAGE_FILE, "a stage folder")
+    parents = summary.get("parents") or []
+    before = folder.parent / parents[0]["folder"] if parents else None
+    return [*(lineage(before) if before is not None and (before / STAGE_FILE).is_file() else []), summary]
+
+
+def _card(
+    title: str,
+    folder: Path,
+    stages: Sequence[Mapping[str, Any]],
+    load: Sequence[str],
+    given: Mapping[str, Any],
+    says: str = "",
+) -> str:
+    begun = (stages[0].get("began_with") if stages else None) or {}
+    base = given.get("finetuned_from") or (begun.get("name") if begun.get("on_hub") else None)
+    lines = [f"# {given.get('model_name') or title}", "", _first(stages, base or begun.get("name"), says)]
+    if names := [*_several(given.get("dataset")), *_several(given.get("dataset_args"))]:
+        lines += ["", f"Data: {', '.join(names)}."]
+    lines += ["", "## How to load it", "", "```python", *load, "```"]
+    if stages:
+        lines += ["", "## Stages", "", *table(_HEADS, map(_row, stages))]
+        lines += _metrics(stages[-1], " before packing" if says else "")
+        lines += ["", "## Versions", "", ", ".join(f"{k} {v}" for k, v in stages[-1]["versions"].items())]
+    return "\n".join([_metadata(folder, base, given), *lines, ""])
+
+
+def _metadata(folder: Path, base: str | None, given: Mapping[str, Any]) -> str:
+    from huggingface_hub import ModelCardData
+
+    adapter = has_adapter(folder) and not (folder / "config.json").is_file()
+    tasks = _several(given.get("tasks"))
+    data = ModelCardData(
+        base_model=base,
+        datasets=_several(given.get("dataset_tags")) or None,
+        language=given.get("language"),
+        library_name="peft" if adapter else "transformers",
+        license=given.get("license"),
+        pipeline_tag=tasks[0] if len(tasks) == 1 else None,
+        tags=list(dict.fromkeys(["hf_stages", *_several(given.get("tags")), *(tasks if len(tasks) > 1 else [])])),
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _first(stages: Sequence[Mapping[str, Any]], base: str | None, says: str) -> str:
+    if not stages:
+        return says or "Trained with hf_stages; no stage of the run is finished."
+    first = stages[0]
+    words = f"{len(stages)} stage{'s' * (len(stages) > 1)}"
+    after = "".join(f" after {parent['name']}" for parent in first.get("parents") or [])
+    made = [_part(part) for part in first["base"].get("transforms") or []]
+    start = f"from {base or 'a ' + first['base']['class'].rpartition(':')[2] + ' without a name'}"
+    before = f", which {', '.join(made)} had made" if made else ""
+    return f"Trained with hf_stages in {words}{after}, {start}{before}." + (f" {says}" if says else "")
+
+
+def _row(stage: Mapping[str, Any]) -> list[str]:
+    declared, peak = stage["declared"], stage.get("lr_peak")
+    rates = f"{rate(peak)} -> {rate(stage['lr_end'])}" if peak is not None else f"-> {rate(stage['lr_end'])}"
+    schedule = declared.get("schedule")
+    taught = stage.get("taught_by")
+    return [
+        stage["name"],
+        ", ".join(map(_part, declared.get("transforms") or [])) or "-",
+        str(declared["until"]),
+        f"{stage['steps']:,}",
+        count(stage["tokens"] or None),
+        _loss(declared.get("loss")),
+        "-" if taught is None else _model(taught),
+        rates,
+        _part(schedule) if schedule is not None else _trainers(declared["args"]),
+        str(stage["ended_by"] or "-"),
+    ]
+
+
+def _metrics(stage: Mapping[str, Any], when: str) -> list[str]:
+    """Of the weights in the folder, as they were measured when the stage ended."""
+    found = {
+        name: value
+        for name, value in stage["metrics"].items()
+        if name.startswith("eval_") and isinstance(value, int | float) and not name.endswith(_QUIET)
+    }
+    rows = [[name, f"{value:.4g}"] for name, value in sorted(found.items())]
+    return ["", f"## Metrics{when}", "", *table(("metric", "value"), rows)] if rows else []
+
+
+def _trainers(args: Mapping[str, Any]) -> str:
+    warmup = args.get("warmup_steps") or 0
+    return f"{args['lr_scheduler_type']}, warmup {warmup:g}" if warmup else str(args["lr_scheduler_type"])
+
+
+def _loss(value: Any) -> str:
+    if value is None:
+        return "TaskLoss"
+    if isinstance(value, list):
+        return " + ".join(map(_loss, value))
+    if isinstance(value, Mapping) and "use" not in value:
+        return ", ".join(f"{source}: {_loss(loss)}" for source, loss in value.items())
+    if isinstance(value, Mapping) and "weight" in value:
+        rest = {key: item for key, item in value.items() if key != "weight"}
+        return f"{value['weight']} * {_part(rest)}"
+    return _part(value)
+
+
+def _part(value: Any) -> str:
+    """A part as its call; of paths within it, the last name alone."""
+    if isinstance(value, Mapping) and "use" in value:
+        arguments = [f"{key}={_part(item)}" for key, item in value.items() if key != "use"]
+        return f"{value['use']}({', '.join(arguments)})" if arguments else str(value["use"])
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_part(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_part, value)) + "]"
+    return _place(value) if isinstance(value, str) else str(value)
+
+
+def began_with(declared: Any, config: Any) -> dict[str, Any] | None:
+    """What the initial model was called: by the recipe, else by its config. Found out where the run is, and recorded."""
+    path = declared.get("path") if isinstance(declared, Mapping) else declared
+    name = path or getattr(config, "_name_or_path", None)
+    return None if not name else {"name": _place(str(name)), "on_hub": _on_hub(str(name))}
+
+
+def _model(value: Any) -> str:
+    """A teacher as declared, without the places of one machine."""
+    if isinstance(value, Mapping) and "in_memory" in value:
+        return "a model in memory"
+    if isinstance(value, Mapping) and "use" in value:
+        held = [_model(item) for key, item in value.items() if key in ("model", "folder", "path")]
+        return f"{value['use']} {held[0]}" if held else str(value["use"])
+    if isinstance(value, Mapping):
+        return _place(str(value.get("path", "a model of a config")))
+    return _place(str(value))
+
+
+def _place(text: str) -> str:
+    """A name on the Hub stays; of a path, the last part."""
+    return text if not {"/", "\\"} & set(text) or _on_hub(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
+
+
+def _on_hub(name: str) -> bool:
+    return _HUB.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()
+
+
+def _several(value: Any) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)

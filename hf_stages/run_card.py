@@ -1,0 +1,42 @@
+"""``create_model_card`` of a staged run: Trainer's own tells of one run of three epochs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_stages.checkpoint import CARD, RUN_FILE, read_json
+from hf_stages.reports.model_card import run_card
+
+
+def write_run_card(trainer: Any, inner: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """Into the run's folder, with what ``inner`` (Trainer's own method) would have been given."""
+    if not trainer.is_world_process_zero():
+        return
+    given = dict(inspect.signature(inner).bind(*args, **options).arguments)
+    if "dataset_name" in given:  # TRL's word for it
+        given["dataset"] = given.pop("dataset_name")
+    out = Path(trainer.args.output_dir)
+    given["tags"] = [*_several(given.get("tags")), *_tags(out / CARD)]
+    (out / CARD).write_text(run_card(out, _last_done(out), given), encoding="utf-8")
+
+
+def _last_done(out: Path) -> str | None:
+    """The stage whose model the trainer holds: stages run in the order of their folders."""
+    if not (out / RUN_FILE).is_file():
+        return None
+    stages = read_json(out / RUN_FILE, "a run manifest")["stages"].values()
+    return max((stage["folder"] for stage in stages if stage["status"] == "done"), default=None)
+
+
+def _tags(path: Path) -> list[str]:
+    """Those of a card that is there already, as of a model's own saving."""
+    from huggingface_hub import ModelCard
+
+    return [] if not path.is_file() else list(ModelCard.load(path).data.tags or [])
+
+
+def _several(value: Any) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
