@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
 
+from hf_stages.adapter_base import check_base, note_base
 from hf_stages.adapters import is_peft, layout_of, load_adapters, save_own, settle_adapters, trained_in_base
 from hf_stages.blueprint import load_weights
 from hf_stages.checkpoint import SCHEMA, STATE_FILE, disk_error, seal, write_json
@@ -82,6 +83,7 @@ def load_checkpoint(trainer: Any, folder: str, read: Callable[[], None]) -> None
     load_adapters(model, place)
     if (place / _BESIDE).is_file():
         model.load_state_dict(load_file(place / _BESIDE), strict=False)
+    check_base(model, place)
 
 
 def _save_beside_adapter(model: Any, folder: Path) -> None:
@@ -92,6 +94,7 @@ def _save_beside_adapter(model: Any, folder: Path) -> None:
     if layout_of(model).own:
         save_own(model, folder)
     settle_adapters(model, folder)
+    note_base(model, folder)
 
 
 def _load_renamed(model: Any, folder: Path) -> None:

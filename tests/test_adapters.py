@@ -313,6 +313,25 @@ def test_a_trained_adapter_is_not_put_on_a_fresh_base(tmp_path):
     assert torch.equal(logits(again.model), logits(whole.model))
 
 
+@pytest.mark.parametrize("other", ["decomposed", "another"])
+def test_an_adapter_is_not_put_on_another_base(other, tmp_path):
+    """A start that is drawn at random leaves another base each time; or the script names another model."""
+    config = lora(init_lora_weights="pissa_niter_4" if other == "decomposed" else True)
+    args = {"save_strategy": "steps", "save_steps": 1}
+
+    def begin(changed):
+        torch.manual_seed(7 if changed and other == "decomposed" else 1)
+        model = tiny.llama(seed=7 if changed and other == "another" else 0)
+        return trainer_of(tmp_path, peft.get_peft_model(model, config()), callbacks=[] if changed else [Cut(2)], **args)
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(changed=False).train()
+    with pytest.raises(
+        ValueError, match=r"checkpoint-1: its adapter was trained on another base: .*set_seed before get_peft"
+    ):
+        begin(changed=True).train(resume_from_checkpoint=True)
+
+
 def test_a_base_that_cannot_be_told_from_its_adapter_is_refused_at_once(tmp_path):
     model = adapted(peft.AdaptionPromptConfig(adapter_len=2, adapter_layers=1, task_type=TASK))
     with pytest.raises(

@@ -103,6 +103,7 @@ def cut(driver, tmp_path_factory):
 
 
 CHECKPOINT = [
+    "adapter_base.json",
     "adapter_config.json",
     "adapter_model.safetensors",
     "optimizer.pt",
