@@ -18,6 +18,7 @@ from transformers import (
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.loading import load_stage
+from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.transforms import AddLora, MergeLora
 from tests import tiny
 
@@ -338,6 +339,45 @@ def test_a_base_that_cannot_be_told_from_its_adapter_is_refused_at_once(tmp_path
         ValueError, match=r"got ADAPTION_PROMPT: a AdaptedAttention takes the place of a part of Llama.*another kind"
     ):
         trainer_of(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "message"),
+    [
+        ("prompt", LogitKL(), r"expected logits for 4 x 16 tokens, as the batch has, got 4 x 18.*prompt tuning"),
+        (
+            "prompt",
+            HiddenMSE(),
+            r"the batch has 4 rows of 16 tokens, but the model has states of 4 x 18.*prompt tuning",
+        ),
+        (
+            "prompt",
+            AttentionMSE(),
+            "AttentionMSE: 18 tokens that look at 18 in the student, 16 that look at 16 in the teacher",
+        ),
+        (
+            "prefix",
+            AttentionMSE(),
+            "AttentionMSE: 16 tokens that look at 18 in the student, 16 that look at 16 in the teacher",
+        ),
+        ("prefix", AttentionRelation(), "AttentionRelation: 16 tokens that look at 18 in the student.*prefix tuning"),
+    ],
+)
+def test_losses_that_cannot_match_tokens_say_so_before_the_first_update(name, loss, message, tmp_path):
+    stage = Stage("a", "2 steps", loss=TaskLoss() + loss, teacher=tiny.llama(seed=5))
+    own = trainer_of(tmp_path, adapted(KINDS[name][0]()), [stage])
+    with pytest.raises(ValueError, match=message):
+        own.train()
+    assert own.state.global_step == 0
+
+
+@pytest.mark.parametrize("loss", [LogitKL(), HiddenMSE()])
+def test_prefixes_learn_from_a_teacher(loss, tmp_path):
+    stage = Stage("a", "2 steps", loss=loss, teacher=tiny.llama(seed=5))
+    own = trainer_of(tmp_path, adapted(KINDS["prefix"][0]()), [stage])
+    before = logits(own.model)
+    own.train()
+    assert not torch.equal(logits(own.model), before)
 
 
 @pytest.mark.parametrize("name", ["dora", "pissa", "lora-and-tokens", "vera"])

@@ -53,8 +53,16 @@ class OnScores(Loss):
 
 def layers_of(loss: Any, student: Any, teacher: Any) -> Iterator[tuple[Attention, Attention]]:
     """The mapped layers' attention, the student's and the teacher's."""
-    for mine, theirs in loss.pairs:
-        yield student[key_of("attention", mine, loss.stack)], teacher[key_of("attention", theirs, loss.stack)]
+    for one, other in loss.pairs:
+        mine, theirs = student[key_of("attention", one, loss.stack)], teacher[key_of("attention", other, loss.stack)]
+        seen = [[states.shape[-2] for states in (layer.query, layer.key)] for layer in (mine, theirs)]
+        if seen[0] != seen[1]:
+            raise ValueError(
+                f"{loss.name}: {' tokens that look at '.join(map(str, seen[0]))} in the student, "
+                f"{' that look at '.join(map(str, seen[1]))} in the teacher: a model that adds tokens or keys (prompt and prefix "
+                "tuning) cannot be compared by its attention; use LogitKL on classes, or HiddenMSE beside prefixes"
+            )
+        yield mine, theirs
 
 
 def mapped(loss: Any, student: Any, teacher: Any, *, same_heads: bool = True) -> Any:

@@ -84,11 +84,12 @@ class HiddenMSE(Loss):
         for s, other in self.pairs:
             mine = student[key_of(kind, s, self.stack)].float()
             theirs = teacher[key_of("hidden", other, self.stack)].float()
+            weights = self.tokens.weights(batch, mine)  # which says so where a model adds tokens
             if self.distance == "mse":
                 apart = torch.nn.functional.mse_loss(mine, theirs, reduction="none").mean(-1)
             else:
                 apart = 1.0 - torch.nn.functional.cosine_similarity(mine, theirs, dim=-1)
-            layers.append((apart * self.tokens.weights(batch, mine)).sum())
+            layers.append((apart * weights).sum())
         return torch.stack(layers)
 
     def _place(self, layer: int) -> str:
