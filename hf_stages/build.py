@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.args_values import check_ranges, check_types
+from hf_stages.by_name import with_parts
 from hf_stages.checking import check_stages
 from hf_stages.collating import check_collators
 from hf_stages.data._blend import Blend
@@ -197,6 +198,7 @@ class Prepared:
 @_placing
 def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str | None = None) -> Prepared:
     """Load what a plan needs: tokenizer, the datasets that are used, TrainingArguments."""
+    origin, recipe = recipe.origin, with_parts(recipe)
     args = training_arguments(recipe.args, output_dir=output_dir)
     _model_source(recipe.model)
     _check_teachers(recipe)
@@ -227,7 +229,7 @@ def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str 
     loaded = replace(with_data(recipe, "", by_name=False), sources=sources)
     stages = [with_data(stage, f"stage {stage.name!r}: ", by_name=True) for stage in recipe.stages]
     data = {stage.name: _data_label(recipe, stage) for stage in recipe.stages}
-    return Prepared(replace(loaded, stages=stages), args, tokenizer, data, trust_remote_code, recipe.origin)
+    return Prepared(replace(loaded, stages=stages), args, tokenizer, data, trust_remote_code, origin)
 
 
 def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str | None = None) -> Any:

@@ -216,7 +216,8 @@ def _structure(stage: Stage, declared: Any, student: Any, skeletons: Mapping[str
     if isinstance(declared, str):
         _check_base(stage, student)
     source = declared if read is None else read(declared)
-    with _placing(f"stage {stage.name!r}: teacher"):
+    called = f" {source.model!r}" if isinstance(source, Teacher) and isinstance(source.model, str) else ""
+    with _placing(f"stage {stage.name!r}: teacher{called}"):
         return structure_of(source, student)
 
 

@@ -241,7 +241,7 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
         if key == "args" and where.sketched and where.file:  # other text need not be of a run
             check_training_arguments(value, where)
         return dict(value) if key == "args" else {k: _read_source(v, where / k) for k, v in value.items()}
-    readers = {"data_collator": read_collator, "compute_metrics": _read_metrics, "model": _read_model}
+    readers = {"data_collator": read_collator, "compute_metrics": read_metrics, "model": _read_model}
     readers |= {"teacher": _read_model, "train_dataset": _read_several, "eval_dataset": _read_several}
     if key in readers:
         return readers[key](value, where)
@@ -287,7 +287,7 @@ def _read_model(value: Any, where: Where) -> Any:
         return ModelSource(**value)
 
 
-def _read_metrics(value: Any, where: Where) -> Any:
+def read_metrics(value: Any, where: Where) -> Any:
     if isinstance(value, Mapping):
         return read_part(value, ["metrics"], where)
     names = [value] if isinstance(value, str) else value

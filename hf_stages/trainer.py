@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.blueprint import Blueprint
+from hf_stages.by_name import at_hand, with_parts
 from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_checkpoint, save_checkpoint, without_token
 from hf_stages.collating import check_collators, collator_at_work
@@ -111,16 +112,17 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
             return
         if stages is not None and recipe is not None:
             raise ValueError("expected stages or a recipe, got both")
-        self.teacher = teacher
-        shared = {k: getattr(self, k) for k in _SHARED}
-        self.recipe = Recipe(
+        declared = Recipe(
             tuple(stages if stages is not None else recipe.stages),  # type: ignore[union-attr]
             model=self.model,
             args=recipe.args if recipe else {},
             sources=recipe.sources if recipe else {},
             teacher=teacher,
-            **shared,
+            **{k: getattr(self, k) for k in _SHARED},
         )
+        self.recipe = at_hand(with_parts(declared), self.processing_class, self.model)
+        for key in ("teacher", "data_collator", "compute_metrics"):
+            setattr(self, key, getattr(self.recipe, key))
         self._refuse()
         self._weighs_items = True
         self.data_collator: Any = collator_at_work(self.data_collator, self.processing_class, self.model)

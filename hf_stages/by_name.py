@@ -1,0 +1,90 @@
+"""Parts that Python gives by their names, as a recipe's text does: ``Stage(loss="LogitKL")``, ``StagedTrainer(teacher="path")``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hf_stages.data.collator import Collator
+from hf_stages.losses._algebra import Sum
+from hf_stages.model_source import ModelSource
+from hf_stages.naming import FOLDERS, Where
+from hf_stages.parts import read_collator, read_loss, read_part
+from hf_stages.recipe import read_metrics
+from hf_stages.stage import Recipe
+from hf_stages.teacher import BASE
+from hf_stages.teacher_source import Teacher
+
+_LISTS = ("transforms", "monitors", "gates", "exporters")
+
+
+def with_parts(recipe: Recipe) -> Recipe:
+    """The recipe with the parts themselves, read as from text; what is a part already stays as it is."""
+    stages = []
+    for stage in recipe.stages:
+        try:
+            keys = (*_LISTS, "loss", "schedule", "data_collator", "compute_metrics")
+            stages.append(replace(stage, **{key: _opened(key, getattr(stage, key), Where((key,))) for key in keys}))
+        except ValueError as error:
+            raise ValueError(f"stage {stage.name!r}: {error}") from error
+    own = {key: _opened(key, getattr(recipe, key), Where((key,))) for key in ("data_collator", "compute_metrics")}
+    return replace(recipe, stages=stages, **own)
+
+
+def at_hand(recipe: Recipe, tokenizer: Any, model: Any) -> Recipe:
+    """The same with what only a trainer has: collators of transformers get their tokenizer, and teachers by path become
+    ones that a stage loads when it begins (the same path the same one)."""
+    known: dict[str, Any] = {}
+    names = [stage.name for stage in recipe.stages]
+
+    def noun(thing: Any, where: str) -> Any:
+        if isinstance(thing.teacher, str) and thing.teacher in names and not Path(thing.teacher).exists():
+            raise ValueError(f"{where}teacher: {thing.teacher!r} is a stage; did you mean 'stage:{thing.teacher}'?")
+        own = {"teacher": _teacher(thing.teacher, known)}
+        if isinstance(thing.data_collator, Collator):
+            try:
+                own["data_collator"] = thing.data_collator.build(getattr(tokenizer, "tokenizer", tokenizer), model)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{where}{error}") from error
+        return replace(thing, **own)
+
+    stages = [noun(stage, f"stage {stage.name!r}: ") for stage in recipe.stages]
+    return replace(noun(recipe, ""), stages=stages)
+
+
+def _opened(key: str, value: Any, where: Where) -> Any:
+    if key == "loss":
+        return _loss(value, where)
+    if key in _LISTS:
+        read: Callable[..., Any] = lambda part, at: read_part(part, [FOLDERS[key]], at)  # noqa: E731
+        return tuple(read(part, where / i) if _is_named(part) else part for i, part in enumerate(value))
+    if key == "compute_metrics":
+        return read_metrics(value, where) if _is_named(value) or isinstance(value, list | tuple) else value
+    if not _is_named(value):
+        return value
+    return read_part(value, ["schedules"], where) if key == "schedule" else read_collator(value, where)
+
+
+def _loss(value: Any, where: Where) -> Any:
+    if isinstance(value, list | tuple) and value:
+        terms = [_loss(term, where / i) for i, term in enumerate(value)]
+        return terms[0] if len(terms) == 1 else Sum(tuple(terms))
+    if isinstance(value, Mapping) and not _is_named(value):
+        return {source: _loss(loss, where / source) for source, loss in value.items()}
+    return read_loss(value, where) if _is_named(value) else value
+
+
+def _teacher(teacher: Any, known: dict[str, Any]) -> Any:
+    if isinstance(teacher, ModelSource):
+        if repr(teacher) not in known:
+            known[repr(teacher)] = teacher.load()
+        return known[repr(teacher)]
+    if not isinstance(teacher, str) or teacher == BASE or teacher.startswith("stage:"):
+        return teacher
+    return known.setdefault(teacher, Teacher(teacher))
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, Mapping) and "use" in value)
