@@ -35,6 +35,7 @@ from hf_stages.manifest import Manifest
 from hf_stages.objective import Objective
 from hf_stages.packing import pack
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
+from hf_stages.rates import at_rate
 from hf_stages.remembered import forget as forget_counts
 from hf_stages.remembered import remember
 from hf_stages.sizes import named, train_dataset_of
@@ -48,6 +49,7 @@ from hf_stages.teachers import Teachers, at_work, structure_of
 from hf_stages.transition import Transition
 
 logger = logging.get_logger(__name__)
+_OWN = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics", "args", "optimizer_cls_and_kwargs")
 
 
 class Runner:
@@ -67,10 +69,7 @@ class Runner:
         self.handover = Handover(trainer, plan)
         self.teachers = Teachers(trainer, self.handover)
         self.finds_unused = getattr(trainer.accelerator.ddp_handler, "find_unused_parameters", False)
-        self.own = {
-            name: getattr(trainer, name)
-            for name in ("train_dataset", "eval_dataset", "data_collator", "compute_metrics", "args")
-        }
+        self.own = {name: getattr(trainer, name) for name in _OWN}
 
     # ---- the run ----------------------------------------------------------------------------------------------------
 
@@ -144,6 +143,7 @@ class Runner:
             checkpoint=checkpoint,
             before=(parent or {}).get("metrics", {}),
         )
+        trainer.optimizer_cls_and_kwargs = at_rate(self.own["optimizer_cls_and_kwargs"], run.span.peak)
         run.losses = losses = self._losses(planned, args)
         try:
             self._ready(planned, run, state)

@@ -30,6 +30,7 @@ from hf_stages.domains import by_domain, domains_of, plain_name, trained_on
 from hf_stages.layers.bits import known_size
 from hf_stages.plan import PlannedStage
 from hf_stages.progress import without_bars
+from hf_stages.rates import group_rates
 from hf_stages.recipe import part_to_dict, to_dict
 from hf_stages.remembered import remembered
 from hf_stages.reports.model_card import began_with, stage_card
@@ -89,6 +90,7 @@ def _write_training_state(folder: Path, trainer: Any, moments: moments_file.Mome
 
 def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, change: Any) -> dict[str, Any]:
     position = run.position(run.steps)
+    rate = run.span.lr(position) * run.steering.rate(run.steps)
     parents = []
     if planned.parent is not None:
         folder = runner.out / runner.plan[planned.parent].folder
@@ -110,7 +112,8 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
         "global_step": runner.trainer.state.global_step,
         "schedule": {"root": planned.span_root, "position": position},
         "lr_peak": run.span.peak,
-        "lr_end": run.span.lr(position) * run.steering.rate(run.steps),
+        "lr_end": rate,
+        "lr_groups": group_rates(runner.trainer, run.span.peak, rate),
         "taught_by": _teacher(runner, planned.stage),
         "ended_by": run.ended_by,
         "ended_because": run.over,

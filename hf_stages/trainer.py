@@ -40,6 +40,7 @@ from hf_stages.patches import Patches, check_rebuilt
 from hf_stages.plan import Plan
 from hf_stages.preparing import PreparingMixin
 from hf_stages.progress import StageProgress
+from hf_stages.rates import check_rates, take_rate
 from hf_stages.reports.plan_table import plan_table
 from hf_stages.run_card import write_run_card
 from hf_stages.runner import Runner
@@ -124,6 +125,7 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
         for key in ("teacher", "data_collator", "compute_metrics"):
             setattr(self, key, getattr(self.recipe, key))
         self._refuse()
+        take_rate(self)
         self._weighs_items = True
         self.data_collator: Any = collator_at_work(self.data_collator, self.processing_class, self.model)
         for unused in unused_args(self.args, self.recipe.stages, self.recipe.args):
@@ -244,6 +246,7 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
         if self._stage is None:
             return super().create_scheduler(num_training_steps, optimizer)
         optimizer = optimizer if optimizer is not None else self.optimizer
+        check_rates(self, optimizer)
         self._runner.handover.carry(optimizer)
         multiplier = self._stage.multiplier
         self.lr_scheduler = LambdaLR(optimizer, lambda step: multiplier(step))

@@ -20,7 +20,7 @@ WORK = (
     "by_name raw_rows "
     "update_loss task_probe loss_calls as_it_was eval_parts "
     "stage_data drawn patches columns reach forwards preparing prepared_data held_back remembered "
-    "own_models own_quantizer refetch adapters adapter_base adapter_check blueprint capture attention_tap model_inputs source_collator collating stage_losses last_batch eval_terms eval_sums eval_domains measured token_bytes domains final_metrics weights_print last_evaluation start_metrics tracker_tags kept steering balance handover objective health "
+    "own_models own_quantizer refetch adapters adapter_base adapter_check blueprint capture attention_tap model_inputs source_collator collating stage_losses last_batch eval_terms eval_sums eval_domains measured token_bytes domains final_metrics weights_print last_evaluation rates start_metrics tracker_tags kept steering balance handover objective health "
     "flow transition teaching agreement checking stage_run stage_folder run_card checkpointing loading progress signals "
     "teacher teachers teacher_source teacher_print teacher_cache cached_teacher cache_folder row_keys top_k runner shown_signature trainer callbacks one_writer launch"
 )
