@@ -18,6 +18,8 @@ def how_to_load(folder: Path, shown: str, summary: Mapping[str, Any] | None = No
     if summary is not None and wants_rebuilding(folder, summary):
         trust = "" if summary["base"]["class"].startswith("transformers.") else ", trust_remote_code=True"
         return ["from hf_stages import StagedTrainer", "", f'model = StagedTrainer.from_stage("{shown}"{trust}).model']
+    if (folder / "base" / "config.json").is_file():
+        return _by_peft(folder, shown)
     if config.get("model_type") == _OURS:
         return [f"import {_OURS}", *_stock(config, shown, auto=True)]
     return _stock(config, shown, auto=False)
@@ -32,6 +34,20 @@ def wants_rebuilding(folder: Path, summary: Mapping[str, Any]) -> bool:
 def has_adapter(folder: Path) -> bool:
     """Beside the base's weights, or in a folder of its own where stock transformers would not take the two for a model."""
     return (folder / "adapter_config.json").is_file() or any(folder.glob("adapter/**/adapter_config.json"))
+
+
+def _by_peft(folder: Path, shown: str) -> list[str]:
+    """Base and adapter from their own folders; PEFT keeps further adapters in folders of their names."""
+    base = _stock(_config(folder / "base"), f"{shown}/base", auto=False)
+    places = sorted(path.parent.relative_to(folder) for path in folder.glob("adapter/**/adapter_config.json"))
+    lines = [*base[:1], "from peft import PeftModel", "", base[-1].replace("model =", "base =")]
+    lines.append(f'model = PeftModel.from_pretrained(base, "{shown}/{places[0].as_posix()}", "{_called(places[0])}")')
+    lines += [f'model.load_adapter("{shown}/{place.as_posix()}", "{place.name}")' for place in places[1:]]
+    return lines if len(places) == 1 else [*lines, "# and model.set_adapter, with the one that is to be used"]
+
+
+def _called(place: Path) -> str:
+    return "default" if place.name == "adapter" else place.name
 
 
 def _stock(config: Mapping[str, Any], shown: str, *, auto: bool) -> list[str]:
