@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from hf_stages.reports._matrix import START, Matrix
-from hf_stages.reports._text import rate, shorten
+from hf_stages.reports._text import rate, shorten, shorten_middle
 
 Points = Sequence[tuple[float, float]]
 # Wong's palette (Nature Methods 8, 441), told apart by colour-blind readers.
@@ -15,6 +15,8 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8
 _INK, _FAINT = "#222222", "#888888"
 _FONT = 'font-family="system-ui, sans-serif"'
 _CELL, _ROW, _HEAD = 118, 40, 30
+_DOTTED = 200
+"""More points than these are a line alone."""
 _WORST = 0.5
 """A rise of this share of the best is drawn in full red."""
 
@@ -36,7 +38,9 @@ def heat_map(matrix: Matrix, title: str) -> tuple[str, float, float]:
     left = max(60 + 7 * max(len(shorten(row, 24)) for row in rows), 116)
     parts = [_text(0, 14, title, size=14, weight="bold")]
     for column, domain in enumerate(matrix.domains):
-        parts.append(_text(left + (column + 0.5) * _CELL, 44, shorten(domain, 15), anchor="middle", weight="bold"))
+        parts.append(
+            _text(left + (column + 0.5) * _CELL, 44, shorten_middle(domain, 15), anchor="middle", weight="bold")
+        )
     for line, row in enumerate(rows):
         top = 52 + line * _ROW
         name = "before training" if row == START else f"{matrix.rows.index(row)} {row}"
@@ -84,7 +88,8 @@ def curves(
     is_rate: bool = False,
     unit: str = "step",
 ) -> tuple[str, float, float]:
-    """Lines over steps, or another unit. ``edges`` are where stages begin, with their names; ``marks`` are decisions, told on hover."""
+    """Lines over steps, or another unit. ``edges`` are where stages begin, with their names; ``marks`` are decisions
+    (``kind: reason``), told on hover and in the legend."""
     lines = {name: [p for p in points if math.isfinite(p[1])] for name, points in lines.items()}
     lines = {name: points for name, points in lines.items() if points}
     values = [y for points in lines.values() for _, y in points]
@@ -93,32 +98,30 @@ def curves(
     last = max(
         [x for points in lines.values() for x, _ in points] + [x for x, _ in edges] + [1 if unit == "step" else 1e-9]
     )
-    low, high = min(values) if not is_rate else 0.0, max(values)
-    high = high if high > low else low + 1
-    box = (70.0, 46.0, width - 90, height - 78)
-    place = _Place(box, last, low, high)
-    parts = [_text(0, 14, title, size=14, weight="bold"), _axes(place, is_rate), _edges(place, edges)]
+    place = _Place((70.0, 46.0, width - 90, height - 78), last, min(values) if not is_rate else 0.0, max(values))
+    parts = [_text(0, 14, title, size=14, weight="bold"), _axes(place, is_rate, unit), _edges(place, edges)]
     for (name, points), colour in zip(lines.items(), _cycle(len(lines)), strict=True):
         path = " ".join(f"{place.x(x):.1f},{place.y(y):.1f}" for x, y in points)
         told = f"<title>{escape(name)}</title>"
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8">{told}</polyline>')
-        if not is_rate:
+        if not is_rate and len(points) <= _DOTTED:
             parts += [f'<circle cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="2.2" fill="{colour}"><title>{escape(name)}: {y:.4g} after {unit} {x:.6g}</title></circle>' for x, y in points]  # fmt: skip
-    for x, words in marks:
-        at, top = place.x(x), box[1] + box[3]
-        parts.append(
-            f'<path d="M{at:.1f},{top - 9:.1f} l-5,9 h10 z" fill="#D55E00"><title>{escape(words)}</title></path>'
-        )
-    if len(lines) > 1 or not is_rate:
-        parts.append(_legend(lines, width))
-    return "".join(parts), width, height
+    base = place.box[1] + place.box[3]
+    parts += [_triangle(place.x(x), base - 9, words) for x, words in marks]
+    named = len(lines) > 1 or not (is_rate or next(iter(lines)) in title.lower())
+    legend, below = _legend(lines if named else {}, marks, width, height)
+    return "".join([*parts, legend]), width, height + below
 
 
 class _Place:
-    """Where a point of the data lies in the picture."""
+    """Where a point of the data lies in the picture. The range of values begins and ends at a tick."""
 
     def __init__(self, box: tuple[float, float, float, float], last: float, low: float, high: float) -> None:
-        self.box, self.last, self.low, self.high = box, last, low, high
+        self.box, self.last = box, last
+        high = high if high > low else low + (abs(low) or 1.0)
+        every = round_step(high - low, 5)
+        self.low, self.high = math.floor(low / every + 1e-9) * every, math.ceil(high / every - 1e-9) * every
+        self.ticks = _multiples(self.low, self.high, every)
 
     def x(self, step: float) -> float:
         return self.box[0] + step / self.last * self.box[2]
@@ -127,45 +130,74 @@ class _Place:
         return self.box[1] + (self.high - value) / (self.high - self.low) * self.box[3]
 
 
-def _axes(place: _Place, is_rate: bool) -> str:
+def round_step(span: float, most: int) -> float:
+    """The distance of at most ``most`` ticks over a span: 1, 2 or 5 times a power of ten.
+
+    >>> round_step(24, 6), round_step(0.37, 5), round_step(1_000_000, 5)
+    (5.0, 0.1, 200000.0)
+    """
+    power = 10.0 ** math.floor(math.log10(span / most))
+    return next(float(f"{m * power:.6g}") for m in (1, 2, 5, 10) if m * power * most >= span * (1 - 1e-9))
+
+
+def _multiples(low: float, high: float, every: float) -> list[float]:
+    first, last = math.ceil(low / every - 1e-9), math.floor(high / every + 1e-9)
+    return [float(f"{k * every:.10g}") for k in range(first, last + 1)]
+
+
+def _axes(place: _Place, is_rate: bool, unit: str) -> str:
     left, top, width, height = place.box
     parts = [f'<path d="M{left:g},{top:g} v{height:g} h{width:g}" fill="none" stroke="{_INK}"/>']
-    for k in range(5):
-        value = place.low + k / 4 * (place.high - place.low)
+    for value in place.ticks:
         y = place.y(value)
         parts.append(f'<path d="M{left:g},{y:.1f} h{width:g}" stroke="#e5e5e5"/>')
-        parts.append(_text(left - 6, y + 4, rate(value) if is_rate else f"{value:.3g}", anchor="end", size=11))
-        step = place.last * k / 4
-        parts.append(
-            _text(
-                place.x(step),
-                top + height + 16,
-                f"{step:,.0f}" if place.last >= 8 else f"{step:.2g}",
-                anchor="middle",
-                size=11,
-            )
-        )
+        parts.append(_text(left - 6, y + 4, rate(value) if is_rate else f"{value:.6g}", anchor="end", size=11))
+    every = round_step(place.last, 8)
+    every = max(every, 1.0) if unit == "step" else every
+    for step in _multiples(0, place.last, every):
+        x = place.x(step)
+        parts.append(f'<path d="M{x:.1f},{top + height:g} v4" stroke="{_INK}"/>')
+        told = f"{step:,.0f}" if step >= 1000 else f"{step:.6g}"
+        parts.append(_text(x, top + height + 16, told, anchor="middle", size=11))
+    parts.append(_text(left + width, top + height + 29, f"{unit}s", anchor="end", size=11, colour=_FAINT))
     return "".join(parts)
 
 
 def _edges(place: _Place, edges: Sequence[tuple[float, str]]) -> str:
-    _, top, _, height = place.box
+    """Where stages begin; a name has the room up to the next one."""
+    left, top, width, height = place.box
     parts = []
-    for step, name in edges:
+    ends = [*(place.x(step) for step, _ in edges[1:]), left + width + 20]
+    for (step, name), end in zip(edges, ends, strict=bool(edges)):
         x = place.x(step)
         parts.append(f'<path d="M{x:.1f},{top:g} v{height:g}" stroke="{_FAINT}" stroke-dasharray="4 4"/>')
-        parts.append(_text(x + 4, top - 4, shorten(name, 18), size=11, colour=_FAINT))
+        if (room := int((end - x - 4) / 6)) >= 2:
+            shown = shorten(name, min(room, 24)) if room >= 6 else name.split(" ")[0][:room]
+            parts.append(_text(x + 4, top - 4, shown, size=11, colour=_FAINT))
     return "".join(parts)
 
 
-def _legend(lines: Mapping[str, Points], width: float) -> str:
-    parts, x = [], width - 20 - sum(26 + 7 * len(shorten(name, 20)) for name in lines)
-    x = max(x, 240)
-    for name, colour in zip(lines, _cycle(len(lines)), strict=True):
-        parts.append(f'<rect x="{x:g}" y="5" width="12" height="10" fill="{colour}"/>')
-        parts.append(_text(x + 16, 14, shorten(name, 20), size=12))
-        x += 26 + 7 * len(shorten(name, 20))
-    return "".join(parts)
+def _legend(
+    lines: Mapping[str, Points], marks: Sequence[tuple[float, str]], width: float, top: float
+) -> tuple[str, float]:
+    """Under the picture, in as many rows as it takes; and how high it is. A triangle is a decision of the run."""
+    items = [(f'<rect x="0" y="-9" width="12" height="10" fill="{c}"/>', shorten_middle(name, 40))
+             for name, c in zip(lines, _cycle(len(lines)), strict=True)]  # fmt: skip
+    if marks:
+        kinds = ", ".join(dict.fromkeys(words.split(":")[0] for _, words in marks))
+        items.append((_triangle(6, -9, "a decision"), f"a decision ({kinds}); its reason shows on hover"))
+    parts, x, y = [], 70.0, top + 8
+    for sign, words in items:
+        need = 30 + 6.6 * len(words)
+        if x > 70 and x + need > width:
+            x, y = 70.0, y + 18
+        parts.append(f'<g transform="translate({x:.1f},{y:g})">{sign}{_text(17, 0, words, size=12)}</g>')
+        x += need
+    return "".join(parts), y + 8 - top if items else 0
+
+
+def _triangle(x: float, y: float, words: str) -> str:
+    return f'<path d="M{x:.1f},{y:.1f} l-5,9 h10 z" fill="#D55E00"><title>{escape(words)}</title></path>'
 
 
 def _cycle(count: int) -> list[str]:

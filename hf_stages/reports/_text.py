@@ -146,6 +146,16 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: max(limit - 3, 1)] + "..."
 
 
+def shorten_middle(text: str, limit: int) -> str:
+    """At most ``limit`` characters; both ends stay, as names often differ at theirs.
+
+    >>> shorten_middle("held-out-code-python", 15)
+    'held-o...python'
+    """
+    side = (limit - 3) // 2
+    return text if len(text) <= limit else f"{text[: limit - 3 - side]}...{text[-side:]}"
+
+
 def _arguments(value: Any) -> list[str]:
     shown, positional = [], True
     for entry in fields(value):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from hf_stages.reports._matrix import START, Matrix, matrix_of, mean_of, metrics_of
 from hf_stages.reports._run import ReadRun
 
+_NO_BYTES = (
+    "Bits per byte are not there: they need the processing_class of a language model with a vocabulary that spells "
+    "its bytes out (byte-level, or SentencePiece with a fallback to bytes), or a column `bytes` in the evaluation set."
+)
 _TITLES = {"loss": "Loss per item", "bits_per_byte": "Bits per byte"}
 
 
@@ -21,10 +26,7 @@ def domain_table(run: ReadRun) -> str:
         return "No evaluation sets were measured: give the trainer eval_dataset={name: ...} to see every domain after every stage."
     transfers = _transfers(matrix_of(run, "loss"))
     if not matrix_of(run, "bits_per_byte").values:
-        transfers.append(
-            "Bits per byte are not there: they need the processing_class of a language model with a vocabulary that spells "
-            "its bytes out (byte-level, or SentencePiece with a fallback to bytes), or a column `bytes` in the evaluation set."
-        )
+        transfers.append(textwrap.fill(_NO_BYTES, 100))
     return "\n\n".join([*parts, *transfers])
 
 

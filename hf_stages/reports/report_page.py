@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,23 @@ from hf_stages.reports._share_panels import share_panels
 from hf_stages.reports._shares import shares_of
 from hf_stages.reports._svg import curves, document, heat_map
 from hf_stages.reports.domain_table import domain_table
-from hf_stages.reports.result_table import stages_table
+from hf_stages.reports.result_table import stage_cells, standing
+from hf_stages.reports.run_facts import run_facts, settings_of
 from hf_stages.reports.run_report import benches, decided
 from hf_stages.reports.shares_table import shares_table
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:960px;margin:2em auto;padding:0 1em}"
-    "pre{background:#f6f6f4;padding:.8em;overflow-x:auto;font-size:13px}svg{max-width:100%;height:auto}"
+    "body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1180px;margin:2em auto;padding:0 1em}"
+    ".wide{overflow-x:auto}svg{display:block}"
+    "pre{background:#f6f6f4;padding:.8em;overflow-x:auto;font-size:13px;line-height:1.4}pre.words{white-space:pre-wrap}"
+    "table{border-collapse:collapse;font-size:13px}th,td{border-bottom:1px solid #ddd;padding:.3em .7em;text-align:left;"
+    "vertical-align:top;overflow-wrap:anywhere}th{background:#f6f6f4;white-space:nowrap}.n{text-align:right;white-space:nowrap}"
     ".problem{background:#fdecea;border-left:4px solid #c0392b;padding:.5em .8em}"
+    "@media print{pre{white-space:pre-wrap;font-size:9px}.wide{overflow:visible}svg{max-width:100%;height:auto}}"
 )
 _TITLES = {"loss": "Loss per item", "bits_per_byte": "Bits per byte"}
 _ACTIONS = ("alert", "cut_lr", "rollback", "replay")
+"""Decisions that the pictures mark."""
 _PREFIXES = ("eval_", "start_")
 
 
@@ -46,23 +52,39 @@ def report_html(run: ReadRun) -> str:
     """The page."""
     name = escape(str(run.out))
     parts = [f"<h1>{name}</h1>", *(f'<p class="problem">{escape(problem)}</p>' for problem in run.problems)]
-    parts.append(_section("Stages", stages_table(run)))
+    parts.append(_table([["", ""], *map(list, run_facts(run))]))
+    cells, right = stage_cells(run)
+    parts.append(f"<h2>Stages</h2>{_table(cells, right)}<p>{escape(standing(run))}</p>")
+    if settings := settings_of(run):
+        parts.append(f"<h2>Settings</h2>{_table(settings)}")
     if pictures := _pictures(run):
-        parts.append(f"<h2>Domains</h2>{document(pictures)}")
+        parts.append("<h2>Training and domains</h2>" + "".join(_wide(document([picture])) for picture in pictures))
     parts.append(f"<pre>{escape(domain_table(run))}</pre>")
     if shares := shares_table(run):
-        parts.append(f"<h2>Sources</h2>{document([share_panels(shares_of(run))])}<pre>{escape(shares)}</pre>")
+        parts.append(f"<h2>Sources</h2>{_wide(document([share_panels(shares_of(run))]))}<pre>{escape(shares)}</pre>")
     if found := decided(run):
-        parts.append(
-            _section("Decisions and notices", "\n".join(f"step {s}, {stage}: {words}" for s, stage, words in found))
-        )
-    parts += [_section("Size and speed", text) for text in benches(run)]
+        words = "\n".join(f"step {s}, {stage}: {words}" for s, stage, words in found)
+        parts.append(f'<h2>Decisions and notices</h2><pre class="words">{escape(words)}</pre>')
+    parts += [f"<h2>Size and speed</h2><pre>{escape(text)}</pre>" for text in benches(run)]
     head = f'<meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
-def _section(title: str, text: str) -> str:
-    return f"<h2>{escape(title)}</h2><pre>{escape(text)}</pre>"
+def _wide(inner: str) -> str:
+    """What is wider than the page scrolls within itself."""
+    return f'<div class="wide">{inner}</div>'
+
+
+def _table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """The first row is the heads, left out where they are empty; long words break."""
+
+    def line(row: Sequence[str], tag: str) -> str:
+        cells = [f"<{tag}{' class=n' if i in right else ''}>{escape(cell)}</{tag}>" for i, cell in enumerate(row)]
+        return f"<tr>{''.join(cells)}</tr>"
+
+    heads, *body = rows
+    shown = line(heads, "th") if any(heads) else ""
+    return _wide(f"<table>{shown}{''.join(line(row, 'td') for row in body)}</table>") if body else ""
 
 
 def _pictures(run: ReadRun) -> list[tuple[str, float, float]]:
@@ -75,6 +97,9 @@ def _pictures(run: ReadRun) -> list[tuple[str, float, float]]:
         _edges(run),
         [(e["step"], f"{e['kind']}: {e['reason']}") for e in run.ledger if e["kind"] in _ACTIONS],
     )
+    losses = [(log["step"], log["loss"]) for log in run.logs if isinstance(log.get("loss"), int | float)]
+    if losses:
+        found.append(curves({"training loss": losses}, "Training loss over steps", edges, marks))
     for metric, title in _TITLES.items():
         lines = _lines(run, metric)
         if any(lines.values()):

@@ -25,6 +25,19 @@ def result_table(out: str | Path) -> str:
 
 def stages_table(run: ReadRun) -> str:
     """A row for each stage, and how the run stands."""
+    (heads, *rows), right = stage_cells(run)
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+    lines = [_line(row, widths, right) for row in (heads, *rows)]
+    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join([*lines, standing(run)])
+
+
+def standing(run: ReadRun) -> str:
+    return f"The run is {run.status}."
+
+
+def stage_cells(run: ReadRun) -> tuple[list[list[str]], set[int]]:
+    """The table's heads and rows, and which columns hold numbers; sizes only where a stage quantizes."""
     rows, quantized = [], False
     for stage in run.stages:
         if stage.summary is None:
@@ -33,12 +46,7 @@ def stages_table(run: ReadRun) -> str:
         quantized |= bool((stage.summary.get("size") or {}).get("quantized"))
         rows.append(_row(stage.index, stage.name, stage.folder, stage.summary))
     shown = [i for i in range(len(_HEADS)) if quantized or i not in _SIZES]
-    heads, *rows = [[row[i] for i in shown] for row in (_HEADS, *rows)]
-    right = {shown.index(i) for i in _RIGHT if i in shown}
-    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(shown))]
-    lines = [_line(row, widths, right) for row in (heads, *rows)]
-    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join([*lines, f"The run is {run.status}."])
+    return [[row[i] for i in shown] for row in (_HEADS, *rows)], {shown.index(i) for i in _RIGHT if i in shown}
 
 
 def _open_row(stage: ReadStage, run: str) -> list[str]:
