@@ -60,14 +60,15 @@ def update_loss(trainer: Any, inner: Any, model: Any, inputs: Any, return_output
         teacher = losses.teach(batch, objective.t)  # before the student's activations take their room
         losses.prepare(inputs, objective.t)
     if objective.needs_task_loss:
-        _check_labels(trainer, batch)
+        way = own_compute_loss(trainer) is not Trainer.compute_loss
+        if not way:  # a trainer's own loss may be of something else, as a reward's is of pairs
+            _check_labels(trainer, batch)
         items, shares = objective.task_items(batch), _parts_at(objective, batch)
 
         def take(wanted: bool) -> tuple[Any, Any]:
             with shares:
                 return task_loss(trainer, inner, model, inputs, items, wanted)
 
-        way = own_compute_loss(trainer) is not Trainer.compute_loss
         signals = task_signals(trainer, take, model, inputs, batch, asked=return_outputs, own_way=way)
     else:
         _say_unused(trainer)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.errors import RunInterrupted
@@ -377,3 +377,49 @@ def test_counts_go_on_after_a_cut(tmp_path, cut):
     for key in ("num_tokens", "mean_token_accuracy", "entropy", "loss"):
         assert logged(second, key) == logged(whole, key), key
     assert apart(whole.model, second.model) == 0
+
+
+# ---- TRL's other trainers -----------------------------------------------------------------------------------------------
+
+
+class StagedDPO(StagedMixin, trl.DPOTrainer):
+    pass
+
+
+class StagedReward(StagedMixin, trl.RewardTrainer):
+    pass
+
+
+def pairs(rows=8):
+    return Dataset.from_dict(
+        {"prompt": ["a?", "and b?"] * rows, "chosen": [" yes", " of course"] * rows, "rejected": [" no"] * 2 * rows}
+    )
+
+
+def reward_model():
+    config = LlamaConfig(**{**tiny.llama_config().to_dict(), "vocab_size": len(TOKENIZER), "num_labels": 1})
+    torch.manual_seed(0)
+    return LlamaForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_other_trainers_of_pairs(tmp_path, kind):
+    """A stage of raw pairs and a branch; 4 rows at once are 2 accumulated batches of 2."""
+    found = []
+    for batch, accumulation in ((4, 1), (2, 2)):
+        out, how = (
+            tmp_path / str(batch),
+            {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation},
+        )
+        stages = [Stage("a", "1 steps"), Stage("b", "1 steps", train_dataset=pairs(2), parents=())]
+        own = {"train_dataset": pairs(), "processing_class": tiny.tokenizer(), "stages": stages}
+        how |= {**QUIET, "optim": "sgd", "learning_rate": 1.0}
+        if kind == "dpo":
+            trainer = StagedDPO(model(), ref_model=model(1), args=trl.DPOConfig(str(out), **how), **own)
+        else:
+            trainer = StagedReward(reward_model(), args=trl.RewardConfig(str(out), **how), **own)
+        trainer.train()
+        assert len(logged(trainer, "loss")) == 2
+        found.append(trainer.model)
+    assert apart(found[0], model() if kind == "dpo" else reward_model()) > 1e-4
+    assert apart(*found) < 1e-5
