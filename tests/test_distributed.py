@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 from tests.conftest import ROOT
 from tests.workers import ddp, fsdp
 from tests.workers.cases import CASES, apart, gradient
+from tests.workers.heads import HEADS, update
 
 SAME = 1e-5
 COMPARED = (
     "transitions",
     "transitions_accumulated",
     "gradients",
+    "heads",
     "data_order",
     "mixture_order",
     "sharded_transitions",
@@ -157,6 +159,15 @@ def test_gradient_on_two_ranks_equals_one_process(two_ranks, name, tmp_path):
     whole = gradient(name, tmp_path, 8)
     for cut in (name, f"{name}.accumulated"):
         assert apart(whole, load_file(two_ranks[0] / "gradients" / f"{cut}.safetensors")) < SAME, cut
+
+
+@pytest.mark.parametrize("name", ddp.HEADS_ON_RANKS)
+def test_heads_on_two_ranks_equal_one_process(two_ranks, name, tmp_path):
+    result(two_ranks, "heads")
+    place, whole = ddp.HEADS_ON_RANKS.index(name), update(tmp_path, HEADS[name], 8)
+    for cut in (f"{place}", f"{place}.accumulated"):
+        found = load_file(two_ranks[0] / "heads" / f"{cut}.safetensors")
+        assert apart(whole, found, floor=0.02) < HEADS[name].same, cut
 
 
 def test_forgetting_on_two_ranks_decides_as_one_process(two_ranks, tmp_path):

@@ -2,241 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 import pytest
 import torch
-import transformers as tf
+from datasets import IterableDataset
 from transformers import Trainer
 
 from hf_stages import Stage, StagedTrainer
+from hf_stages.losses import TaskLoss
+from hf_stages.losses._reduction import Count, Reduction
+from hf_stages.task_probe import find_reduction
 from tests import tiny
-from tests.workers.cases import (
-    Gradients,
-    Pad,
-    Rows,
-    apart,
-    arguments,
-    bert,
-    classes,
-    images,
-    scattered,
-    seq2seq,
-    t5,
-    text,
-    uneven,
-)
+from tests.test_trainer import StopAt
+from tests.workers.cases import Pad, Rows, apart, arguments, text, uneven
+from tests.workers.heads import HEADS, Head, PadAll, begun, mixtral, update
 
-SAME = 2e-5
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-
-
-@dataclass(frozen=True)
-class PadAll:
-    """Pads whatever is ragged, along its last dimension."""
-
-    extra: int = 0
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {}
-        for key in rows[0]:
-            values = [torch.as_tensor(row[key]) for row in rows]
-            if key in ("input_ids", "attention_mask", "labels", "input_values") and values[0].dim():
-                extra = self.extra * (100 if key == "input_values" or "input_values" in rows[0] else 1)
-                length = max(value.shape[-1] for value in values) + (0 if key == "labels" and extra > 99 else extra)
-                fill = -100 if key == "labels" else 0
-                pads = [(0, length - value.shape[-1]) for value in values]
-                values = [torch.nn.functional.pad(v, p, value=fill) for v, p in zip(values, pads, strict=True)]
-            batch[key] = torch.stack(values)
-        return batch
-
-
-@dataclass(frozen=True)
-class Head:
-    model: Callable[[], Any]
-    rows: Callable[[], list[dict[str, Any]]]
-    pads: bool = True
-    collator: type = Pad
-    same: float = SAME
-    args: Mapping[str, Any] = field(default_factory=dict)
-
-
-def built(kind: str, config: Any) -> Callable[[], Any]:
-    def build() -> Any:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return getattr(tf, kind)(config)
-
-    return build
-
-
-def drawn(seed: int = 3) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def ctc(reduction: str) -> Callable[[], Any]:
-    config = tf.Wav2Vec2Config(
-        **SMALL, vocab_size=12, conv_dim=(8, 8), conv_kernel=(10, 3), conv_stride=(5, 2), num_feat_extract_layers=2,
-        feat_extract_norm="layer", num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, hidden_dropout=0.0,
-        attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0, layerdrop=0.0,
-        apply_spec_augment=False, ctc_loss_reduction=reduction, pad_token_id=0,
-    )  # fmt: skip
-    return built("Wav2Vec2ForCTC", config)
-
-
-def speech() -> list[dict[str, Any]]:
-    rows = []
-    for index in range(8):
-        sound = torch.randn(300 + 40 * index, generator=drawn(index))
-        labels = torch.randint(1, 12, (2 + index,), generator=drawn(index))
-        rows.append(
-            {"input_values": sound, "attention_mask": torch.ones(len(sound), dtype=torch.int64), "labels": labels}
-        )
-    return rows
-
-
-def segformer(labels: int) -> Callable[[], Any]:
-    def build() -> Any:
-        config = tf.SegformerConfig(
-            num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[3, 3], strides=[2, 2],
-            num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, num_labels=labels, drop_path_rate=0.0,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout_prob=0.0,
-        )  # fmt: skip
-        model = built("SegformerForSemanticSegmentation", config)()
-        model.decode_head.batch_norm = torch.nn.Identity()  # its statistics are of a micro-batch, whatever the loss
-        return model
-
-    return build
-
-
-def pictures(labels: int) -> Callable[[], list[dict[str, Any]]]:
-    def rows() -> list[dict[str, Any]]:
-        found = []
-        for index in range(8):
-            target = torch.randint(0, labels, (16, 16), generator=drawn(index))
-            target[: 2 * index] = 255
-            found.append({"pixel_values": torch.randn(3, 16, 16, generator=drawn(index)), "labels": target})
-        return found
-
-    return rows
-
-
-def choices() -> list[dict[str, Any]]:
-    rows = []
-    for index in range(8):
-        ids = torch.randint(3, tiny.VOCAB, (3, 4 + index), generator=drawn(index))
-        rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": index % 3})
-    return rows
-
-
-def answers(outside: int = 0) -> Callable[[], list[dict[str, Any]]]:
-    """Where an answer begins and ends. Some begin, more end behind the text that is left of them."""
-
-    def rows() -> list[dict[str, Any]]:
-        found = []
-        for index in range(8):
-            ids = torch.randint(3, tiny.VOCAB, (12,), generator=drawn(index))
-            start, end = (99 if index < outside else index), (99 if index < 2 * outside else index + 2)
-            found.append({"input_ids": ids, "start_positions": start, "end_positions": end})
-        return found
-
-    return rows
-
-
-def pretraining() -> list[dict[str, Any]]:
-    return [{**row, "next_sentence_label": index % 2} for index, row in enumerate(text(uneven)())]
-
-
-def covered() -> list[dict[str, Any]]:
-    rows = []
-    for index in range(8):
-        hidden = torch.arange(16) < 2 + index
-        rows.append({"pixel_values": torch.randn(3, 16, 16, generator=drawn(index)), "bool_masked_pos": hidden})
-    return rows
-
-
-def begun(generator: torch.Generator, ids: list[int]) -> list[int]:
-    """Labels from the first token on: where nothing is moved, it is a target."""
-    kept = 1 + len(ids) % 4
-    return ids[:kept] + [-100] * (len(ids) - kept)
-
-
-def bart(kind: str) -> Callable[[], Any]:
-    config = tf.BartConfig(
-        vocab_size=tiny.VOCAB, d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=4, dropout=0.0,
-        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64, is_decoder=True,
-        attention_dropout=0.0, activation_dropout=0.0, is_encoder_decoder=False,
-    )  # fmt: skip
-    return built(kind, config)
-
-
-def mixtral(**changes: Any) -> Callable[[], Any]:
-    config = tf.MixtralConfig(
-        **SMALL, vocab_size=tiny.VOCAB, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, **changes
-    )
-    return built("MixtralForCausalLM", config)
-
-
-def masked_images() -> Any:
-    config = tf.ViTConfig(
-        **SMALL,
-        image_size=16,
-        patch_size=4,
-        encoder_stride=4,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return built("ViTForMaskedImageModeling", config)()
-
-
-def number(generator: torch.Generator, ids: list[int]) -> float:
-    return torch.randn((), generator=generator).item()
-
-
-HEADS = {
-    "classification": Head(bert(), text(classes)),
-    "regression": Head(bert(num_labels=1), text(number)),
-    "several labels": Head(
-        bert(problem_type="multi_label_classification"), text(lambda g, ids: [float(i % 2) for i in ids[:3]])
-    ),
-    "image classification": Head(tiny.vit, images, pads=False),
-    "tokens": Head(bert("BertForTokenClassification"), text(scattered)),
-    "masked tokens": Head(bert("BertForMaskedLM"), text(uneven)),
-    "next token": Head(tiny.llama, text(uneven)),
-    "next token, not moved inside": Head(bart("BartForCausalLM"), text(begun)),
-    "next token, smoothed": Head(tiny.llama, text(uneven), args={"label_smoothing_factor": 0.2}),
-    "mixture of experts": Head(mixtral(), text(uneven)),
-    "sequence to sequence": Head(t5, seq2seq),
-    "multiple choice": Head(bert("BertForMultipleChoice"), choices, collator=PadAll),
-    "question answering": Head(bert("BertForQuestionAnswering", num_labels=2), answers(), pads=False),
-    "question answering, outside": Head(bert("BertForQuestionAnswering", num_labels=2), answers(2), pads=False),
-    "two heads": Head(bert("BertForPreTraining"), pretraining),
-    "CTC, sum": Head(ctc("sum"), speech, collator=PadAll, same=1e-4),
-    "CTC, mean": Head(ctc("mean"), speech, collator=PadAll, same=1e-4),
-    "segmentation": Head(segformer(3), pictures(3), pads=False),
-    "segmentation, one class": Head(segformer(1), pictures(2), pads=False),
-    "masked images": Head(masked_images, covered, pads=False, args={"label_names": ["bool_masked_pos"]}),
-}
 each_head = pytest.mark.parametrize("name", HEADS)
-
-
-def update(
-    out: Any, head: Head, batch: int, accumulation: int = 1, *, extra: int = 0, kind: Any = StagedTrainer
-) -> dict[str, torch.Tensor]:
-    """The gradient of one update over the head's eight rows."""
-    seen = Gradients()
-    staged = {"stages": [Stage("one", "1 steps")]} if kind is StagedTrainer else {}
-    steps = {} if staged else {"max_steps": 1, "train_sampling_strategy": "sequential"}
-    args = arguments(
-        out, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **head.args, **steps
-    )
-    trainer = kind(
-        head.model(), args, train_dataset=Rows(head.rows()), data_collator=head.collator(extra), callbacks=[seen], **staged
-    )  # fmt: skip
-    trainer.train()
-    return seen.found
 
 
 @each_head
@@ -265,3 +45,152 @@ def test_an_evaluation_does_not_depend_on_the_cut(name, tmp_path):
     plain = Trainer(head.model(), args, data_collator=head.collator()).evaluate(Rows(head.rows()))["eval_loss"]
     assert losses[3] == pytest.approx(losses[8], rel=1e-5)
     assert losses[8] == pytest.approx(plain / 8 if name == "CTC, sum" else plain, rel=1e-5)  # of a sum the mean by row
+
+
+# ---- how it is found out ---------------------------------------------------------------------------------------------
+
+
+def found(trainer, batch):
+    return find_reduction(trainer, trainer.compute_loss, TaskLoss().for_models(trainer.model, None), batch)
+
+
+def staged(out, head, **options):
+    args = arguments(out, **{**head.args, **options.pop("args", {})})
+    given = {"train_dataset": Rows(head.rows()), "data_collator": head.collator(), "stages": [Stage("one", "4 steps")]}
+    return StagedTrainer(head.model(), args, **{**given, **options})
+
+
+def test_a_known_loss_costs_no_forward(tmp_path):
+    trainer = staged(tmp_path, HEADS["next token"])
+    trainer.model.forward = None
+    assert found(trainer, Pad()(text(uneven)())) is None
+
+
+def test_prompt_tuning_counts_the_first_label(tmp_path):
+    """It adds tokens before the text, and labels for them: moved by one, none of the text's is lost."""
+    peft = pytest.importorskip("peft")
+    trainer = staged(tmp_path, HEADS["next token"])
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    trainer.model = peft.get_peft_model(tiny.llama(), config)
+    assert found(trainer, Pad()(text(begun)())).counts == (Count("labels", ignore=-100),)
+
+
+@pytest.mark.parametrize("kind", ["BartForCausalLM", "BertForPreTraining"])
+def test_weights_and_the_ranks_rows_have_no_say(kind, tmp_path):
+    """What is found is of the model and the data: trained or not, and on whichever rows."""
+    head = HEADS["two heads" if kind == "BertForPreTraining" else "next token, not moved inside"]
+    trainer, rows = staged(tmp_path, head), head.rows()
+    first = found(trainer, head.collator()(rows))
+    for parameter in trainer.model.parameters():
+        torch.nn.init.normal_(parameter)
+    assert found(trainer, head.collator()(rows[3:5])).counts == first.counts
+
+
+def test_it_moves_neither_generators_nor_weights_nor_modes(tmp_path):
+    head = HEADS["CTC, sum"]
+    trainer = staged(tmp_path, head)
+    trainer.model.train()
+    trainer.model.lm_head.eval()
+    state, before = torch.get_rng_state(), [p.clone() for p in trainer.model.parameters()]
+    assert found(trainer, head.collator()(head.rows())).summed
+    assert torch.equal(state, torch.get_rng_state())
+    assert trainer.model.training
+    assert not trainer.model.lm_head.training
+    assert all(torch.equal(p, q) and p.grad is None for p, q in zip(trainer.model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["two heads", "CTC, sum", "masked images"])
+def test_it_is_written_with_a_checkpoint(name, tmp_path, monkeypatch):
+    """A resumed run goes by it, and weighs as the whole one: it does not look again."""
+    head = HEADS[name]
+    given = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    given |= {"save_strategy": "steps", "save_steps": 1}
+    whole = staged(tmp_path / "whole", head, args=given)
+    whole.train()
+    staged(tmp_path / "cut", head, args=given, callbacks=[StopAt(2)]).train()
+    monkeypatch.setattr("hf_stages.task_probe.find_reduction", None)
+    again = staged(tmp_path / "cut", head, args=given)
+    again.train(resume_from_checkpoint=True)
+    assert all(torch.equal(t, whole.model.state_dict()[n]) for n, t in again.model.state_dict().items())
+
+
+def test_it_reads_back_as_written():
+    parts = (None, Count("labels", ignore=255, weights=(1.0, 2.0)), Count("labels", shift=True, inside=True))
+    reduction = Reduction(parts, (1.0, 0.5, 2.0), (0, 2, 3), adds=True)
+    assert Reduction.from_dict(reduction.to_dict()) == reduction
+
+
+def test_a_stream_loses_no_row(tmp_path):
+    head, seen = HEADS["CTC, sum"], []
+
+    def rows():
+        for index, row in enumerate(head.rows()):
+            yield {**{key: value.tolist() for key, value in row.items()}, "index": index}
+
+    class Collate(PadAll):
+        def __call__(self, few):
+            seen.extend(row["index"] for row in few)
+            return super().__call__([{k: v for k, v in row.items() if k != "index"} for row in few])
+
+    stream = IterableDataset.from_generator(rows)
+    args = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "remove_unused_columns": False}
+    staged(
+        tmp_path, head, args=args, train_dataset=stream, data_collator=Collate(), stages=[Stage("a", "2 steps")]
+    ).train()
+    assert seen[:8] == list(range(8))
+
+
+def test_what_adds_up_in_no_way_is_said_where_batches_are_cut(tmp_path, caplog):
+    """A loss that is written out and couples rows. One batch for an update is as it is."""
+
+    def coupled(outputs, labels, num_items_in_batch=None):
+        return outputs.logits.std()
+
+    given = {"compute_loss_func": coupled, "args": {"per_device_train_batch_size": 4}}
+    staged(tmp_path / "a", HEADS["classification"], **given).train()
+    assert "does not add up" not in caplog.text
+    given["args"] |= {"gradient_accumulation_steps": 2}
+    staged(tmp_path / "b", HEADS["classification"], **given).train()
+    assert "does not add up over parts of a batch" in caplog.text
+
+
+def test_a_batch_without_a_target_of_the_others_is_refused(tmp_path):
+    head = HEADS["two heads"]
+
+    def collate(rows):
+        batch = head.collator()(rows)
+        return (
+            batch
+            if rows[0]["next_sentence_label"] == 0
+            else {k: v for k, v in batch.items() if k != "next_sentence_label"}
+        )
+
+    args = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    rows = sorted(head.rows(), key=lambda row: row["next_sentence_label"])
+    with pytest.raises(
+        ValueError, match=r"a batch has no 'next_sentence_label', over which the loss of the first batch ran"
+    ):
+        staged(tmp_path, head, args={**args, "train_sampling_strategy": "sequential"}, train_dataset=Rows(rows),
+               data_collator=collate).train()  # fmt: skip
+
+
+def test_positions_that_all_lie_outside_are_no_item(tmp_path):
+    """One micro-batch of them counts as nothing; an update of them is refused, where Trainer's loss is NaN."""
+    head = HEADS["question answering"]
+    outside = [{**row, "start_positions": 99, "end_positions": 99} for row in head.rows()]
+    args = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "train_sampling_strategy": "sequential"}
+    given = {"args": args, "stages": [Stage("one", "1 steps")]}
+    trainer = staged(tmp_path / "a", head, train_dataset=Rows(outside[:4] + head.rows()[4:]), **given)
+    trainer.train()
+    expected = head.model().train()(**head.collator()(head.rows()[4:])).loss.item()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="TaskLoss: an update without a single item"):
+        staged(tmp_path / "b", head, train_dataset=Rows(outside), **given).train()
+
+
+def test_a_routers_loss_is_not_additive_as_documented(tmp_path):
+    """It is of a micro-batch's routing; what is additive beside it stays so."""
+    head = Head(mixtral(output_router_logits=True, router_aux_loss_coef=0.02), text(uneven))
+    whole, cut = update(tmp_path / "8", head, 8), update(tmp_path / "2x4", head, 2, 4)
+    assert apart(update(tmp_path / "plain", head, 8, kind=Trainer), whole) < 1e-5
+    assert 1e-3 < apart(whole, cut, floor=0.02) < 0.2

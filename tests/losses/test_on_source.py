@@ -14,8 +14,8 @@ from hf_stages.data._progress import AtProgress
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.source_collator import SourceCollator
 from tests import tiny
-from tests.test_heads import bart, built, mixtral
 from tests.workers.cases import CASES, Gradients, Pad, Rows, apart, arguments, bert, text
+from tests.workers.heads import bart, built, mixtral
 
 
 def _gradient(out, case, loss, sources, batch=8, accumulation=1, teacher=None):

@@ -25,6 +25,7 @@ from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, SplitTernary, Ternarize, Unfreeze
 from tests import tiny
 from tests.workers.cases import CASES, Pad, Rows, arguments, gradient, text
+from tests.workers.heads import HEADS, update
 
 SCENARIOS: dict[str, Callable[[Path], Any]] = {}
 
@@ -226,6 +227,19 @@ def gradients(out: Path) -> None:
         if dist.get_rank() == 0:
             save_file(found, out / f"{name}.safetensors")
             save_file(cut, out / f"{name}.accumulated.safetensors")
+
+
+HEADS_ON_RANKS = ("question answering, outside", "two heads", "CTC, sum", "CTC, mean", "segmentation", "masked images")
+
+
+@scenario
+def heads(out: Path) -> None:
+    for place, name in enumerate(HEADS_ON_RANKS):
+        found = update(out / f"{place}-4", HEADS[name], 4)
+        cut = update(out / f"{place}-1", HEADS[name], 1, 4)
+        if dist.get_rank() == 0:
+            save_file(found, out / f"{place}.safetensors")
+            save_file(cut, out / f"{place}.accumulated.safetensors")
 
 
 @scenario
