@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -79,11 +81,25 @@ class Call:
 
 
 class LossCalls(TorchFunctionMode):
-    """Around a forward: each call's value is what ``answer(place, call)`` makes of it."""
+    """Around a forward: each call's value is what ``answer(place, call)`` makes of it.
+
+    A compiled model calls nothing that could be seen, so within the block it runs as it is written.
+    """
 
     def __init__(self, answer: Callable[[int, Call], torch.Tensor]) -> None:
         super().__init__()
         self.answer, self.count = answer, 0
+        self._eager: Any = nullcontext()
+
+    def __enter__(self) -> LossCalls:
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
+            self._eager = torch.compiler.set_stance("force_eager")
+        self._eager.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._eager.__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

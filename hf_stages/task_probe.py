@@ -34,6 +34,8 @@ logger = logging.get_logger(__name__)
 _TOLERANCE = 2e-5
 _BATCHES = 4
 """Of an update that are looked at for a target."""
+_OTHERWISE = {"shift_labels", "ignore_index", "CrossEntropyLoss"}
+"""Words of a forward that treats its labels in a way of its own."""
 _Loss = Callable[[Mapping[str, Any], Any], torch.Tensor]
 
 
@@ -132,18 +134,17 @@ def _is_known(trainer: Any, inner: Callable[..., Any]) -> bool:
         return False  # it adds tokens, and labels for them
     base = base_of(model)
     code = getattr(inspect.unwrap(type(base).forward), "__code__", None)
-    known = (ForCausalLMLoss, ForMaskedLMLoss, ForTokenClassification)
-    return (
-        code is not None
-        and "loss_function" in code.co_names
-        and getattr(base, "loss_function", None) in known
-        and not base.config.is_encoder_decoder
+    words = (
+        {*code.co_names, *(w for const in code.co_consts if isinstance(const, tuple) for w in const)} if code else set()
     )
+    if "loss_function" not in words or words & _OTHERWISE or base.config.is_encoder_decoder:
+        return False
+    return base.loss_function in (ForCausalLMLoss, ForMaskedLMLoss, ForTokenClassification)
 
 
 def _found(trainer: Any, loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLoss) -> Reduction | None:
     names = [name for name in (*trainer.label_names, "labels", "shift_labels") if name in inputs]
-    sharded = trainer.is_fsdp_enabled  # all ranks run the model alike: once
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # all ranks run the model alike: once
     found: Any = _watched(loss_of, inputs, task, names, leaves=not sharded)
     if found is None and not sharded:
         found = _tried(loss_of, inputs, task, names)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from datasets import IterableDataset
-from transformers import Trainer
+from transformers import LlamaForCausalLM, Trainer
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.losses import TaskLoss
@@ -64,6 +66,20 @@ def test_a_known_loss_costs_no_forward(tmp_path):
     trainer = staged(tmp_path, HEADS["next token"])
     trainer.model.forward = None
     assert found(trainer, Pad()(text(uneven)())) is None
+
+
+class Unmoved(LlamaForCausalLM):
+    """Hands its labels to transformers' loss as moved already."""
+
+    def forward(self, input_ids=None, labels=None, **kwargs):
+        logits = super().forward(input_ids=input_ids, **kwargs).logits
+        return {"loss": self.loss_function(logits, None, self.config.vocab_size, shift_labels=labels), "logits": logits}
+
+
+def test_a_models_own_way_with_a_known_loss_is_seen(tmp_path):
+    trainer = staged(tmp_path, HEADS["next token"])
+    trainer.model = Unmoved(tiny.llama_config())
+    assert found(trainer, Pad()(text(begun)())).counts == (Count("labels", ignore=-100),)
 
 
 def test_prompt_tuning_counts_the_first_label(tmp_path):
@@ -172,6 +188,16 @@ def test_a_batch_without_a_target_of_the_others_is_refused(tmp_path):
     ):
         staged(tmp_path, head, args={**args, "train_sampling_strategy": "sequential"}, train_dataset=Rows(rows),
                data_collator=collate).train()  # fmt: skip
+
+
+@pytest.mark.slow
+def test_parts_of_a_compiled_model(tmp_path):
+    """Its forward runs uncompiled where its parts are weighed apart."""
+    head = HEADS["two heads"]
+    compiled = replace(head, args={"torch_compile": True, "torch_compile_backend": "aot_eager"})
+    whole, cut = update(tmp_path / "8", head, 8), update(tmp_path / "2x4", compiled, 2, 4)
+    cut = {name.removeprefix("_orig_mod."): gradient for name, gradient in cut.items()}
+    assert apart(cut, whole, floor=0.02) < head.same
 
 
 def test_positions_that_all_lie_outside_are_no_item(tmp_path):
