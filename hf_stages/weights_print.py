@@ -34,7 +34,7 @@ def weights_print(model: Any, leave_out: str = "") -> str:
             elif (said := _said(value)) is not None:
                 plain.append((name, *said))
         digest.update(f"{path} {type(module).__qualname__} {sorted(plain)}".encode())
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "to_dict"):
         digest.update(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
     digest.update(json.dumps(list(_sums(tensors))).encode())

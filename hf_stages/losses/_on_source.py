@@ -155,8 +155,13 @@ def _rows(value: Any, rows: torch.Tensor, total: int, inside: bool = False) -> A
     if torch.is_tensor(value):
         if not value.dim() or value.shape[0] == total:
             return value[rows] if value.dim() else value
-        if not inside or not value.shape[0] or value.shape[0] % total:
+        if not inside or value.shape[0] in (0, 1):  # a mask that all rows share
             return value
+        if value.shape[0] % total:
+            raise ValueError(
+                f"the model runs {value.shape[0]} rows for {total} examples (images of which one has more than another), so none is "
+                "of one source; give all sources one loss"
+            )
         return value.unflatten(0, (total, -1))[rows].flatten(0, 1)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}

@@ -51,6 +51,11 @@ class Tokens:
             )
         if mask is not None:
             return mask.to(torch.float32)
+        if shape is None and rows % max(self._examples(batch), 1):
+            raise ValueError(
+                f"the batch has {self._examples(batch)} entries of {self.source}, but the model has states of {rows} rows, so no row is of "
+                "one of them; leave this loss out"
+            )
         share = 1.0 if shape is not None else self._examples(batch) / max(rows * tokens, 1)
         return torch.full((rows, tokens), share, device=like.device)
 

@@ -152,6 +152,47 @@ def test_several_images_of_an_example():
         assert loss.for_models(student, teacher).items({"pixel_values": images}) == 4
 
 
+def test_a_vision_tower_beside_text():
+    """What enters the tower are images: the text's mask is not theirs."""
+    config = tf.LlavaConfig(
+        vision_config=tf.CLIPVisionConfig(
+            **{**SMALL, "vocab_size": 1}, num_hidden_layers=2, image_size=16, patch_size=8
+        ),
+        text_config=tf.LlamaConfig(**SMALL, num_key_value_heads=2, num_hidden_layers=2),
+        image_token_id=39,
+        vision_feature_layer=-1,
+    )
+    student, teacher = (built(tf.LlavaForConditionalGeneration, config)(seed) for seed in (0, 1))
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    ids = torch.tensor([[39] * 4 + [5, 6, 7], [39] * 4 + [8, 9, 0]])
+    batch = {"input_ids": ids, "attention_mask": ids.ne(0).long(), "pixel_values": pixels}
+    with torch.no_grad():
+        mine, theirs = (
+            model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[1] for model in (student, teacher)
+        )
+    loss = HiddenMSE({1: 1}, stack="vision_tower")
+    torch.testing.assert_close(seen.value(loss, student, teacher, batch), (mine - theirs).pow(2).mean())
+    assert loss.for_models(student, teacher).items(batch) == 2
+    assert int(HiddenMSE({1: 1}, stack="language_model").for_models(student, teacher).items(batch)) == 13
+    parts = {**batch, SOURCE: torch.tensor([0, 1])}
+    shares = [seen.value(OnSource(loss, name, i), student, teacher, parts) for i, name in enumerate("ab")]
+    torch.testing.assert_close(sum(shares), (mine - theirs).pow(2).mean())
+
+
+@pytest.mark.parametrize(("images", "said"), [(3, "3 rows for 2 examples"), (4, "4 entries of pixel_values")])
+def test_images_that_are_nobodys_are_refused_by_source(images, said):
+    """Images in one list for all examples: whose they are is not told."""
+
+    class Listed(Albums):
+        def forward(self, pixel_values=None, labels=None):
+            return {"logits": self.head(self.vit(pixel_values).last_hidden_state[:, 0])}
+
+    student, teacher = seen.two(built(Listed, tiny.vit_config()))
+    batch = {"pixel_values": torch.rand(images, 3, 16, 16), SOURCE: torch.tensor([0, 1])}
+    with pytest.raises(ValueError, match=said):
+        seen.value(OnSource(HiddenMSE(), "a", 0), student, teacher, batch)
+
+
 def test_sentence_embeddings_of_pairs():
     class Embeds(Pairs):
         def forward(self, input_ids=None, attention_mask=None):
