@@ -71,9 +71,9 @@ class PreparingMixin(_Base):
     # ---- what the run calls -------------------------------------------------------------------------------------------
 
     def take_over_preparing(self) -> None:
-        """Before the trainer below is made, which prepares its data then."""
+        """Before the trainer below is made, which prepares its data then. A method of that name with other arguments is not TRL's."""
         own = getattr(self, "_prepare_dataset", None)
-        if callable(own) and "dataset" in inspect.signature(own).parameters:
+        if callable(own) and inspect.signature(own).parameters.keys() >= {"dataset", "processing_class", "args"}:
             self._prepared = self._prepare_dataset = PreparedData(self, own)
 
     def train_data(self, dataset: Any, stage: Stage) -> Any:

@@ -68,3 +68,12 @@ def test_what_a_stream_cannot_do_is_refused_by_the_plan(tmp_path):
         ValueError, match="stage 'a': train_sampling_strategy: 'group_by_length' needs a dataset with a length"
     ):
         plan(train_sampling_strategy="group_by_length")
+
+
+def test_a_method_of_another_meaning_is_left_alone(tmp_path):
+    class Own(StagedTrainer):
+        def _prepare_dataset(self, dataset):
+            raise AssertionError("called")
+
+    stages = [Stage("a", "1 steps"), Stage("b", "1 steps", train_dataset=ROWS[:4])]
+    Own(tiny.llama(), arguments(tmp_path), train_dataset=ROWS, stages=stages).train()
