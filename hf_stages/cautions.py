@@ -5,7 +5,7 @@ from __future__ import annotations
 from hf_stages.plan import Plan, PlannedStage
 
 LEAST_BATCH = 8
-"""Examples of one update below which gradients of small models are mostly noise."""
+"""Rows of one update below which gradients of small models are mostly noise; a pair of answers is two."""
 
 
 def cautions(plan: Plan) -> dict[str, list[str]]:
@@ -19,7 +19,9 @@ def _rates(plan: Plan, planned: PlannedStage) -> list[str]:
         return []
     parent, span, found = plan[planned.parent], plan.spans[planned.name], []
     before, peak = plan.peak_lr(parent.name), plan.peak_lr(planned.name)
-    if peak > before * (1 + 1e-9):
+    # Other parameters than the parent's have rates of their own: an adapter's is ten times that of whole weights.
+    same = not any(transform.structural for transform in planned.stage.transforms)
+    if same and peak > before * (1 + 1e-9):
         found.append(
             f"its learning rate goes up to {peak:.3g}, above the {before:.3g} of {parent.name!r} before it: a later stage that "
             "learns faster forgets more; lower the peak, or watch the earlier data with the gate Forgetting"
@@ -29,14 +31,15 @@ def _rates(plan: Plan, planned: PlannedStage) -> list[str]:
     if span.warmup == 0 and planned.lr_in > 0.5 * peak and (empty or planned.lr_in > parent.lr_out * 1.01):
         why = "with an optimizer that starts empty" if empty else f"after the {parent.lr_out:.3g} of {parent.name!r}"
         found.append(
-            f"no warmup: its first update is made at {planned.lr_in:.3g} {why}; say one, such as Fresh(warmup='5 %')"
+            f"no warmup: its first update is made at {planned.lr_in:.3g} {why}; say one: warmup_steps=0.05 in args, or "
+            "Fresh(warmup='5 %') in the stage"
         )
     return found
 
 
 def _batch(planned: PlannedStage) -> list[str]:
     size = planned.size.global_batch
-    if size >= LEAST_BATCH or (planned.size.examples or size) < LEAST_BATCH:
+    if size * planned.size.rows >= LEAST_BATCH or (planned.size.examples or size) < LEAST_BATCH:
         return []
     return [
         f"{size} example{'s' * (size != 1)} per update: below {LEAST_BATCH} the loss is noisy and rates tuned on larger batches are "

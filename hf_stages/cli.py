@@ -276,7 +276,9 @@ def _ready(options: argparse.Namespace) -> int:
         found = recipes.loads("\n".join(["stages:", f"  use: {options.name}", *lines, ""]))
     except ValueError as error:
         raise Mistake from error
-    print("# to run it, add: model, teacher, tokenizer, args: {output_dir: ...}, sources, train_dataset, eval_dataset")
+    print(
+        "# to run it, add: model, teacher, tokenizer, args: {output_dir: ..., warmup_steps: 0.05}, sources, train_dataset, eval_dataset"
+    )
     print(recipes.dump(found), end="")
     return OK
 

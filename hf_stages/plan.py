@@ -26,6 +26,8 @@ class Size:
     tokens_per_example: float | None = None
     whole_updates: bool = False
     """A blend goes on over the end of an epoch, which is rounded up to whole updates."""
+    rows: float = 1.0
+    """Rows of the model that an example makes: a pair of answers two, a place of ``ByLength(tokens=...)`` as many as fit."""
 
     @property
     def global_batch(self) -> int:

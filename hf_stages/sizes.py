@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from hf_stages.args_values import check_ranges
 from hf_stages.data._blend import Blend, blend
+from hf_stages.data._collating import pairs_in
 from hf_stages.data._curriculum import Curriculum
 from hf_stages.data._random import seed_of
 from hf_stages.data._scores import tokens_in
@@ -37,7 +38,12 @@ def plan_for(recipe: Recipe, args: TrainingArguments, prepare: Callable[[Any, St
         raise ValueError(f"args: {reason}")
     check_ranges(vars(args), "args")
     own = {stage.name: stage_args(args, stage) for stage in recipe.stages}
-    sizes = {stage.name: size_of(data_of(stage), own[stage.name], stage) for stage in recipe.stages}
+    sizes = {
+        stage.name: replace(
+            found := size_of(data_of(stage), own[stage.name], stage), rows=found.rows * _in_pairs(recipe, stage)
+        )
+        for stage in recipe.stages
+    }
     defaults = {stage.name: args_defaults(own[stage.name]) for stage in recipe.stages}
     plan = make_plan(recipe, sizes, defaults)
     return plan.with_blends(dict(_blends(recipe, plan, own, data_of)))
@@ -161,7 +167,18 @@ def size_of(dataset: Any, args: TrainingArguments, stage: Stage) -> Size:
         drop_last=args.dataloader_drop_last,
         tokens_per_example=dataset.tokens_per_example() if mixed else _tokens_per_example(dataset, examples),
         whole_updates=mixed,
+        rows=_rows_per_place(dataset) if mixed else 1.0,
     )
+
+
+def _rows_per_place(blend: Blend) -> float:
+    held = [(len(leaf.dataset.order), leaf.n) for leaf in blend.leaves if leaf.takes_several]
+    return sum(rows for rows, _ in held) / sum(n or 0 for _, n in held) if len(held) == len(blend.leaves) else 1.0
+
+
+def _in_pairs(recipe: Recipe, stage: Stage) -> int:
+    collator = stage.data_collator if stage.data_collator is not None else recipe.data_collator
+    return 2 if pairs_in(collator) is not None else 1
 
 
 def _tokens_per_example(dataset: Any, examples: int | None) -> float | None:

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from hf_stages import runner
+from hf_stages.cautions import cautions
+from hf_stages.plan import Plan
+from hf_stages.reports import plan_table
 from tests.pages import KINDS, PAGES, blocks_of, walk
 
 
@@ -14,10 +18,26 @@ def _has(page: Path, *, slow: bool) -> bool:
     return any("slow" in b.words for b in blocks) if slow else bool(blocks)
 
 
+def _cautions_seen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What plans of the page warn of, as it runs: a guide must not lead to what a caution advises against."""
+    seen: list[str] = []
+
+    def recorded(plan: Plan) -> dict[str, list[str]]:
+        found = cautions(plan)
+        seen.extend(f"{stage}: {line}" for stage, lines in found.items() for line in lines)
+        return found
+
+    for module in (runner, plan_table):
+        monkeypatch.setattr(module, "cautions", recorded)
+    return seen
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if _has(page, slow=False)], ids=lambda page: page.name)
 def test_a_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    raised = _cautions_seen(monkeypatch)
     walk(page, slow=False)
+    assert not raised, f"{page.name} shows what the plan warns of: {raised}"
 
 
 @pytest.mark.slow
