@@ -24,10 +24,15 @@ from hf_stages.data._random import undisturbed
 logger = logging.get_logger(__name__)
 
 
-def check_adapter(model: Any, where: str) -> None:
+def check_adapter(model: Any, where: str, *, sharded: bool = False) -> None:
     """Note on a PEFT model how it is to be written. A model whose base cannot be told from its adapter is refused."""
     if not is_peft(model):
         return
+    if sharded and model.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"{where}: {model.active_peft_config.peft_type.value}: expected DDP or one process: PEFT asks the encoder of prompts as it "
+            "saves, and FSDP has it in shards then"
+        )
     try:
         plain = plain_copy(model)
     except ValueError as error:

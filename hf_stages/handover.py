@@ -53,7 +53,7 @@ class Handover:
                 f"{checkpoint}: a checkpoint with an adapter holds the adapter alone, and this trainer's model was trained "
                 "already; make the model and the trainer anew and resume"
             )
-        check_adapter(change.model, f"stage {planned.name!r}")
+        check_adapter(change.model, f"stage {planned.name!r}", sharded=trainer.is_fsdp_enabled)
         trainer.adopt(change.model)
         trainer._patches.check(trainer.model, f"stage {planned.name!r}: ")
         change.model = None

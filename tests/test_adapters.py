@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from hf_stages import Stage, StagedTrainer
+from hf_stages.adapter_check import check_adapter
 from hf_stages.loading import load_stage
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.transforms import AddLora, MergeLora
@@ -333,6 +334,14 @@ def test_an_adapter_is_not_put_on_another_base(other, tmp_path):
         ValueError, match=r"checkpoint-1: its adapter was trained on another base: .*set_seed before get_peft"
     ):
         begin(changed=True).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix-encoder"])
+def test_prompts_in_shards_are_refused(name):
+    model = adapted((KINDS | MORE)[name][0]())
+    with pytest.raises(ValueError, match=r"stage 'a': P\w+_TUNING: expected DDP or one process"):
+        check_adapter(model, "stage 'a'", sharded=True)
+    check_adapter(adapted(lora()()), "stage 'a'", sharded=True)
 
 
 def test_a_base_that_cannot_be_told_from_its_adapter_is_refused_at_once(tmp_path):
