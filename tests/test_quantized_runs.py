@@ -146,9 +146,10 @@ def test_strength_over_the_stage(tmp_path):
     seen = Strengths()
     own = trainer(tmp_path, [first, second], callbacks=[seen], eval_strategy="steps", eval_steps=2)
     own.train()
+    # An evaluation sees the strength that the next update begins with; the stage's last one that of the folder.
     assert seen.seen == [
-        ("eval", 0.0), ("update", 0.0), ("update", 0.25), ("eval", 0.25), ("update", 0.5), ("update", 0.75), ("eval", 0.75),
-        ("eval", 0.5, 1.0), ("update", 0.5, 1.0), ("update", 0.75, 1.0), ("eval", 0.75, 1.0),
+        ("eval", 0.0), ("update", 0.0), ("update", 0.25), ("eval", 0.5), ("update", 0.5), ("update", 0.75), ("eval", 1.0),
+        ("eval", 0.5, 1.0), ("update", 0.5, 1.0), ("update", 0.75, 1.0), ("eval", 1.0),
     ]  # fmt: skip
     assert all(m.strength is None for m in own.model.modules() if isinstance(m, WithStrength))
     folder = tmp_path / "02-second"
