@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from hf_stages.as_it_was import as_it_was
 from hf_stages.capture import evaluating
 from hf_stages.columns import parted
 from hf_stages.data._random import undisturbed
-from hf_stages.last_batch import first_rows
 from hf_stages.layers.blocks import base_of
 from hf_stages.loss_calls import Call, LossCalls
 from hf_stages.losses import TaskLoss
@@ -31,7 +31,8 @@ from hf_stages.losses._tokens import rows_of
 from hf_stages.objective import counted
 
 logger = logging.get_logger(__name__)
-_TOLERANCE = 2e-5
+_TOLERANCE, _HALF = 1e-4, 2e-3
+"""How far the loss of two parts may be from that of the whole, relative; in half precision rounding goes by the batch."""
 _BATCHES = 4
 """Of an update that are looked at for a target."""
 _OTHERWISE = {"shift_labels", "ignore_index", "CrossEntropyLoss"}
@@ -139,6 +140,8 @@ def _is_known(trainer: Any, inner: Callable[..., Any]) -> bool:
     )
     if "loss_function" not in words or words & _OTHERWISE or base.config.is_encoder_decoder:
         return False
+    if getattr(base.config, "output_router_logits", False):
+        return False  # a router's loss comes on top
     return base.loss_function in (ForCausalLMLoss, ForMaskedLMLoss, ForTokenClassification)
 
 
@@ -146,11 +149,31 @@ def _found(trainer: Any, loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLo
     names = [name for name in (*trainer.label_names, "labels", "shift_labels") if name in inputs]
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # all ranks run the model alike: once
     found: Any = _watched(loss_of, inputs, task, names, leaves=not sharded)
-    if found is None and not sharded:
-        found = _tried(loss_of, inputs, task, names)
-        if found is False:
-            _warn(trainer)
+    allowed = _HALF if _is_half(trainer) else _TOLERANCE
+    if sharded or rows_of(inputs) < 2:
+        return found
+    adds_up = True
+    if found is None:
+        ways = (task.items, *_by_number(inputs, names), None)
+        found = _tried(loss_of, _parts_of(_uneven(inputs, names)), ways, allowed)
+        adds_up = found is not False
+    elif _is_cut(trainer) and not found.split:
+        adds_up = not found.adds
+        with suppress(Exception):  # of rows that cannot be taken one by one
+            adds_up = adds_up and _adds_up(loss_of, _parts_of(inputs), found.counts[0], allowed) is not False
+    if not adds_up and _is_cut(trainer):
+        _warn()
     return found or None
+
+
+def _is_cut(trainer: Any) -> bool:
+    return trainer.args.gradient_accumulation_steps * trainer.args.world_size > 1
+
+
+def _is_half(trainer: Any) -> bool:
+    """Whether rows come out a little different in another batch."""
+    mixed = trainer.args.bf16 or trainer.args.fp16
+    return mixed or any(p.dtype in (torch.bfloat16, torch.float16) for p in trainer.model.parameters())
 
 
 # ---- by watching ----------------------------------------------------------------------------------------------------
@@ -188,7 +211,8 @@ def _watched(
         explained += float((each * call.each).sum())
     if not parts:
         return None
-    adds = abs(loss.item() - explained) > _allowed(loss) * max(abs(loss.item()), 1e-3)
+    allowed = max(2e-5, 8 * torch.finfo(loss.dtype).eps)
+    adds = abs(loss.item() - explained) > allowed * max(abs(loss.item()), 1e-3)
     places, counts, scales = zip(*parts, strict=True)
     if len({*counts}) == 1:  # one number divides all of them
         places, counts, scales = places[:1], counts[:1], scales[:1]
@@ -252,7 +276,9 @@ def _same_content(call: Call, inputs: Mapping[str, Any], names: list[str]) -> It
     wide = call.given["input"].shape[1:2] if call.by_class else ()
     for key in dict.fromkeys((*names, *inputs)):
         mine = inputs[key]
-        if not torch.is_tensor(mine) or mine.numel() == 0:
+        if not torch.is_tensor(mine) or mine.numel() == 0 or mine.dtype == torch.bool:
+            continue
+        if mine.is_floating_point() and call.by_class:
             continue
         if wide == (ignore,) and tokens_of(inputs) == ignore and _equal(mine.clamp(0, ignore), target):
             yield Count(key, inside=True)
@@ -285,50 +311,58 @@ def _by_number(inputs: Mapping[str, Any], names: list[str]) -> Iterator[Count]:
     yield from map(Count, targets)
 
 
-def _allowed(loss: torch.Tensor) -> float:
-    return max(_TOLERANCE, 8 * torch.finfo(loss.dtype).eps)
-
-
 # ---- by trying ------------------------------------------------------------------------------------------------------
 
 
-def _tried(loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLoss, names: list[str]) -> Any:
+def _tried(loss_of: _Loss, parts: Sequence[Mapping[str, Any]], ways: Sequence[Any], allowed: float) -> Any:
     """Of a loss that is written out: the first way to count that adds up, TaskLoss's own before any other; False if none does."""
-    rows = rows_of(inputs)
-    if rows < 2:
-        return None
-    inputs = _uneven(inputs, names)
-    first = first_rows(inputs, 1)
-    rest = {key: _after_first(value, rows) for key, value in inputs.items()}
-    for count in (task.items, *_by_number(inputs, names), None):
-        numbers = [1 if count is None else count(part) for part in (inputs, first, rest)]
-        parts = [(loss_of(part, n).detach(), n) for part, n in zip((inputs, first, rest), numbers, strict=True)]
-        allowed = _allowed(parts[0][0])
-        whole, a, b = (loss.item() * float(items) for loss, items in parts)
-        if not math.isfinite(whole + a + b):
+    for count in ways:
+        fits = _adds_up(loss_of, parts, count, allowed)
+        if fits is None:
             return None
-        if whole and abs(a + b - whole) <= allowed * abs(whole):
-            return None if count == task.items else Reduction((count,))  # type: ignore[arg-type]
+        if fits:
+            return None if count is ways[0] else Reduction((count,))
     return False
 
 
-def _warn(trainer: Any) -> None:
-    if trainer.args.gradient_accumulation_steps * trainer.args.world_size > 1:
-        logger.warning_once(
-            "The task's loss does not add up over parts of a batch, whatever it is divided by (it couples rows, or has parts "
-            "with items of their own): with accumulated micro-batches or several ranks its gradient is not that of one batch"
-        )
+def _adds_up(loss_of: _Loss, parts: Sequence[Mapping[str, Any]], count: Any, allowed: float) -> bool | None:
+    """Whether the loss of two parts is that of the whole, each times its items; None where a part has none to tell by."""
+    numbers = [1 if count is None else count(part) for part in parts]
+    losses = [loss_of(part, n).detach().item() * float(n) for part, n in zip(parts, numbers, strict=True)]
+    if not math.isfinite(sum(losses)) or not losses[0]:
+        return None
+    return abs(losses[1] + losses[2] - losses[0]) <= allowed * abs(losses[0])
 
 
-def _uneven(inputs: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+def _warn() -> None:
+    logger.warning(
+        "The task's loss does not add up over parts of a batch, whatever it is divided by (it couples rows, brings a router's "
+        "loss, or has parts with items of their own): with accumulated micro-batches or several ranks its gradient is not "
+        "that of one batch"
+    )
+
+
+def _uneven(inputs: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
     """With half of the first row's labels ignored: rows of one length tell tokens from rows no other way."""
     labels: Any = inputs.get("labels")
-    if not torch.is_tensor(labels) or labels.is_floating_point() or labels.dim() < 2 or "shift_labels" in names:
-        return dict(inputs)
+    if not torch.is_tensor(labels) or labels.is_floating_point() or labels.dim() != 2 or "shift_labels" in names:
+        return inputs
     labels = labels.clone()
-    labels[0, ..., : labels.shape[-1] // 2] = IGNORED
+    labels[0, : labels.shape[-1] // 2] = IGNORED
     return {**inputs, "labels": labels}
 
 
-def _after_first(value: Any, rows: int) -> Any:
-    return value[1:] if torch.is_tensor(value) and value.dim() and len(value) == rows else value
+def _parts_of(inputs: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The whole, its first row, and the others."""
+    rows = rows_of(inputs)
+    return inputs, _taken(inputs, rows, slice(0, 1)), _taken(inputs, rows, slice(1, None))
+
+
+def _taken(inputs: Mapping[str, Any], rows: int, which: slice) -> dict[str, Any]:
+    """Some rows of whatever has one for each example."""
+
+    def has_rows(value: Any) -> bool:
+        whole = (torch.is_tensor(value) and value.dim() > 0) or isinstance(value, list | tuple)
+        return whole and len(value) == rows
+
+    return {key: value[which] if has_rows(value) else value for key, value in inputs.items()}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from datasets import IterableDataset
-from transformers import LlamaForCausalLM, Trainer
+from transformers import CLIPConfig, CLIPModel, LlamaForCausalLM, Trainer
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.losses import TaskLoss
@@ -156,6 +156,26 @@ def test_a_stream_loses_no_row(tmp_path):
     assert seen[:8] == list(range(8))
 
 
+def test_a_contrastive_loss_is_named_where_batches_are_cut(tmp_path, caplog):
+    """Each row's loss is of its batch."""
+    part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text_ = {**part, "vocab_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = CLIPConfig(text_config=text_, vision_config={**part, "image_size": 8, "patch_size": 4}, projection_dim=8)
+    rows = [
+        {"input_ids": torch.tensor([1, 3 + i, 4, 2]), "pixel_values": torch.randn(3, 8, 8), "return_loss": True}
+        for i in range(8)
+    ]
+
+    def collate(few):
+        return {**{k: torch.stack([row[k] for row in few]) for k in ("input_ids", "pixel_values")}, "return_loss": True}
+
+    head = Head(lambda: CLIPModel(config), lambda: rows)
+    for batch, accumulation, named in ((8, 1, False), (4, 2, True)):
+        args = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        staged(tmp_path / str(batch), head, args=args, data_collator=collate, stages=[Stage("one", "1 steps")]).train()
+        assert ("does not add up over parts of a batch" in caplog.text) is named
+
+
 def test_what_adds_up_in_no_way_is_said_where_batches_are_cut(tmp_path, caplog):
     """A loss that is written out and couples rows. One batch for an update is as it is."""
 
@@ -214,9 +234,10 @@ def test_positions_that_all_lie_outside_are_no_item(tmp_path):
         staged(tmp_path / "b", head, train_dataset=Rows(outside), **given).train()
 
 
-def test_a_routers_loss_is_not_additive_as_documented(tmp_path):
+def test_a_routers_loss_is_not_additive_as_documented(tmp_path, caplog):
     """It is of a micro-batch's routing; what is additive beside it stays so."""
     head = Head(mixtral(output_router_logits=True, router_aux_loss_coef=0.02), text(uneven))
     whole, cut = update(tmp_path / "8", head, 8), update(tmp_path / "2x4", head, 2, 4)
     assert apart(update(tmp_path / "plain", head, 8, kind=Trainer), whole) < 1e-5
+    assert "does not add up over parts of a batch" in caplog.text
     assert 1e-3 < apart(whole, cut, floor=0.02) < 0.2
