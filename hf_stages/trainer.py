@@ -41,6 +41,7 @@ from hf_stages.plan import Plan
 from hf_stages.preparing import PreparingMixin
 from hf_stages.progress import StageProgress
 from hf_stages.rates import check_rates, take_rate
+from hf_stages.raw_rows import check_rows, has_own_rows
 from hf_stages.reports.plan_table import plan_table
 from hf_stages.run_card import write_run_card
 from hf_stages.runner import Runner
@@ -154,6 +155,8 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
         own_loss = self.compute_loss_func is not None
         check_collators(self.recipe, self.processing_class)
         check_teacher_tokenizers(self.recipe, self.processing_class)
+        if not has_own_rows(self):
+            check_rows(self.recipe, self.args, models)
         taught = check_stages(self.recipe, self.args, models, own_loss=own_loss)
         for stage in self.recipe.stages:
             if self.wants_teacher(stage):

@@ -1,0 +1,82 @@
+"""Rows that hold nothing the model takes, such as raw text: found before the first step, with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any
+
+from transformers.utils.generic import find_labels
+
+from hf_stages.data._blend import Blend
+from hf_stages.data._collating import columns_read
+from hf_stages.data._random import undisturbed
+from hf_stages.domains import evaluated
+from hf_stages.layers.blocks import base_of
+from hf_stages.model_inputs import columns_of
+from hf_stages.sizes import train_dataset_of
+from hf_stages.stage import Recipe, Stage
+from hf_stages.stage_args import stage_args
+
+_LABELS = {"labels", "label", "label_ids", "return_dict", "args", "kwargs"}
+_HOOKS = {"_set_signature_columns_if_needed", "_remove_unused_columns", "get_train_dataloader"}
+
+
+def has_own_rows(trainer: Any) -> bool:
+    """Whether a trainer, ours and transformers' apart, has ways of its own from rows to batches."""
+    foreign = [
+        kind for kind in type(trainer).__mro__ if kind.__module__.split(".")[0] not in ("hf_stages", "transformers")
+    ]
+    return trainer.prepares or any(_HOOKS & vars(kind).keys() for kind in foreign)
+
+
+def check_rows(recipe: Recipe, args: Any, skeletons: Mapping[str, Any]) -> None:
+    """ValueError where the first row of a stage's data has no input of the stage's model."""
+    for stage, key, dataset in _datasets(recipe):
+        model = skeletons.get(stage.name)
+        collator = stage.data_collator if stage.data_collator is not None else recipe.data_collator
+        foreign = collator is not None and type(collator).__module__.split(".")[0] not in (
+            "transformers",
+            "hf_stages",
+            "builtins",
+        )
+        if model is None or (foreign and not stage_args(args, stage).remove_unused_columns):
+            continue  # the collator sees whole rows and may do what it likes
+        inputs = columns_of(model) - _LABELS - {*find_labels(type(base_of(model)))} | columns_read(collator)
+        row = _first(dataset)
+        if not isinstance(row, Mapping) or not row or not inputs or inputs & row.keys():
+            continue
+        main = getattr(base_of(model), "main_input_name", "input_ids")
+        raise ValueError(
+            f"stage {stage.name!r}: {key}: its rows hold {', '.join(map(str, row))}, and {type(base_of(model)).__name__} takes none of "
+            f"these as input (it takes {main} and such); {_mend(row)}"
+        )
+
+
+def _mend(row: Mapping[str, Any]) -> str:
+    texts = [str(name) for name, value in row.items() if isinstance(value, str)]
+    if not texts:
+        return (
+            "prepare the rows with the model's processor first (dataset.map), or give a data_collator that does, with "
+            "remove_unused_columns=False"
+        )
+    return (
+        f"tokenize first. In a recipe: tokenizer: ..., and text: {texts[0]} in the source. In Python: "
+        f"dataset.map(lambda rows: tokenizer(rows[{texts[0]!r}], truncation=True), batched=True)"
+    )
+
+
+def _datasets(recipe: Recipe) -> Iterator[tuple[Stage, str, Any]]:
+    for stage in recipe.stages:
+        data = train_dataset_of(recipe, stage)
+        for dataset in [leaf.dataset for leaf in data.leaves] if isinstance(data, Blend) else [data]:
+            yield stage, "train_dataset", dataset
+    for stage, dataset in evaluated(recipe):
+        yield stage, "eval_dataset", dataset
+
+
+def _first(dataset: Any) -> Any:
+    """The first row; None where reading it would take it from somebody else."""
+    with undisturbed():
+        if isinstance(dataset, Sized) and hasattr(dataset, "__getitem__"):
+            return dataset[0] if len(dataset) else None
+        return next(iter(dataset.take(1)), None) if hasattr(dataset, "take") else None
