@@ -68,7 +68,7 @@ def _unchanged(run: Any) -> dict[str | None, dict[str, float]]:
     return {
         key: ended[name]
         for key, name in shown.items()
-        if name in ended and _same(_measure(recipe, parent, name), _measure(recipe, stage, name))
+        if name in ended and _same(_measure(run.trainer, parent, name), _measure(run.trainer, stage, name))
     }
 
 
@@ -84,8 +84,9 @@ def _same_args(run: Any, parent: Stage) -> bool:
     )
 
 
-def _measure(recipe: Recipe, stage: Stage, name: str) -> tuple[Any, ...] | None:
+def _measure(trainer: Any, stage: Stage, name: str) -> tuple[Any, ...] | None:
     """All that the numbers of a set depend on besides the weights, as the stage measures it; None: not to be told."""
+    recipe: Recipe = trainer.recipe
     by: Stage | None
     own, domain = own_domains(recipe, stage), domains_of(recipe, stage.name).get(name)
     if name in own:
@@ -105,7 +106,7 @@ def _measure(recipe: Recipe, stage: Stage, name: str) -> tuple[Any, ...] | None:
             return None  # evaluation adds them, and each stage's teacher is another's
         if any(isinstance(one, BySource) for one in nested(collator)):
             bound = stage.train_dataset if isinstance(stage.train_dataset, str) else None  # whose collator it is then
-    return dataset, collator, metrics, bound
+    return trainer.eval_data(dataset, by if by is not None else stage), collator, metrics, bound
 
 
 def _same(one: tuple[Any, ...] | None, other: tuple[Any, ...] | None) -> bool:

@@ -30,13 +30,13 @@ class Counted(StagedTrainer):
         return super().evaluation_loop(*args, **kwargs)
 
 
-def trained(out, stages, *, resume=False, **given):
+def trained(out, stages, *, resume=False, cls=Counted, **given):
     args = TrainingArguments(
         str(out), per_device_train_batch_size=2, save_strategy="no", learning_rate=1e-2, report_to=[],
         disable_tqdm=True, use_cpu=True, logging_steps=1,
     )  # fmt: skip
     given = {"train_dataset": tiny.lm_data(8, 12), "eval_dataset": ONE, **given}
-    trainer = Counted(tiny.llama(), args, stages=stages, **given)
+    trainer = cls(tiny.llama(), args, stages=stages, **given)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -146,6 +146,23 @@ def test_a_collator_that_goes_by_the_stages_source(tmp_path):
     trainer = trained(tmp_path, stages, processing_class=tiny.tokenizer(), **given)
     assert trainer.passes == ["start", "eval", "start", "eval"]
     assert starts(trainer)[0]["start_items"] > summary(tmp_path, "01-a")["metrics"]["eval_items"]
+
+
+class Prepares(Counted):
+    """Each stage's sets are made of the same rows in its own way."""
+
+    def stage_eval_dataset(self, dataset, stage):
+        return dataset.select(range(8 if stage.name == self.plain else 4))
+
+
+@pytest.mark.parametrize("plain", ["a", "b", ""])
+def test_sets_that_a_trainer_prepares_by_stage(plain, tmp_path):
+    own = type("Own", (Prepares,), {"plain": plain})
+    trainer = trained(tmp_path, [Stage("a", "1 steps"), Stage("b", "1 steps")], cls=own)
+    assert trainer.passes.count("start") == 2
+    rows = [summary(tmp_path, folder)["metrics"]["eval_items"] for folder in ("01-a", "02-b")]
+    assert rows == [88 if plain == name else 44 for name in ("a", "b")]
+    assert [starts(trainer, stage)[0]["start_items"] for stage in (1, 2)] == rows
 
 
 def test_resumed_at_the_boundary_it_says_the_same(tmp_path):
