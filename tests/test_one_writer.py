@@ -19,6 +19,8 @@ from hf_stages.errors import StageStopped
 from hf_stages.gates import Expect
 from hf_stages.one_writer import NAME, alone_in
 from hf_stages.packing import _pack, pack
+from hf_stages.teacher_cache import _alone
+from hf_stages.teacher_source import Teacher
 from hf_stages.transforms import Binarize
 from hf_stages.versus_run import Trainings, run_versus
 from tests import tiny
@@ -158,6 +160,19 @@ def test_comparisons_and_trials_take_their_folder(tmp_path):
     with alone_in(tmp_path / "versus"), pytest.raises(ValueError, match=r"versus: process .* writes into this folder"):
         run_versus(Trainings(prepared), [SimpleNamespace(updates=1, name="staged")], [0], tmp_path / "versus")
     assert not list((tmp_path / "versus").iterdir())
+
+
+def test_who_writes_the_same_cache_waits_and_finds_it(tmp_path):
+    """Ranks ask for one cache together: none is refused, one writes."""
+    cache, data, found = tmp_path / "cache", tiny.class_data(8), []
+    asked = threading.Thread(target=lambda: found.append(Teacher(tiny.bert()).cache(data, cache)))
+    with _alone(tmp_path / ".cache.partial"):
+        asked.start()
+        asked.join(0.3)
+        assert asked.is_alive()
+        assert not cache.exists()
+    asked.join()
+    found[0].verify()
 
 
 # ---- launchers ------------------------------------------------------------------------------------------------------

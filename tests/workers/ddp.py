@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hf_stages.data import ByLength, Mixture, Replay
 from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.gates import Above, Budget, Expect, Forgetting
 from hf_stages.losses import AttentionKL, AttentionMSE, HiddenMSE, LogitKL, Loss, TaskLoss
+from hf_stages.one_writer import alone_in
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, SplitTernary, Ternarize, Unfreeze
 from tests import tiny
@@ -177,6 +179,18 @@ def transitions_accumulated(out: Path) -> None:
     trainer, watch = watched(out / "run", chain(), 2, 2)
     trainer.train()
     all_moved(watch, chain())
+
+
+@scenario
+def occupied(out: Path) -> None:
+    """A folder that another run holds is refused on all ranks together, not on the one that writes alone."""
+    trainer = staged(out / "run", [Stage("a", "1 step")], 4)
+    with alone_in(out / "run") if dist.get_rank() == 0 else nullcontext():
+        dist.barrier()
+        with pytest.raises(ValueError, match="writes into this folder"):
+            trainer.train()
+        dist.barrier()
+    trainer.train()
 
 
 @scenario
