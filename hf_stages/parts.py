@@ -136,8 +136,8 @@ def read_collator(value: Any, where: Where) -> Any:
         if isinstance(argument, Mapping):
             refuse_in_memory(argument, where / key)
     target = where.load(_COLLATORS, use)
-    if use == "default_data_collator":
-        return build(target, arguments, [], where)
+    if use == "default_data_collator":  # a function stands for itself, also where it is sketched as a class
+        return target if where.sketched else build(target, arguments, [], where)
     check_arguments(target, arguments, where, supplied=_SUPPLIED)
     return where.load("hf_stages.data.collator", "Collator")(use, arguments)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from transformers.utils import logging
 
 from hf_stages.data._random import undisturbed
+from hf_stages.layers import Activations
 from hf_stages.plan import PlannedStage
 
 logger = logging.get_logger(__name__)
@@ -71,13 +74,26 @@ def _outputs(model: Any, batch: Any) -> torch.Tensor | None:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), undisturbed():
+        with torch.no_grad(), undisturbed(), _unrounded(model):
             return _logits(model(**batch)).float()
     except Exception as error:
         logger.info(f"no output to compare: {error}")
         return None
     finally:
         model.train(training)
+
+
+@contextmanager
+def _unrounded(model: Any) -> Iterator[None]:
+    """Without rounding of activations: a weight's last bit may move a code by one, which no transform answers for."""
+    held = [(m, m.activations) for m in model.modules() if isinstance(getattr(m, "activations", None), Activations)]
+    try:
+        for module, _ in held:
+            module.activations = None
+        yield
+    finally:
+        for module, activations in held:
+            module.activations = activations
 
 
 def _logits(outputs: Any) -> torch.Tensor:
