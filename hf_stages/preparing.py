@@ -88,8 +88,10 @@ class PreparingMixin(_Base):
     def _once(self, kind: str, dataset: Any, stage: Stage, hook: Any) -> Any:
         given = self.__dict__.setdefault("_given", {})
         key = (kind, id(dataset), stage.name)
-        if any(dataset is made and kind == k for (k, _, _), (_, made) in given.items()):
-            return dataset
+        if any(dataset is made is not source and kind == k for (k, _, _), (source, made) in given.items()):
+            return (
+                dataset  # prepared already; rows that a hook left as they are may still be another stage's to prepare
+            )
         if key not in given:
             given[key] = (dataset, hook(dataset, stage))
         return given[key][1]

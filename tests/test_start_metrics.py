@@ -155,6 +155,26 @@ class Prepares(Counted):
         return dataset.select(range(8 if stage.name == self.plain else 4))
 
 
+class PreparesOne(Counted):
+    """Leaves the rows of all stages but one as they are."""
+
+    def stage_eval_dataset(self, dataset, stage):
+        return dataset.select(range(4)) if stage.name == "b" else dataset
+
+    def stage_dataset(self, dataset, stage):
+        return dataset.select(range(4)) if stage.name == "b" else dataset
+
+
+def test_a_hook_that_prepares_one_stage_alone_is_asked_for_each(tmp_path):
+    trainer = trained(
+        tmp_path, [Stage("a", "1 epochs"), Stage("b", "1 epochs"), Stage("c", "1 epochs")], cls=PreparesOne
+    )
+    assert [p.size.examples for p in trainer.plan().stages] == [8, 4, 8]
+    folders = ("01-a", "02-b", "03-c")
+    assert [summary(tmp_path, folder)["metrics"]["eval_items"] for folder in folders] == [88, 44, 88]
+    assert [summary(tmp_path, folder)["steps"] for folder in folders] == [4, 2, 4]
+
+
 @pytest.mark.parametrize("plain", ["a", "b", ""])
 def test_sets_that_a_trainer_prepares_by_stage(plain, tmp_path):
     own = type("Own", (Prepares,), {"plain": plain})
