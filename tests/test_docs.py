@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,19 @@ def test_no_page_imports_what_a_wheel_lacks(page: Path) -> None:
     code = "".join(block.code for block in blocks_of(page) if block.kind == "python")
     assert "from examples" not in code
     assert "from tests" not in code
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = {target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not target.startswith("http")}
+    gone = [t for t in sorted(targets) if not _leads(page, *t.partition("#")[::2])]
+    assert not gone, f"{page.name}: links that lead nowhere: {', '.join(gone)}"
+
+
+def _leads(page: Path, name: str, anchor: str) -> bool:
+    path = page.parent / name if name else page
+    if not path.exists() or not anchor:
+        return path.exists()
+    titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return anchor in {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
