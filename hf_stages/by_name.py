@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from hf_stages.data.collator import Collator
@@ -40,7 +40,7 @@ def at_hand(recipe: Recipe, tokenizer: Any, model: Any) -> Recipe:
     names = [stage.name for stage in recipe.stages]
 
     def noun(thing: Any, where: str) -> Any:
-        if isinstance(thing.teacher, str) and thing.teacher in names and not Path(thing.teacher).exists():
+        if isinstance(thing.teacher, str) and thing.teacher in names and not os.path.exists(thing.teacher):
             raise ValueError(f"{where}teacher: {thing.teacher!r} is a stage; did you mean 'stage:{thing.teacher}'?")
         own = {"teacher": _teacher(thing.teacher, known)}
         if isinstance(thing.data_collator, Collator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,7 +51,7 @@ class ModelSource:
 
     def resolve(self, base: str | Path) -> ModelSource:
         """A relative path taken from ``base`` (the recipe's folder), where something stands there."""
-        if self.path is None or not (Path(base) / self.path).exists():
+        if self.path is None or not os.path.exists(Path(base) / self.path):
             return self
         return replace(self, path=str(Path(base) / self.path))
 

@@ -17,6 +17,7 @@ stages:
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
@@ -149,7 +150,7 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
 
     stages = tuple(noun(stage) for stage in recipe.stages)
     tokenizer = recipe.tokenizer
-    if isinstance(tokenizer, str) and (base / tokenizer).exists():
+    if isinstance(tokenizer, str) and os.path.exists(base / tokenizer):
         tokenizer = str(base / tokenizer)
     return replace(noun(recipe), stages=stages, sources=resolved(recipe.sources), tokenizer=tokenizer)
 

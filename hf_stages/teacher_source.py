@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -67,7 +68,7 @@ class Teacher:
     def resolve(self, base: str | Path) -> Teacher:
         """Relative paths taken from ``base`` (the recipe's folder), where something stands there."""
         found = {key: value for key in ("model", "tokenizer") if isinstance(value := getattr(self, key), str)}
-        return replace(self, **{k: str(Path(base) / v) for k, v in found.items() if (Path(base) / v).exists()})
+        return replace(self, **{k: str(Path(base) / v) for k, v in found.items() if os.path.exists(Path(base) / v)})
 
     def load(self, student: Any = None, *, device: Any = None, trust_remote_code: bool = False) -> Any:
         """The model. ``student`` (a model) says of which kind, where ``auto_class`` does not."""
@@ -163,7 +164,7 @@ class CachedTeacher:
     def resolve(self, base: str | Path) -> CachedTeacher:
         """A relative folder taken from ``base`` (the recipe's), where something stands there."""
         found = Path(base) / self.folder
-        return replace(self, folder=str(found)) if found.exists() else self
+        return replace(self, folder=str(found)) if os.path.exists(found) else self
 
     @cached_property
     def store(self) -> CacheFolder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -87,7 +88,7 @@ class Augment:
     def resolve(self, base: str | Path) -> Augment:
         """Relative paths taken from ``base`` (the recipe's folder), where something stands there."""
         named = {key: value for key in _NAMES if isinstance(value := getattr(self, key), str)}
-        found: dict[str, Any] = {k: str(Path(base) / v) for k, v in named.items() if (Path(base) / v).exists()}
+        found: dict[str, Any] = {k: str(Path(base) / v) for k, v in named.items() if os.path.exists(Path(base) / v)}
         return replace(self, **found)
 
     def __call__(self, dataset: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +55,8 @@ class Source:
                 object.__setattr__(self, key, tuple(getattr(self, key)))
         if not isinstance(self.path, str) or not self.path:
             raise ValueError(f"path: expected a Hub name, a folder or one of {', '.join(_BUILDERS)}, got {self.path!r}")
-        if self.path in _BUILDERS and self.data_files is None and not Path(self.path).exists():
+        _check_files(self.data_files)
+        if self.path in _BUILDERS and self.data_files is None and not os.path.exists(self.path):
             raise ValueError(f"data_files: missing; {self.path} reads files, so say which, e.g. train.{self.path}")
         for key in ("max_length", "limit"):
             value = getattr(self, key)
@@ -71,7 +73,7 @@ class Source:
         """Relative paths taken from ``base`` (the recipe's folder), where something stands there."""
         base = Path(base)
         path = self.path
-        if path not in _BUILDERS and (base / path).exists():
+        if path not in _BUILDERS and os.path.exists(base / path):
             path = str(base / path)
         augment = self.augment if self.augment is None else self.augment.resolve(base)
         return replace(self, path=path, data_files=_resolved(self.data_files, base), augment=augment)
@@ -212,12 +214,21 @@ class Source:
         return {"new_fingerprint": digest[:16]}
 
 
+def _check_files(files: Any) -> None:
+    inside = files.values() if isinstance(files, Mapping) else files if isinstance(files, list | tuple) else None
+    if inside is not None and len(inside):
+        for file in inside:
+            _check_files(file)
+    elif files is not None and (not isinstance(files, str | Path) or not str(files)):
+        raise ValueError(f"data_files: expected a file, a list of files or {{split: files}}, got {files!r}")
+
+
 def _resolved(files: Any, base: Path) -> Any:
     if isinstance(files, Mapping):
         return {key: _resolved(value, base) for key, value in files.items()}
     if isinstance(files, list | tuple):
         return tuple(_resolved(file, base) for file in files)
-    return files if files is None or "://" in files else str(base / files)
+    return files if files is None or "://" in str(files) else str(base / files)
 
 
 def _blocks(documents: list[list[int]], length: int, end: int | None) -> list[list[int]]:
