@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     ready = commands.add_parser(
         "recipe",
         parents=[shared],
-        help="print a ready recipe's stages as YAML, to edit: hf-stages recipe three_stage > run.yaml",
+        help="print a ready recipe's stages as YAML, to edit: hf-stages recipe three_stage > mine.yaml",
         description="Print a ready recipe's stages as YAML, to edit. Without a name, list the ready recipes.",
         epilog="e.g. hf-stages recipe three_stage until='9 epochs' reduce=[2,4,6] logits='{use: LogitKL, temperature: 2}'",
     )
@@ -176,7 +176,7 @@ def _plan(options: argparse.Namespace) -> int:
     from hf_stages.reports.plan_table import plan_dict, plan_table
     from hf_stages.unused_args import unused_args
 
-    for unused in unused_args(prepared.args, prepared.recipe.stages, prepared.recipe.args):
+    for unused in unused_args(prepared.args, prepared.recipe):
         _say(f"note: {unused}", file=sys.stderr)
     seconds = None
     if options.probe:

@@ -137,10 +137,8 @@ class Plan:
 
     def peak_lr(self, name: str) -> float:
         """The highest planned learning rate of a stage, which may lie between its ends."""
-        stage, span = self[name], self.spans[self[name].span_root]
-        places = [stage.s0 + (stage.s1 - stage.s0) * k / 400 for k in range(401)]
-        places += [span.warmup] if stage.s0 <= span.warmup <= stage.s1 else []
-        return max(span.lr(s) for s in places)
+        stage = self[name]
+        return self.spans[stage.span_root].highest(stage.s0, stage.s1)
 
     def lr_at(self, name: str, t: float) -> float:
         """The planned learning rate of a stage at progress t."""

@@ -59,6 +59,9 @@ class Stage:
             value = getattr(self, key)
             parts = tuple(value) if isinstance(value, list | tuple) else (() if value is None else (value,))
             object.__setattr__(self, key, parts)
+        for key in ("loss", "schedule", "transforms", "monitors", "gates", "exporters"):
+            value = getattr(self, key)
+            _refuse_classes(f"stage {self.name!r}: {key}", value if isinstance(value, tuple) else (value,))
         if isinstance(self.parents, str):
             object.__setattr__(self, "parents", (self.parents,))
         elif self.parents is not None:
@@ -68,6 +71,13 @@ class Stage:
                 f"stage {self.name!r}: args: expected a mapping of TrainingArguments fields, got {self.args!r}"
             )
         object.__setattr__(self, "args", dict(self.args))
+
+
+def _refuse_classes(where: str, parts: Sequence[Any]) -> None:
+    """A class in the place of a part would fail much later, in words of Python's."""
+    for part in parts:
+        if isinstance(part, type):
+            raise ValueError(f"{where}: expected a part, got the class {part.__name__}; write {part.__name__}()")
 
 
 def _until(name: str, until: str | Duration) -> Duration:
@@ -103,6 +113,8 @@ class Recipe:
     """The text that it was read from, if any (``hf_stages.origin``): later errors name its lines."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.stages, Stage):
+            raise ValueError(f"stages: expected a list, got one Stage; write stages=[Stage({self.stages.name!r}, ...)]")
         stages = tuple(self.stages)
         if not stages:
             raise ValueError("stages: expected at least one Stage, got none")

@@ -72,8 +72,16 @@ def write_boundary(
                 trainer.processing_class.save_pretrained(folder)
             _write_training_state(folder / TRAINING_STATE, trainer, moments, run)
             write_json(folder / STAGE_FILE, summary)
-            (folder / CARD).write_text(stage_card(folder, f"{runner.out.name}/{planned.folder}"), encoding="utf-8")
+            (folder / CARD).write_text(
+                stage_card(folder, f"{_shown(trainer.args.output_dir)}/{planned.folder}"), encoding="utf-8"
+            )
     return summary
+
+
+def _shown(out: str) -> str:
+    """Where the run's folder lies as seen from where it runs; of a place elsewhere on this machine the last name alone."""
+    path = Path(out)
+    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
 
 
 def _write_training_state(folder: Path, trainer: Any, moments: moments_file.Moments, run: StageRun) -> None:
@@ -111,7 +119,7 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
         "seconds": round(run.seconds, 3),
         "global_step": runner.trainer.state.global_step,
         "schedule": {"root": planned.span_root, "position": position},
-        "lr_peak": run.span.peak,
+        "lr_peak": run.span.highest(run.s0, position),
         "lr_end": rate,
         "lr_groups": group_rates(runner.trainer, run.span.peak, rate),
         "taught_by": _teacher(runner, planned.stage),

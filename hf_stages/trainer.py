@@ -129,7 +129,7 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
         take_rate(self)
         self._weighs_items = True
         self.data_collator: Any = collator_at_work(self.data_collator, self.processing_class, self.model)
-        for unused in unused_args(self.args, self.recipe.stages, self.recipe.args):
+        for unused in unused_args(self.args, self.recipe):
             logger.warning(unused)
         self.model_init = None  # it has made the model; made again for each stage, it would undo the stages
         self.blueprint, self._patches = Blueprint(self.model), Patches.of(self.model)

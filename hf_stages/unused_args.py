@@ -1,9 +1,8 @@
-"""What of TrainingArguments was given and has no effect with stages."""
+"""What was given and has no effect with these stages: of TrainingArguments, and a teacher that no loss asks."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
 from typing import Any
 
 from transformers import TrainingArguments
@@ -11,7 +10,8 @@ from transformers import TrainingArguments
 from hf_stages.plan import args_defaults, span_of
 from hf_stages.schedules import Resume
 from hf_stages.schedules._span import Defaults
-from hf_stages.stage import Stage
+from hf_stages.stage import Recipe, Stage
+from hf_stages.stage_losses import wants_teacher
 
 _OF_SCHEDULES = {
     "learning_rate": "learning_rate",
@@ -23,8 +23,9 @@ _OF_SCHEDULES = {
 _WATCHED = ("num_train_epochs", *_OF_SCHEDULES)
 
 
-def unused_args(args: TrainingArguments, stages: Sequence[Stage], written: Collection[str] = ()) -> list[str]:
-    """One sentence for each reason. ``written`` are the keys of a recipe's ``args``: of those it is known that they were given."""
+def unused_args(args: TrainingArguments, recipe: Recipe) -> list[str]:
+    """One sentence for each reason. Of the keys of a recipe's own ``args`` it is known that they were given."""
+    stages, written = recipe.stages, recipe.args
     given = {name for name in _WATCHED if name in written or _was_given(args, name)}
     read = set().union(*(_read(args, stage) for stage in stages))
     apart = args.world_size > 1 and not args.average_tokens_across_devices
@@ -42,7 +43,11 @@ def unused_args(args: TrainingArguments, stages: Sequence[Stage], written: Colle
         "a loss is divided by its items on all ranks": {"average_tokens_across_devices": apart},
     }
     found = {why: [name for name, unused in names.items() if unused] for why, names in reasons.items()}
-    return [
+    taught = recipe.teacher is None or any(wants_teacher(stage) for stage in stages)
+    teacher = (
+        "teacher: no loss of any stage compares with it, so nobody learns from it; give a stage loss=LogitKL(), for one"
+    )
+    return ([] if taught else [teacher]) + [
         f"args: {' and '.join(names)} {'have' if len(names) > 1 else 'has'} no effect with these stages: {why}"
         for why, names in found.items()
         if names

@@ -15,13 +15,13 @@ PACKAGE = ROOT / "hf_stages"
 
 NOUNS = "stage duration curves ledger errors fingerprint nearest _after_import"
 READERS = "recipe _hints sketch parts model_source naming dry_run _yaml origin"  # they find parts by name
-PLANS = "plan cautions sizes replaying stage_args args_values checkpoint manifest moments unused_args"
+PLANS = "plan cautions sizes replaying stage_args args_values checkpoint manifest moments"
 WORK = (
     "by_name raw_rows "
     "update_loss task_probe loss_calls as_it_was eval_parts "
     "stage_data drawn patches columns reach forwards preparing prepared_data held_back remembered "
     "own_models own_quantizer refetch adapters adapter_base adapter_check blueprint capture attention_tap model_inputs source_collator collating stage_losses last_batch eval_terms eval_sums eval_domains measured token_bytes domains final_metrics weights_print last_evaluation rates start_metrics tracker_tags kept steering balance handover objective health "
-    "flow transition teaching agreement checking stage_run stage_folder run_card checkpointing loading progress signals "
+    "unused_args flow transition teaching agreement checking stage_run stage_folder run_card checkpointing loading progress signals "
     "teacher teachers teacher_source teacher_print teacher_cache cached_teacher cache_folder row_keys top_k runner shown_signature trainer callbacks one_writer launch"
 )
 LEAVES = "losses layers transforms data schedules monitors gates exporters packing kernels hub reports metrics"

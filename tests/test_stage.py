@@ -78,3 +78,22 @@ def test_parents():
 
 def test_recipe_by_name():
     assert Recipe(stages(("a", None), ("b", None)))["b"].name == "b"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"loss": Duration}, r"stage 'a': loss: expected a part, got the class Duration; write Duration\(\)"),
+        ({"schedule": Duration}, "stage 'a': schedule: expected a part, got the class"),
+        ({"gates": [Duration]}, "stage 'a': gates: expected a part, got the class"),
+        ({"transforms": Duration}, "stage 'a': transforms: expected a part, got the class"),
+    ],
+)
+def test_a_class_is_no_part(given, message):
+    with pytest.raises(ValueError, match=message):
+        Stage("a", "1 steps", **given)
+
+
+def test_one_stage_is_no_list():
+    with pytest.raises(ValueError, match=r"stages: expected a list, got one Stage; write stages=\[Stage\('a', ...\)\]"):
+        Recipe(Stage("a", "1 steps"))

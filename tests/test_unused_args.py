@@ -13,6 +13,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArg
 
 from hf_stages import Recipe, Stage, StagedTrainer, cli
 from hf_stages.curves import Cosine
+from hf_stages.losses import LogitKL
 from hf_stages.recipe import loads
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.unused_args import unused_args
@@ -28,7 +29,9 @@ def arguments(kind=TrainingArguments, **kwargs):
 
 def named(args, stages=PLAIN, written=()):
     """Which arguments the sentences are about."""
-    text = " ".join(line.partition(" no effect")[0] for line in unused_args(args, stages, written))
+    text = " ".join(
+        line.partition(" no effect")[0] for line in unused_args(args, Recipe(stages, args=dict.fromkeys(written)))
+    )
     return [word for word in text.split() if hasattr(args, word)]
 
 
@@ -40,8 +43,15 @@ def test_epochs_that_were_given(kind, epochs):
     assert named(args) == ["num_train_epochs"]
     for same in (copy.copy(args), copy.deepcopy(args), dataclasses.replace(args, seed=1)):
         assert named(same) == ["num_train_epochs"]
-    (said,) = unused_args(args, PLAIN)
+    (said,) = unused_args(args, Recipe(PLAIN))
     assert said == ("args: num_train_epochs has no effect with these stages: each stage's `until` says how long it is")
+
+
+def test_a_teacher_that_no_loss_asks():
+    taught = Stage("c", "2 steps", loss=LogitKL())
+    assert unused_args(arguments(), Recipe([*PLAIN, taught], teacher="some/model")) == []
+    (said,) = unused_args(arguments(), Recipe(PLAIN, teacher="some/model"))
+    assert said.startswith("teacher: no loss of any stage compares with it")
 
 
 def parsed(*words):
@@ -86,7 +96,9 @@ def test_steps_and_what_every_schedule_says_itself():
     kwargs = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}}
     assert named(arguments(**kwargs)) == []
     assert named(arguments(**kwargs), OWN) == ["lr_scheduler_type", "lr_scheduler_kwargs"]
-    assert named(arguments(**given), [*OWN, PLAIN[0]]) == ["max_steps"], "one stage that asks for them is enough"
+    assert named(arguments(**given), [*OWN, Stage("c", "2 steps")]) == ["max_steps"], (
+        "one stage that asks for them is enough"
+    )
     assert named(arguments(), OWN) == []
     half = [Stage("a", "9 steps", schedule=Fresh(warmup=2), args={"learning_rate": 1e-4})]
     assert named(arguments(**given), half) == ["max_steps", "learning_rate", "warmup_steps"]

@@ -23,11 +23,17 @@ def domain_table(run: ReadRun) -> str:
         if matrix.values:
             parts.append(_table(matrix))
     if not parts:
-        return "No evaluation sets were measured: give the trainer eval_dataset={name: ...} to see every domain after every stage."
+        return _nothing_yet(run)
     transfers = _transfers(matrix_of(run, "loss"))
     if not matrix_of(run, "bits_per_byte").values:
         transfers.append(textwrap.fill(_NO_BYTES, 100))
     return "\n\n".join([*parts, *transfers])
+
+
+def _nothing_yet(run: ReadRun) -> str:
+    if any(key.startswith(("start_", "eval_")) for log in run.logs for key in log):
+        return "No stage has ended yet: evaluation sets are compared after each one."
+    return "No evaluation sets were measured: give the trainer eval_dataset={name: ...} to see every domain after every stage."
 
 
 def _table(matrix: Matrix) -> str:

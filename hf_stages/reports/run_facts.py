@@ -64,7 +64,7 @@ def _settings(index: int, name: str, summary: Mapping[str, Any]) -> list[str]:
         str(stage.get("until", "")),
         _words(stage.get("loss"), " + ") or ("the model's own loss" if stage else ""),
         _words(stage.get("transforms")),
-        rate(args["learning_rate"]) if "learning_rate" in args else "",
+        f"{rate(summary['lr_peak'])} -> {rate(summary['lr_end'])}" if "lr_peak" in summary else "",
         schedule,
         f"{batch} x {args.get('gradient_accumulation_steps', 1)}" if batch else "",
         str(args.get("optim", "")),

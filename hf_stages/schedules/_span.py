@@ -42,6 +42,11 @@ class Span:
     def lr(self, s: float) -> float:
         return self.peak * self.shape(s)
 
+    def highest(self, s0: float, s1: float) -> float:
+        """The highest rate from one place to another: a resumed stage may have no part in the peak."""
+        places = [s0 + (s1 - s0) * k / 400 for k in range(401)]
+        return max(self.lr(s) for s in [*places, *([self.warmup] if s0 <= self.warmup <= s1 else [])])
+
 
 @dataclass(frozen=True)
 class Defaults:

@@ -156,6 +156,7 @@ def test_it_says_what_was_trained(tmp_path):
     assert taught[8] == "Rewarm(to=0.0001, warmup=1)"
     on = row(text, "on")
     assert (on[1], on[2], on[4], on[8]) == ("Ternarize", "256 tokens", "256", "Resume")
+    assert float(on[7].split(" -> ")[0]) < 1e-4, "it resumes behind the peak, which is the stage's before"
     assert float(row(text, "eval_loss")[1]) > 1
     assert "_per_second" not in text
     assert "num_epochs" not in text
@@ -234,3 +235,9 @@ def test_a_card_may_be_edited(tmp_path):
     assert (tmp_path / "out" / "02-b" / "stage.json").is_file()
     bench(card.parent, shapes=["1x4"], repeats=1, tokens=2, ways=["fp32"], save=True)
     assert "Mine.\n\n<!-- hf_stages: size and speed -->" in text_of(card.parent)
+
+
+def test_its_lines_run_where_the_run_did(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained(Path("runs/out"), [Stage("a", "1 step")])
+    assert 'from_pretrained("runs/out/01-a")' in text_of(tmp_path / "runs" / "out" / "01-a")

@@ -23,6 +23,8 @@ ABOUT = {
     "base": {"class": "transformers.models.llama.modeling_llama:LlamaForCausalLM", "config": {"hidden_size": 64, "num_hidden_layers": 3}},
     "size": {"weights": 22_000},
     "declared": {"args": ARGS},
+    "lr_peak": 1e-4,
+    "lr_end": 2e-5,
     "stage": {
         "until": "2 epochs", "loss": [{"use": "TaskLoss"}, {"use": "LogitKL", "temperature": 2.0}],
         "transforms": [{"use": "ReduceLayers", "keep": [1, 3]}], "schedule": {"use": "Rewarm", "to": 1e-4},
@@ -68,7 +70,14 @@ def test_the_page_says_when_with_what_and_how(out):
     assert any(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", cell) for cell in found)
     assert "hf_stages 0.1.0, torch 2.9, transformers 5.20" in found
     assert "LlamaForCausalLM, 22k weights, num_hidden_layers 3, hidden_size 64" in found
-    for wanted in ("2 epochs", "TaskLoss + LogitKL(temperature=2.0)", "ReduceLayers(keep=1, 3)", "3e-4", "8 x 4", "7"):
+    for wanted in (
+        "2 epochs",
+        "TaskLoss + LogitKL(temperature=2.0)",
+        "ReduceLayers(keep=1, 3)",
+        "1e-4 -> 2e-5",
+        "8 x 4",
+        "7",
+    ):
         assert wanted in found
     assert "Rewarm(to=0.0001)" in found
     assert "Training loss over steps" in page

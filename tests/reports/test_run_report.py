@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -176,3 +177,11 @@ def test_no_run_there(tmp_path, capsys):
 def test_benches_are_shown_where_they_are(out):
     (out / "02-code" / "bench.json").write_text('{"schema": 1}')
     assert "bench.json: cannot be shown" in run_report(read_run(out))
+
+
+def test_a_run_in_its_first_stage_says_that_nothing_has_ended(tmp_path):
+    manifest(tmp_path, ["prose"], status="running", prose="running")
+    assert "No evaluation sets were measured" in run_report(read_run(tmp_path))
+    logs = [{"step": 0, "stage": 1, "start_prose_loss": 4.0}]
+    run = replace(read_run(tmp_path), logs=tuple(logs))
+    assert "No stage has ended yet" in run_report(run)

@@ -31,6 +31,13 @@ def test_rewarm_starts_at_the_parents_rate(then):
     assert [span.lr(s) for s in (0, 5, 10, 60, 110)] == pytest.approx([0.2, 0.6, 1, 0.5, 0])
 
 
+def test_the_highest_rate_of_a_part_is_its_own():
+    span = Fresh(peak=1.0, warmup=10, shape=Linear(1, 0)).span(Defaults(5e-5), total=110, parent_lr=None)
+    assert span.highest(0, 110) == 1.0
+    assert span.highest(0, 5) == pytest.approx(0.5)
+    assert span.highest(60, 110) == pytest.approx(0.5)
+
+
 def test_rewarm_without_a_parent_starts_at_zero():
     assert Rewarm(to=1.0, warmup=10).span(Defaults(5e-5), total=110, parent_lr=None).lr(0) == 0
 
