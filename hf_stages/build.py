@@ -30,7 +30,7 @@ from hf_stages.model_source import ModelSource
 from hf_stages.nearest import did_you_mean
 from hf_stages.origin import Origin
 from hf_stages.plan import Plan, Taught
-from hf_stages.raw_rows import check_rows
+from hf_stages.raw_rows import check_labels, check_rows
 from hf_stages.replaying import replay_gate
 from hf_stages.reports._text import dataset_label, part
 from hf_stages.sizes import train_dataset_of
@@ -99,6 +99,7 @@ class Prepared:
         check_collators(recipe, self.tokenizer)
         models = dry_models(recipe, self.skeleton())
         check_rows(recipe, self.args, models)
+        check_labels(recipe, self.args, models)
         return check_stages(recipe, self.args, models, lambda t: read(repr(t)) if isinstance(t, ModelSource) else t)
 
     @_placing

@@ -1,17 +1,20 @@
-"""Rows that hold nothing the model takes, such as raw text: found before the first step, with what to do about it."""
+"""Rows that hold nothing the model takes, such as raw text, or no labels for its loss: found before the first step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
-from transformers.utils.generic import find_labels
+from transformers import DataCollatorWithPadding, default_data_collator
+from transformers.utils.generic import can_return_loss, find_labels
 
 from hf_stages.data._blend import Blend
 from hf_stages.data._collating import columns_read
 from hf_stages.data._random import undisturbed
 from hf_stages.domains import evaluated
 from hf_stages.layers.blocks import base_of
+from hf_stages.losses import TaskLoss
+from hf_stages.losses._algebra import terms_of
 from hf_stages.model_inputs import columns_of
 from hf_stages.sizes import train_dataset_of
 from hf_stages.stage import Recipe, Stage
@@ -50,6 +53,27 @@ def check_rows(recipe: Recipe, args: Any, skeletons: Mapping[str, Any]) -> None:
             f"stage {stage.name!r}: {key}: its rows hold {', '.join(map(str, row))}, and {type(base_of(model)).__name__} takes none of "
             f"these as input (it takes {main} and such); {_mend(row)}"
         )
+
+
+def check_labels(recipe: Recipe, args: Any, skeletons: Mapping[str, Any]) -> None:
+    """ValueError where a stage trains by its model's own loss on rows without labels, and no collator would make any."""
+    for stage, key, dataset in _datasets(recipe):
+        model = skeletons.get(stage.name)
+        terms = terms_of(stage.loss if stage.loss is not None else TaskLoss())
+        if key != "train_dataset" or model is None or not any("loss" in term.loss.needs for term in terms):
+            continue
+        collator = stage.data_collator if stage.data_collator is not None else recipe.data_collator
+        plain = collator in (None, default_data_collator) or type(collator) is DataCollatorWithPadding
+        kind, row = type(base_of(model)), _first(dataset)
+        if not plain or can_return_loss(kind) or not isinstance(row, Mapping) or not row:
+            continue
+        names = stage_args(args, stage).label_names or find_labels(kind)
+        if not {*names, *_LABELS, "shift_labels"} & row.keys():
+            raise ValueError(
+                f"stage {stage.name!r}: {key}: its rows hold {', '.join(map(str, row))}, and the loss of {kind.__name__} needs "
+                f"{' or '.join(names) or 'labels'}; add them to the rows, give a data_collator that makes them "
+                "(DataCollatorForLanguageModeling), or compare with a teacher alone"
+            )
 
 
 def _mend(row: Mapping[str, Any]) -> str:

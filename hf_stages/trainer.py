@@ -41,7 +41,7 @@ from hf_stages.plan import Plan
 from hf_stages.preparing import PreparingMixin
 from hf_stages.progress import StageProgress
 from hf_stages.rates import check_rates, take_rate
-from hf_stages.raw_rows import check_rows, has_own_rows
+from hf_stages.raw_rows import check_labels, check_rows, has_own_rows
 from hf_stages.reports.plan_table import plan_table
 from hf_stages.run_card import write_run_card
 from hf_stages.runner import Runner
@@ -51,7 +51,7 @@ from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_losses import wants_teacher
 from hf_stages.teachers import check_declared
 from hf_stages.unused_args import unused_args
-from hf_stages.update_loss import outermost, update_loss
+from hf_stages.update_loss import outermost, overrides, update_loss
 
 logger = logging.get_logger(__name__)
 _SHARED = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")
@@ -157,6 +157,8 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
         check_teacher_tokenizers(self.recipe, self.processing_class)
         if not has_own_rows(self):
             check_rows(self.recipe, self.args, models)
+            if not own_loss and not overrides(self):
+                check_labels(self.recipe, self.args, models)
         taught = check_stages(self.recipe, self.args, models, own_loss=own_loss)
         for stage in self.recipe.stages:
             if self.wants_teacher(stage):

@@ -18,6 +18,7 @@ def recipe(tmp_path, monkeypatch) -> str:
     return "first/run.yaml"
 
 
+@pytest.mark.slow  # the walk of the README does the same in every run
 def test_the_recipe_is_planned_drawn_run_and_done(recipe, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert main(["plan", recipe, "--draw", "plan.png"]) == 0

@@ -122,6 +122,7 @@ def test_it_is_given_back_however_a_run_ends(tmp_path):
     assert not (tmp_path / "out" / NAME).exists()
 
 
+@pytest.mark.slow
 def test_without_stages_nothing_is_locked(held, tmp_path):
     held("alone")
     args = arguments(tmp_path / "out", max_steps=1)

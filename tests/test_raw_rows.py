@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainingArguments
+from transformers import BertForQuestionAnswering, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages import recipe as recipes
 from hf_stages.build import prepare
 from hf_stages.data import Mixture
+from hf_stages.losses import LogitKL
 from hf_stages.naming import RecipeError
 from tests import tiny
 
@@ -104,3 +105,26 @@ def test_a_recipe_names_the_line(tmp_path):
     prepared = prepare(recipes.load(tmp_path / "run.yaml"), output_dir=str(tmp_path / "out"))
     with pytest.raises(RecipeError, match=r"run\.yaml:5:1: stage 'a': train_dataset: its rows hold story.*text: story"):
         prepared.plan()
+
+
+class OwnLoss(StagedTrainer):
+    """Needs no labels."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = outputs.logits.square().mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_rows_without_labels(trainer):
+    rows = Dataset.from_dict({"input_ids": [[3, 4, 5]] * 8})
+    with pytest.raises(
+        ValueError, match=r"stage 'a': train_dataset: its rows hold input_ids, and the loss of .* needs labels"
+    ):
+        trainer(rows).plan()
+    with pytest.raises(ValueError, match="needs start_positions or end_positions"):
+        trainer(rows, model=BertForQuestionAnswering(tiny.bert_config())).plan()
+    assert trainer(rows, kind=OwnLoss).plan()
+    assert trainer(rows, compute_loss_func=lambda outputs, labels, num_items_in_batch: outputs.logits.sum()).plan()
+    assert trainer(rows, stage={"loss": LogitKL()}, teacher=tiny.bert(3)).plan()
+    assert trainer(rows, model=tiny.llama(), data_collator=lambda rows: rows).plan()
