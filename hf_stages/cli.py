@@ -73,16 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--output-dir", metavar="DIR", help="instead of the recipe's args.output_dir")
     run.set_defaults(command=_run)
 
-    ready = commands.add_parser(
-        "recipe",
-        parents=[shared],
-        help="print a ready recipe's stages as YAML, to edit: hf-stages recipe three_stage > mine.yaml",
-        description="Print a ready recipe's stages as YAML, to edit. Without a name, list the ready recipes.",
-        epilog="e.g. hf-stages recipe three_stage until='9 epochs' reduce=[2,4,6] logits='{use: LogitKL, temperature: 2}'",
-    )
-    ready.add_argument("name", nargs="?", help="such as three_stage or multi_stage")
-    ready.add_argument("settings", nargs="*", metavar="key=value", help="its arguments, as YAML")
-    ready.set_defaults(command=_ready)
+    _ready_parser(commands, shared)
     cache = commands.add_parser(
         "cache-teacher", parents=[recipe], help="run a recipe's teacher once, keep what it says"
     )
@@ -104,6 +95,20 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _ready_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+    ready = commands.add_parser(
+        "recipe",
+        parents=[shared],
+        help="print a ready recipe's stages as YAML, to edit: hf-stages recipe three_stage > mine.yaml",
+        description="Print a ready recipe's stages as YAML, to edit. Without a name, list the ready recipes.",
+        epilog="e.g. hf-stages recipe three_stage until='9 epochs' reduce=[2,4,6] logits='{use: LogitKL, temperature: 2}'",
+    )
+    ready.add_argument("name", nargs="?", help="such as three_stage or multi_stage")
+    ready.add_argument("settings", nargs="*", metavar="key=value", help="its arguments, as YAML")
+    ready.add_argument("--reference", action="store_true", help="print every key of a recipe, as Markdown")
+    ready.set_defaults(command=_ready)
 
 
 def _pack_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
@@ -262,8 +267,12 @@ def resume_command(options: argparse.Namespace) -> str:
 def _ready(options: argparse.Namespace) -> int:
     from hf_stages import recipe as recipes
     from hf_stages.naming import ready_names
+    from hf_stages.reference import recipe_reference
     from hf_stages.sketch import module_doc
 
+    if options.reference:
+        print(recipe_reference(), end="")
+        return OK
     if options.name is None:
         for name in ready_names():
             print(f"{name:<12} {module_doc(f'hf_stages.recipes.{name}')}")

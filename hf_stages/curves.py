@@ -37,6 +37,7 @@ class Const(Curve):
     """
 
     value: float
+    """The value."""
 
     def _at(self, t: float) -> float:
         return float(self.value)
@@ -51,7 +52,9 @@ class Linear(Curve):
     """
 
     start: float
+    """At t = 0."""
     end: float
+    """At t = 1."""
 
     def _at(self, t: float) -> float:
         return float(self.start * (1 - t) + self.end * t)
@@ -66,7 +69,9 @@ class Cosine(Curve):
     """
 
     start: float = 1.0
+    """At t = 0."""
     end: float = 0.0
+    """At t = 1."""
 
     def _at(self, t: float) -> float:
         return float(self.end + (self.start - self.end) * (0.5 * (1 + math.cos(math.pi * t))))
@@ -81,10 +86,15 @@ class WSD(Curve):
     """
 
     warmup: float = 0.1
+    """The share in which it goes from ``start`` to ``peak``."""
     decay: float = 0.2
+    """The share at the end in which it goes from ``peak`` to ``end``."""
     start: float = 0.0
+    """At t = 0."""
     peak: float = 1.0
+    """In between."""
     end: float = 0.0
+    """At t = 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,6 +120,7 @@ class Step(Curve):
     """
 
     points: tuple[tuple[float, float], ...]
+    """The first begins at 0: ``[[0, 1], [0.5, 10]]``."""
 
     def __post_init__(self) -> None:
         try:
@@ -134,7 +145,9 @@ class Join(Curve):
     """
 
     curves: tuple[Curve, ...]
+    """Curves, numbers or text, such as ``["Linear(0, 1)", 1]``."""
     until: tuple[float, ...]
+    """One edge between each two curves, such as ``[0.1]``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "curves", tuple(as_curve(c) for c in self.curves))

@@ -8,17 +8,17 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-_UNITS = {
+UNITS = {
     "steps": ("step", "steps", "st"),
     "epochs": ("epoch", "epochs", "ep"),
     "tokens": ("token", "tokens", "tok"),
     "seconds": ("second", "seconds", "s", "sec"),
     "percent": ("%", "percent"),
 }
-_MULTIPLES = {"minute": 60, "minutes": 60, "min": 60, "hour": 3600, "hours": 3600, "h": 3600}
-_MULTIPLES |= {"day": 86400, "days": 86400}
-_SPELLINGS = {spelling: unit for unit, spellings in _UNITS.items() for spelling in spellings}
-_SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+MULTIPLES = {"minute": 60, "minutes": 60, "min": 60, "hour": 3600, "hours": 3600, "h": 3600}
+MULTIPLES |= {"day": 86400, "days": 86400}
+_SPELLINGS = {spelling: unit for unit, spellings in UNITS.items() for spelling in spellings}
+SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _PATTERN = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([kMBT]?)\s*([A-Za-z]+|%)\s*$")
 
 
@@ -38,8 +38,8 @@ class Duration:
     unit: str
 
     def __post_init__(self) -> None:
-        if self.unit not in _UNITS:
-            raise ValueError(f"Duration: unknown unit {self.unit!r}; expected one of {', '.join(_UNITS)}")
+        if self.unit not in UNITS:
+            raise ValueError(f"Duration: unknown unit {self.unit!r}; expected one of {', '.join(UNITS)}")
         if not 0 < self.amount < float("inf"):
             raise ValueError(f"Duration: expected a positive amount, got {self.amount} {self.unit}")
         object.__setattr__(self, "amount", float(self.amount))
@@ -55,15 +55,15 @@ class Duration:
         if match is None:
             raise ValueError(f'expected a number and a unit such as "2000 steps" or "1.5B tokens", got {text!r}')
         number, scale, word = match.groups()
-        if (scale + word).lower() in _SPELLINGS | _MULTIPLES and scale + word in text:
+        if (scale + word).lower() in _SPELLINGS | MULTIPLES and scale + word in text:
             scale, word = "", scale + word  # "3 Tokens" and "5 Minutes" are words, not 3T okens or 5M inutes
-        amount = Decimal(number.replace("_", "")) * _SCALES[scale]
-        if word.lower() in _MULTIPLES:
-            return cls(float(amount * _MULTIPLES[word.lower()]), "seconds")
+        amount = Decimal(number.replace("_", "")) * SCALES[scale]
+        if word.lower() in MULTIPLES:
+            return cls(float(amount * MULTIPLES[word.lower()]), "seconds")
         unit = _SPELLINGS.get(word.lower())
         if unit is None:
-            near = difflib.get_close_matches(word.lower(), [*_SPELLINGS, *_MULTIPLES], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(_UNITS)}"
+            near = difflib.get_close_matches(word.lower(), [*_SPELLINGS, *MULTIPLES], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(UNITS)}"
             raise ValueError(f"unknown unit {word!r} in the duration {text!r}{hint}")
         return cls(float(amount), unit)
 
@@ -71,7 +71,7 @@ class Duration:
         amount = Decimal(repr(self.amount))
         suffix = ""
         if self.unit == "tokens":
-            for letter, scale in reversed(_SCALES.items()):
+            for letter, scale in reversed(SCALES.items()):
                 # Decimal's % fails beyond 28 digits; integer test by to_integral_value does not.
                 thousandths = amount / scale * 1000
                 if amount >= scale and thousandths == thousandths.to_integral_value():

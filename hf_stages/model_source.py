@@ -28,8 +28,11 @@ class ModelSource:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Config fields to change on a pretrained model, e.g. ``num_labels: 3``."""
     dtype: str | None = None
+    """``float32``, ``bfloat16``, ``float16`` or ``auto`` (as saved). None is transformers' own choice."""
     revision: str | None = None
+    """The version on the Hub: a branch, a tag or a commit."""
     attn_implementation: str | None = None
+    """transformers' name of how attention is computed, such as ``sdpa`` or ``eager``."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):

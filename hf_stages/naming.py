@@ -125,6 +125,11 @@ def ready_names() -> list[str]:
     return [path.stem for path in _files("recipes")]
 
 
+def classes_of(folder: str) -> list[tuple[str, str]]:
+    """(module, name) of every class that ``use:`` finds there, in the order of the files."""
+    return [(module, name) for name in _public_classes(folder) if (module := _module_of(name, folder)) is not None]
+
+
 def has_class(name: str, folders: Iterable[str]) -> bool:
     return any(_module_of(name, folder) is not None for folder in folders)
 

@@ -30,7 +30,7 @@ Parameters = tuple[inspect.Parameter, ...]
 @lru_cache(maxsize=256)
 def sketch(module: str, name: str) -> type:
     """The sketch of ``name`` in a module, ours or another's."""
-    tree = _tree(module)
+    tree = tree_of(module)
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name), None)
     if node is None:
         return unknown(name)
@@ -44,11 +44,11 @@ def unknown(name: str) -> type:
 
 def names_in(module: str) -> list[str]:
     """The classes and functions of a module, in the order of its file."""
-    return [node.name for node in _tree(module).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    return [node.name for node in tree_of(module).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
 
 
 def module_doc(module: str) -> str:
-    return ast.get_docstring(_tree(module)) or ""
+    return ast.get_docstring(tree_of(module)) or ""
 
 
 def fields_of(module: str, name: str) -> list[str]:
@@ -66,7 +66,8 @@ def _made(name: str, parameters: Parameters) -> type:
 
 
 @lru_cache(maxsize=256)
-def _tree(module: str) -> ast.Module:
+def tree_of(module: str) -> ast.Module:
+    """The source of a module, ours or another's, which is not imported."""
     return ast.parse(_file(module).read_text(encoding="utf-8"))
 
 
@@ -105,7 +106,7 @@ def _of_base(module: str, base: ast.expr) -> Parameters | None:
 
 def _named(module: str, name: str) -> Parameters | None:
     """Of a class that stands in the module, or that another module of the same package gives to it."""
-    for line in _tree(module).body:
+    for line in tree_of(module).body:
         if isinstance(line, ast.ClassDef) and line.name == name:
             return _of_class(module, line)
         if isinstance(line, ast.ImportFrom) and any((a.asname or a.name) == name for a in line.names):

@@ -28,8 +28,11 @@ class Stage:
     train_dataset: Any = field(default=None, kw_only=True)
     """A dataset, or the name of one of the recipe's sources."""
     eval_dataset: Any = field(default=None, kw_only=True)
+    """The same, or ``{name: dataset}``: every one of them is measured. None: the recipe's."""
     data_collator: Any = field(default=None, kw_only=True)
+    """Makes a batch of rows: one of ours, or one of transformers' by its name. None: the recipe's, or Trainer's choice."""
     compute_metrics: Any = field(default=None, kw_only=True)
+    """Names of metrics such as ``[accuracy, f1]``, or a function. None: the recipe's."""
     teacher: Any = field(default=None, kw_only=True)
     """A model, a ``Teacher``, a ``CachedTeacher``, ``"stage:<name>"``, or ``"base"``: a LoRA student's own."""
     loss: Any = field(default=None, kw_only=True)
@@ -41,8 +44,11 @@ class Stage:
     args: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     """TrainingArguments fields that differ in this stage (an allow-list; others are refused with the reason)."""
     monitors: Sequence[Any] = field(default=(), kw_only=True)
+    """Parts of your own that watch the stage; hf_stages has none."""
     gates: Sequence[Any] = field(default=(), kw_only=True)
+    """What may end the stage early, go back, or stop the run."""
     exporters: Sequence[Any] = field(default=(), kw_only=True)
+    """Other formats to write the finished stage in, to ``out/NN-name-exports``."""
     pack_on_save: bool = field(default=False, kw_only=True)
     """Write the finished stage packed, too, to ``out/NN-name-exports/packed``."""
     parents: Sequence[str] | str | None = field(default=None, kw_only=True)
@@ -98,17 +104,25 @@ class Recipe:
     """A sequence of stages with what they share. Python and YAML are the same thing (see ``hf_stages.recipe``)."""
 
     stages: Sequence[Stage]
+    """A list of stages, or a ready recipe: ``{use: three_stage, until: 9 epochs}``."""
     model: Any = field(default=None, kw_only=True)
+    """What the first stage starts from: a folder or a Hub name, ``{path: ...}`` or ``{config: ...}``."""
     tokenizer: Any = field(default=None, kw_only=True)
+    """A folder or a name on the Hub."""
     args: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     """TrainingArguments fields for the whole run (``output_dir`` among them)."""
     sources: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     """Named datasets; a stage's ``train_dataset`` and ``eval_dataset`` name them."""
     train_dataset: Any = field(default=None, kw_only=True)
+    """For stages that name none: a source's name, a source, or a curriculum over sources."""
     eval_dataset: Any = field(default=None, kw_only=True)
+    """For stages that name none: one, or ``{name: dataset}``."""
     data_collator: Any = field(default=None, kw_only=True)
+    """For stages that name none."""
     compute_metrics: Any = field(default=None, kw_only=True)
+    """For stages that name none."""
     teacher: Any = field(default=None, kw_only=True)
+    """For stages that name none and whose loss reads a teacher."""
     origin: ClassVar[Any] = None
     """The text that it was read from, if any (``hf_stages.origin``): later errors name its lines."""
 

@@ -50,6 +50,7 @@ class Teacher:
     auto_class: str | None = None
     """Which class of ``transformers`` loads it; None is the student's."""
     revision: str | None = None
+    """The version on the Hub: a branch, a tag or a commit."""
     tokenizer: Any = None
     """The teacher's tokenizer, or where it is: its vocabulary is then compared with the student's."""
 
@@ -155,6 +156,7 @@ class CachedTeacher:
     """
 
     folder: str
+    """What ``Teacher.cache`` or ``hf-stages cache-teacher`` wrote."""
     of: Any = field(default=None, compare=False)
     """A model, or a ``Teacher``: refused where it is not the one that was cached."""
 

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_stages"
 
 NOUNS = "stage duration curves ledger errors fingerprint nearest _after_import"
-READERS = "recipe _hints sketch parts model_source naming dry_run _yaml origin"  # they find parts by name
-PLANS = "plan cautions sizes replaying stage_args args_values checkpoint manifest moments"
+READERS = "recipe _hints sketch documented parts model_source naming dry_run _yaml origin"  # they find parts by name
+PLANS = "plan cautions sizes replaying stage_args args_allowed args_values checkpoint manifest moments"
 WORK = (
     "by_name raw_rows "
     "update_loss task_probe loss_calls as_it_was eval_parts "
@@ -33,7 +33,7 @@ ALLOWED = {
     PLANS: f"{NOUNS} {READERS} schedules data",
     WORK: f"{NOUNS} {READERS} {PLANS} {LEAVES}",
     "recipes": "*",
-    "cli cli_compare cli_new __main__ build probe probe_lr versus versus_collators versus_run doctor bench bench_ways": "*",
+    "cli cli_compare cli_new reference __main__ build probe probe_lr versus versus_collators versus_run doctor bench bench_ways": "*",
     "__init__": f"{NOUNS} trainer teacher_source own_models own_quantizer",
     "losses": f"{NOUNS} layers",
     "layers": NOUNS,

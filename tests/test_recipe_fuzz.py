@@ -102,7 +102,7 @@ def mutate(data, chance):
         holder[path[-1]] = copy.deepcopy(chance.choice(VALUES))
 
 
-@pytest.mark.parametrize("rounds", [150, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [150, pytest.param(4000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_nothing_but_a_recipe_error_escapes(rounds, tmp_path):
     chance = random.Random(rounds)
     plain = [_yaml.parse(text)[0] for text in SEEDS]

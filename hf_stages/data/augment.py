@@ -35,7 +35,9 @@ class Augment:
     n: int = 20
     """New examples per row. The paper: 30 for CoLA, MRPC, RTE and STS-B, 20 for SST-2 and QNLI, 10 for MNLI and QQP."""
     p: float = 0.4
+    """How likely a word is replaced."""
     k: int = 15
+    """Candidates per word, of which one is drawn."""
     method: str = "mlm"
     """``mlm``, or ``embeddings``: every word by nearest neighbours, without running the model."""
     tokenizer: Any = None
@@ -47,12 +49,15 @@ class Augment:
     originals: bool = True
     """Whether each row stands before its copies."""
     seed: int = 0
+    """Another seed draws other words."""
     max_length: int = 128
     """Tokens that the model reads of a row; words further on are replaced by neighbours."""
     batch_size: int = 64
+    """Rows that the model reads at a time."""
     cache: str | None = None
     """A folder to keep results in: one ``datasets`` folder for each content and settings."""
     device: str | None = None
+    """Where the model runs; None: on a GPU if there is one."""
 
     def __post_init__(self) -> None:
         for key in (*_NAMES, "cache"):

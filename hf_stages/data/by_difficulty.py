@@ -24,6 +24,7 @@ class ByDifficulty(Curriculum):
     """
 
     source: Any
+    """A name, a dataset or a curriculum."""
     by: str | Callable[[list[Any]], Any] = "length"
     """A column of numbers, ``"length"`` (tokens), or a function from a list of rows to a number each, such as ``ModelLoss``."""
     descending: bool = False

@@ -23,6 +23,7 @@ class ByLength(Curriculum):
     """
 
     source: Any
+    """A name, a dataset or a curriculum."""
     tokens: int | None = None
     """Tokens of one place, of which a batch has ``per_device_train_batch_size``. None: one row per place."""
     descending: bool = False

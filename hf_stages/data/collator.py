@@ -22,6 +22,7 @@ class Collator:
     use: str
     """The name of a class in ``transformers``."""
     args: Mapping[str, Any] = field(default_factory=dict)
+    """Its own arguments."""
 
     def build(self, tokenizer: Any = None, model: Any = None) -> Any:
         """The collator itself; it gets the tokenizer and the model if it asks for them."""

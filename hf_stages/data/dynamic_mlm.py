@@ -24,6 +24,7 @@ class DynamicMLM(Collating):
     """
 
     rate: float | Curve = 0.15
+    """The share of tokens to predict; a curve over the stage's progress is taken too."""
     masked: float = 0.8
     """Of the chosen tokens, the share that becomes the mask token."""
     replaced: float = 0.1

@@ -22,6 +22,7 @@ class Mixture(Curriculum):
     """
 
     weights: Mapping[str, float | Curve] | tuple[str, ...]
+    """``{source: weight}``, numbers or curves; a list of names takes each as often as it is large."""
     sources: Mapping[str, Any] | None = None
     """What the names of ``weights`` stand for, where that is no source of the recipe: a dataset, another name, a curriculum."""
     weigh: Literal["examples", "tokens"] = "examples"

@@ -22,9 +22,13 @@ class Preferences(Collating):
     """
 
     max_length: int | None = None
+    """Tokens of prompt and answer at most. None: no limit."""
     prompt: str = "prompt"
+    """The column of prompts."""
     chosen: str = "chosen"
+    """The column of the better answers."""
     rejected: str = "rejected"
+    """The column of the worse answers."""
     tokenizer: Any = None
     """The trainer's, if none is given; for conversations, with a chat template."""
 

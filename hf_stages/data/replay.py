@@ -24,6 +24,7 @@ class Replay(Curriculum):
     source: Any
     """What is replayed: a name, a dataset or a curriculum."""
     share: float | Curve
+    """Of the examples, how many are replayed; a curve over the stage's progress is taken too."""
     into: Any = None
     """What the stage is about; None is the run's ``train_dataset``."""
 

@@ -28,9 +28,14 @@ class Source:
     name: str | None = None
     """The configuration of a Hub dataset, e.g. ``sst2`` of ``glue``."""
     split: str = "train"
+    """The split of a Hub dataset or a saved one; a slice such as ``train[:10%]`` works too."""
     data_files: str | tuple[str, ...] | Mapping[str, Any] | None = None
+    """Files to read, where ``path`` is ``csv``, ``json``, ``parquet``, ``text`` or ``arrow``: one, a list, a pattern such as ``data/*.csv``, or
+    ``{split: files}``. Relative paths are taken from the recipe's folder."""
     streaming: bool = False
+    """Read rows as they are needed, instead of all of them first. The stage's ``until`` then counts steps or tokens."""
     revision: str | None = None
+    """The version of a Hub dataset: a branch, a tag or a commit."""
     text: str | tuple[str, str] | None = None
     """The column to tokenize, or a pair of columns. None: the dataset is used as it is."""
     label: str | None = None
@@ -38,6 +43,7 @@ class Source:
     classes: tuple[str, ...] | None = None
     """Names of the labels in their order; give it where train and eval may hold different ones, or when streaming."""
     max_length: int = 128
+    """Tokens of an example at most, of which the rest is cut off; with ``chunk``, tokens of a block."""
     chunk: bool = False
     """Concatenate the texts (an end-of-text token between them) and cut blocks of ``max_length`` for a causal model."""
     limit: int | None = None

@@ -28,9 +28,11 @@ class Gguf:
     """
 
     name: str = "model.gguf"
+    """The file's name."""
     rest: str = field(default="float16", kw_only=True)
     """``float16`` or ``float32``, of matrices that are not quantized. Vectors are float32."""
     strict: bool = field(default=False, kw_only=True)
+    """True: what the format cannot hold is an error, not a warning."""
     tokenizer: bool = field(default=True, kw_only=True)
     """False: none is written, and whoever runs the model gives it token ids."""
     pre: str | None = field(default=None, kw_only=True)

@@ -31,6 +31,7 @@ class Onnx:
     """
 
     name: str = "model.onnx"
+    """The file's name."""
     activations: str = field(default="trained", kw_only=True)
     """What enters quantized layers is rounded as in ``trained``; not at all: ``full``; by onnxruntime itself, to 8 bits and
     with a range for each of the weights' ``blocks``, which lets it compute in whole numbers."""

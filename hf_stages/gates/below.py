@@ -16,7 +16,9 @@ class Below(Gate):
     """
 
     metric: str
+    """A name in the log, such as ``eval_loss``."""
     value: float
+    """The mark."""
 
     def __call__(self, history: History) -> Decision | None:
         values = history.values(self.metric)

@@ -19,6 +19,7 @@ class Budget(Gate):
     """
 
     limit: str | Duration
+    """A duration in steps, tokens or time."""
     on = "step"
 
     def __post_init__(self) -> None:

@@ -19,9 +19,13 @@ class Expect(Gate):
     """
 
     metric: str
+    """A name in the log, such as ``eval_accuracy``."""
     low: float = float("-inf")
+    """The least value that will do."""
     high: float = float("inf")
+    """The largest value that will do."""
     action: Literal["stop", "warn"] = "stop"
+    """``stop`` ends the run before the next stage, ``warn`` goes on."""
     on = "end"
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ class Forgetting(Gate):
     of: Sequence[str] | None = None
     """Names of evaluation sets. None: those that stages before this one trained on."""
     action: Literal["alert", "cut_lr", "rollback", "replay", "end"] = "alert"
+    """What to do beyond the budget: ``alert`` writes it down; the others act, too."""
     factor: float = 0.5
     """What ``cut_lr`` and ``rollback`` multiply the learning rate by."""
     floor: float = 0.01

@@ -16,10 +16,13 @@ class Plateau(Gate):
     """
 
     metric: str = "eval_loss"
+    """A name in the log."""
     patience: int = 3
+    """Values without progress that are waited for."""
     min_delta: float = 0.0
     """An improvement smaller than this does not count."""
     greater_is_better: bool = False
+    """True for an accuracy, False for a loss."""
 
     def __post_init__(self) -> None:
         if self.patience < 1:

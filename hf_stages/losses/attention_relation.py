@@ -27,6 +27,7 @@ class AttentionRelation(Loss):
     """
 
     relations: str = "QKV"
+    """Of queries, keys and values, which are related: letters of ``QKV``."""
     layers: str | list[int] | dict[int, int] = field(default_factory=lambda: {-1: -1})
     """As elsewhere; by default the last layer of both, as MiniLM has it. BitDistill takes a single layer too."""
     heads: int | None = None
@@ -34,6 +35,7 @@ class AttentionRelation(Loss):
     form: str = "scaled"
     """``scaled``: divided by the root of the head's size (MiniLMv2); ``cosine``: normalized (BitDistill's code)."""
     temperature: float = 1.0
+    """What the relations are divided by before the softmax."""
     stack: str | None = None
     """``encoder`` or ``decoder`` where a model has both."""
     pairs: tuple[tuple[int, int], ...] = field(default=(), init=False, repr=False, compare=False)

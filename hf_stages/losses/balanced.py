@@ -24,6 +24,7 @@ class Balanced(Loss):
     """
 
     loss: Loss
+    """A sum of losses, given as a list."""
     by: str = "gradient"
     """``"gradient"``: by the gradient's norm, for one more backward pass per term. ``"loss"``: by the value, for free."""
     momentum: float = 0.99

@@ -38,7 +38,9 @@ class DPO(Loss):
     """
 
     beta: float | Curve = 0.1
+    """How strongly the student is held to the reference."""
     label_smoothing: float = 0.0
+    """How often preferences are taken to be the wrong way round."""
 
     tells = ("accuracy", "margin", "chosen", "rejected")
     uses_teacher = True

@@ -33,7 +33,9 @@ class LogitKL(Loss):
     """
 
     temperature: float | Curve = 1.0
+    """What logits are divided by; a curve is taken too."""
     direction: _Direction = "forward"
+    """``forward``: KL(teacher || student); ``reverse``: KL(student || teacher); ``jsd``: between both, by ``beta``."""
     beta: float = 0.5
     """For ``jsd`` alone."""
     on: Literal["labels", "tokens"] = "labels"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from huggingface_hub import constants
 
 from hf_stages.nearest import did_you_mean
 
@@ -36,6 +37,7 @@ class Metrics:
     """
 
     names: tuple[str, ...]
+    """A name or several."""
     shift: bool = False
     """True for a causal language model: position i is judged by the label at i + 1."""
 
@@ -99,6 +101,7 @@ def _flatten(logits: np.ndarray, labels: np.ndarray, *, regression: bool, shift:
 def _load(name: str) -> Any:
     try:
         import evaluate
+        from evaluate.utils.file_utils import DownloadConfig
 
         if name in OFFLINE:
             module = importlib.import_module(f"hf_stages.metrics.{name}")
@@ -106,7 +109,9 @@ def _load(name: str) -> Any:
     except ImportError as error:
         raise _lacking(name, error.name) from error
     try:
-        return evaluate.load(name, keep_in_memory=True)
+        # evaluate does not know huggingface_hub's offline mode, and tries the network several times.
+        local = DownloadConfig(local_files_only=constants.HF_HUB_OFFLINE)
+        return evaluate.load(name, keep_in_memory=True, download_config=local)
     except Exception as error:
         raise ValueError(
             f"metric {name!r}: {did_you_mean(name, OFFLINE, there_are='offline there are')} evaluate.load could not "

@@ -27,6 +27,7 @@ class Fresh:
     shape: str | Curve | None = None
     """A curve that multiplies the peak, or a ``lr_scheduler_type``. None: the args' own."""
     optimizer: Literal["reset", "carry"] = "reset"
+    """``carry`` goes on with the parent's moments."""
 
     def __post_init__(self) -> None:
         check_optimizer("Fresh", self.optimizer)

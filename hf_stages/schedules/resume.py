@@ -20,6 +20,7 @@ class Resume:
     """
 
     optimizer: Literal["reset", "carry"] = "carry"
+    """``reset`` begins with an empty optimizer."""
 
     def __post_init__(self) -> None:
         check_optimizer("Resume", self.optimizer)

@@ -22,10 +22,13 @@ class Rewarm:
     """
 
     to: float
+    """The learning rate after the warmup."""
     warmup: int | float | str | Duration = 0.05
+    """Steps, a share below 1, ``"100 steps"`` or ``"6 %"``."""
     then: str | Curve = Cosine(1.0, 0.0)
     """A curve that multiplies ``to``, or a ``lr_scheduler_type``."""
     optimizer: Literal["reset", "carry"] = "carry"
+    """``reset`` begins with an empty optimizer."""
 
     def __post_init__(self) -> None:
         check_optimizer("Rewarm", self.optimizer)

@@ -47,11 +47,13 @@ class Quantize(Transform):
     activations: int | None = field(default=8, kw_only=True)
     """Bits of what enters a linear layer: 8, 4, or None for full precision."""
     symmetric: bool = field(default=True, kw_only=True)
+    """Whether levels of activations lie around zero."""
     clip: float | None = field(default=None, kw_only=True)
     """Where a learned range of activations begins; None: each token has its own."""
     embeddings: bool | None = field(default=None, kw_only=True)
     """None: word embeddings too, unless they share their weight with what is left out; True insists, False spares them."""
     exclude: str | Sequence[str] = field(default=(), kw_only=True)
+    """Names or patterns of modules that stay as they are."""
     strength: float | Curve = field(default=1.0, kw_only=True)
     """From full precision (0) to quantized (1) over the stage; a curve has to end at 1."""
 

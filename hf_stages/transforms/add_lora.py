@@ -40,11 +40,13 @@ class AddLora(Transform):
     """
 
     r: int = 8
+    """The rank of what is added."""
     alpha: float = _ALPHA
     """``lora_alpha``, as PEFT calls it, is taken too."""
     target_modules: str | Sequence[str] | None = field(default=None, kw_only=True)
     """PEFT's rule: module names or their ends, ``"all-linear"``, or a regex of the whole name. None: PEFT's choice."""
     dropout: float = field(default=0.0, kw_only=True)
+    """Dropout of what enters the additions."""
     modules_to_save: str | Sequence[str] | None = field(default=None, kw_only=True)
     """Modules trained in full beside the additions, such as a fresh head."""
     task_type: str | None = field(default=None, kw_only=True)

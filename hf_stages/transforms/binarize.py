@@ -19,6 +19,7 @@ class Binarize(Quantize):
     """
 
     method: str = field(default="mean", kw_only=True)
+    """How scales are had: ``mean`` of the absolute weights, or ``learned``."""
 
     levels = "binary"
     layers = (BinaryLinear, BinaryEmbedding)

@@ -24,6 +24,7 @@ class Freeze(Transform):
     """
 
     patterns: str | Sequence[str]
+    """Names of parameters or modules, with ``*`` for any text."""
     but: str | Sequence[str] = field(default=(), kw_only=True)
     """Names left as they are, although a pattern matches them."""
     structural = False

@@ -34,6 +34,7 @@ class InsertSubLN(Transform):
     where: str | Sequence[str] = field(default=KINDS, kw_only=True)
     """``"attention"``, ``"ffn"`` or both; ``"all"``: every linear layer in the blocks, as BitDistill's code has it."""
     eps: float = field(default=1e-6, kw_only=True)
+    """Of the norm."""
 
     def __post_init__(self) -> None:
         if self.modules is not None:

@@ -32,6 +32,7 @@ class ReduceLayers(Transform):
     """
 
     keep: Sequence[int]
+    """Numbers of the layers that stay, such as ``[2, 4, 6]``."""
     stack: str | None = None
     """Which stack, where a model has several: ``"encoder"`` or ``"decoder"``."""
 

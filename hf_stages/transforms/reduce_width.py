@@ -45,10 +45,13 @@ class ReduceWidth(Transform):
     """
 
     width: float | None = None
+    """The fraction of both that stays, such as 0.5."""
     heads: float | None = None
     """Of the heads alone, over ``width``. What neither names stays whole."""
     ffn: float | None = None
+    """Of the neurons alone, over ``width``."""
     importance: str = "magnitude"
+    """``magnitude`` keeps those with the largest weights, ``first`` the first ones."""
     stack: str | None = None
     """Which stack, where a model has several: ``"encoder"`` or ``"decoder"``. None: all of them."""
 

@@ -26,6 +26,7 @@ class ResizeVocab(Transform):
     to: int | None = None
     """Rows wanted, usually ``len(tokenizer)``; None: as many as now."""
     multiple_of: int | None = None
+    """Such as 64, which suits GPUs. None: no rounding."""
     mean_resizing: bool = True
     """False: new rows are drawn as at the model's initialization."""
 

@@ -40,6 +40,7 @@ class SetTask(Transform):
     num_labels: int | None = field(default=None, kw_only=True)
     """None: as many as ``id2label``, or what the model's config says (2 where it says nothing)."""
     id2label: Mapping[int, str] | Sequence[str] | None = field(default=None, kw_only=True)
+    """Names of the labels: a list, or ``{number: name}``."""
     problem_type: str | None = field(default=None, kw_only=True)
     """``"regression"``, ``"single_label_classification"`` or ``"multi_label_classification"``; None: by the labels."""
 

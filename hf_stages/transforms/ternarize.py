@@ -17,6 +17,7 @@ class Ternarize(Quantize):
     """
 
     method: str = field(default="twn", kw_only=True)
+    """How scales and zeros are had: ``twn``, ``absmean`` or ``learned``."""
 
     levels = "ternary"
     layers = (TernaryLinear, TernaryEmbedding)

@@ -23,6 +23,7 @@ class Unfreeze(Transform):
     """
 
     patterns: str | Sequence[str]
+    """As in ``Freeze``."""
     structural = False
     keeps_function = True
 

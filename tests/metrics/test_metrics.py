@@ -100,6 +100,22 @@ def test_other_metrics_need_the_network(monkeypatch):
         Metrics("rouge").load()
 
 
+@pytest.mark.parametrize("offline", [True, False])
+def test_offline_mode_of_the_hub_is_kept(monkeypatch, offline):
+    from huggingface_hub import constants
+
+    asked = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr("evaluate.utils.file_utils.http_head", lambda url, **_: asked.append(url) or _no_network())
+    with pytest.raises(ValueError, match="metric 'acuracy': did you mean 'accuracy'"):
+        Metrics("acuracy").load()
+    assert any("huggingface.co/" in url for url in asked) is not offline  # evaluate counts loads elsewhere, once
+
+
+def _no_network():
+    raise ConnectionError("no network")
+
+
 def test_missing_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "evaluate", None)
     with pytest.raises(ImportError, match=r'pip install "hf_stages\[metrics\]"'):

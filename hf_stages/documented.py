@@ -1,0 +1,127 @@
+"""What source files say of a class: its docstring and each argument's hint, default and the string under it. Nothing is imported."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hf_stages.sketch import tree_of
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a class, in the words of its source."""
+
+    name: str
+    hint: str
+    default: str | None
+    """None where one has to be given."""
+    doc: str
+
+
+@dataclass(frozen=True)
+class Documented:
+    """A class of ours as its file has it; arguments that it inherits stand first.
+
+    >>> Documented("hf_stages.gates.below", "Below").arguments[0].name
+    'metric'
+    """
+
+    module: str
+    name: str
+
+    @property
+    def doc(self) -> str:
+        """The first paragraph of the docstring, on one line."""
+        return " ".join((ast.get_docstring(self._node) or "").split("\n\n")[0].split())
+
+    @property
+    def bases(self) -> list[str]:
+        return [ast.unparse(base) for base in self._node.bases]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        """As ``dataclass`` has them; those by keyword alone come last."""
+        fields = self._fields()
+        return [argument for last in (False, True) for keyword, argument in fields.values() if keyword is last]
+
+    @property
+    def _node(self) -> ast.ClassDef:
+        return next(n for n in tree_of(self.module).body if isinstance(n, ast.ClassDef) and n.name == self.name)
+
+    def _fields(self) -> dict[str, tuple[bool, Argument]]:
+        node, found = self._node, {}
+        for base in node.bases:
+            if isinstance(base, ast.Name) and (module := _home(self.module, base.id)) is not None:
+                found.update(Documented(module, base.id)._fields())
+        if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+            found.update(self._own())
+        return found
+
+    def _own(self) -> Iterator[tuple[str, tuple[bool, Argument]]]:
+        body = self._node.body
+        for line, following in zip(body, [*body[1:], None], strict=True):
+            if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
+                continue
+            options = _options(line.value)
+            if "ClassVar" in ast.unparse(line.annotation) or ast.unparse(options.get("init", _TRUE)) == "False":
+                continue
+            keyword = ast.unparse(options.get("kw_only", _TRUE)) == "True" and "kw_only" in options
+            argument = Argument(line.target.id, self._hint(line.annotation), self._default(options), _text(following))
+            yield argument.name, (keyword, argument)
+
+    def _hint(self, hint: ast.expr) -> str:
+        return ast.unparse(_constant(self.module, hint) or hint)
+
+    def _default(self, options: dict[str, ast.expr]) -> str | None:
+        if "default_factory" in options:
+            made = options["default_factory"]
+            return ast.unparse(made.body) if isinstance(made, ast.Lambda) else "{}"  # ``dict``: the only other one
+        if "default" not in options:
+            return None
+        value = _constant(self.module, options["default"]) or options["default"]
+        if isinstance(value, ast.Call) and ast.unparse(value.func) == "float":
+            return str(float(ast.literal_eval(value.args[0])))
+        return ast.unparse(value)
+
+
+_TRUE = ast.Constant(True)
+
+
+def _options(value: ast.expr | None) -> dict[str, ast.expr]:
+    """Of ``field(...)``, or a plain default as its option of that name."""
+    if value is None:
+        return {}
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
+        return {keyword.arg: keyword.value for keyword in value.keywords if keyword.arg}
+    return {"default": value}
+
+
+def _text(node: ast.stmt | None) -> str:
+    said = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return " ".join(str(node.value.value).split()) if said else ""  # type: ignore[union-attr]
+
+
+def _constant(module: str, node: ast.expr) -> ast.expr | None:
+    """What a name stands for, where it is a constant of the module or of another one of ours."""
+    if not isinstance(node, ast.Name):
+        return None
+    home = _home(module, node.id)
+    for line in tree_of(home).body if home is not None else ():
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == node.id:
+            return line.value
+    return None
+
+
+def _home(module: str, name: str) -> str | None:
+    """The module of ours in which a class or a constant stands, by the names that a module has."""
+    for line in tree_of(module).body:
+        if isinstance(line, ast.ClassDef) and line.name == name:
+            return module
+        if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == name:
+            return module
+        if isinstance(line, ast.ImportFrom) and name in [alias.name for alias in line.names]:
+            ours = line.module is not None and line.module.split(".")[0] == "hf_stages"
+            return _home(line.module, name) if ours and line.module else None
+    return None
