@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ from hf_stages.teacher import BASE
 from hf_stages.teacher_source import CachedTeacher, Teacher
 
 logger = logging.get_logger(__name__)
+_OF_A_CONFIG = re.compile(r"(config|overrides)\.\w+: ")
+"""Goes on from the place of the model: ``model.config.hidden_size: ...``."""
 
 
 def _placing(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,11 +90,7 @@ class Prepared:
 
         @lru_cache
         def read(key: str) -> Any:
-            return _named(
-                f"teacher {known[key].path or ''}".strip(),
-                known[key].skeleton,
-                trust_remote_code=self.trust_remote_code,
-            )
+            return known[key].skeleton(trust_remote_code=self.trust_remote_code)
 
         nouns: tuple[Any, ...] = (recipe, *recipe.stages)
         known = {repr(noun.teacher): noun.teacher for noun in nouns if isinstance(noun.teacher, ModelSource)}
@@ -336,4 +335,5 @@ def _named(where: str, load: Any, *args: Any, **options: Any) -> Any:
     try:
         return load(*args, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        inside = "." if _OF_A_CONFIG.match(str(error)) else ": "
+        raise ValueError(f"{where}{inside}{error}") from error

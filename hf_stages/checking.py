@@ -215,7 +215,8 @@ def _structure(stage: Stage, declared: Any, student: Any, skeletons: Mapping[str
         return skeletons.get(declared.removeprefix("stage:"))
     if isinstance(declared, str):
         _check_base(stage, student)
-    source = declared if read is None else read(declared)
+    with _placing(f"stage {stage.name!r}: teacher"):
+        source = declared if read is None else read(declared)
     called = f" {source.model!r}" if isinstance(source, Teacher) and isinstance(source.model, str) else ""
     with _placing(f"stage {stage.name!r}: teacher{called}"):
         return structure_of(source, student)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hf_stages.config_errors import check_sizes, naming_fields
 from hf_stages.nearest import did_you_mean
 
 
@@ -47,6 +49,8 @@ class ModelSource:
             raise ValueError(f"path: expected a folder or a name on the Hub, got {self.path!r}")
         if self.config is not None and "model_type" not in self.config:
             raise ValueError("config: model_type is missing, e.g. model_type: llama")
+        if self.config is not None and not isinstance(self.config["model_type"], str):
+            raise ValueError(f"config: model_type: expected text such as llama, got {self.config['model_type']!r}")
         if self.config is not None and self.overrides:
             raise ValueError("overrides: they change a pretrained model's config; write these keys in config itself")
         if not str(self.auto_class).startswith("AutoModel"):
@@ -63,27 +67,27 @@ class ModelSource:
 
         ``more`` goes to ``from_pretrained``: quantization and where the weights are to lie.
         """
-        auto = self._auto()
-        if self.path is None:
-            return auto.from_config(self._config(trust_remote_code), **self._options())
+        auto, options = self._auto(), self._options()
         config = self._config(trust_remote_code)
-        return auto.from_pretrained(
-            self.path,
-            config=config,
-            revision=self.revision or "main",
-            trust_remote_code=trust_remote_code,
-            **self._options(),
-            **more,
-        )
+        with self._naming_fields():
+            if self.path is None:
+                return auto.from_config(config, **options)
+            more |= {"revision": self.revision or "main", "trust_remote_code": trust_remote_code}
+            return auto.from_pretrained(self.path, config=config, **options, **more)
 
     def skeleton(self, *, trust_remote_code: bool = False) -> Any:
         """The same model on the meta device: names and shapes, no weights."""
         import torch
 
-        with torch.device("meta"):
-            return self._auto().from_config(
-                self._config(trust_remote_code), trust_remote_code=trust_remote_code, **self._options()
-            )
+        auto, options = self._auto(), self._options()
+        config = self._config(trust_remote_code)
+        with self._naming_fields(), torch.device("meta"):
+            return auto.from_config(config, trust_remote_code=trust_remote_code, **options)
+
+    def _naming_fields(self) -> AbstractContextManager[None]:
+        """Around what reads the config's values; a path without overrides brings its own, which are in no recipe."""
+        values = self.overrides if self.config is None else self.config
+        return naming_fields(values, "overrides" if self.config is None else "config") if values else nullcontext()
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {}
@@ -112,8 +116,10 @@ class ModelSource:
             self.path, revision=self.revision or "main", trust_remote_code=trust_remote_code
         )
         _check_keys(self.overrides, config, "overrides")
+        check_sizes(self.overrides, config, "overrides")
         for key, value in self.overrides.items():
-            setattr(config, key, value)
+            with naming_fields({key: value}, "overrides"):
+                setattr(config, key, value)
         return config
 
 
@@ -124,8 +130,11 @@ def _config_from(values: Mapping[str, Any]) -> Any:
     if model_type not in CONFIG_MAPPING:
         raise ValueError(f"config: unknown model_type {model_type!r}; {did_you_mean(model_type, list(CONFIG_MAPPING))}")
     rest = {key: value for key, value in values.items() if key != "model_type"}
-    _check_keys(rest, AutoConfig.for_model(model_type), "config")
-    return AutoConfig.for_model(model_type, **rest)
+    usual = AutoConfig.for_model(model_type)
+    _check_keys(rest, usual, "config")
+    check_sizes(rest, usual, "config")
+    with naming_fields(rest, "config"):
+        return AutoConfig.for_model(model_type, **rest)
 
 
 def _check_keys(values: Mapping[str, Any], config: Any, where: str) -> None:

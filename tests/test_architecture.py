@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_stages"
 
 NOUNS = "stage duration curves ledger errors fingerprint nearest _after_import"
-READERS = "recipe _hints sketch documented parts model_source naming dry_run _yaml origin"  # they find parts by name
+READERS = "recipe _hints sketch documented parts model_source config_errors naming dry_run _yaml origin"  # they find parts by name
 PLANS = "plan cautions sizes replaying stage_args args_allowed args_values checkpoint manifest moments"
 WORK = (
     "by_name raw_rows "
