@@ -38,6 +38,7 @@ from hf_stages.sizes import train_dataset_of
 from hf_stages.stage import Recipe, Stage
 from hf_stages.teacher import BASE
 from hf_stages.teacher_source import CachedTeacher, Teacher
+from hf_stages.vocabulary import check_vocabulary
 
 logger = logging.get_logger(__name__)
 _OF_A_CONFIG = re.compile(r"(config|overrides)\.\w+: ")
@@ -97,6 +98,7 @@ class Prepared:
         check_teacher_tokenizers(recipe, self.tokenizer)
         check_collators(recipe, self.tokenizer)
         models = dry_models(recipe, self.skeleton())
+        check_vocabulary(recipe, self.tokenizer, models)
         check_rows(recipe, self.args, models)
         check_labels(recipe, self.args, models)
         return check_stages(recipe, self.args, models, lambda t: read(repr(t)) if isinstance(t, ModelSource) else t)

@@ -7,6 +7,8 @@ import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from numbers import Real
+from typing import Any
 
 UNITS = {
     "steps": ("step", "steps", "st"),
@@ -19,6 +21,8 @@ MULTIPLES = {"minute": 60, "minutes": 60, "min": 60, "hour": 3600, "hours": 3600
 MULTIPLES |= {"day": 86400, "days": 86400}
 _SPELLINGS = {spelling: unit for unit, spellings in UNITS.items() for spelling in spellings}
 SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_MOST = 2**53
+"""Above it a float no longer tells two neighbouring whole numbers apart, and no run is that long."""
 _PATTERN = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([kMBT]?)\s*([A-Za-z]+|%)\s*$")
 
 
@@ -40,8 +44,10 @@ class Duration:
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise ValueError(f"Duration: unknown unit {self.unit!r}; expected one of {', '.join(UNITS)}")
-        if not 0 < self.amount < float("inf"):
+        if isinstance(self.amount, bool) or not isinstance(self.amount, Real) or not self.amount > 0:
             raise ValueError(f"Duration: expected a positive amount, got {self.amount} {self.unit}")
+        if self.amount > _MOST:
+            raise ValueError(f"Duration: expected at most {_MOST} {self.unit}, got {self.amount:.6g}")
         object.__setattr__(self, "amount", float(self.amount))
 
     @classmethod
@@ -50,7 +56,9 @@ class Duration:
         if isinstance(text, Duration):
             return text
         if not isinstance(text, str):
-            raise ValueError(f'expected a duration such as "2000 steps", got {text!r}; write the unit: "{text} steps"')
+            number = isinstance(text, Real) and not isinstance(text, bool) and 0 < text <= _MOST
+            unit = f'; write the unit: "{text} steps"' if number else ""
+            raise ValueError(f'expected a duration such as "2000 steps", got {text!r}{unit}')
         match = _PATTERN.match(text)
         if match is None:
             raise ValueError(f'expected a number and a unit such as "2000 steps" or "1.5B tokens", got {text!r}')
@@ -81,6 +89,27 @@ class Duration:
         return f"{number}{suffix} {'%' if self.unit == 'percent' else self.unit}"
 
 
+def as_warmup(warmup: Any) -> int | float | Duration:
+    """Steps, a share below 1, or a Duration in place of its text, so that equal warmups are equal objects.
+
+    >>> as_warmup("6 %"), as_warmup(100)
+    (Duration(amount=6.0, unit='percent'), 100)
+    """
+    found, hint = warmup, ""
+    try:
+        found = Duration.parse(warmup) if isinstance(warmup, str) else warmup
+    except ValueError as error:
+        found, hint = None, f" ({error})" if "did you mean" in str(error) else ""
+    if isinstance(found, Duration):
+        good = found.unit == "steps" or (found.unit == "percent" and found.amount <= 100)
+    else:
+        good = isinstance(found, Real) and not isinstance(found, bool) and 0 <= found <= _MOST  # type: ignore[operator]
+    if not good:
+        given = str(warmup) if isinstance(warmup, Duration) else warmup
+        raise ValueError(f"warmup: expected steps such as 100, or a share such as 10 %, got {given!r}{hint}")
+    return found
+
+
 def warmup_steps(warmup: int | float | str | Duration, total: int) -> int:
     """Steps of warmup: a number of steps (>= 1), a share of the whole shape (< 1), ``"100 steps"`` or ``"6 %"``.
 
@@ -89,14 +118,7 @@ def warmup_steps(warmup: int | float | str | Duration, total: int) -> int:
     >>> warmup_steps(0.06, 101), warmup_steps("6 %", 101), warmup_steps("10 steps", 101)
     (7, 7, 10)
     """
-    if isinstance(warmup, str):
-        warmup = Duration.parse(warmup)
+    warmup = as_warmup(warmup)
     if isinstance(warmup, Duration):
-        if warmup.unit == "percent":
-            return math.ceil(warmup.amount / 100 * total)
-        if warmup.unit != "steps":
-            raise ValueError(f'warmup: expected steps, a share or "6 %", got {str(warmup)!r}')
-        return round(warmup.amount)
-    if warmup < 0:
-        raise ValueError(f"warmup: expected zero or more, got {warmup}")
+        return math.ceil(warmup.amount / 100 * total) if warmup.unit == "percent" else round(warmup.amount)
     return math.ceil(warmup * total) if 0 < warmup < 1 else int(warmup)

@@ -17,7 +17,7 @@ NOUNS = "stage duration curves ledger errors fingerprint nearest _after_import"
 READERS = "recipe _hints sketch documented parts model_source config_errors naming dry_run _yaml origin"  # they find parts by name
 PLANS = "plan cautions sizes replaying stage_args args_allowed args_values checkpoint manifest moments"
 WORK = (
-    "by_name raw_rows "
+    "by_name raw_rows vocabulary "
     "update_loss task_probe loss_calls as_it_was eval_parts "
     "stage_data drawn patches columns reach forwards preparing prepared_data held_back remembered "
     "own_models own_quantizer refetch adapters adapter_base adapter_check blueprint capture attention_tap model_inputs source_collator collating stage_losses last_batch eval_terms eval_sums eval_domains measured token_bytes domains final_metrics weights_print last_evaluation rates start_metrics tracker_tags kept steering balance handover objective health "

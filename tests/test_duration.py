@@ -4,7 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hf_stages.duration import Duration, warmup_steps
+from hf_stages.duration import Duration, as_warmup, warmup_steps
+from hf_stages.schedules import Fresh, Rewarm
 
 UNITS = ["steps", "epochs", "tokens", "seconds", "percent"]
 
@@ -49,8 +50,8 @@ def test_refuses(text, message):
         Duration.parse(text)
 
 
-@given(st.floats(min_value=1e-300, max_value=1e300), st.sampled_from(UNITS))
-@example(1e40, "tokens")
+@given(st.floats(min_value=1e-300, max_value=2**53), st.sampled_from(UNITS))
+@example(9e15, "tokens")
 @example(1500.5, "tokens")
 @example(1e-7, "epochs")
 def test_text_reads_back(amount, unit):
@@ -65,6 +66,37 @@ def test_warmup(warmup, steps):
     assert warmup_steps(warmup, 200) == steps
 
 
-def test_warmup_refuses_epochs():
-    with pytest.raises(ValueError, match="expected steps, a share"):
-        warmup_steps("1 epochs", 200)
+@pytest.mark.parametrize(
+    "warmup",
+    [
+        *("1 epochs", "200 tokens", "120 %", "soon", "", True, [1, 2], {"a": 1}, (), -1, 2**60),
+        *(float("inf"), float("nan"), float("-inf"), Duration(1, "epochs")),
+    ],
+    ids=str,
+)
+def test_warmup_is_refused_where_it_is_read(warmup):
+    for read in (
+        as_warmup,
+        lambda w: warmup_steps(w, 200),
+        lambda w: Fresh(warmup=w),
+        lambda w: Rewarm(1e-3, warmup=w),
+    ):
+        with pytest.raises(ValueError, match="warmup: expected steps such as 100, or a share such as 10 %, got "):
+            read(warmup)
+
+
+@pytest.mark.parametrize(
+    ("amount", "message"),
+    [
+        ("1e30 steps", "expected at most 9007199254740992 steps, got 1e+30"),
+        ("99999T tokens", "expected at most 9007199254740992 tokens"),
+        ({"use": "Fresh"}, "expected a duration such as \"2000 steps\", got {'use': 'Fresh'}"),
+        (float("nan"), 'expected a duration such as "2000 steps", got nan'),
+        (True, 'expected a duration such as "2000 steps", got True'),
+        (None, 'expected a duration such as "2000 steps", got None'),
+    ],
+)
+def test_absurd_durations(amount, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        Duration.parse(amount)
+    assert "write the unit" not in str(refused.value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from hf_stages.ledger import Entry
@@ -51,9 +53,31 @@ class Gate:
     reads_clock: bool = False
     """True: the answer depends on the wall clock, so a resumed run may differ from an uncut one."""
 
+    def __post_init__(self) -> None:
+        """Numbers are numbers: a limit that is NaN would never be reached, and no word would say so."""
+        own: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
+        for field_ in own:
+            kinds = [kind.strip() for kind in str(getattr(field_.type, "__name__", field_.type)).split("|")]
+            if not {"int", "float"} & set(kinds) or set(kinds) - {"int", "float", "None"}:
+                continue
+            value, whole = getattr(self, field_.name), "float" not in kinds
+            if value is None and "None" in kinds:
+                continue
+            number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+            if not number or value != value:
+                expected = "a whole number" if whole else "a number"
+                raise ValueError(f"{type(self).__name__}: {field_.name}: expected {expected}, got {value!r}")
+
     def at_end(self, history: History) -> Decision | None:
         """Once more on the stage's last evaluation, before its folder is written: ``alert`` or ``rollback``."""
         return None
+
+    def refuse_infinite(self, *names: str) -> None:
+        """Of numbers that something is compared with, where no value would ever be on the other side."""
+        for name in names:
+            if math.isinf(getattr(self, name)):
+                value = getattr(self, name)
+                raise ValueError(f"{type(self).__name__}: {name}: expected a finite number, got {value!r}")
 
     def __call__(self, history: History) -> Decision | None:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(history)")

@@ -20,6 +20,10 @@ class Above(Gate):
     value: float
     """The mark."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_infinite("value")
+
     def __call__(self, history: History) -> Decision | None:
         values = history.values(self.metric)
         if values and values[-1] > self.value:

@@ -29,6 +29,9 @@ class Expect(Gate):
     on = "end"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low == float("inf") or self.high == float("-inf"):
+            raise ValueError(f"Expect({self.metric!r}): no number lies between low {self.low} and high {self.high}")
         if self.low > self.high:
             raise ValueError(f"Expect({self.metric!r}): low {self.low} is above high {self.high}")
         if self.action not in ("stop", "warn"):

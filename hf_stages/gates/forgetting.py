@@ -47,6 +47,7 @@ class Forgetting(Gate):
     on = "evaluation"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "budget", _share(self.budget))
         of = (self.of,) if isinstance(self.of, str) else self.of
         object.__setattr__(self, "of", None if of is None else tuple(of))

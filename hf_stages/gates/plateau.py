@@ -25,6 +25,8 @@ class Plateau(Gate):
     """True for an accuracy, False for a loss."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_infinite("min_delta")
         if self.patience < 1:
             raise ValueError(f"Plateau: patience: expected at least 1, got {self.patience}")
 

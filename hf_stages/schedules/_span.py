@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from hf_stages.curves import Curve, as_curve
-from hf_stages.duration import Duration
 
 
 def check_optimizer(schedule: str, optimizer: Any) -> None:
@@ -19,15 +19,18 @@ def check_optimizer(schedule: str, optimizer: Any) -> None:
         raise ValueError(f"{schedule}: optimizer: expected 'reset' or 'carry', got {optimizer!r}")
 
 
-def as_warmup(warmup: Any) -> Any:
-    """Text becomes a Duration, so that equal warmups are equal objects."""
-    return Duration.parse(warmup) if isinstance(warmup, str) else warmup
+def as_shape(shape: Any, key: str = "shape") -> Any:
+    """``"Linear(1, 0)"`` becomes a curve; a ``lr_scheduler_type`` stays as it is."""
+    if shape is not None and not isinstance(shape, str | Curve):
+        raise ValueError(f'{key}: expected a lr_scheduler_type or a curve such as "Cosine(1, 0)", got {shape!r}')
+    return as_curve(shape) if isinstance(shape, str) and "(" in shape else shape
 
 
-def as_shape(shape: Any) -> Any:
-    """``"Linear(1, 0)"`` and ``0.5`` become curves; a ``lr_scheduler_type`` stays as it is."""
-    is_number = isinstance(shape, int | float) and not isinstance(shape, bool)
-    return as_curve(shape) if is_number or (isinstance(shape, str) and "(" in shape) else shape
+def check_rate(schedule: str, key: str, rate: Any, *, zero: bool = False) -> None:
+    """A learning rate that a schedule rises to; ``zero`` says that it may stay at 0."""
+    number = isinstance(rate, Real) and not isinstance(rate, bool)
+    if not number or not 0 <= rate < float("inf") or (rate == 0 and not zero):
+        raise ValueError(f"{schedule}: {key}: expected a {'' if zero else 'positive '}learning rate, got {rate!r}")
 
 
 @dataclass(frozen=True)

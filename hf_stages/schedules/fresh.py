@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hf_stages.curves import Curve
-from hf_stages.duration import Duration, warmup_steps
-from hf_stages.schedules._span import Defaults, Span, as_shape, as_warmup, check_optimizer, curve_shape, trainer_shape
+from hf_stages.duration import Duration, as_warmup, warmup_steps
+from hf_stages.schedules._span import Defaults, Span, as_shape, check_optimizer, check_rate, curve_shape, trainer_shape
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,10 @@ class Fresh:
 
     def __post_init__(self) -> None:
         check_optimizer("Fresh", self.optimizer)
-        object.__setattr__(self, "warmup", as_warmup(self.warmup))
+        if self.peak is not None:
+            check_rate("Fresh", "peak", self.peak, zero=True)
+        if self.warmup is not None:
+            object.__setattr__(self, "warmup", as_warmup(self.warmup))
         object.__setattr__(self, "shape", as_shape(self.shape))
 
     def span(self, defaults: Defaults, *, total: int, parent_lr: float | None) -> Span:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hf_stages.curves import Cosine, Curve
-from hf_stages.duration import Duration, warmup_steps
-from hf_stages.schedules._span import Defaults, Span, as_shape, as_warmup, check_optimizer, curve_shape, trainer_shape
+from hf_stages.duration import Duration, as_warmup, warmup_steps
+from hf_stages.schedules._span import Defaults, Span, as_shape, check_optimizer, check_rate, curve_shape, trainer_shape
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,9 @@ class Rewarm:
 
     def __post_init__(self) -> None:
         check_optimizer("Rewarm", self.optimizer)
-        if not self.to > 0:
-            raise ValueError(f"Rewarm: to: expected a positive learning rate, got {self.to}")
+        check_rate("Rewarm", "to", self.to)
         object.__setattr__(self, "warmup", as_warmup(self.warmup))
-        object.__setattr__(self, "then", as_shape(self.then))
+        object.__setattr__(self, "then", as_shape(self.then, "then"))
 
     def span(self, defaults: Defaults, *, total: int, parent_lr: float | None) -> Span:
         warmup = warmup_steps(self.warmup, total)

@@ -1,6 +1,17 @@
+from dataclasses import dataclass
+
 import pytest
 
-from hf_stages.gates import Above, Below, Budget, Expect, Gate, History, Plateau
+from hf_stages.gates import Above, Below, Budget, Expect, Forgetting, Gate, History, Plateau
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Own(Gate):
+    """A gate of someone's own, which checks nothing itself."""
+
+    limit: float | None = None
 
 
 def history(metric, *values, **kwargs):
@@ -71,6 +82,19 @@ def test_expect(gate, values, action):
         (lambda: Expect("m", 2, 1), "low 2 is above high 1"),
         (lambda: Expect("m", action="die"), "expected 'stop' or 'warn'"),
         (lambda: Plateau(patience=0), "expected at least 1"),
+        (lambda: Expect("m", high=NAN), "Expect: high: expected a number, got nan"),
+        (lambda: Expect("m", low={"a": 1}), "Expect: low: expected a number, got {'a': 1}"),
+        (lambda: Expect("m", low=float("inf")), "no number lies between low inf and high inf"),
+        (lambda: Above("m", NAN), "Above: value: expected a number, got nan"),
+        (lambda: Above("m", float("inf")), "Above: value: expected a finite number, got inf"),
+        (lambda: Below("m", "3"), "Below: value: expected a number, got '3'"),
+        (lambda: Plateau(min_delta=NAN), "Plateau: min_delta: expected a number, got nan"),
+        (lambda: Plateau(patience=1.5), "Plateau: patience: expected a whole number, got 1.5"),
+        (lambda: Forgetting(NAN), "Forgetting: budget: expected a share"),
+        (lambda: Forgetting({"a": 1}), "Forgetting: budget: expected a share"),
+        (lambda: Forgetting(factor=[0.5]), r"Forgetting: factor: expected a number, got \[0.5\]"),
+        (lambda: Forgetting(share=NAN), "Forgetting: share: expected a number, got nan"),
+        (lambda: Own(NAN), "Own: limit: expected a number, got nan"),
     ],
 )
 def test_refuses(make, message):
@@ -81,3 +105,8 @@ def test_refuses(make, message):
 def test_a_gate_must_be_callable():
     with pytest.raises(NotImplementedError, match="Gate must define __call__"):
         Gate()(history("m"))
+
+
+def test_no_limit_is_a_limit_too():
+    assert Own().limit is None
+    assert Expect("m").high == float("inf")

@@ -1,0 +1,61 @@
+"""Whether every token of the tokenizer has a row in the model's embedding; where not, the first batch with it would fail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers.utils import logging
+
+from hf_stages.model_source import ModelSource
+from hf_stages.stage import Recipe
+
+logger = logging.get_logger(__name__)
+
+_NAMED = ("pad", "bos", "eos", "unk", "cls", "sep")
+
+
+def check_vocabulary(recipe: Recipe, processing_class: Any, skeletons: Mapping[str, Any]) -> None:
+    """Refuse a stage whose model, after its transforms, has fewer rows than the tokenizer has tokens.
+
+    A pretrained model may come with added tokens that it has no rows for and never reads (Gemma's of images): these are
+    told of, not refused.
+    """
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if not hasattr(tokenizer, "get_vocab"):
+        return
+    every = max(tokenizer.get_vocab().values(), default=-1) + 1
+    pretrained = isinstance(recipe.model, str) or (
+        isinstance(recipe.model, ModelSource) and recipe.model.config is None
+    )
+    needed = _read(tokenizer) if pretrained else every
+    for stage in recipe.stages:
+        rows = _rows(skeletons.get(stage.name))
+        mend = f"add {{use: ResizeVocab, to: {every}}} to transforms, or set the config's 'vocab_size' to {every}"
+        if rows is not None and rows < needed:
+            raise ValueError(
+                f"stage {stage.name!r}: model: its token embedding has {rows} rows, but the tokenizer has {every} tokens; {mend}"
+            )
+        if rows is not None and rows < every:
+            logger.warning(
+                f"stage {stage.name!r}: model: added tokens of the tokenizer from {rows} to {every - 1} have no row; if the data "
+                f"hold any, {mend}"
+            )
+            return
+
+
+def _read(tokenizer: Any) -> int:
+    """One more than the highest token that text becomes, or that begins, ends, splits or pads it."""
+    added = set(getattr(tokenizer, "added_tokens_decoder", ()))
+    own = [number for number in tokenizer.get_vocab().values() if number not in added]
+    named = [getattr(tokenizer, f"{name}_token_id", None) for name in _NAMED]
+    return max([*own, *(number for number in named if number is not None)], default=-1) + 1
+
+
+def _rows(model: Any) -> int | None:
+    try:
+        embedding = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return embedding.weight.shape[0] if isinstance(embedding, nn.Embedding) else None
