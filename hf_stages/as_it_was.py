@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ def as_it_was(trainer: Any) -> Iterator[None]:
 def _is_note(value: Any, depth: int = 0) -> bool:
     if value is None or isinstance(value, bool | int | float | str):
         return True
-    if depth > 3 or not isinstance(value, Mapping | list | tuple | set) or len(value) > _MOST:
+    if depth > 3 or not isinstance(value, dict | list | tuple | set) or len(value) > _MOST:  # what can be copied
         return False
-    entries = [*value, *value.values()] if isinstance(value, Mapping) else value
+    entries = [*value, *value.values()] if isinstance(value, dict) else value
     return all(_is_note(entry, depth + 1) for entry in entries)

@@ -23,7 +23,8 @@ class EvalParts:
         """Around one forward, whose parts are noted by the place of their call."""
 
         def answer(place: int, call: Call) -> torch.Tensor:
-            values[place] = found = call.value()
+            found = call.value()
+            values[place] = found.detach().clone()  # models add to their loss in place
             return found
 
         return LossCalls(answer)
@@ -33,6 +34,8 @@ class EvalParts:
         for place, (call, count, weight, items) in enumerate(
             zip(split.calls, split.counts, split.weights, split.of(batch), strict=True)
         ):
+            if call not in values:  # a head whose targets this batch lacks
+                continue
             items = torch.as_tensor(items).to(self.totals)
             value = values[call].detach().mean().to(self.totals)
             rest = rest - weight * value

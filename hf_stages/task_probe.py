@@ -2,14 +2,12 @@
 
 One forward is watched for the loss functions that it calls. Each one's value by item is made a leaf, and the gradient of the
 loss by it says what each item weighs. Weights of the model have no say in that, so every rank and every resumed run
-comes to the same answer. A loss that is written out by hand is tried instead: of several ways to count, which one
-makes the loss of two parts of the batch that of the whole?
+comes to the same answer. A loss that is written out by hand is tried instead (``task_trial``).
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -20,6 +18,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForTo
 from transformers.utils import logging
 
 from hf_stages.as_it_was import as_it_was
+from hf_stages.by_source_check import unlike_by_source
 from hf_stages.capture import evaluating
 from hf_stages.columns import parted
 from hf_stages.data._random import undisturbed
@@ -29,10 +28,10 @@ from hf_stages.losses import TaskLoss
 from hf_stages.losses._reduction import IGNORED, Count, Reduction, tokens_of
 from hf_stages.losses._tokens import rows_of
 from hf_stages.objective import counted
+from hf_stages.task_trial import Trial, doubled
+from hf_stages.without_dropout import training_without_dropout
 
 logger = logging.get_logger(__name__)
-_TOLERANCE, _HALF = 1e-4, 2e-3
-"""How far the loss of two parts may be from that of the whole, relative; in half precision rounding goes by the batch."""
 _BATCHES = 4
 """Of an update that are looked at for a target."""
 _OTHERWISE = {"shift_labels", "ignore_index", "CrossEntropyLoss"}
@@ -57,6 +56,9 @@ def learn(trainer: Any, objective: Any, batches: Sequence[Mapping[str, Any]]) ->
     found = _of_main(found, trainer)
     if found is not False:
         objective.learn(found)
+        problem = unlike_by_source(trainer, objective, batch, half=_is_half(trainer)) if by_source else None
+        if (problem := _of_main(problem, trainer)) is not None:
+            raise ValueError(f"stage {trainer._stage.planned.name!r}: {problem}")
         trainer._reductions = {**trainer._reductions, _kind(trainer, batches[0]): found}
 
 
@@ -112,14 +114,19 @@ def find_reduction(
         return found[0] if isinstance(found, tuple) else found
 
     context = trainer.compute_loss_context_manager()
-    try:
-        with undisturbed(), as_it_was(trainer), torch.no_grad(), evaluating(trainer.model), context:
-            return _found(trainer, loss_of, inputs, task)
-    except _Nothing:
-        return False
-    except Exception as error:  # training will say it in its own words
-        logger.info(f"what the loss is a mean over was not found out ({type(error).__name__}: {error})")
-        return None
+    for given in [doubled(inputs), inputs] if rows_of(inputs) == 1 else [inputs]:  # a row alone says little
+        try:
+            with undisturbed(), as_it_was(trainer), torch.no_grad(), evaluating(trainer.model), context:
+                return _found(trainer, loss_of, given, task)
+        except _Nothing:
+            return False
+        except Exception as error:
+            problem = f"what the task's loss is a mean over was not found out ({type(error).__name__}: {error})"
+    # Of rows that no model takes training will say it in its own words.
+    (logger.warning if _is_cut(trainer) else logger.info)(
+        f"{problem}; taken for one over labels, or rows without labels"
+    )
+    return None
 
 
 def _is_known(trainer: Any, inner: Callable[..., Any]) -> bool:
@@ -149,20 +156,22 @@ def _found(trainer: Any, loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLo
     names = [name for name in (*trainer.label_names, "labels", "shift_labels") if name in inputs]
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # all ranks run the model alike: once
     found: Any = _watched(loss_of, inputs, task, names, leaves=not sharded)
-    allowed = _HALF if _is_half(trainer) else _TOLERANCE
     if sharded or rows_of(inputs) < 2:
         return found
+    trial = Trial(loss_of, half=_is_half(trainer))
     adds_up = True
     if found is None:
-        ways = (task.items, *_by_number(inputs, names), None)
-        found = _tried(loss_of, _parts_of(_uneven(inputs, names)), ways, allowed)
+        found = trial(trainer.model, inputs, (task.items, *_by_number(inputs, names), None))
         adds_up = found is not False
     elif _is_cut(trainer) and not found.split:
         adds_up = not found.adds
         with suppress(Exception):  # of rows that cannot be taken one by one
-            adds_up = adds_up and _adds_up(loss_of, _parts_of(inputs), found.counts[0], allowed) is not False
-    if not adds_up and _is_cut(trainer):
-        _warn()
+            adds_up = adds_up and trial.adds_up(inputs, found.counts[0]) is not False
+    if _is_cut(trainer):
+        if not adds_up:
+            _warn()
+        elif _is_another_in_training(trainer.model, loss_of, inputs, task):
+            _warn_of_training()
     return found or None
 
 
@@ -216,7 +225,7 @@ def _watched(
     places, counts, scales = zip(*parts, strict=True)
     if len({*counts}) == 1:  # one number divides all of them
         places, counts, scales = places[:1], counts[:1], scales[:1]
-    return Reduction(tuple(counts), tuple(scales), tuple(places), adds)
+    return Reduction(tuple(counts), tuple(scales), tuple(places), adds, len(calls))
 
 
 def _weights(loss: torch.Tensor, calls: list[Call], held: list[torch.Tensor]) -> list[torch.Tensor | None]:
@@ -311,27 +320,22 @@ def _by_number(inputs: Mapping[str, Any], names: list[str]) -> Iterator[Count]:
     yield from map(Count, targets)
 
 
-# ---- by trying ------------------------------------------------------------------------------------------------------
-
-
-def _tried(loss_of: _Loss, parts: Sequence[Mapping[str, Any]], ways: Sequence[Any], allowed: float) -> Any:
-    """Of a loss that is written out: the first way to count that adds up, TaskLoss's own before any other; False if none does."""
-    for count in ways:
-        fits = _adds_up(loss_of, parts, count, allowed)
-        if fits is None:
-            return None
-        if fits:
-            return None if count is ways[0] else Reduction((count,))
+def _is_another_in_training(model: Any, loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLoss) -> bool:
+    """Whether training adds to the loss what evaluation has not, dropout apart. What is drawn at random looks like that, too."""
+    with suppress(Exception):
+        items = task.items(inputs)
+        evaluated = loss_of(inputs, items).item()
+        with training_without_dropout(model):
+            trained = loss_of(inputs, items).item()
+        return abs(trained - evaluated) > 1e-2 * abs(evaluated)
     return False
 
 
-def _adds_up(loss_of: _Loss, parts: Sequence[Mapping[str, Any]], count: Any, allowed: float) -> bool | None:
-    """Whether the loss of two parts is that of the whole, each times its items; None where a part has none to tell by."""
-    numbers = [1 if count is None else count(part) for part in parts]
-    losses = [loss_of(part, n).detach().item() * float(n) for part, n in zip(parts, numbers, strict=True)]
-    if not math.isfinite(sum(losses)) or not losses[0]:
-        return None
-    return abs(losses[1] + losses[2] - losses[0]) <= allowed * abs(losses[0])
+def _warn_of_training() -> None:
+    logger.warning(
+        "The task's loss is another one in training than in evaluation (an auxiliary part, noise or masks that training alone has). What it is "
+        "divided by was found in evaluation: with accumulated micro-batches or several ranks such a part may weigh otherwise than in one batch"
+    )
 
 
 def _warn() -> None:
@@ -340,29 +344,3 @@ def _warn() -> None:
         "loss, or has parts with items of their own): with accumulated micro-batches or several ranks its gradient is not "
         "that of one batch"
     )
-
-
-def _uneven(inputs: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
-    """With half of the first row's labels ignored: rows of one length tell tokens from rows no other way."""
-    labels: Any = inputs.get("labels")
-    if not torch.is_tensor(labels) or labels.is_floating_point() or labels.dim() != 2 or "shift_labels" in names:
-        return inputs
-    labels = labels.clone()
-    labels[0, : labels.shape[-1] // 2] = IGNORED
-    return {**inputs, "labels": labels}
-
-
-def _parts_of(inputs: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """The whole, its first row, and the others."""
-    rows = rows_of(inputs)
-    return inputs, _taken(inputs, rows, slice(0, 1)), _taken(inputs, rows, slice(1, None))
-
-
-def _taken(inputs: Mapping[str, Any], rows: int, which: slice) -> dict[str, Any]:
-    """Some rows of whatever has one for each example."""
-
-    def has_rows(value: Any) -> bool:
-        whole = (torch.is_tensor(value) and value.dim() > 0) or isinstance(value, list | tuple)
-        return whole and len(value) == rows
-
-    return {key: value[which] if has_rows(value) else value for key, value in inputs.items()}

@@ -15,6 +15,8 @@ from hf_stages.losses._signals import Signals
 from hf_stages.objective import counted
 
 logger = logging.get_logger(__name__)
+_LIBRARIES = ("hf_stages", "transformers", "trl")
+"""Whose ``compute_loss`` gives what the model does; a user's own may be of another loss."""
 
 
 @contextmanager
@@ -67,7 +69,10 @@ def update_loss(trainer: Any, inner: Any, model: Any, inputs: Any, return_output
 
         def take(wanted: bool) -> tuple[Any, Any]:
             with shares:
-                return task_loss(trainer, inner, model, inputs, items, wanted)
+                found = task_loss(trainer, inner, model, inputs, items, wanted)
+            if isinstance(shares, LossCalls) and shares.count != objective.reduction.called > 0:
+                _say_other_parts(shares.count, objective.reduction.called)
+            return found
 
         signals = task_signals(trainer, take, model, inputs, batch, asked=return_outputs, own_way=way)
     else:
@@ -127,11 +132,17 @@ def own_compute_loss(trainer: Any) -> Any:
 
 
 def overrides(trainer: Any) -> bool:
-    """Whether ``compute_loss`` is a user's: set on the object, or by a class above the mixin."""
-    order = type(trainer).__mro__
-    mixin = next(place for place, cls in enumerate(order) if cls.__name__ == "StagedMixin")
+    """Whether ``compute_loss`` is a user's: set on the object, or by a class on either side of the mixin."""
+    theirs = [cls for cls in type(trainer).__mro__ if cls.__module__.split(".")[0] not in _LIBRARIES]
     on_object = own_compute_loss(trainer) is not type(trainer).compute_loss
-    return on_object or any("compute_loss" in vars(cls) for cls in order[:mixin])
+    return on_object or any("compute_loss" in vars(cls) for cls in theirs)
+
+
+def _say_other_parts(found: int, expected: int) -> None:
+    logger.warning_once(
+        f"TaskLoss: the forward computes {found} losses in a batch where it computed {expected} in the stage's first one (heads whose targets some "
+        "batches lack?): which part is which cannot be told, so accumulated micro-batches may weigh them otherwise than one batch"
+    )
 
 
 def _say_unused(trainer: Any) -> None:

@@ -18,7 +18,7 @@ READERS = "recipe _hints sketch documented parts model_source config_errors nami
 PLANS = "plan cautions sizes replaying stage_args args_allowed args_values checkpoint manifest moments"
 WORK = (
     "by_name raw_rows vocabulary "
-    "update_loss task_probe loss_calls as_it_was eval_parts "
+    "update_loss task_probe task_trial by_source_check without_dropout loss_calls as_it_was eval_parts "
     "stage_data drawn patches columns reach forwards preparing prepared_data held_back remembered "
     "own_models own_quantizer refetch adapters adapter_base adapter_check blueprint capture attention_tap model_inputs source_collator collating stage_losses last_batch eval_terms eval_sums eval_domains measured token_bytes domains final_metrics weights_print last_evaluation rates start_metrics tracker_tags kept steering balance handover objective health "
     "unused_args flow transition teaching agreement checking stage_run stage_folder run_card checkpointing loading progress signals "

@@ -62,6 +62,8 @@ class Reduction:
     """Which of the loss functions that the forward calls gives each part."""
     adds: bool = False
     """Whether the model adds something of its own to them (a router's loss)."""
+    called: int = 0
+    """How many loss functions the forward called in all."""
 
     @property
     def summed(self) -> bool:
@@ -89,7 +91,7 @@ class Reduction:
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Reduction:
         counts = tuple(None if given is None else _count(given) for given in state["counts"])
-        return cls(counts, tuple(state["weights"]), tuple(state["calls"]), state["adds"])
+        return cls(counts, tuple(state["weights"]), tuple(state["calls"]), state["adds"], state.get("called", 0))
 
 
 def _count(given: Mapping[str, Any]) -> Count:

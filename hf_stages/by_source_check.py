@@ -1,0 +1,56 @@
+"""Whether TaskLoss by source is the model's own loss: by source it is computed from the logits, in one of a few ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from hf_stages.as_it_was import as_it_was
+from hf_stages.capture import evaluating
+from hf_stages.columns import parted
+from hf_stages.data._random import undisturbed
+from hf_stages.eval_parts import EvalParts
+from hf_stages.losses._on_source import OnSource
+from hf_stages.losses._signals import Signals
+from hf_stages.objective import counted
+from hf_stages.task_trial import stirred
+
+_OFF, _HALF = 1e-3, 2e-2
+"""Relative: what rounding makes of one loss computed in two ways."""
+
+
+def unlike_by_source(trainer: Any, objective: Any, batch: Mapping[str, Any], *, half: bool) -> str | None:
+    """What is wrong where a model's own loss (class weights, smoothing, focal, a sum) would silently be replaced."""
+    term = next(t.loss for t in objective.terms if isinstance(t.loss, OnSource) and t.loss.task is not None)
+    batch = trainer._prepare_input(dict(batch))
+    items = term.items(batch)
+    if float(items) == 0:
+        return None
+    inputs = dict(parted(trainer, batch)[0])
+    reduction, values = objective.reduction, {}
+    watch = EvalParts(reduction, torch.zeros(())).watching(values) if reduction is not None and reduction.adds else None
+    context = trainer.compute_loss_context_manager()
+    with undisturbed(), as_it_was(trainer), torch.no_grad(), evaluating(trainer.model), context, stirred(trainer.model):
+        outputs = trainer._stage.losses.student(trainer.model, inputs)
+        by_source = float(term.mean_of_all(Signals(outputs), batch))
+        with counted(trainer, items):
+            if watch is None:
+                own = _loss(trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=None))
+            else:  # what the model adds to its targets' mean is shared by items
+                with watch:
+                    trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=None)
+                pairs = zip(reduction.calls, reduction.weights, strict=True)
+                own = sum(weight * float(values[call].mean()) for call, weight in pairs)
+    if abs(own - by_source) <= (_HALF if half else _OFF) * max(abs(own), 1e-6):
+        return None
+    return (
+        f"TaskLoss by source is computed from the logits (cross-entropy, squared error or binary cross-entropy), and gives {by_source:.4g} "
+        f"where the model's own loss is {own:.4g} (class weights, smoothing, a sum, a compute_loss of its own?): it would train another "
+        "loss. Use one loss for all sources, or a Loss of your own by source"
+    )
+
+
+def _loss(found: Any) -> float:
+    return float(found[0] if isinstance(found, tuple) else found)
