@@ -10,6 +10,7 @@ from transformers.utils import logging
 from hf_stages.adapters import (
     Layout,
     adapter_names,
+    base_names,
     base_prefix,
     is_peft,
     layout_of,
@@ -40,6 +41,7 @@ def check_adapter(model: Any, where: str, *, sharded: bool = False) -> None:
         raise ValueError(
             f"{where}: expected an adapter whose base can be saved on its own, got {kind}: {error}; use another kind of adapter"
         ) from error
+    _refuse_shared(model, where)
     with undisturbed(), torch.no_grad():
         state = _told_apart(model)
         layout = Layout(_stock_differs(model, plain, state), not _peft_brings_back(model, state))
@@ -49,6 +51,21 @@ def check_adapter(model: Any, where: str, *, sharded: bool = False) -> None:
             "apart, in base/ and adapter/. StagedTrainer.from_stage reads it as it is, PeftModel.from_pretrained the two"
         )
     note_layout(model, layout)
+
+
+def _refuse_shared(model: Any, where: str) -> None:
+    """Weights of the base that stand in several places (``layer_replication``) cannot be written, unless the model ties them itself."""
+    base = model.get_base_model()
+    tied = {name for pair in (getattr(base, "all_tied_weights_keys", None) or {}).items() for name in pair}
+    own, places = base_names(model), {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if own.get(name, "") not in {"", *tied}:
+            places.setdefault(id(tensor), []).append(name)
+    if shared := next((names for names in places.values() if len(names) > 1), None):
+        raise ValueError(
+            f"{where}: {' and '.join(shared[:2])} are one weight of the base (layer_replication?), and a folder cannot hold that; make the "
+            "deeper model first, then put a plain adapter on it"
+        )
 
 
 def _told_apart(model: Any) -> dict[str, torch.Tensor]:
@@ -72,6 +89,8 @@ def _stock_differs(model: Any, plain: Any, state: dict[str, torch.Tensor]) -> st
         return f"it has {len(model.peft_config)} adapters"
     name = next(iter(model.peft_config))
     config = rebuilding(model.peft_config[name])
+    if getattr(config, "alora_invocation_tokens", None):
+        return "its adapter acts behind certain tokens of the input, for which PEFT alone looks"
     if not hasattr(plain, "load_adapter"):
         return f"{type(plain).__name__} loads no adapters"
     plain.hf_device_map = {"": "cpu"}  # where the adapter's tensors go

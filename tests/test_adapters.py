@@ -18,6 +18,7 @@ from transformers import (
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.adapter_check import check_adapter
+from hf_stages.adapters import layout_of
 from hf_stages.loading import load_stage
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.transforms import AddLora, MergeLora
@@ -348,6 +349,20 @@ def test_a_base_that_cannot_be_told_from_its_adapter_is_refused_at_once(tmp_path
     model = adapted(peft.AdaptionPromptConfig(adapter_len=2, adapter_layers=1, task_type=TASK))
     with pytest.raises(
         ValueError, match=r"got ADAPTION_PROMPT: a AdaptedAttention takes the place of a part of Llama.*another kind"
+    ):
+        trainer_of(tmp_path, model)
+
+
+def test_an_adapter_that_looks_at_the_input_is_no_model_to_stock_transformers():
+    model = adapted(lora(alora_invocation_tokens=[5])())
+    check_adapter(model, "stage 'a'")
+    assert "certain tokens of the input" in layout_of(model).apart
+
+
+def test_a_base_with_one_weight_in_several_places_is_refused_at_once(tmp_path):
+    model = adapted(lora(layer_replication=[[0, 2], [0, 2]])())
+    with pytest.raises(
+        ValueError, match=r"layers\.0\..* and .*layers\.2\..* are one weight of the base.*plain adapter"
     ):
         trainer_of(tmp_path, model)
 
