@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from yaml.reader import ReaderError
 
 from hf_stages.naming import RecipeError
 
@@ -67,6 +68,11 @@ def parse(text: str, file: str = "") -> tuple[Any, Marks]:
         mark = error.problem_mark or error.context_mark
         place = _place(file, mark.line, mark.column) if mark else (file or "recipe")
         about = ", ".join(part for part in (error.context, error.problem) if part)
+        raise RecipeError(f"{place}: cannot read this as YAML: {about}") from error
+    except ReaderError as error:
+        before = text[: error.position]
+        place = _place(file, before.count("\n"), error.position - before.rfind("\n") - 1)
+        about = f"the character {error.character:#06x} is not allowed; remove it"
         raise RecipeError(f"{place}: cannot read this as YAML: {about}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{file or 'recipe'}: cannot read this as YAML: {error}") from error

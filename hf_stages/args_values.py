@@ -25,6 +25,8 @@ _OFF_BELOW_ZERO = frozenset({"max_grad_norm", "save_total_limit"})
 """To Trainer any negative number means without."""
 _ALSO = {"fsdp": (bool, list)}
 """What Trainer takes and its annotation leaves out."""
+_MOST = 2**53
+"""No run counts as far, and a float above it skips whole numbers."""
 _HIGHEST = {"seed": 2**32 - 1, "adam_beta1": 1, "adam_beta2": 1, "label_smoothing_factor": 1}
 _BELOW = frozenset({"adam_beta1", "adam_beta2"})
 """Their highest number itself is too high."""
@@ -41,15 +43,23 @@ def check_types(given: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}.{key}: expected {' or '.join(map(_show, known))}, got {value!r}")
 
 
+def check_args(args: TrainingArguments) -> None:
+    """The same of args that Python made: ``TrainingArguments(learning_rate="1e-4")`` is made without a word."""
+    check_types({key: value for key, value in vars(args).items() if _is_numeric(_hints().get(key))}, "args")
+    check_ranges(vars(args), "args")
+
+
 def check_ranges(given: Mapping[str, Any], where: str) -> None:
     """ValueError where a number is one that no run can have, which torch or a division would find in the middle of it."""
     for key, value in given.items():
         default = _defaults().get(key)
         if isinstance(value, bool) or not isinstance(value, Real) or key not in _defaults():
             continue
-        number = float(value)
-        if not math.isfinite(number):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{where}.{key}: expected a finite number, got {value!r}")
+        if not -_MOST <= value <= _MOST:  # type: ignore[operator]
+            raise ValueError(f"{where}.{key}: expected a number of at most {_MOST}, got {value:.6g}")
+        number = float(value)
         lowest = 1 if key in _AT_LEAST_ONE else 0
         free = key in _OFF_BELOW_ZERO or (isinstance(default, Real) and float(default) < 0)  # -1 stands for unset
         if number < lowest and not free:
@@ -81,6 +91,11 @@ def _fits(value: Any, member: Any) -> bool:
     if _is_enum(kind):
         return isinstance(value, kind) or value in [one.value for one in kind]
     return fits(value, member)
+
+
+def _is_numeric(hint: Any) -> bool:
+    kinds = {*members(hint)} - {type(None)}
+    return bool(kinds) and kinds <= {int, float}
 
 
 def _is_enum(member: Any) -> bool:

@@ -25,6 +25,7 @@ from hf_stages.data._curriculum import Curriculum, names_in
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
+from hf_stages.hub_name import taken_for_hub
 from hf_stages.losses import TaskLoss
 from hf_stages.losses._algebra import terms_of
 from hf_stages.model_source import ModelSource
@@ -298,7 +299,8 @@ def _check_sources(recipe: Recipe) -> None:
     inside = [(f"sources.{key}", name) for key, source in recipe.sources.items() for name in names_in(source)]
     for where, name in [*_names(recipe), *inside]:
         if name not in recipe.sources:
-            hint = did_you_mean(name, recipe.sources, there_are="there are")
+            known = recipe.sources
+            hint = did_you_mean(name, known, there_are="there are") if known else "the recipe has no sources"
             raise ValueError(f"{where}: no source is called {name!r}; {hint}")
 
 
@@ -312,7 +314,7 @@ def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> Any:
     """The tokenizer; one without a padding token (GPT-2's, Llama's) gets one, since batches are padded."""
     if not isinstance(recipe.tokenizer, str):
         return recipe.tokenizer
-    load = AutoTokenizer.from_pretrained
+    load = taken_for_hub(recipe.tokenizer)(AutoTokenizer.from_pretrained)
     tokenizer = _named("tokenizer", load, recipe.tokenizer, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         # The unknown token where there is one: padding is masked from labels, and the end should be learned.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import math
+import sys
 from dataclasses import dataclass, fields
 
 from hf_stages.nearest import did_you_mean
@@ -20,6 +21,8 @@ class Curve:
             value = getattr(self, field.name)
             if field.type in ("float", float) and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ValueError(f"{type(self).__name__}: {field.name}: expected a number, got {value!r}")
+            if field.type in ("float", float) and not abs(value) <= sys.float_info.max:
+                raise ValueError(f"{type(self).__name__}: {field.name}: expected a finite number, got {value!r}")
 
     def __call__(self, t: float) -> float:
         return self._at(min(max(t, 0.0), 1.0))
@@ -128,6 +131,8 @@ class Step(Curve):
         except (TypeError, ValueError):
             raise ValueError(f"Step: expected points (t, value), all numbers, got {self.points!r}") from None
         starts = [t for t, _ in points]
+        if not all(math.isfinite(v) for point in points for v in point):
+            raise ValueError(f"Step: expected points (t, value), all finite numbers, got {self.points!r}")
         if not points or starts[0] != 0 or starts != sorted(set(starts)) or starts[-1] > 1:
             raise ValueError(f"Step: expected points (t, value) with t rising from 0 to at most 1, got {self.points}")
         object.__setattr__(self, "points", points)

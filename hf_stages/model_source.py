@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.config_errors import check_sizes, naming_fields
+from hf_stages.hub_name import taken_for_hub
 from hf_stages.nearest import did_you_mean
 
 
@@ -112,9 +113,10 @@ class ModelSource:
 
         if self.config is not None:
             return _config_from(self.config)
-        config = AutoConfig.from_pretrained(
-            self.path, revision=self.revision or "main", trust_remote_code=trust_remote_code
-        )
+        assert self.path is not None
+        options = {"revision": self.revision or "main", "trust_remote_code": trust_remote_code}
+        with taken_for_hub(self.path):
+            config = AutoConfig.from_pretrained(self.path, **options)
         _check_keys(self.overrides, config, "overrides")
         check_sizes(self.overrides, config, "overrides")
         for key, value in self.overrides.items():

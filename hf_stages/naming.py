@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.nearest import did_you_mean
+from hf_stages.shown import shortened
 from hf_stages.sketch import fields_of, sketch, unknown
 
 _PACKAGE = Path(__file__).parent
@@ -42,6 +43,9 @@ FOLDERS = {
 
 class RecipeError(ValueError):
     """A recipe that cannot be read: where, what was expected, what was found, how to mend it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(message))
 
 
 @dataclass(frozen=True)

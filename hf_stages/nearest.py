@@ -16,6 +16,8 @@ def did_you_mean(name: object, known: Iterable[str], *, there_are: str = "expect
     "did you mean 'temperature'?"
     """
     known = list(known)
+    if not known and there_are == "there are":
+        return "there are none"
     lower = {k.lower(): k for k in reversed(known)}
     text = str(name).lower()
     begun = [k for k in lower if len(text) > 1 and k.startswith(text)]  # "acc" is far from "accuracy" by its letters

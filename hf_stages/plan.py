@@ -150,6 +150,8 @@ def make_plan(recipe: Recipe, sizes: Mapping[str, Size], defaults: Mapping[str, 
     """Turn durations into steps and schedules into learning rates; refuse what cannot run."""
     parents = parents_of(recipe.stages)
     steps = {stage.name: steps_of(stage, sizes[stage.name]) for stage in recipe.stages}
+    if long := [name for name, count in steps.items() if count > 2**53]:
+        raise ValueError(f"stage {long[0]!r}: until: expected at most {2**53} steps, got {steps[long[0]]:.6g}")
     roots = _span_roots(recipe.stages, parents)
     spans: dict[str, Span] = {}
     planned: dict[str, PlannedStage] = {}

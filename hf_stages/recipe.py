@@ -52,6 +52,7 @@ from hf_stages.parts import (
     write_loss,
     write_value,
 )
+from hf_stages.shown import short
 from hf_stages.stage import Recipe, Stage
 
 __all__ = [
@@ -160,7 +161,7 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
 
 def _read_recipe(data: Any, where: Where) -> Recipe:
     if not isinstance(data, Mapping):
-        raise where.error(f"expected a mapping with a list of stages, got {_short(data)}")
+        raise where.error(f"expected a mapping with a list of stages, got {short(data)}")
     _check_keys(data, _RECIPE_KEYS, "a recipe", where)
     if "stages" not in data:
         raise where.error("'stages' is missing: expected a list of stages, each with a name and until")
@@ -184,7 +185,7 @@ def _read_stages(value: Any, where: Where) -> tuple[Stage, ...]:
     if isinstance(value, list | tuple):
         return tuple(_read_stage(stage, where / i) for i, stage in enumerate(value))
     if not isinstance(value, Mapping) or "use" not in value:
-        found = _short(value)
+        found = short(value)
         raise where.error(
             f"expected a list of stages (lines that begin with '- '), got {found}; a ready recipe is {{use: three_stage}}"
         )
@@ -204,13 +205,15 @@ def _read_stages(value: Any, where: Where) -> tuple[Stage, ...]:
 
 def _read_stage(data: Any, where: Where) -> Stage:
     if not isinstance(data, Mapping):
-        raise where.error(f"expected a stage such as {{name: main, until: 2 epochs}}, got {_short(data)}")
+        raise where.error(f"expected a stage such as {{name: main, until: 2 epochs}}, got {short(data)}")
     _check_keys(data, _STAGE_KEYS, "a stage", where)
     for key in ("name", "until"):
         if key not in data:
             raise where.error(f"{key!r} is missing: a stage needs at least a name and until, e.g. until: 2 epochs")
     if not isinstance(data["name"], str):
-        raise (where / "name").error(f'expected text, got {data["name"]!r}; write it in quotes: "{data["name"]}"')
+        plain = isinstance(data["name"], int | float)
+        quoted = f'; write it in quotes: "{data["name"]}"' if plain else ", such as {name: main, until: 2 epochs}"
+        raise (where / "name").error(f"expected text, got {short(data['name'])}{quoted}")
     read = {key: _read_value(key, value, where / key) for key, value in data.items()}
     with where.wrap(data):
         return Stage(**read)
@@ -230,7 +233,7 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
         if isinstance(value, str) or (isinstance(value, Mapping) and "use" in value):
             value = [value]
         if not isinstance(value, list | tuple):
-            raise where.error(f"expected a list of parts, got {_short(value)}")
+            raise where.error(f"expected a list of parts, got {short(value)}")
         return tuple(read_part(part, [FOLDERS[key]], where / i) for i, part in enumerate(value))
     if key == "loss":
         return read_loss(value, where)
@@ -238,7 +241,7 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
         return read_part(value, ["schedules"], where)
     if key in ("args", "sources"):
         if not isinstance(value, Mapping):
-            raise where.error(f"expected a mapping, got {_short(value)}")
+            raise where.error(f"expected a mapping, got {short(value)}")
         if key == "args" and where.sketched and where.file:  # other text need not be of a run
             check_training_arguments(value, where)
         return dict(value) if key == "args" else {k: _read_source(v, where / k) for k, v in value.items()}
@@ -249,7 +252,7 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
     if isinstance(value, Mapping):
         refuse_in_memory(value, where)
     if key == "tokenizer" and not isinstance(value, str):
-        raise where.error(f"expected a folder or a name on the Hub, got {_short(value)}")
+        raise where.error(f"expected a folder or a name on the Hub, got {short(value)}")
     return value
 
 
@@ -257,7 +260,9 @@ def _read_source(value: Any, where: Where, *, named: bool = False) -> Any:
     if named and isinstance(value, str):
         return value
     if not isinstance(value, Mapping):
-        raise where.error(f"expected {{path: ..., ...}}, got {_short(value)}; a string would be {{path: {value}}}")
+        hint = "; several go by name: {prose: ..., code: ...}" if named else ""
+        hint = f"; a string would be {{path: {value}}}" if isinstance(value, str) else hint
+        raise where.error(f"expected {{path: ..., ...}}, got {short(value)}{hint}")
     refuse_in_memory(value, where)
     if "use" in value:
         return read_part(value, ["data"], where)
@@ -276,7 +281,7 @@ def _read_model(value: Any, where: Where) -> Any:
     if isinstance(value, str):
         return value
     if not isinstance(value, Mapping):
-        raise where.error(f"expected a name, {{path: ...}} or {{config: {{...}}}}, got {_short(value)}")
+        raise where.error(f"expected a name, {{path: ...}} or {{config: {{...}}}}, got {short(value)}")
     refuse_in_memory(value, where)
     if "use" in value:
         return read_part(value, ["teacher_source", "model_source"], where)
@@ -293,7 +298,7 @@ def read_metrics(value: Any, where: Where) -> Any:
         return read_part(value, ["metrics"], where)
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-        raise where.error(f"expected a list of metric names such as [accuracy, f1], got {_short(value)}")
+        raise where.error(f"expected a list of metric names such as [accuracy, f1], got {short(value)}")
     with where.wrap():
         return where.load("hf_stages.metrics.metrics", "Metrics")(tuple(names))
 
@@ -325,14 +330,6 @@ def _dataset_names(noun: Mapping[str, Any], where: Where) -> Iterator[tuple[Wher
             yield where / key, value
         elif isinstance(value, Mapping) and not {"use", "path", "in_memory"} & set(value):
             yield from ((where / key / name, v) for name, v in value.items() if isinstance(v, str))
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"a mapping of {', '.join(map(str, value))}" if value else "an empty mapping"
-    if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
-    return "nothing" if value is None else repr(value)
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------

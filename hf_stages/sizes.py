@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_stages.args_values import check_ranges
+from hf_stages.args_values import check_args
 from hf_stages.data._blend import Blend, blend
 from hf_stages.data._collating import pairs_in
 from hf_stages.data._curriculum import Curriculum
@@ -36,7 +36,7 @@ def plan_for(recipe: Recipe, args: TrainingArguments, prepare: Callable[[Any, St
 
     if (reason := unsupported(args)) is not None:
         raise ValueError(f"args: {reason}")
-    check_ranges(vars(args), "args")
+    check_args(args)
     own = {stage.name: stage_args(args, stage) for stage in recipe.stages}
     sizes = {
         stage.name: replace(

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_stages.hub_name import taken_for_hub
 from hf_stages.model_source import ModelSource
 
 if TYPE_CHECKING:
@@ -125,9 +126,9 @@ class Teacher:
         elif auto is None:
             from transformers import AutoConfig
 
-            config = AutoConfig.from_pretrained(
-                self.model, revision=self.revision or "main", trust_remote_code=trust_remote_code
-            )
+            options = {"revision": self.revision or "main", "trust_remote_code": trust_remote_code}
+            with taken_for_hub(self.model):
+                config = AutoConfig.from_pretrained(self.model, **options)
             auto = _auto_class(next(iter(config.architectures or ()), ""))
         return ModelSource(
             self.model, auto_class=auto or "AutoModelForCausalLM", dtype=self.dtype, revision=self.revision

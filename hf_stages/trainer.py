@@ -20,6 +20,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 
 from hf_stages.agreement import check_teacher_tokenizers
+from hf_stages.args_values import check_args
 from hf_stages.blueprint import Blueprint
 from hf_stages.by_name import at_hand, with_parts
 from hf_stages.checking import check_no_rebuild, check_stages
@@ -126,6 +127,7 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
         for key in ("teacher", "data_collator", "compute_metrics"):
             setattr(self, key, getattr(self.recipe, key))
         self._refuse()
+        check_args(self.args)
         take_rate(self)
         self._weighs_items = True
         self.data_collator: Any = collator_at_work(self.data_collator, self.processing_class, self.model)

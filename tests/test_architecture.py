@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_stages"
 
-NOUNS = "stage duration curves ledger errors fingerprint nearest _after_import"
+NOUNS = "stage duration curves ledger errors fingerprint nearest shown hub_name _after_import"
 READERS = "recipe _hints sketch documented parts model_source config_errors naming dry_run _yaml origin"  # they find parts by name
 PLANS = "plan cautions sizes replaying stage_args args_allowed args_values checkpoint manifest moments"
 WORK = (

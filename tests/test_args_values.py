@@ -30,6 +30,11 @@ WRONG = [
     ({"lr_scheduler_kwargs": [1]}, r"lr_scheduler_kwargs: expected a mapping or text or null, got \[1\]"),
     ({"label_names": "labels"}, "label_names: expected a list or null, got 'labels'"),
 ]
+WRONG += [
+    ({"save_steps": 10**40}, "save_steps: expected a number of at most 9007199254740992, got 1e.40"),
+    ({"learning_rate": -1e300}, "learning_rate: expected a number of at most"),
+    ({"logging_steps": 2**53 + 1}, "logging_steps: expected a number of at most 9007199254740992, got 9.0"),
+]
 RUN_ALONE = [
     ({"seed": "x"}, "seed: expected a whole number, got 'x'"),
     ({"seed": -1}, "seed: expected a number of at least 0, got -1"),
@@ -55,6 +60,23 @@ def test_a_stages_args(values, words, tmp_path):
 def test_a_trainers_own_args(values, tmp_path):
     args = TrainingArguments(tmp_path, use_cpu=True, report_to="none", **values)
     with pytest.raises(ValueError, match=rf"^args\.{next(iter(values))}: expected a number of at least 1"):
+        StagedTrainer(tiny.llama(), args, stages=[Stage("a", "1 steps")], train_dataset=tiny.lm_data()).plan()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("learning_rate", "1e-4", "expected a number, got '1e-4'"),
+        ("weight_decay", [0.1], r"expected a number, got \[0.1\]"),
+        ("adam_epsilon", None, "expected a number, got None"),
+        ("max_grad_norm", {}, "expected a number, got {}"),
+        ("save_steps", 2.0**60, "expected a number of at most"),
+    ],
+)
+def test_what_python_gives_a_trainer(key, value, words, tmp_path):
+    args = TrainingArguments(tmp_path, use_cpu=True, report_to="none")
+    setattr(args, key, value)
+    with pytest.raises(ValueError, match=rf"^args\.{key}: {words}"):
         StagedTrainer(tiny.llama(), args, stages=[Stage("a", "1 steps")], train_dataset=tiny.lm_data()).plan()
 
 

@@ -257,7 +257,7 @@ STAGE = "stages:\n  - name: a\n    until: 1 steps\n"
         ("? [a]\n: 1", "run.yaml:1:3: expected text as a key"),
         ("x: *nowhere", "run.yaml:1:4: cannot read this as YAML: found undefined alias 'nowhere'"),
         ("[" * 1200, "nested too deeply"),
-        ("x: \x00", "run.yaml: cannot read this as YAML"),
+        ("x: \x00", "run.yaml:1:4: cannot read this as YAML: the character 0x0000 is not allowed"),
         ("a: 1\n---\nb: 1", "run.yaml:2:1: cannot read this as YAML: expected a single document"),
     ],
 )  # fmt: skip

@@ -1,0 +1,32 @@
+"""Values in messages: short, in words where Python's own would say little."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_LONG = re.compile(r"'[^'\n]{300,}'|\"[^\"\n]{300,}\"|\[[^\[\]]{600,}\]|\{[^{}]{600,}\}|\([^()]{600,}\)|\S{300,}")
+_KEPT, _MOST = 80, 4000
+
+
+def shortened(message: str) -> str:
+    """The message with long values cut: what stands at their beginning tells which they are.
+
+    >>> shortened("expected text, got '" + 400 * "ab" + "'; leave it out")[:40]
+    "expected text, got 'ababababababababababab"
+    """
+    cut = _LONG.sub(lambda found: f"{found[0][:_KEPT]}... ({len(found[0])} characters)", message)
+    return cut if len(cut) <= _MOST else f"{cut[:_MOST]}... ({len(cut)} characters)"
+
+
+def short(value: Any) -> str:
+    """
+    >>> short({"a": 1, "b": 2}), short([1, 2]), short(None), short("x")
+    ('a mapping of a, b', 'a list of 2', 'nothing', "'x'")
+    """
+    if isinstance(value, Mapping):
+        return f"a mapping of {', '.join(map(str, value))}" if value else "an empty mapping"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return "nothing" if value is None else repr(value)
