@@ -55,7 +55,7 @@ def convert_scalar(value: Any, hint: Any, where: Where) -> Any:
     if isinstance(value, str) and Duration in known:
         return _parsed(Duration.parse, value, where)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and Curve in known and float not in known and int not in known:
+    if number and Curve in known and not {float, int, str} & set(known):
         return as_curve(value)
     plain = all(m in _SHOWN or get_origin(m) is Literal for m in known)
     if known and plain and not any(fits(value, m) for m in known):

@@ -32,7 +32,7 @@ def check_vocabulary(recipe: Recipe, processing_class: Any, skeletons: Mapping[s
     needed = _read(tokenizer) if pretrained else every
     for stage in recipe.stages:
         rows = _rows(skeletons.get(stage.name))
-        mend = f"add {{use: ResizeVocab, to: {every}}} to transforms, or set the config's 'vocab_size' to {every}"
+        mend = f"add {{use: ResizeVocab, to: {every}}} to transforms, or set 'vocab_size' in the config to {every}"
         if rows is not None and rows < needed:
             raise ValueError(
                 f"stage {stage.name!r}: model: its token embedding has {rows} rows, but the tokenizer has {every} tokens; {mend}"

@@ -107,3 +107,12 @@ def test_overrides(overrides, message, work, tmp_path):
 def test_what_other_models_use_is_taken():
     ModelSource(config={**MODEL, "pad_token_id": -1}).skeleton()
     ModelSource(config={**MODEL, "num_hidden_layers": 0}).skeleton()
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer(recipe, tmp_path):
+    tiny.tokenizer().save_pretrained(tmp_path / "tokens")
+    file = recipe(model={"vocab_size": 10}, teacher={"vocab_size": 10})
+    file.write_text("tokenizer: tokens\n" + file.read_text())
+    line = line_of(file, ".vocab_size", "model")
+    with pytest.raises(RecipeError, match=rf"run\.yaml:{line}:5: stage 'a': model: its token embedding has 10 rows"):
+        prepare(recipes.load(file)).plan()

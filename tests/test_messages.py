@@ -15,6 +15,11 @@ from hf_stages.naming import RecipeError
 LONG = "x" * 5000
 TAIL = "\nstages:\n  - name: a\n    until: 1 steps\n"
 READ = {
+    "a number as a shape": (
+        "stages: [{name: a, until: 1 steps, schedule: {use: Fresh, shape: 3}}]",
+        "schedule.shape: expected text or a curve such as Linear(1, 0) or null, got 3",
+        "supported",
+    ),
     "no name": (
         "stages: [{name: null, until: 1 steps}]",
         "name: expected text, got nothing, such as {name: main",
