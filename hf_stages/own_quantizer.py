@@ -33,9 +33,14 @@ class PackedConfig(QuantizationConfigMixin):
             raise ValueError(
                 f"config.json: quantization_config.version: this hf_stages reads version {VERSION}, got {version!r}; update hf_stages"
             )
+        if unknown := sorted(set(kwargs) - {"quant_method"}):
+            raise ValueError(
+                "config.json: quantization_config: expected quant_method, version, layers, reshaped and seal, got "
+                f"{unknown[0]!r}; download it anew"
+            )
         self.version = version
-        self.layers = layers or []
-        self.reshaped = reshaped or {}
+        self.layers = [] if layers is None else layers
+        self.reshaped = {} if reshaped is None else reshaped
         """Shapes that the model's own config cannot say."""
         self.seal = seal
         """Of the files that this was read from."""
@@ -54,22 +59,29 @@ class PackedQuantizer(HfQuantizer):
 
     def update_attn_implementation(self, config: Any) -> Any:
         """The one hook that sees the config before files are looked for."""
-        from hf_stages.packing._seal import check_config
+        from hf_stages.packing._seal import check_config, check_folder
 
         sealed = vars(config).pop(STOP_KEY, None) == STOP
-        check_config(Path(config.name_or_path or "", "config.json"), self.quantization_config.seal, sealed=sealed)
+        file, seal = Path(config.name_or_path or "", "config.json"), self.quantization_config.seal
+        if sealed or seal is not None:
+            check_config(file, seal)
+        if file.is_file():
+            check_folder(file.parent, seal)
         return config
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         from hf_stages.packing._install import install
+        from hf_stages.packing._marks import check_marks, check_names
         from hf_stages.packing._seal import check_config, check_files
 
         files, seal = kwargs.get("checkpoint_files"), self.quantization_config.seal
         if files and seal is not None:
             if not Path(model.config.name_or_path or "").is_dir():  # from the Hub: its config.json lies beside them
-                check_config(Path(files[0]).with_name("config.json"), seal, sealed=True)
+                check_config(Path(files[0]).with_name("config.json"), seal)
             check_files(files, seal)
         install(model, self.quantization_config, files)
+        if files and seal is None and not check_marks(files, self.quantization_config.to_dict()):
+            check_names(model, files)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from hf_stages.packing._install import check_values
@@ -82,6 +94,13 @@ class PackedQuantizer(HfQuantizer):
 
         unpack(model, dtype)
         return model
+
+    def get_state_dict_and_metadata(self, model: Any) -> Any:
+        """What ``save_pretrained`` and ``push_to_hub`` write; an adapter's file is not of the packed weights."""
+        from hf_stages.packing._marks import marks
+
+        adapter = getattr(model, "_hf_peft_config_loaded", False)
+        return None, {} if adapter else marks(model, self.quantization_config.to_dict())
 
     def is_serializable(self, **kwargs: Any) -> bool:
         return True

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_stages.layers.quantizable import holders_of
 from hf_stages.packing._convert import linear_like, table_like, tie_packed
+from hf_stages.packing._header import header_of
 from hf_stages.packing._reshaped import reshape, size_of
 from hf_stages.packing._spec import PackedSpec, from_layers
 from hf_stages.packing._weight import SCALE, PackedWeight
@@ -53,12 +53,24 @@ def install(model: Any, config: Any, files: Sequence[str] | None) -> None:
         new = (table_like if isinstance(module, nn.Embedding) else linear_like)(module, spec)
         for parent, key in holders_of(model, {id(module)}):
             parent._modules[key] = new
+    _all_listed(headers, {place for name in specs for place in places(name)} | tied, places)
     if not any(isinstance(module, PackedWeight) for module in model.modules()):
         raise ValueError(
             f"config.json: quantization_config.layers names {len(specs)} packed modules such as {next(iter(specs), None)!r}, but "
             f"{type(model).__name__} has none of them; load the model with the class in its config's architectures"
         )
     tie_packed(model)
+
+
+def _all_listed(headers: Mapping[str, Any], known: set[str], places: Callable[[str], Sequence[str]]) -> None:
+    """ValueError where the files hold packed weights of which the config says nothing."""
+    for name in (key.removesuffix(".weight") for key in headers if key.endswith(".weight")):
+        stored = {key: headers.get(f"{name}.{key}", {}).get("dtype") for key in _DTYPES}
+        if stored == _DTYPES and not known.intersection(places(name)):
+            raise ValueError(
+                f"{name}: is packed in the checkpoint, and quantization_config.layers in config.json does not name it; "
+                "pack the model again, or download it anew"
+            )
 
 
 def check_values(model: nn.Module) -> None:
@@ -86,7 +98,7 @@ def _fits(names: Sequence[str], spec: PackedSpec, rows: int, columns: int, heade
             raise ValueError(
                 f"{where}: is not in the checkpoint, which has other parts of {names[0]}; download it anew"
             )
-        if found.get("dtype") != dtype or tuple(found.get("shape", ())) != shape:
+        if found.get("dtype") != dtype or tuple(found["shape"]) != shape:
             raise ValueError(
                 f"{where}: expected {dtype} of shape {list(shape)} for {spec.levels} weights of {rows} x {columns}, "
                 f"got {found.get('dtype')} of shape {found.get('shape')}; the file does not fit its config.json"
@@ -99,27 +111,5 @@ def _headers(files: Sequence[str]) -> dict[str, Any]:
     for file in map(Path, files):
         if file.suffix != ".safetensors":
             raise ValueError(f"{file}: a packed checkpoint is a .safetensors file")
-        found.update(header_of(file))
+        found.update(header_of(file).entries)
     return found
-
-
-def header_of(file: Path) -> dict[str, Any]:
-    """Names, dtypes and shapes in a safetensors file; ValueError where it is damaged."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(size - 8, 100_000_000):
-            raise ValueError(f"{file}: expected a safetensors file, got a header of {length} bytes in a file of {size}")
-        try:
-            header = json.loads(stream.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            ends = [entry["data_offsets"][1] for entry in entries.values()]
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
-            raise ValueError(
-                f"{file}: the header of a safetensors file cannot be read ({error}); download it anew"
-            ) from error
-    if not all(isinstance(end, int) for end in ends) or max(ends, default=0) != size - 8 - length:
-        raise ValueError(
-            f"{file}: expected {max(ends, default=0)} bytes of tensors, got {size - 8 - length}; download it anew"
-        )
-    return entries

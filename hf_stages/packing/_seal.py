@@ -17,6 +17,7 @@ from hf_stages.own_quantizer import STOP, STOP_KEY
 
 KEY = "seal"
 _CONFIG = "config.json"
+_INDEX = "model.safetensors.index.json"
 _MEND = "pack the model again, or download it anew"
 _OWN = "if the change is yours: hf_stages.packing.seal({folder!r})"
 
@@ -32,20 +33,41 @@ def seal(folder: str | Path) -> None:
             f"seal: {folder}: expected a packed folder, with quant_method hf_stages and .safetensors files"
         )
     config |= {STOP_KEY: STOP}
-    seals = {"files": {file.name: [file.stat().st_size, checksum(file)] for file in files}, "config": _digest(config)}
+    seals = {"files": _sums(files), "config": _digest(config)}
+    if index := _sums(sorted(folder.glob("*.safetensors.index.json"))):
+        seals["index"] = index
     config["quantization_config"] = {**quantization, KEY: seals}
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def check_config(file: Path, found: Any, *, sealed: bool) -> None:
-    """ValueError where ``config.json`` is not what it was; ``found`` is the seal in it, if any."""
-    if found is None and not sealed:
-        return  # written by save_pretrained, which knows of none
+def check_config(file: Path, found: Any) -> None:
+    """ValueError where ``config.json`` is not what it was; ``found`` is the seal in it."""
     own = _OWN.format(folder=str(file.parent))
-    if not isinstance(found, Mapping) or not isinstance(found.get("files"), Mapping):
+    if not isinstance(found, Mapping) or not {"files", "config"} <= set(found) <= {"files", "config", "index"}:
+        found = {}
+    if not isinstance(found.get("files"), Mapping) or not isinstance(found.get("index", {}), Mapping):
         raise ValueError(f"{file}: quantization_config.{KEY} is missing or damaged; {_MEND}; {own}")
     if file.is_file() and _digest(_read(file)) != found.get("config"):
         raise ValueError(f"{file} was changed after it was written (its checksum differs); {_MEND}; {own}")
+
+
+def check_folder(folder: Path, found: Mapping[str, Any] | None) -> None:
+    """ValueError where a folder lacks a file of weights, or has a damaged index: before transformers looks for them."""
+    if found is not None:
+        files, index = found["files"], found.get("index", {})
+        if lost := next((name for name in sorted({*files, *index}) if not (folder / name).is_file()), None):
+            raise ValueError(f"{folder / lost} is missing, its seal in {_CONFIG} lists it; {_MEND}")
+        for name in index:
+            _check(folder / name, index[name])
+    file = folder / _INDEX
+    if file.is_file() and not (folder / "model.safetensors").is_file():
+        whole = _read(file, "the index of a packed model's files")
+        shards = whole.get("weight_map")
+        if not isinstance(whole.get("metadata"), dict) or not isinstance(shards, dict) or not shards:
+            raise ValueError(f"{file}: expected metadata and a weight_map; {_MEND}")
+        for name in dict.fromkeys(shards.values()):
+            if not isinstance(name, str) or not (folder / name).is_file():
+                raise ValueError(f"{folder / str(name)} is missing, {_INDEX} lists it; {_MEND}")
 
 
 def check_files(files: Sequence[str | Path], found: Mapping[str, Any]) -> None:
@@ -55,14 +77,22 @@ def check_files(files: Sequence[str | Path], found: Mapping[str, Any]) -> None:
         which = "is missing" if apart[0] in listed else "is not one of the sealed files"
         raise ValueError(f"{apart[0]} {which} ({', '.join(sorted(listed))}); {_MEND}")
     for name, file in given.items():
-        size, digest = listed[name] if isinstance(listed[name], list) and len(listed[name]) == 2 else (None, None)
-        own = _OWN.format(folder=str(file.parent))
-        if file.stat().st_size != size:
-            raise ValueError(
-                f"{file} has {file.stat().st_size} bytes, its seal in {_CONFIG} says {size}; {_MEND}; {own}"
-            )
-        if checksum(file) != digest:
-            raise ValueError(f"{file} was changed after it was written (its checksum differs); {_MEND}; {own}")
+        _check(file, listed[name])
+
+
+def _check(file: Path, sums: Any) -> None:
+    size, digest = sums if isinstance(sums, list) and len(sums) == 2 else (None, None)
+    own = _OWN.format(folder=str(file.parent))
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, its seal in {_CONFIG} lists it; {_MEND}")
+    if file.stat().st_size != size:
+        raise ValueError(f"{file} has {file.stat().st_size} bytes, its seal in {_CONFIG} says {size}; {_MEND}; {own}")
+    if checksum(file) != digest:
+        raise ValueError(f"{file} was changed after it was written (its checksum differs); {_MEND}; {own}")
+
+
+def _sums(files: Sequence[Path]) -> dict[str, Any]:
+    return {file.name: [file.stat().st_size, checksum(file)] for file in files}
 
 
 def _digest(config: Mapping[str, Any]) -> str:
@@ -72,11 +102,11 @@ def _digest(config: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128(text.encode()).hexdigest()
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, what: str = "the config of a packed model") -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: expected the config of a packed model, and it cannot be read ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: expected {what}, and it cannot be read ({error}); {_MEND}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{file}: expected the config of a packed model, got a {type(found).__name__}")
+        raise ValueError(f"{file}: expected {what}, got a {type(found).__name__}; {_MEND}")
     return found

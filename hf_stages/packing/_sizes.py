@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.layers.bits import BUFFERS, OTHER, VECTORS, places_of
-from hf_stages.packing._install import header_of
+from hf_stages.packing._header import header_of
 from hf_stages.packing._weight import PackedWeight
 
 HEADERS = "file headers"
@@ -75,7 +75,7 @@ def packed_size(model: Any, files: Iterable[Path], names: Mapping[str, str] | No
     buffers = {name for name, _ in model.named_buffers()}
     parts: dict[str, int] = {}
     for file in files:
-        tensors = header_of(file)
+        tensors = header_of(file).entries
         total = 0
         for name, entry in tensors.items():
             start, end = entry["data_offsets"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,32 +55,40 @@ def to_layers(specs: Mapping[str, PackedSpec]) -> list[dict[str, Any]]:
 def from_layers(layers: Any) -> dict[str, PackedSpec]:
     """The specs by module name; ValueError where that is not what ``to_layers`` writes."""
     found: dict[str, PackedSpec] = {}
-    if not isinstance(layers, Sequence) or isinstance(layers, str):
+    if not isinstance(layers, list) or not layers:
         raise ValueError(_wrong("", "a list", layers))
     for index, layer in enumerate(layers):
         where = f"[{index}]"
-        if not isinstance(layer, Mapping):
+        if not isinstance(layer, Mapping) or set(layer) != {"levels", "group", "activations", "modules"}:
             raise ValueError(_wrong(where, "levels, group, activations and modules", layer))
         spec = _spec(where, layer)
         names = layer.get("modules")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError(_wrong(f"{where}.modules", "a list of module names", names))
+        if len(set(names)) < len(names) or not found.keys().isdisjoint(names):
+            raise ValueError(_wrong(f"{where}.modules", "each module once", names))
         found.update(dict.fromkeys(names, spec))
     return found
 
 
 def _spec(where: str, layer: Mapping[str, Any]) -> PackedSpec:
-    levels, group, activations = layer.get("levels"), layer.get("group"), layer.get("activations")
-    if levels not in BITS:
+    levels, group, activations = layer["levels"], layer["group"], layer["activations"]
+    if not isinstance(levels, str) or levels not in BITS:
         raise ValueError(_wrong(f"{where}.levels", f"one of {', '.join(BITS)}", levels))
-    if group is not None and (not isinstance(group, int) or isinstance(group, bool) or group < 1):
+    if group is not None and (type(group) is not int or group < 1):
         raise ValueError(_wrong(f"{where}.group", "null or a whole number above 0", group))
-    if activations is not None:
-        try:
-            activations = Activations(**activations)
-        except (TypeError, ValueError) as error:
-            raise ValueError(_wrong(f"{where}.activations", "null or bits, symmetric and clip", activations)) from error
-    return PackedSpec(levels, group, activations)
+    return PackedSpec(levels, group, None if activations is None else _activations(where, activations))
+
+
+def _activations(where: str, found: Any) -> Activations:
+    """Each field of its own type: Python would take 1 for true and 8.0 for 8."""
+    kinds = {"bits": (int,), "symmetric": (bool,), "clip": (float, int, type(None))}
+    try:
+        if set(found) == set(kinds) and all(type(found[key]) in kind for key, kind in kinds.items()):
+            return Activations(**found)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(_wrong(f"{where}.activations", "null or bits (8 or 4), symmetric and clip", found))
 
 
 def _wrong(where: str, expected: str, got: Any) -> str:

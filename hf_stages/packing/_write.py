@@ -19,13 +19,20 @@ from hf_stages.packing._spec import to_layers
 
 def write_packed(model: Any, out: Path, rest: torch.dtype, embeddings: str | None, max_shard_size: str) -> PackedSize:
     specs = to_packed(model, rest, embeddings)
-    model.hf_quantizer = PackedQuantizer(PackedConfig(to_layers(specs), reshaped(model)))
+    model.hf_quantizer = _ToBeSealed(PackedConfig(to_layers(specs), reshaped(model)))
     model.config.quantization_config = model.hf_quantizer.quantization_config
     model.save_pretrained(out, max_shard_size=max_shard_size)
     # What is stored in 16 bits computes in 32: on a CPU that is what is fast.
     rewrite(out / "config.json", {"dtype": "float32"})
     seal(out)
     return packed_size(model, sorted(out.glob("*.safetensors")))
+
+
+class _ToBeSealed(PackedQuantizer):
+    """The seal is of whole files: they need no marks of their own."""
+
+    def get_state_dict_and_metadata(self, model: Any) -> Any:
+        return None, {}
 
 
 def rewrite(file: Path, values: Mapping[str, Any]) -> None:

@@ -98,6 +98,34 @@ def scale_nan(folder, header, data):
     write(folder, header, data)
 
 
+def entry(key, value, name=f"{NAME}.weight"):
+    def apply(folder, header, data):
+        header[name][key] = value
+        write(folder, header, data)
+
+    return apply
+
+
+def renamed(old, new):
+    def apply(folder, header, data):
+        header[new] = header.pop(old)
+        write(folder, header, data)
+
+    return apply
+
+
+def one_module_less(folder, header, data):
+    config(lambda c: c["layers"][1]["modules"].remove(NAME))(folder, header, data)
+
+
+def one_module_twice(folder, header, data):
+    config(lambda c: c["layers"].append({**c["layers"][1], "modules": [NAME]}))(folder, header, data)
+
+
+def no_activations(folder, header, data):
+    config(lambda c: c["layers"][0].pop("activations"))(folder, header, data)
+
+
 def config(change):
     def apply(folder, header, data):
         file = folder / "config.json"
@@ -127,10 +155,51 @@ def bad(key, value):
         (bad("levels", "ternary"), "expected I8 of shape"),
         (bad("group", 5), "groups of 5, which do not fill rows"),
         (bad("group", -1), "expected null or a whole number"),
-        (bad("activations", {"bits": 3}), "expected null or bits, symmetric and clip"),
+        (bad("activations", {"bits": 3}), "expected null or bits .8 or 4., symmetric and clip"),
         (bad("modules", ["bert.embeddings.LayerNorm"]), "expected a linear layer or an embedding, got a LayerNorm"),
         (bad("modules", "all"), "a list of module names"),
+        (bad("levels", ["binary"]), "expected one of ternary, binary"),
+        (bad("group", True), "expected null or a whole number"),
+        *(
+            (
+                bad("activations", found),
+                r"layers\[0\].activations: expected null or bits \(8 or 4\), symmetric and clip",
+            )
+            for found in (
+                {},
+                True,
+                "abc",
+                [8, True, None],
+                {"bits": 8, "symmetric": True},
+                {"bits": 8.0, "symmetric": True, "clip": None},
+                {"bits": True, "symmetric": True, "clip": None},
+                {"bits": 8, "symmetric": 1, "clip": None},
+                {"bits": 8, "symmetric": True, "clip": True},
+                {"bits": 8, "symmetric": True, "clip": -1.0},
+                {"bits": 8, "symmetric": True, "clip": "x"},
+                {"bits": 8, "symmetric": True, "clip": None, "more": 1},
+            )
+        ),
+        (no_activations, "expected levels, group, activations and modules"),
+        (bad("more", 1), "expected levels, group, activations and modules"),
+        (one_module_less, f"{NAME}: is packed in the checkpoint, and quantization_config.layers .* does not name it"),
+        (one_module_twice, "expected each module once"),
+        (renamed("classifier.bias", "classifiep.bias"), "classifier.bias is missing from the checkpoint of a Bert"),
+        (renamed("bert.pooler.dense.bias", "dense.bias"), "bert.pooler.dense.bias is missing from"),
+        *(
+            (entry("data_offsets", found), "header of a safetensors file cannot be read")
+            for found in ([0, None], 3, [1])
+        ),
+        *(
+            (entry("data_offsets", found), "cannot be read")
+            for found in ([0, "9"], [0, 1.5], [-1, 3], [9, 3], [0, True])
+        ),
+        *((entry("shape", found), "cannot be read") for found in (3, None, "x", [3, None], [3], [-1, -2], {})),
+        *((entry("dtype", found), "cannot be read") for found in (None, 3, "F33", ["F32"])),
         (config(lambda c: c.update(layers="all")), "expected a list, got 'all'"),
+        *((config(lambda c, found=found: c.update(layers=found)), "expected a list") for found in ({}, [], 0, None)),
+        (config(lambda c: c.update(more=1)), "expected quant_method, version, layers, reshaped and seal, got 'more'"),
+        (config(lambda c: c.update(reshaped=[])), "expected sizes and numbers by module"),
         (config(lambda c: c.update(version=99)), "reads version 1, got 99; update hf_stages"),
         (config(lambda c: c.update(reshaped={"sizes": {NAME: [0, 1]}})), "expected rows and columns"),
         (config(lambda c: c.update(reshaped={"numbers": {NAME: {"no": 1}}})), "has no number 'no'"),
@@ -141,6 +210,45 @@ def test_it_is_said_what_is_wrong(copy, harm, words):
     harm(copy, *parts(copy))
     with pytest.raises(ValueError, match=words):
         load(copy)
+
+
+def test_a_tensor_too_many(copy):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    save_file({**tensors, "bert.pooler.more": torch.zeros(3)}, copy / "model.safetensors")
+    with pytest.raises(ValueError, match=r"bert\.pooler\.more is not of this model, but in the checkpoint"):
+        load(copy)
+
+
+def no_shard(folder, index):
+    file = folder / max(json.loads(index.read_text())["weight_map"].values())
+    file.unlink()
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (no_shard, "model-00002-of-00002.safetensors is missing"),
+        (lambda folder, index: index.write_bytes(b"\xff" + index.read_bytes()[1:]), "index.json"),
+        (lambda folder, index: index.write_text(index.read_text()[:-9]), "index.json"),
+        (lambda folder, index: index.write_text("[]"), "index.json"),
+        (lambda folder, index: index.write_text('{"weight_map": {}}'), "index.json"),
+        (lambda folder, index: index.write_text('{"metadata": {}, "weight_map": {"a": 1}}'), "1 is missing|index.json"),
+    ],
+)
+def test_shards_and_their_index(tmp_path, harm, words, sealed):
+    folder = tmp_path / "packed"
+    pack(quantized("bert-binary"), folder, max_shard_size="8KB")
+    if not sealed:
+        unsealed(folder)
+    load(folder)
+    harm(folder, folder / "model.safetensors.index.json")
+    with pytest.raises(ValueError, match=words) as caught:
+        load(folder)
+    assert "download it anew" in str(caught.value)
+    assert type(caught.value) is ValueError
 
 
 def test_codes_that_mean_nothing(tmp_path):

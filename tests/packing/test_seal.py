@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
 
 from hf_stages.own_quantizer import STOP
@@ -133,6 +132,9 @@ def test_shards_are_all_needed(tmp_path):
     last = max(index["weight_map"].values())
     index["weight_map"] = {key: name for key, name in index["weight_map"].items() if name != last}
     file.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json has .* bytes, its seal"):
+        load(tmp_path / "p")
+    edit(tmp_path / "p", lambda c: c["quantization_config"]["seal"].pop("index"))
     with pytest.raises(ValueError, match=f"{last} is missing"):
         load(tmp_path / "p")
 
@@ -145,17 +147,10 @@ def test_a_change_of_ones_own_is_sealed_anew(copy):
     assert load(copy).config.hidden_act == "relu"
 
 
-def test_saved_again_it_has_no_seal_and_loads(copy, tmp_path):
-    model = load(copy, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path / "again")
-    config = json.loads((tmp_path / "again" / "config.json").read_text())
-    assert "seal" not in config["quantization_config"]
-    load(tmp_path / "again")
-    seal(tmp_path / "again")
-    load(tmp_path / "again")
-    flip_weight(tmp_path / "again")
-    with pytest.raises(ValueError, match="was changed after it was written"):
-        load(tmp_path / "again")
+def test_a_folder_without_its_seal_is_refused_before_a_model_is_built(copy):
+    edit(copy, lambda c: (c["quantization_config"].pop("seal"), c.update(num_hidden_layers=10**9)))
+    with pytest.raises(ValueError, match="seal is missing or damaged"):
+        load(copy)
 
 
 def test_a_config_serves_more_than_once(copy):
