@@ -57,7 +57,7 @@ def _refuse_shared(model: Any, where: str) -> None:
     """Weights of the base that stand in several places (``layer_replication``) cannot be written, unless the model ties them itself."""
     base = model.get_base_model()
     tied = {name for pair in (getattr(base, "all_tied_weights_keys", None) or {}).items() for name in pair}
-    own, places = base_names(model), {}
+    own, places = base_names(model), dict[int, list[str]]()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if own.get(name, "") not in {"", *tied}:
             places.setdefault(id(tensor), []).append(name)

@@ -29,7 +29,7 @@ def unlike_by_source(trainer: Any, objective: Any, batch: Mapping[str, Any], *, 
     if float(items) == 0:
         return None
     inputs = dict(parted(trainer, batch)[0])
-    reduction, values = objective.reduction, {}
+    reduction, values = objective.reduction, dict[int, torch.Tensor]()
     watch = EvalParts(reduction, torch.zeros(())).watching(values) if reduction is not None and reduction.adds else None
     context = trainer.compute_loss_context_manager()
     with undisturbed(), as_it_was(trainer), torch.no_grad(), evaluating(trainer.model), context, stirred(trainer.model):
