@@ -14,7 +14,7 @@ def shortened(message: str) -> str:
     """The message with long values cut: what stands at their beginning tells which they are.
 
     >>> shortened("expected text, got '" + 400 * "ab" + "'; leave it out")[:40]
-    "expected text, got 'ababababababababababab"
+    "expected text, got 'abababababababababab"
     """
     cut = _LONG.sub(lambda found: f"{found[0][:_KEPT]}... ({len(found[0])} characters)", message)
     return cut if len(cut) <= _MOST else f"{cut[:_MOST]}... ({len(cut)} characters)"
