@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -56,7 +56,9 @@ def learn(trainer: Any, objective: Any, batches: Sequence[Mapping[str, Any]]) ->
     found = _of_main(found, trainer)
     if found is not False:
         objective.learn(found)
-        problem = unlike_by_source(trainer, objective, batch, half=_is_half(trainer)) if by_source else None
+        # In shards all ranks must run forwards alike, and one without targets would run none.
+        told = by_source and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+        problem = unlike_by_source(trainer, objective, batch, half=_is_half(trainer)) if told else None
         if (problem := _of_main(problem, trainer)) is not None:
             raise ValueError(f"stage {trainer._stage.planned.name!r}: {problem}")
         trainer._reductions = {**trainer._reductions, _kind(trainer, batches[0]): found}
@@ -116,7 +118,14 @@ def find_reduction(
     context = trainer.compute_loss_context_manager()
     for given in [doubled(inputs), inputs] if rows_of(inputs) == 1 else [inputs]:  # a row alone says little
         try:
-            with undisturbed(), as_it_was(trainer), torch.no_grad(), evaluating(trainer.model), context:
+            with (
+                undisturbed(),
+                as_it_was(trainer),
+                torch.no_grad(),
+                evaluating(trainer.model),
+                context,
+                _sharded_after(trainer),
+            ):
                 return _found(trainer, loss_of, given, task)
         except _Nothing:
             return False
@@ -127,6 +136,17 @@ def find_reduction(
         f"{problem}; taken for one over labels, or rows without labels"
     )
     return None
+
+
+@contextmanager
+def _sharded_after(trainer: Any) -> Iterator[None]:
+    """FSDP2 leaves a root's parameters whole behind a forward, until a backward puts them back in shards."""
+    try:
+        yield
+    finally:
+        for module in trainer.model.modules() if trainer.is_fsdp_enabled else ():
+            if hasattr(module, "reshard"):
+                module.reshard()
 
 
 def _is_known(trainer: Any, inner: Callable[..., Any]) -> bool:

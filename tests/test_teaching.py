@@ -116,7 +116,10 @@ def test_the_command_shows_the_layers_of_a_ready_recipe(recipe, capsys):
         ({"stages": {"use": "one_stage", "layers": {"1": 5}}}, "teacher layer 5: expected 0 (embeddings) to 4"),
         ({"stages": {"use": "one_stage"}, "teacher": None}, "its loss compares with a teacher"),
         ({"stages": [{"name": "a", "until": "1 steps", "teacher": "base"}]}, "no loss of the stage uses a teacher"),
-        ({"stages": {"use": "one_stage"}, "teacher": "teachr"}, ": teacher teachr: "),
+        (
+            {"stages": {"use": "one_stage"}, "teacher": "teachr"},
+            ": stage 'all': teacher: there is no folder 'teachr' here",
+        ),
     ],
 )
 def test_the_command_refuses_before_weights_are_read(recipe, capsys, changes, message):

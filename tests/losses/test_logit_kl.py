@@ -199,7 +199,7 @@ def test_kinds_by_class(auto, config, number):
         ({"direction": "backward"}, "direction: expected one of forward, reverse, jsd, got 'backward'"),
         ({"temperature": 0}, "temperature: expected more than 0"),
         ({"temperature": -1.0}, "temperature: expected more than 0"),
-        ({"temperature": float("nan")}, "temperature: expected more than 0"),
+        ({"temperature": float("nan")}, "expected a finite number, got nan"),
         ({"temperature": True}, "expected a number or a curve"),
         ({"temperature": Linear(2, 0)}, "more than 0, got 0.0 at t=1"),
         ({"beta": 0}, "beta: expected a number between 0 and 1"),
