@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from yaml.reader import ReaderError
 
-from hf_stages.naming import RecipeError
+from hf_stages.core.registry import RecipeError
 
 Marks = dict[tuple[str | int, ...], tuple[int, int]]
 

@@ -26,8 +26,8 @@ from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
 from hf_stages.hub_name import taken_for_hub
-from hf_stages.losses import TaskLoss
 from hf_stages.losses._algebra import terms_of
+from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.model_source import ModelSource
 from hf_stages.nearest import did_you_mean
 from hf_stages.origin import Origin

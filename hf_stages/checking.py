@@ -21,9 +21,9 @@ from hf_stages.data._random import undisturbed
 from hf_stages.domains import domains_of, earlier_domains
 from hf_stages.losses._algebra import Term, groups_of, terms_of
 from hf_stages.losses._on_source import OnSource
-from hf_stages.metrics import Metrics
+from hf_stages.metrics.metrics import Metrics
 from hf_stages.model_source import ModelSource
-from hf_stages.packing import check_packable
+from hf_stages.packing._convert import check_packable
 from hf_stages.plan import Plan, Taught
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
@@ -32,7 +32,7 @@ from hf_stages.teacher import BASE
 from hf_stages.teacher_source import CachedTeacher, Teacher
 from hf_stages.teachers import structure_of, teacher_of
 from hf_stages.teaching import taught
-from hf_stages.transforms import SplitTernary
+from hf_stages.transforms.split_ternary import SplitTernary
 
 _LOGITS = frozenset({"logits", "final", "outputs"})
 

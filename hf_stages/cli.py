@@ -266,7 +266,7 @@ def resume_command(options: argparse.Namespace) -> str:
 
 def _ready(options: argparse.Namespace) -> int:
     from hf_stages import recipe as recipes
-    from hf_stages.naming import ready_names
+    from hf_stages.core.registry import classes_of
     from hf_stages.reference import recipe_reference
     from hf_stages.sketch import module_doc
 
@@ -274,8 +274,8 @@ def _ready(options: argparse.Namespace) -> int:
         print(recipe_reference(), end="")
         return OK
     if options.name is None:
-        for name in ready_names():
-            print(f"{name:<12} {module_doc(f'hf_stages.recipes.{name}')}")
+        for module, name in classes_of("recipes"):
+            print(f"{name:<12} {module_doc(module)}")
         return OK
     try:
         for setting in options.settings:
@@ -306,7 +306,7 @@ def _cache(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from hf_stages.packing import pack
+    from hf_stages.packing._pack import pack
 
     try:
         size = pack(

@@ -10,7 +10,7 @@ from typing import Any
 from hf_stages.data._curriculum import Curriculum
 from hf_stages.sizes import named, train_dataset_of
 from hf_stages.stage import Recipe, Stage, parents_of
-from hf_stages.transforms import SetTask
+from hf_stages.transforms.set_task import SetTask
 
 PLAIN = "eval"
 """The name of the run's evaluation set where it has none of its own."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_stages.naming import RecipeError
+from hf_stages.core.registry import RecipeError
 
 Path = tuple[str | int, ...]
 _STAGE = re.compile(r"stage '([^']+)': ")

@@ -11,10 +11,7 @@ from types import FunctionType
 from typing import Any
 
 from hf_stages._hints import convert_scalar, hints_of, keeps_list, key_type, takes_text
-from hf_stages.curves import Const, as_curve
-from hf_stages.duration import Duration
-from hf_stages.fingerprint import fingerprint, is_model, kind
-from hf_stages.naming import (
+from hf_stages.core.registry import (
     FOLDERS,
     Where,
     check_arguments,
@@ -24,6 +21,9 @@ from hf_stages.naming import (
     importable_as,
     parameters_of,
 )
+from hf_stages.curves import Const, as_curve
+from hf_stages.duration import Duration
+from hf_stages.fingerprint import fingerprint, is_model, kind
 from hf_stages.nearest import did_you_mean
 from hf_stages.sketch import names_in
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_stages.duration import Duration
-from hf_stages.schedules import Fresh, Resume
 from hf_stages.schedules._span import Defaults, Span
+from hf_stages.schedules.fresh import Fresh
+from hf_stages.schedules.resume import Resume
 from hf_stages.stage import Recipe, Stage, parents_of
 
 

@@ -22,8 +22,10 @@ from hf_stages.gates._gate import Decision, Gate, History
 from hf_stages.one_writer import one_writer
 from hf_stages.plan import Plan, PlannedStage
 from hf_stages.replaying import replay_gate
-from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.schedules._span import Span
+from hf_stages.schedules.fresh import Fresh
+from hf_stages.schedules.resume import Resume
+from hf_stages.schedules.rewarm import Rewarm
 from hf_stages.sizes import plan_for
 from hf_stages.stage import Recipe, Stage, parents_of
 from hf_stages.versus import Sources, own_part, with_replay

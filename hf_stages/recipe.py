@@ -26,8 +26,7 @@ from typing import Any, TypeVar
 
 from hf_stages import _yaml
 from hf_stages._hints import hints_of
-from hf_stages.fingerprint import fingerprint
-from hf_stages.naming import (
+from hf_stages.core.registry import (
     FOLDERS,
     RecipeError,
     Where,
@@ -37,6 +36,7 @@ from hf_stages.naming import (
     find_ready,
     has_class,
 )
+from hf_stages.fingerprint import fingerprint
 from hf_stages.nearest import did_you_mean
 from hf_stages.origin import Origin
 from hf_stages.parts import (
@@ -284,7 +284,7 @@ def _read_model(value: Any, where: Where) -> Any:
         raise where.error(f"expected a name, {{path: ...}} or {{config: {{...}}}}, got {short(value)}")
     refuse_in_memory(value, where)
     if "use" in value:
-        return read_part(value, ["teacher_source", "model_source"], where)
+        return read_part(value, ["teachers", "models"], where)
     from hf_stages.model_source import ModelSource
 
     # A model's config is HF's own mapping: its lists stay lists.

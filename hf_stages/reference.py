@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterable
 
 from hf_stages.args_allowed import KINDS, ONE_RUN, REASONS
+from hf_stages.core.registry import classes_of
 from hf_stages.documented import Argument, Documented
 from hf_stages.duration import MULTIPLES, SCALES, UNITS
-from hf_stages.naming import classes_of, ready_names
 from hf_stages.reports._markdown import table
 from hf_stages.sketch import module_doc
 
@@ -48,7 +48,7 @@ def recipe_reference() -> str:
         _section("Curves", _CURVES, *_parts("curves", lambda part: "Curve" in part.bases)),
         _section("args", _args()),
         _section("model", _MODEL, _class("hf_stages.model_source", "ModelSource")),
-        _section("teacher", _TEACHER, *_parts("teacher_source")),
+        _section("teacher", _TEACHER, *_parts("teachers")),
         _section("sources", _SOURCES, _class("hf_stages.data.source", "Source")),
         _section("Curricula", *_parts("data", lambda part: "Curriculum" in part.bases)),
         _section("Collators", _COLLATORS, *_parts("data", lambda part: "Collating" in part.bases)),
@@ -149,5 +149,5 @@ def _metrics() -> str:
 
 
 def _ready() -> str:
-    rows = [(f"`{name}`", _prose(module_doc(f"hf_stages.recipes.{name}").split("\n")[0])) for name in ready_names()]
+    rows = [(f"`{name}`", _prose(module_doc(module).split("\n")[0])) for module, name in classes_of("recipes")]
     return "\n".join(table(["name", "what it is"], rows))

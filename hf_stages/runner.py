@@ -26,14 +26,14 @@ from hf_stages.domains import domains_of, same_task
 from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.eval_terms import EvalTerms
 from hf_stages.final_metrics import settled_metrics
-from hf_stages.gates import History
+from hf_stages.gates._gate import History
 from hf_stages.handover import Handover
 from hf_stages.kept import forget, kept_folder
 from hf_stages.ledger import Ledger
 from hf_stages.losses._algebra import groups_of, sources_of
 from hf_stages.manifest import Manifest
 from hf_stages.objective import Objective
-from hf_stages.packing import pack
+from hf_stages.packing._pack import pack
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.rates import at_rate
 from hf_stages.remembered import forget as forget_counts

@@ -21,7 +21,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from hf_stages.collating import reads_progress
 from hf_stages.data._progress import PlacedDataset, PlacedSampler, PlacedStream
 from hf_stages.drawn import Drawn
-from hf_stages.gates import History
+from hf_stages.gates._gate import History
 from hf_stages.last_evaluation import LastEvaluation
 from hf_stages.ledger import Ledger
 from hf_stages.objective import Objective

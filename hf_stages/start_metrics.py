@@ -13,8 +13,8 @@ from hf_stages.data._collating import nested
 from hf_stages.data._random import undisturbed
 from hf_stages.data.by_source import BySource
 from hf_stages.domains import by_domain, domains_of, own_domains, plain_name
-from hf_stages.losses import TaskLoss
 from hf_stages.losses._algebra import terms_of
+from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.stage import Recipe, Stage
 
 START = "start"

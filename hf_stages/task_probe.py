@@ -24,9 +24,9 @@ from hf_stages.columns import parted
 from hf_stages.data._random import undisturbed
 from hf_stages.layers.blocks import base_of
 from hf_stages.loss_calls import Call, LossCalls
-from hf_stages.losses import TaskLoss
 from hf_stages.losses._reduction import IGNORED, Count, Reduction, tokens_of
 from hf_stages.losses._tokens import rows_of
+from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.objective import counted
 from hf_stages.task_trial import Trial, doubled
 from hf_stages.without_dropout import training_without_dropout

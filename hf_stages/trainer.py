@@ -33,7 +33,7 @@ from hf_stages.dry_run import dry_models
 from hf_stages.flow import OneRun
 from hf_stages.held_back import held_back
 from hf_stages.launch import check_launch
-from hf_stages.layers import is_range
+from hf_stages.layers._quantized import is_range
 from hf_stages.loading import load_stage
 from hf_stages.measured import MeasuredMixin
 from hf_stages.one_writer import one_writer

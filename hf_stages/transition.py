@@ -11,7 +11,7 @@ import torch
 from transformers.utils import logging
 
 from hf_stages.data._random import undisturbed
-from hf_stages.layers import Activations
+from hf_stages.layers.activations import Activations
 from hf_stages.plan import PlannedStage
 
 logger = logging.get_logger(__name__)

@@ -21,7 +21,8 @@ from hf_stages.data.replay import Replay
 from hf_stages.domains import domains_of
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.replaying import examples_read, replay_gate
-from hf_stages.schedules import Fresh, Rewarm
+from hf_stages.schedules.fresh import Fresh
+from hf_stages.schedules.rewarm import Rewarm
 from hf_stages.sizes import plan_for, train_dataset_of
 from hf_stages.stage import Recipe, Stage, parents_of
 from hf_stages.stage_args import stage_args

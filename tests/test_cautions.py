@@ -11,9 +11,9 @@ from transformers import TrainingArguments
 
 from hf_stages import Recipe, Stage, cli
 from hf_stages.cautions import cautions
+from hf_stages.core.registry import names_of
 from hf_stages.curves import Const, Linear
 from hf_stages.data import ByLength, Preferences
-from hf_stages.naming import ready_names
 from hf_stages.plan import Size, args_defaults, make_plan
 from hf_stages.recipe import loads
 from hf_stages.reports.plan_table import plan_table
@@ -97,7 +97,7 @@ def test_a_place_that_holds_several_rows_counts_as_these(tokens, warned):
     assert bool(planned(ByLength(rows, tokens=tokens), 2)) == warned
 
 
-@pytest.mark.parametrize("name", ready_names())
+@pytest.mark.parametrize("name", names_of("recipes"))
 def test_a_ready_recipe_as_it_is_printed_raises_none(name, capsys):
     """With the arguments that its first line says to add."""
     assert cli.main(["recipe", name]) == 0

@@ -8,7 +8,7 @@ import pytest
 
 from hf_stages import recipe as recipes
 from hf_stages.build import prepare
-from hf_stages.naming import RecipeError
+from hf_stages.core.registry import RecipeError
 from hf_stages.origin import Origin
 from tests import tiny
 

@@ -12,9 +12,9 @@ from transformers import BertForQuestionAnswering, TrainingArguments
 from hf_stages import Stage, StagedTrainer
 from hf_stages import recipe as recipes
 from hf_stages.build import prepare
+from hf_stages.core.registry import RecipeError
 from hf_stages.data import Mixture
 from hf_stages.losses import LogitKL
-from hf_stages.naming import RecipeError
 from tests import tiny
 
 RAW = Dataset.from_dict({"text": ["a b", "c"] * 4, "label": [0, 1] * 4})

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from transformers import DataCollatorWithPadding, LlamaConfig, LlamaForCausalLM, default_data_collator
 
 import hf_stages
-from hf_stages import Recipe, Stage, naming
+from hf_stages import Recipe, Stage
+from hf_stages.core import registry
 from hf_stages.curves import Linear
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
@@ -286,7 +287,7 @@ def test_errors_from_text_give_the_line():
 
 
 def test_missing_folders_are_no_crash(monkeypatch, tmp_path):
-    monkeypatch.setattr(naming, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(registry, "_PACKAGE", tmp_path)
     for key in ("monitors", "exporters"):
         with pytest.raises(RecipeError, match=f"unknown part 'Spike'.*has no {key} of its own.*'module:Spike'"):
             loads(STAGE + f"    {key}: [Spike]")
@@ -298,7 +299,7 @@ def test_adding_a_part_is_adding_a_file(monkeypatch, tmp_path):
     (tmp_path / "gates" / "my_kl.py").write_text("class MyKL: pass\nclass Helper: pass\n")
     (tmp_path / "gates" / "broken.py").write_text("class Broken: pass\nraise RuntimeError('imported')\n")
     (tmp_path / "gates" / "_private.py").write_text("class Private: pass\n")
-    monkeypatch.setattr(naming, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(registry, "_PACKAGE", tmp_path)
     monkeypatch.setattr(hf_stages.gates, "__path__", [*hf_stages.gates.__path__, str(tmp_path / "gates")])
     assert type(part_from_dict("MyKL", "gates")).__name__ == "MyKL"
     for name in ("Helper", "Private", "my_kl", "Mykl"):
@@ -315,8 +316,8 @@ def test_adding_a_part_is_adding_a_file(monkeypatch, tmp_path):
 def test_acronyms(monkeypatch, tmp_path, name, file):
     (tmp_path / "losses").mkdir()
     (tmp_path / "losses" / f"{file}.py").write_text(f"class {name}: pass\n")
-    monkeypatch.setattr(naming, "_PACKAGE", tmp_path)
-    assert naming._module_of(name, "losses") == f"hf_stages.losses.{file}"
+    monkeypatch.setattr(registry, "_PACKAGE", tmp_path)
+    assert registry.module_of(name, "losses") == f"hf_stages.losses.{file}"
 
 
 # ---- custom parts ---------------------------------------------------------------------------------------------------
@@ -361,7 +362,9 @@ def test_custom_parts_that_are_none(use, message):
         part_from_dict({"use": use, "x": 1}, "gates", trust_remote_code=True)
 
 
-@pytest.mark.parametrize("use", ["hf_stages.naming:ast", "hf_stages.naming:find_class", "hf_stages.naming:Path"])
+@pytest.mark.parametrize(
+    "use", ["hf_stages.core.registry:ast", "hf_stages.core.registry:find_class", "hf_stages.core.registry:Path"]
+)
 def test_our_own_modules_lead_to_our_own_classes_only(use):
     with pytest.raises(RecipeError, match="is no class of hf_stages"):
         part_from_dict({"use": use}, "gates")

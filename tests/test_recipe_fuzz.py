@@ -10,7 +10,7 @@ import pytest
 
 from hf_stages import _yaml
 from hf_stages import recipe as recipes
-from hf_stages.naming import RecipeError
+from hf_stages.core.registry import RecipeError
 
 SEEDS = [
     """

@@ -10,10 +10,10 @@ import pytest
 
 from hf_stages.args_allowed import ALLOWED, REASONS
 from hf_stages.cli import main
+from hf_stages.core.registry import classes_of
 from hf_stages.data.source import Source
 from hf_stages.documented import Documented
 from hf_stages.model_source import ModelSource
-from hf_stages.naming import classes_of
 from hf_stages.reference import recipe_reference
 from hf_stages.sketch import sketch
 from hf_stages.stage import Recipe, Stage

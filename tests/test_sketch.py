@@ -9,13 +9,13 @@ import json
 import pytest
 
 from hf_stages._hints import hints_of
+from hf_stages.core.registry import FOLDERS, classes_of, module_of, names_of, parameters_of
 from hf_stages.data.collator import SUPPLIED
-from hf_stages.naming import FOLDERS, _module_of, _public_classes, parameters_of, ready_names
 from hf_stages.parts import _SUPPLIED
 from hf_stages.sketch import fields_of, names_in, sketch
 
-PARTS = sorted({(_module_of(name, folder), name) for folder in FOLDERS.values() for name in _public_classes(folder)})
-RECIPES = [(f"hf_stages.recipes.{name}", name) for name in ready_names()]
+PARTS = sorted({(module_of(name, folder), name) for folder in FOLDERS.values() for name in names_of(folder)})
+RECIPES = classes_of("recipes")
 COLLATORS = "transformers.data.data_collator"
 THEIRS = [(COLLATORS, name) for name in names_in(COLLATORS) if name.startswith("DataCollator")]
 OPEN = inspect.Parameter.VAR_KEYWORD

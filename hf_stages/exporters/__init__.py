@@ -1,6 +1,15 @@
 """Exporters: a stage's model in the files of other programs."""
 
-from hf_stages.exporters.gguf import Gguf as Gguf
-from hf_stages.exporters.onnx import Onnx as Onnx
+from typing import Any
 
-__all__ = ["Gguf", "Onnx"]
+from hf_stages.core.exports import Exports
+
+_EXPORTS = Exports(__name__, ("exporters",))
+
+
+def __getattr__(name: str) -> Any:
+    return _EXPORTS.load(name)
+
+
+def __dir__() -> list[str]:
+    return _EXPORTS.names()

@@ -9,7 +9,7 @@ import torch
 
 from hf_stages.exporters._graph import MICROSOFT, Graph
 from hf_stages.exporters._source import Array, Half, Levels, Source
-from hf_stages.layers import Activations
+from hf_stages.layers.activations import Activations
 from hf_stages.layers.packed_levels import pack_levels
 
 _BLOCKS = (128, 64, 32, 16)

@@ -1,13 +1,19 @@
-"""Gates: from the stage's history, nothing, an alert, the end of the stage, a lower rate or a way back."""
+"""Gates: from the stage's history, nothing, an alert, the end of the stage, a lower rate or a way back. One file each."""
 
-from hf_stages.gates._gate import Decision as Decision
-from hf_stages.gates._gate import Gate as Gate
-from hf_stages.gates._gate import History as History
-from hf_stages.gates.above import Above as Above
-from hf_stages.gates.below import Below as Below
-from hf_stages.gates.budget import Budget as Budget
-from hf_stages.gates.expect import Expect as Expect
-from hf_stages.gates.forgetting import Forgetting as Forgetting
-from hf_stages.gates.plateau import Plateau as Plateau
+from typing import Any
 
-__all__ = ["Above", "Below", "Budget", "Decision", "Expect", "Forgetting", "Gate", "History", "Plateau"]
+from hf_stages.core.exports import Exports
+
+_EXPORTS = Exports(
+    __name__,
+    ("gates",),
+    more={"Decision": "hf_stages.gates._gate", "Gate": "hf_stages.gates._gate", "History": "hf_stages.gates._gate"},
+)
+
+
+def __getattr__(name: str) -> Any:
+    return _EXPORTS.load(name)
+
+
+def __dir__() -> list[str]:
+    return _EXPORTS.names()

@@ -1,6 +1,21 @@
 """Fast linear layers on packed 1-bit and 2-bit weights."""
 
-from hf_stages.kernels._library import which as which
-from hf_stages.kernels._linear import linear as linear
+from typing import Any
 
-__all__ = ["linear", "which"]
+from hf_stages.core.exports import Exports
+
+_EXPORTS = Exports(
+    __name__,
+    more={
+        "linear": "hf_stages.kernels._linear",
+        "which": "hf_stages.kernels._library",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    return _EXPORTS.load(name)
+
+
+def __dir__() -> list[str]:
+    return _EXPORTS.names()

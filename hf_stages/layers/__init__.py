@@ -1,37 +1,35 @@
 """Layers: where a model's blocks are, and modules that stand in for a model's own."""
 
-from hf_stages.layers._quantized import is_range as is_range
-from hf_stages.layers._stored import StoredBits as StoredBits
-from hf_stages.layers._stored import StoredSize as StoredSize
-from hf_stages.layers.activations import Activations as Activations
-from hf_stages.layers.binary_embedding import BinaryEmbedding as BinaryEmbedding
-from hf_stages.layers.binary_linear import BinaryLinear as BinaryLinear
-from hf_stages.layers.bits import stored_size as stored_size
-from hf_stages.layers.blocks import blocks_of as blocks_of
-from hf_stages.layers.blocks import stack_of as stack_of
-from hf_stages.layers.blocks import stacks_of as stacks_of
-from hf_stages.layers.normed_linear import NormedLinear as NormedLinear
-from hf_stages.layers.quantizers import Quantizer as Quantizer
-from hf_stages.layers.split_embedding import SplitEmbedding as SplitEmbedding
-from hf_stages.layers.split_linear import SplitLinear as SplitLinear
-from hf_stages.layers.ternary_embedding import TernaryEmbedding as TernaryEmbedding
-from hf_stages.layers.ternary_linear import TernaryLinear as TernaryLinear
+from typing import Any
 
-__all__ = [
-    "Activations",
-    "BinaryEmbedding",
-    "BinaryLinear",
-    "NormedLinear",
-    "Quantizer",
-    "SplitEmbedding",
-    "SplitLinear",
-    "StoredBits",
-    "StoredSize",
-    "TernaryEmbedding",
-    "TernaryLinear",
-    "blocks_of",
-    "is_range",
-    "stack_of",
-    "stacks_of",
-    "stored_size",
-]
+from hf_stages.core.exports import Exports
+
+_EXPORTS = Exports(
+    __name__,
+    more={
+        "Activations": "hf_stages.layers.activations",
+        "BinaryEmbedding": "hf_stages.layers.binary_embedding",
+        "BinaryLinear": "hf_stages.layers.binary_linear",
+        "NormedLinear": "hf_stages.layers.normed_linear",
+        "Quantizer": "hf_stages.layers.quantizers",
+        "SplitEmbedding": "hf_stages.layers.split_embedding",
+        "SplitLinear": "hf_stages.layers.split_linear",
+        "StoredBits": "hf_stages.layers._stored",
+        "StoredSize": "hf_stages.layers._stored",
+        "TernaryEmbedding": "hf_stages.layers.ternary_embedding",
+        "TernaryLinear": "hf_stages.layers.ternary_linear",
+        "blocks_of": "hf_stages.layers.blocks",
+        "is_range": "hf_stages.layers._quantized",
+        "stack_of": "hf_stages.layers.blocks",
+        "stacks_of": "hf_stages.layers.blocks",
+        "stored_size": "hf_stages.layers.bits",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    return _EXPORTS.load(name)
+
+
+def __dir__() -> list[str]:
+    return _EXPORTS.names()

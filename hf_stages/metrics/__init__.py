@@ -1,5 +1,15 @@
 """Metrics that need no network, as ``evaluate`` metrics over scikit-learn and scipy."""
 
-from hf_stages.metrics.metrics import Metrics as Metrics
+from typing import Any
 
-__all__ = ["Metrics"]
+from hf_stages.core.exports import Exports
+
+_EXPORTS = Exports(__name__, ("metrics",))
+
+
+def __getattr__(name: str) -> Any:
+    return _EXPORTS.load(name)
+
+
+def __dir__() -> list[str]:
+    return _EXPORTS.names()

@@ -1,11 +1,26 @@
 """Packed models: one or two bits a weight, on disk and in memory."""
 
-from hf_stages.packing._convert import check_packable as check_packable
-from hf_stages.packing._pack import pack as pack
-from hf_stages.packing._seal import seal as seal
-from hf_stages.packing._sizes import PackedSize as PackedSize
-from hf_stages.packing._spec import PackedSpec as PackedSpec
-from hf_stages.packing.packed_embedding import PackedEmbedding as PackedEmbedding
-from hf_stages.packing.packed_linear import PackedLinear as PackedLinear
+from typing import Any
 
-__all__ = ["PackedEmbedding", "PackedLinear", "PackedSize", "PackedSpec", "check_packable", "pack", "seal"]
+from hf_stages.core.exports import Exports
+
+_EXPORTS = Exports(
+    __name__,
+    more={
+        "PackedEmbedding": "hf_stages.packing.packed_embedding",
+        "PackedLinear": "hf_stages.packing.packed_linear",
+        "PackedSize": "hf_stages.packing._sizes",
+        "PackedSpec": "hf_stages.packing._spec",
+        "check_packable": "hf_stages.packing._convert",
+        "pack": "hf_stages.packing._pack",
+        "seal": "hf_stages.packing._seal",
+    },
+)
+
+
+def __getattr__(name: str) -> Any:
+    return _EXPORTS.load(name)
+
+
+def __dir__() -> list[str]:
+    return _EXPORTS.names()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hf_stages.layers import Activations
+from hf_stages.layers.activations import Activations
 from hf_stages.layers.packed_levels import BITS as LEVEL_BITS
 from hf_stages.layers.packed_levels import row_bytes
 

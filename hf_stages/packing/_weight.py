@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_stages.layers import StoredBits
+from hf_stages.layers._stored import StoredBits
 from hf_stages.layers.packed_levels import unpack_levels
 from hf_stages.packing._spec import PackedSpec
 

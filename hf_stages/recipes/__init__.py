@@ -15,11 +15,16 @@ The compressions ``multi_stage`` (general distillation, two bits, splitting, one
 and ``bitdistill`` (a decoder in ternary weights) take most of these too, and say for themselves what they add.
 """
 
-from hf_stages.recipes.bitdistill import bitdistill as bitdistill
-from hf_stages.recipes.multi_stage import multi_stage as multi_stage
-from hf_stages.recipes.one_stage import one_stage as one_stage
-from hf_stages.recipes.single_stage import single_stage as single_stage
-from hf_stages.recipes.three_stage import three_stage as three_stage
-from hf_stages.recipes.two_stage import two_stage as two_stage
+from typing import Any
 
-__all__ = ["bitdistill", "multi_stage", "one_stage", "single_stage", "three_stage", "two_stage"]
+from hf_stages.core.exports import Exports
+
+_EXPORTS = Exports(__name__, ("recipes",))
+
+
+def __getattr__(name: str) -> Any:
+    return _EXPORTS.load(name)
+
+
+def __dir__() -> list[str]:
+    return _EXPORTS.names()

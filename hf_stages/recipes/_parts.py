@@ -7,7 +7,11 @@ from typing import Any
 
 from hf_stages.curves import Const, as_curve
 from hf_stages.duration import Duration
-from hf_stages.losses import AttentionMSE, HiddenMSE, LogitKL, Loss, TaskLoss
+from hf_stages.losses._algebra import Loss
+from hf_stages.losses.attention_mse import AttentionMSE
+from hf_stages.losses.hidden_mse import HiddenMSE
+from hf_stages.losses.logit_kl import LogitKL
+from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.stage import Recipe, Stage
 
 
@@ -108,6 +112,6 @@ def recipe_of(stages: Mapping[str, Sequence[Loss]], *, until: Any, learning_rate
 def _reduced(reduce: Sequence[int] | None) -> tuple[Any, ...]:
     if reduce is None:
         return ()
-    from hf_stages.transforms import ReduceLayers
+    from hf_stages.transforms.reduce_layers import ReduceLayers
 
     return (ReduceLayers(list(reduce)),)

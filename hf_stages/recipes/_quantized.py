@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_stages.duration import Duration
-from hf_stages.losses import AttentionMSE, AttentionRelation, Loss
+from hf_stages.losses._algebra import Loss
+from hf_stages.losses.attention_mse import AttentionMSE
+from hf_stages.losses.attention_relation import AttentionRelation
 from hf_stages.recipes._parts import features_of
 from hf_stages.stage import Stage
 
@@ -15,11 +17,11 @@ def smaller(reduce: Sequence[int] | None, width: float | None, stack: str | None
     """Fewer layers, then narrower ones."""
     made: list[Any] = []
     if reduce is not None:
-        from hf_stages.transforms import ReduceLayers
+        from hf_stages.transforms.reduce_layers import ReduceLayers
 
         made.append(ReduceLayers(list(reduce), stack))
     if width is not None:
-        from hf_stages.transforms import ReduceWidth
+        from hf_stages.transforms.reduce_width import ReduceWidth
 
         made.append(ReduceWidth(width, stack=stack))
     return made
@@ -27,7 +29,8 @@ def smaller(reduce: Sequence[int] | None, width: float | None, stack: str | None
 
 def headed(set_task: Any) -> list[Any]:
     """A fresh head: a ``SetTask``, its arguments, or a classifier's labels."""
-    from hf_stages.transforms import SetTask, Transform
+    from hf_stages.transforms._transform import Transform
+    from hf_stages.transforms.set_task import SetTask
 
     if set_task is None:
         return []

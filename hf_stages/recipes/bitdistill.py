@@ -7,7 +7,9 @@ from typing import Any
 
 from hf_stages.curves import Curve
 from hf_stages.duration import Duration
-from hf_stages.losses import AttentionRelation, Loss, TaskLoss
+from hf_stages.losses._algebra import Loss
+from hf_stages.losses.attention_relation import AttentionRelation
+from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.recipes._parts import logits_of, part
 from hf_stages.recipes._quantized import UNSEEN, headed, rates_of, stage
 from hf_stages.stage import Recipe
@@ -48,12 +50,12 @@ def bitdistill(
     of 1, or 0.4 at 5, which is 10 without temperature**2. Relations of weight 1 pulled 0.05 times as hard, as those
     of weight 60 did in an independent reproduction, its best; they brought nothing. 1e5 would pull 5000 times as hard.
     """
-    from hf_stages.transforms import Ternarize
+    from hf_stages.transforms.ternarize import Ternarize
 
     ternary = Ternarize(method=method, per=per, activations=activations, embeddings=embeddings, strength=strength)  # type: ignore[arg-type]
     first: list[Any] = [ternary]
     if sub_norm:
-        from hf_stages.transforms import InsertSubLN
+        from hf_stages.transforms.insert_subln import InsertSubLN
 
         first.insert(0, InsertSubLN())
     relations = part("relation", relation, lambda: AttentionRelation(layers={layer: layer}, heads=heads, form="cosine"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_stages.duration import Duration
-from hf_stages.losses import Loss
+from hf_stages.losses._algebra import Loss
 from hf_stages.recipes._parts import logits_of, split
 from hf_stages.recipes._quantized import UNSEEN, features, headed, rates_of, smaller, stage
 from hf_stages.stage import Recipe
@@ -48,7 +48,8 @@ def multi_stage(
     ``method``, ``per``, ``activations`` and ``embeddings`` are ``Ternarize``'s; the other arguments are those of all
     ready recipes: see ``hf_stages.recipes``.
     """
-    from hf_stages.transforms import SplitTernary, Ternarize
+    from hf_stages.transforms.split_ternary import SplitTernary
+    from hf_stages.transforms.ternarize import Ternarize
 
     shapes = features(hidden, attention, layers, reduce, width, stack)
     answers = [*(shapes if keep_features else ()), *logits_of(logits, task)]

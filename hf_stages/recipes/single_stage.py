@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from hf_stages.curves import Curve
 from hf_stages.duration import Duration
-from hf_stages.losses import Loss
+from hf_stages.losses._algebra import Loss
 from hf_stages.recipes._parts import logits_of, split
 from hf_stages.recipes._quantized import features, smaller, stage
 from hf_stages.stage import Recipe
@@ -37,7 +37,8 @@ def single_stage(
     ``bits=2`` stops at ternary weights. ``method``, ``per``, ``activations``, ``embeddings`` and ``strength`` are those of
     ``Binarize`` and ``Ternarize``; the other arguments are those of all ready recipes: see ``hf_stages.recipes``.
     """
-    from hf_stages.transforms import Binarize, Ternarize
+    from hf_stages.transforms.binarize import Binarize
+    from hf_stages.transforms.ternarize import Ternarize
 
     if bits not in (1, 2):
         raise ValueError(f"bits: expected 1 (binary) or 2 (ternary), got {bits!r}")

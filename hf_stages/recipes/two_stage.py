@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hf_stages.duration import Duration
-from hf_stages.losses import Loss
+from hf_stages.losses._algebra import Loss
 from hf_stages.recipes._parts import features_of, logits_of, recipe_of
 from hf_stages.stage import Recipe
 

@@ -1,7 +1,15 @@
-"""How a stage takes over the learning rate and, independently, the optimizer."""
+"""Schedules: how a stage takes over the learning rate and, independently, the optimizer. One file each."""
 
-from hf_stages.schedules.fresh import Fresh as Fresh
-from hf_stages.schedules.resume import Resume as Resume
-from hf_stages.schedules.rewarm import Rewarm as Rewarm
+from typing import Any
 
-__all__ = ["Fresh", "Resume", "Rewarm"]
+from hf_stages.core.exports import Exports
+
+_EXPORTS = Exports(__name__, ("schedules",))
+
+
+def __getattr__(name: str) -> Any:
+    return _EXPORTS.load(name)
+
+
+def __dir__() -> list[str]:
+    return _EXPORTS.names()

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_stages.layers import NormedLinear, stacks_of
-from hf_stages.layers.blocks import base_of
+from hf_stages.layers.blocks import base_of, stacks_of
+from hf_stages.layers.normed_linear import NormedLinear
 
 KINDS = ("attention", "ffn")
 _NAMES = {

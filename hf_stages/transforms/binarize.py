@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hf_stages.layers import BinaryEmbedding, BinaryLinear
+from hf_stages.layers.binary_embedding import BinaryEmbedding
+from hf_stages.layers.binary_linear import BinaryLinear
 from hf_stages.transforms._quantize import Quantize
 
 

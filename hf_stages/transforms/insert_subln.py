@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_stages.layers import NormedLinear
+from hf_stages.layers.normed_linear import NormedLinear
 from hf_stages.layers.own_type import mark_own_type
 from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._patterns import match_names

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_stages.layers import stack_of
+from hf_stages.layers.blocks import stack_of
 from hf_stages.transforms._depth import depth_change
 from hf_stages.transforms._peft import refuse_adapters
 from hf_stages.transforms._places import Places, kept_of

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_stages.layers import stack_of, stacks_of
+from hf_stages.layers.blocks import stack_of, stacks_of
 from hf_stages.transforms import _width_choice as choice
 from hf_stages.transforms import _width_config as configs
 from hf_stages.transforms import _width_parts as parts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hf_stages.layers import TernaryEmbedding, TernaryLinear
+from hf_stages.layers.ternary_embedding import TernaryEmbedding
+from hf_stages.layers.ternary_linear import TernaryLinear
 from hf_stages.transforms._quantize import Quantize
 
 

@@ -17,7 +17,7 @@ from hf_stages.nearest import did_you_mean
 from hf_stages.shown import shortened
 from hf_stages.sketch import fields_of, sketch, unknown
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 FOLDERS = {
     "loss": "losses",
@@ -35,10 +35,26 @@ FOLDERS = {
     "sources": "data",
     "source": "data",
     "augment": "data",
-    "teacher": "teacher_source",
-    "model": "model_source",
+    "teacher": "teachers",
+    "model": "models",
 }
-"""Where a part is looked for, by the key it stands under. A single module (``teacher.py``) serves as a folder."""
+"""Which kind of part stands under a recipe's key. A kind is looked for in the files of ``PLACES``."""
+
+PLACES = {
+    "losses": ("losses",),
+    "transforms": ("transforms",),
+    "schedules": ("schedules",),
+    "gates": ("gates",),
+    "monitors": ("monitors",),
+    "exporters": ("exporters",),
+    "metrics": ("metrics",),
+    "data": ("data",),
+    "teachers": ("teacher_source.py",),
+    "models": ("model_source.py",),
+    "curves": ("curves.py",),
+    "recipes": ("recipes",),
+}
+"""Folders in which each file holds the one part of its name (``losses/logit_kl.py``: LogitKL), and files that hold several."""
 
 
 class RecipeError(ValueError):
@@ -98,84 +114,73 @@ class Where:
             raise (self / named if named else self).error(message) from error
 
 
-def find_class(name: str, folders: Iterable[str], where: Where) -> type:
-    """The class of that name in the first of the folders that has it; only its own file is imported."""
-    folders = list(dict.fromkeys(folders))
-    for folder in folders:
-        module = _module_of(name, folder)
+def find_class(name: str, kinds: Iterable[str], where: Where) -> type:
+    """The class of that name in the first of the kinds that has it; only its own file is imported."""
+    kinds = list(dict.fromkeys(kinds))
+    for kind in kinds:
+        module = module_of(name, kind)
         if module is not None:
             return where.load(module, name)
-    missing = [folder for folder in folders if not _files(folder)]
-    if len(missing) == len(folders):
+    missing = [kind for kind in kinds if not _files(kind)]
+    if len(missing) == len(kinds):
         raise where.error(
             f"unknown part {name!r}: this version of hf_stages has no {' and no '.join(missing)} of its own; "
             f"name your own class as 'module:{name}', or leave it out"
         )
-    known = [found for folder in folders for found in _public_classes(folder)]
+    known = [found for kind in kinds for found in names_of(kind)]
     raise where.error(
-        f"unknown part {name!r} in {' or '.join(_shown(f) for f in folders)}; {did_you_mean(name, known)}"
+        f"unknown part {name!r} in {' or '.join(f'hf_stages.{k}' for k in kinds)}; {did_you_mean(name, known)}"
     )
 
 
 def find_ready(name: str, where: Where = Where()) -> Any:
-    """A ready recipe: the function of that name in the file of that name in ``recipes/``."""
-    known = ready_names()
-    if name not in known:
-        raise where.error(f"unknown recipe {name!r} in hf_stages.recipes; {did_you_mean(name, known)}")
-    return where.load(f"hf_stages.recipes.{name}", name)
+    """A ready recipe: the function of that name in the file of that name."""
+    module = module_of(name, "recipes")
+    if module is None:
+        raise where.error(f"unknown recipe {name!r} in hf_stages.recipes; {did_you_mean(name, names_of('recipes'))}")
+    return where.load(module, name)
 
 
-def ready_names() -> list[str]:
-    return [path.stem for path in _files("recipes")]
+def has_class(name: str, kinds: Iterable[str]) -> bool:
+    return any(module_of(name, kind) is not None for kind in kinds)
 
 
-def classes_of(folder: str) -> list[tuple[str, str]]:
-    """(module, name) of every class that ``use:`` finds there, in the order of the files."""
-    return [(module, name) for name in _public_classes(folder) if (module := _module_of(name, folder)) is not None]
+def module_of(name: str, kind: str) -> str | None:
+    """The module of the part of that name; None where there is none of this kind."""
+    return next((module for module, known in classes_of(kind) if known == name), None)
 
 
-def has_class(name: str, folders: Iterable[str]) -> bool:
-    return any(_module_of(name, folder) is not None for folder in folders)
+def names_of(kind: str) -> list[str]:
+    return [name for _, name in classes_of(kind)]
 
 
-def _shown(folder: str) -> str:
-    return f"hf_stages.{folder}"
+def classes_of(kind: str) -> list[tuple[str, str]]:
+    """(module, name) of every part of a kind, in the order of the files. A ready recipe is a function, any other part a class."""
+    found = []
+    for path in _files(kind):
+        module = ".".join(("hf_stages", *path.relative_to(_PACKAGE).with_suffix("").parts))
+        classes, functions = _parsed(path, path.stat().st_mtime_ns)
+        alone = path.relative_to(_PACKAGE).as_posix() in PLACES[kind]
+        for name in functions if kind == "recipes" else classes:
+            # Compared without underscores, so that acronyms need no rule: LogitKL is logit_kl.py.
+            if alone or path.stem.replace("_", "") == name.replace("_", "").lower():
+                found.append((module, name))
+    return found
 
 
-def _files(folder: str) -> list[Path]:
-    single = _PACKAGE / f"{folder}.py"
-    if single.is_file():
-        return [single]
-    return sorted(path for path in (_PACKAGE / folder).glob("*.py") if not path.stem.startswith("_"))
-
-
-def _module_of(name: str, folder: str) -> str | None:
-    # Class names are compared without underscores, so that acronyms need no rule: LogitKL is logit_kl.py.
-    for path in _files(folder):
-        single = path.parent == _PACKAGE
-        if (single or path.stem.replace("_", "") == name.lower()) and name in _classes_in(path):
-            return f"hf_stages.{folder}" if single else f"hf_stages.{folder}.{path.stem}"
-    return None
-
-
-def _public_classes(folder: str) -> list[str]:
-    classes = []
-    for path in _files(folder):
-        alone = path.parent == _PACKAGE
-        classes += [name for name in _classes_in(path) if alone or name.lower() == path.stem.replace("_", "")]
-    return classes
-
-
-def _classes_in(path: Path) -> tuple[str, ...]:
-    return _parsed_classes(path, path.stat().st_mtime_ns)
+def _files(kind: str) -> list[Path]:
+    places = [_PACKAGE / place for place in PLACES.get(kind, ())]
+    found = [[place] if place.suffix else sorted(place.glob("*.py")) for place in places]
+    return [path for paths in found for path in paths if not path.stem.startswith("_")]
 
 
 @lru_cache(maxsize=512)
-def _parsed_classes(path: Path, changed: int) -> tuple[str, ...]:
-    # Read, not imported: looking for one part must not import all the others.
+def _parsed(path: Path, changed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Public classes and functions of a file. Read, not imported: looking for one part must not import all the others."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    classes = (node.name for node in tree.body if isinstance(node, ast.ClassDef))
-    return tuple(name for name in classes if not name.startswith("_"))
+    named = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_"]
+    classes = tuple(node.name for node in named if isinstance(node, ast.ClassDef))
+    return classes, tuple(node.name for node in named if isinstance(node, ast.FunctionDef))
 
 
 def find_custom(use: str, where: Where) -> Any:
