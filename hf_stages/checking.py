@@ -30,8 +30,8 @@ from hf_stages.stage_args import stage_args
 from hf_stages.stage_losses import adapted_terms, teacher_needs_of, wants_teacher
 from hf_stages.teacher import BASE
 from hf_stages.teacher_source import CachedTeacher, Teacher
-from hf_stages.teachers import structure_of, teacher_of
 from hf_stages.teaching import taught
+from hf_stages.training.run_teachers import structure_of, teacher_of
 from hf_stages.transforms.split_ternary import SplitTernary
 
 _LOGITS = frozenset({"logits", "final", "outputs"})

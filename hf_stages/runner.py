@@ -45,7 +45,7 @@ from hf_stages.stage_folder import read_boundary, write_boundary
 from hf_stages.stage_losses import StageLosses, adapted_terms, teacher_needs_of
 from hf_stages.stage_run import StageRun, all_ranks
 from hf_stages.teacher import BaseTeacher, LiveTeacher
-from hf_stages.teachers import Teachers, at_work, structure_of
+from hf_stages.training.run_teachers import Teachers, at_work, structure_of
 from hf_stages.transition import Transition
 
 logger = logging.get_logger(__name__)

@@ -50,7 +50,7 @@ from hf_stages.shown_signature import signature_of
 from hf_stages.sizes import plan_for
 from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_losses import wants_teacher
-from hf_stages.teachers import check_declared
+from hf_stages.training.run_teachers import check_declared
 from hf_stages.unused_args import unused_args
 from hf_stages.update_loss import outermost, overrides, update_loss
 
