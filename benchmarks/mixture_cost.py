@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from benchmarks.common import llama, say
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.data import Mixture
 from hf_stages.data._blend import blend
 from hf_stages.data._drawn import DrawnRows, Positions

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.curves import Const
+from hf_stages.core.curves import Const
 from hf_stages.data.sample_text import blocks, byte_tokenizer, code, prose
 from hf_stages.gates import Forgetting
 from hf_stages.reports.domain_matrix import domain_matrix

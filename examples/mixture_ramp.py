@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.data import ByDifficulty, Mixture
 from hf_stages.data.sample_text import blocks, byte_tokenizer, code, prose
 from hf_stages.schedules import Rewarm

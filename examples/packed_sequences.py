@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.data import Lengths, Packed
 from hf_stages.data.sample_text import byte_tokenizer, prose
 

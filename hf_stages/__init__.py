@@ -1,8 +1,8 @@
 """Staged training, distillation and compression inside the Hugging Face Trainer."""
 
-from hf_stages._after_import import after_import as _after_import
-from hf_stages.stage import Recipe as Recipe
-from hf_stages.stage import Stage as Stage
+from hf_stages.core.after_import import after_import as _after_import
+from hf_stages.core.stage import Recipe as Recipe
+from hf_stages.core.stage import Stage as Stage
 
 __version__ = "0.1.0"
 __all__ = ["CachedTeacher", "Recipe", "Stage", "StagedMixin", "StagedTrainer", "Teacher", "__version__"]

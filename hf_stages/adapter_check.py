@@ -20,7 +20,7 @@ from hf_stages.adapters import (
     rebuilding,
     tensors_of,
 )
-from hf_stages.data._random import undisturbed
+from hf_stages.core.randomness import undisturbed
 
 logger = logging.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any, get_origin
 
 from transformers import TrainingArguments
 
-from hf_stages._hints import fits, hints_of, members, shown
+from hf_stages.core.type_hints import fits, hints_of, members, shown
 
 _AT_LEAST_ONE = frozenset(
     {

@@ -22,7 +22,7 @@ import transformers
 
 from hf_stages import kernels
 from hf_stages.bench_ways import WAYS, load, models_of, resident_bytes, why
-from hf_stages.checkpoint import SEAL, read_json, write_json
+from hf_stages.core.sealed_folders import SEAL, read_json, write_json
 from hf_stages.reports.bench_card import card_with
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from hf_stages.adapters import (
     rebuilding,
     save_adapters,
 )
-from hf_stages.data._random import undisturbed
+from hf_stages.core.randomness import undisturbed
 from hf_stages.layers._quantized import WithStrength
 from hf_stages.layers.bits import known_size
 from hf_stages.layers.own_type import with_mark

@@ -19,24 +19,24 @@ from hf_stages.args_values import check_ranges, check_types
 from hf_stages.by_name import with_parts
 from hf_stages.checking import check_stages
 from hf_stages.collating import check_collators
+from hf_stages.core.did_you_mean import did_you_mean
+from hf_stages.core.hub_names import taken_for_hub
+from hf_stages.core.origins import Origin
+from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data._blend import Blend
 from hf_stages.data._collating import built
 from hf_stages.data._curriculum import Curriculum, names_in
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
-from hf_stages.hub_name import taken_for_hub
 from hf_stages.losses._algebra import terms_of
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.model_source import ModelSource
-from hf_stages.nearest import did_you_mean
-from hf_stages.origin import Origin
 from hf_stages.plan import Plan, Taught
 from hf_stages.raw_rows import check_labels, check_rows
 from hf_stages.replaying import replay_gate
 from hf_stages.reports._text import dataset_label, part
 from hf_stages.sizes import train_dataset_of
-from hf_stages.stage import Recipe, Stage
 from hf_stages.teacher import BASE
 from hf_stages.teacher_source import CachedTeacher, Teacher
 from hf_stages.vocabulary import check_vocabulary

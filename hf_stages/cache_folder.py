@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import xxhash
 
-from hf_stages.checkpoint import SEAL, broken, checksum
+from hf_stages.core.sealed_folders import SEAL, broken, checksum
 from hf_stages.row_keys import DECODER, ROWS, TOKENS
 
 SCHEMA = 1

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hf_stages.attention_tap import attention_module, tap
-from hf_stages.data._random import undisturbed
+from hf_stages.core.randomness import undisturbed
 from hf_stages.layers.blocks import base_of, blocks_of
 from hf_stages.losses._signals import Attention, Head
 

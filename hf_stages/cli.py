@@ -224,7 +224,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace, prepared: Any, trainer: Any) -> int:
-    from hf_stages.errors import RunInterrupted, StageStopped
+    from hf_stages.core.stops import RunInterrupted, StageStopped
     from hf_stages.signals import StopOnSignal
 
     code = OK
@@ -267,8 +267,8 @@ def resume_command(options: argparse.Namespace) -> str:
 def _ready(options: argparse.Namespace) -> int:
     from hf_stages import recipe as recipes
     from hf_stages.core.registry import classes_of
+    from hf_stages.core.source_sketch import module_doc
     from hf_stages.reference import recipe_reference
-    from hf_stages.sketch import module_doc
 
     if options.reference:
         print(recipe_reference(), end="")
@@ -378,8 +378,8 @@ def _prepare(options: argparse.Namespace, *, output_dir: str | None) -> Any:
 
 
 def _dry(plan: Any, skeleton: Any) -> Any:
+    from hf_stages.core.stage import Recipe
     from hf_stages.dry_run import dry_run, shape_of
-    from hf_stages.stage import Recipe
 
     return dry_run(Recipe([planned.stage for planned in plan.stages]), skeleton), shape_of(skeleton)
 

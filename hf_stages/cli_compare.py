@@ -96,7 +96,7 @@ def _shown(parser: argparse.ArgumentParser) -> None:
 
 
 def _guarded(command: Callable[..., str], options: argparse.Namespace, prepare: Callable[..., Any]) -> int:
-    from hf_stages.errors import RunInterrupted, StageStopped
+    from hf_stages.core.stops import RunInterrupted, StageStopped
     from hf_stages.signals import StopOnSignal
 
     held: list[StopOnSignal] = []

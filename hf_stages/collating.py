@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hf_stages.cached_teacher import CacheReader
+from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data._blend import Blend
 from hf_stages.data._collating import Collating, nested
 from hf_stages.data._curriculum import names_in
@@ -16,7 +17,6 @@ from hf_stages.data.packed import Packed
 from hf_stages.domains import domains_of
 from hf_stages.sizes import train_dataset_of
 from hf_stages.source_collator import SourceCollator
-from hf_stages.stage import Recipe, Stage
 
 
 def collator_at_work(collator: Any, processing_class: Any, model: Any, where: str = "") -> Any:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from hf_stages.data._random import undisturbed
+from hf_stages.core.randomness import undisturbed
+from hf_stages.core.stage import Recipe, Stage, parents_of
 from hf_stages.layers._stored import StoredSize
 from hf_stages.layers.bits import known_size, stored_bits_of
-from hf_stages.stage import Recipe, Stage, parents_of
 
 _ADAM_BYTES = 8  # two fp32 moments
 

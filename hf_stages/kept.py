@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.checkpoint import STATE_FILE, broken, checkpoints, read_json, written_whole
+from hf_stages.core.sealed_folders import STATE_FILE, broken, checkpoints, read_json, written_whole
 
 _FILE = "kept.pt"
 

@@ -10,7 +10,10 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from hf_stages.checkpoint import (
+from hf_stages.core.fingerprint import fingerprint
+from hf_stages.core.ledger import Ledger
+from hf_stages.core.randomness import seed_data, undisturbed
+from hf_stages.core.sealed_folders import (
     RUN_FILE,
     SCHEMA,
     STAGE_FILE,
@@ -21,14 +24,11 @@ from hf_stages.checkpoint import (
     read_json,
     write_json,
 )
+from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data._blend import Blend
-from hf_stages.data._random import seed_data, undisturbed
-from hf_stages.fingerprint import fingerprint
-from hf_stages.ledger import Ledger
 from hf_stages.plan import Plan
 from hf_stages.recipe import diff, part_to_dict, to_dict
 from hf_stages.sizes import train_dataset_of
-from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import facts, stage_args
 
 _JUDGES = ("gates", "args", "eval_dataset", "compute_metrics", "exporters", "pack_on_save", "monitors", "parents")

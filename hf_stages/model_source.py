@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.config_errors import check_sizes, naming_fields
-from hf_stages.hub_name import taken_for_hub
-from hf_stages.nearest import did_you_mean
+from hf_stages.core.did_you_mean import did_you_mean
+from hf_stages.core.hub_names import taken_for_hub
 
 
 @dataclass(frozen=True)

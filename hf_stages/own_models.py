@@ -86,7 +86,7 @@ def read(kind: Any, path: Any, *args: Any, config: Any, **options: Any) -> Any:
 
 
 def _replay(model: Any, record: dict[str, Any], trust_remote_code: bool) -> Any:
-    from hf_stages.data._random import undisturbed
+    from hf_stages.core.randomness import undisturbed
     from hf_stages.recipe import part_from_dict
 
     with undisturbed():
@@ -123,7 +123,7 @@ _UNDERSTOOD = frozenset({"dtype", "torch_dtype", "trust_remote_code", "revision"
 def _from_stage(kind: Any, path: Any, config: Any, options: dict[str, Any]) -> Any:
     """A stage folder's model with all its transforms, also those that stock transformers can pass over (quantized
     layers keep their latent weights). None where that is not what is asked for: another head, changed config, devices."""
-    from hf_stages.checkpoint import STAGE_FILE
+    from hf_stages.core.sealed_folders import STAGE_FILE
     from hf_stages.loading import load_stage
 
     folder = Path(path)

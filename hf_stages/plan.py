@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hf_stages.duration import Duration
+from hf_stages.core.duration import Duration
+from hf_stages.core.stage import Recipe, Stage, parents_of
 from hf_stages.schedules._span import Defaults, Span
 from hf_stages.schedules.fresh import Fresh
 from hf_stages.schedules.resume import Resume
-from hf_stages.stage import Recipe, Stage, parents_of
 
 
 @dataclass(frozen=True)

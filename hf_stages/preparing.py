@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer
 from transformers.utils.generic import can_return_loss, find_labels
 
-from hf_stages.columns import for_teacher, parted
+from hf_stages.core.batch import for_teacher, parted
+from hf_stages.core.stage import Stage
 from hf_stages.data._blend import Blend
 from hf_stages.data._collating import columns_read
 from hf_stages.losses._on_source import SOURCE
 from hf_stages.patches import Patches
 from hf_stages.prepared_data import PreparedData
 from hf_stages.source_collator import SourceCollator
-from hf_stages.stage import Stage
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
 _Base: Any = Trainer if TYPE_CHECKING else object

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from hf_stages.data._random import undisturbed
+from hf_stages.core.randomness import undisturbed
+from hf_stages.core.stage import parents_of
 from hf_stages.plan import Plan, PlannedStage
-from hf_stages.stage import parents_of
 
 _WARM, _TIMED = 1, 3
 

@@ -14,12 +14,13 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from hf_stages.build import Prepared
-from hf_stages.checkpoint import SCHEMA, STAGE_FILE, broken, read_json, write_json
-from hf_stages.curves import Step
+from hf_stages.core.curves import Step
+from hf_stages.core.folder_lock import one_writer
+from hf_stages.core.sealed_folders import SCHEMA, STAGE_FILE, broken, read_json, write_json
+from hf_stages.core.stage import Recipe, Stage, parents_of
+from hf_stages.core.stops import StageStopped
 from hf_stages.domains import domains_of, earlier_domains, own_domains, trained_on
-from hf_stages.errors import StageStopped
 from hf_stages.gates._gate import Decision, Gate, History
-from hf_stages.one_writer import one_writer
 from hf_stages.plan import Plan, PlannedStage
 from hf_stages.replaying import replay_gate
 from hf_stages.schedules._span import Span
@@ -27,7 +28,6 @@ from hf_stages.schedules.fresh import Fresh
 from hf_stages.schedules.resume import Resume
 from hf_stages.schedules.rewarm import Rewarm
 from hf_stages.sizes import plan_for
-from hf_stages.stage import Recipe, Stage, parents_of
 from hf_stages.versus import Sources, own_part, with_replay
 from hf_stages.versus_collators import collators_of
 from hf_stages.versus_run import ARM_FILE, Trainings

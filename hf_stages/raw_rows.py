@@ -8,16 +8,16 @@ from typing import Any
 from transformers import DataCollatorWithPadding, default_data_collator
 from transformers.utils.generic import can_return_loss, find_labels
 
+from hf_stages.core.randomness import undisturbed
+from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data._blend import Blend
 from hf_stages.data._collating import columns_read
-from hf_stages.data._random import undisturbed
 from hf_stages.domains import evaluated
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses._algebra import terms_of
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.model_inputs import columns_of
 from hf_stages.sizes import train_dataset_of
-from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_args import stage_args
 
 _LABELS = {"labels", "label", "label_ids", "return_dict", "args", "kwargs"}

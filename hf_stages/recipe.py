@@ -25,21 +25,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_stages import _yaml
-from hf_stages._hints import hints_of
-from hf_stages.core.registry import (
-    FOLDERS,
-    RecipeError,
-    Where,
-    check_arguments,
-    check_training_arguments,
-    find_custom,
-    find_ready,
-    has_class,
-)
-from hf_stages.fingerprint import fingerprint
-from hf_stages.nearest import did_you_mean
-from hf_stages.origin import Origin
-from hf_stages.parts import (
+from hf_stages.core.did_you_mean import did_you_mean
+from hf_stages.core.fingerprint import fingerprint
+from hf_stages.core.origins import Origin
+from hf_stages.core.parts import (
     arguments_of,
     build,
     in_memory,
@@ -52,8 +41,19 @@ from hf_stages.parts import (
     write_loss,
     write_value,
 )
-from hf_stages.shown import short
-from hf_stages.stage import Recipe, Stage
+from hf_stages.core.registry import (
+    FOLDERS,
+    RecipeError,
+    Where,
+    check_arguments,
+    check_training_arguments,
+    find_custom,
+    find_ready,
+    has_class,
+)
+from hf_stages.core.short_values import short
+from hf_stages.core.stage import Recipe, Stage
+from hf_stages.core.type_hints import hints_of
 
 __all__ = [
     "RecipeError",

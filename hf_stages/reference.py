@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Iterable
 
 from hf_stages.args_allowed import KINDS, ONE_RUN, REASONS
+from hf_stages.core.duration import MULTIPLES, SCALES, UNITS
 from hf_stages.core.registry import classes_of
-from hf_stages.documented import Argument, Documented
-from hf_stages.duration import MULTIPLES, SCALES, UNITS
+from hf_stages.core.source_docs import Argument, Documented
+from hf_stages.core.source_sketch import module_doc
 from hf_stages.reports._markdown import table
-from hf_stages.sketch import module_doc
 
 _INTRO = """# Every key of a recipe
 
@@ -42,8 +42,8 @@ def recipe_reference() -> str:
     """The page, as Markdown."""
     sections = [
         _INTRO,
-        _section("The run", "The keys at the top of the file.", _class("hf_stages.stage", "Recipe")),
-        _section("A stage", "The keys of each entry of `stages`.", _class("hf_stages.stage", "Stage")),
+        _section("The run", "The keys at the top of the file.", _class("hf_stages.core.stage", "Recipe")),
+        _section("A stage", "The keys of each entry of `stages`.", _class("hf_stages.core.stage", "Stage")),
         _section("Durations", _durations()),
         _section("Curves", _CURVES, *_parts("curves", lambda part: "Curve" in part.bases)),
         _section("args", _args()),

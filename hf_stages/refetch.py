@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-from hf_stages.data._random import undisturbed
+from hf_stages.core.randomness import undisturbed
 
 
 class Refetch:

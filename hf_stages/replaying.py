@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
+from hf_stages.core.stage import Recipe, Stage, parents_of
 from hf_stages.data._blend import Blend, _mean_tokens
 from hf_stages.data._collating import columns_read, nested
 from hf_stages.data._curriculum import Curriculum, check_source
@@ -13,7 +14,6 @@ from hf_stages.data._replayed import Replayed
 from hf_stages.data.by_source import BySource
 from hf_stages.data.mixture import Mixture
 from hf_stages.plan import PlannedStage
-from hf_stages.stage import Recipe, Stage, parents_of
 
 Read = Mapping[str, Sequence[float]]
 """By stage: examples of each of its sources."""

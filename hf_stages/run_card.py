@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_stages.checkpoint import CARD, RUN_FILE, read_json
+from hf_stages.core.sealed_folders import CARD, RUN_FILE, read_json
 from hf_stages.reports.model_card import run_card
 
 

@@ -18,18 +18,18 @@ from transformers.utils import logging
 
 from hf_stages.agreement import probe
 from hf_stages.cautions import cautions
-from hf_stages.checkpoint import disk_error, written_whole
 from hf_stages.collating import check_teacher, collator_at_work, for_source
+from hf_stages.core.ledger import Ledger
+from hf_stages.core.randomness import seed_of
+from hf_stages.core.sealed_folders import disk_error, written_whole
+from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.data._blend import Blend
-from hf_stages.data._random import seed_of
 from hf_stages.domains import domains_of, same_task
-from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.eval_terms import EvalTerms
 from hf_stages.final_metrics import settled_metrics
 from hf_stages.gates._gate import History
 from hf_stages.handover import Handover
 from hf_stages.kept import forget, kept_folder
-from hf_stages.ledger import Ledger
 from hf_stages.losses._algebra import groups_of, sources_of
 from hf_stages.manifest import Manifest
 from hf_stages.objective import Objective

@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from hf_stages.core.randomness import undisturbed
 from hf_stages.data._blend import Blend
 from hf_stages.data._drawn import DrawnRows, DrawnStream, OneByOne, Positions, Resolved
 from hf_stages.data._order import KeyedDataset, StageSampler, drawn_by, sequential, shuffled
-from hf_stages.data._random import undisturbed
 from hf_stages.data._replayed import Events
 from hf_stages.data._stream import EndlessStream
 from hf_stages.losses._on_source import SOURCE

@@ -15,7 +15,7 @@ from transformers.trainer_callback import TrainerState
 from hf_stages import __version__
 from hf_stages import moments as moments_file
 from hf_stages.blueprint import save_weights
-from hf_stages.checkpoint import (
+from hf_stages.core.sealed_folders import (
     CARD,
     SCHEMA,
     SEAL,

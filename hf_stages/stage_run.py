@@ -19,11 +19,11 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_stages.collating import reads_progress
+from hf_stages.core.ledger import Ledger
 from hf_stages.data._progress import PlacedDataset, PlacedSampler, PlacedStream
 from hf_stages.drawn import Drawn
 from hf_stages.gates._gate import History
 from hf_stages.last_evaluation import LastEvaluation
-from hf_stages.ledger import Ledger
 from hf_stages.objective import Objective
 from hf_stages.plan import PlannedStage
 from hf_stages.refetch import Refetch

@@ -20,8 +20,8 @@ from transformers.utils import logging
 from hf_stages.as_it_was import as_it_was
 from hf_stages.by_source_check import unlike_by_source
 from hf_stages.capture import evaluating
-from hf_stages.columns import parted
-from hf_stages.data._random import undisturbed
+from hf_stages.core.batch import parted
+from hf_stages.core.randomness import undisturbed
 from hf_stages.layers.blocks import base_of
 from hf_stages.loss_calls import Call, LossCalls
 from hf_stages.losses._reduction import IGNORED, Count, Reduction, tokens_of

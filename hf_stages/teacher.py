@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hf_stages.capture import Capture, evaluating
-from hf_stages.data._random import undisturbed
+from hf_stages.core.randomness import undisturbed
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses._signals import Signals
 from hf_stages.model_inputs import model_inputs

@@ -32,9 +32,9 @@ from hf_stages.cache_folder import (
     shard_name,
 )
 from hf_stages.capture import parse
-from hf_stages.checkpoint import SEAL, broken, checksum, read_json, write_json, written_whole
-from hf_stages.data._random import undisturbed
-from hf_stages.fingerprint import fingerprint
+from hf_stages.core.fingerprint import fingerprint
+from hf_stages.core.randomness import undisturbed
+from hf_stages.core.sealed_folders import SEAL, broken, checksum, read_json, write_json, written_whole
 from hf_stages.layers.blocks import blocks_of
 from hf_stages.losses._signals import key_of
 from hf_stages.model_inputs import columns_of

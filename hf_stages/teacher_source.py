@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_stages.hub_name import taken_for_hub
+from hf_stages.core.hub_names import taken_for_hub
 from hf_stages.model_source import ModelSource
 
 if TYPE_CHECKING:

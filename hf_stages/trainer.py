@@ -26,17 +26,18 @@ from hf_stages.by_name import at_hand, with_parts
 from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_checkpoint, save_checkpoint, without_token
 from hf_stages.collating import check_collators, collator_at_work
+from hf_stages.core.folder_lock import one_writer
+from hf_stages.core.launch import check_launch
+from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.domains import evaluated
 from hf_stages.dry_run import dry_models
 from hf_stages.flow import OneRun
 from hf_stages.held_back import held_back
-from hf_stages.launch import check_launch
 from hf_stages.layers._quantized import is_range
 from hf_stages.loading import load_stage
 from hf_stages.measured import MeasuredMixin
-from hf_stages.one_writer import one_writer
 from hf_stages.patches import Patches, check_rebuilt
 from hf_stages.plan import Plan
 from hf_stages.preparing import PreparingMixin
@@ -48,7 +49,6 @@ from hf_stages.run_card import write_run_card
 from hf_stages.runner import Runner
 from hf_stages.shown_signature import signature_of
 from hf_stages.sizes import plan_for
-from hf_stages.stage import Recipe, Stage
 from hf_stages.stage_losses import wants_teacher
 from hf_stages.training.run_teachers import check_declared
 from hf_stages.unused_args import unused_args

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from hf_stages.data._random import undisturbed
+from hf_stages.core.randomness import undisturbed
 from hf_stages.layers.activations import Activations
 from hf_stages.plan import PlannedStage
 

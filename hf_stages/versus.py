@@ -13,7 +13,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_stages.curves import Step
+from hf_stages.core.curves import Step
+from hf_stages.core.stage import Recipe, Stage, parents_of
 from hf_stages.data._curriculum import Curriculum
 from hf_stages.data._replayed import Replayed
 from hf_stages.data.mixture import Mixture
@@ -24,7 +25,6 @@ from hf_stages.replaying import examples_read, replay_gate
 from hf_stages.schedules.fresh import Fresh
 from hf_stages.schedules.rewarm import Rewarm
 from hf_stages.sizes import plan_for, train_dataset_of
-from hf_stages.stage import Recipe, Stage, parents_of
 from hf_stages.stage_args import stage_args
 from hf_stages.versus_collators import RowCollators, collators_of
 

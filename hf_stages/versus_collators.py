@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.by_source import BySource
 from hf_stages.domains import domains_of, trained_on
 from hf_stages.plan import PlannedStage
-from hf_stages.stage import Recipe, Stage
 
 Drawn = Callable[[PlannedStage], Mapping[str, str]]
 """Of a planned stage that draws: the source of each name that its rows have."""

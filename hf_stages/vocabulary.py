@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
+from hf_stages.core.stage import Recipe
 from hf_stages.model_source import ModelSource
-from hf_stages.stage import Recipe
 
 logger = logging.get_logger(__name__)
 

@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.curves import Cosine, Linear
+from hf_stages.core.curves import Cosine, Linear
 from hf_stages.gates import Plateau
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.transforms import AddLora, Binarize, Freeze, MergeLora, ResizeVocab, SplitTernary, Ternarize

@@ -3,9 +3,9 @@
 from hypothesis import strategies as st
 
 from hf_stages import Recipe, Stage
-from hf_stages.curves import WSD, Const, Cosine, Join, Linear, Step
+from hf_stages.core.curves import WSD, Const, Cosine, Join, Linear, Step
+from hf_stages.core.duration import Duration
 from hf_stages.data.source import Source
-from hf_stages.duration import Duration
 from hf_stages.gates import Above, Below, Budget, Expect, Plateau
 from hf_stages.losses import TaskLoss
 from hf_stages.losses._algebra import Scaled, Sum

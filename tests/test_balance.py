@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.balance import Balance, gradient_norms
-from hf_stages.errors import RunInterrupted
+from hf_stages.core.stops import RunInterrupted
 from hf_stages.losses import Balanced, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses._algebra import groups_of, terms_of
 from hf_stages.losses._signals import Signals

@@ -11,8 +11,8 @@ from transformers import TrainingArguments
 
 from hf_stages import Recipe, Stage, cli
 from hf_stages.cautions import cautions
+from hf_stages.core.curves import Const, Linear
 from hf_stages.core.registry import names_of
-from hf_stages.curves import Const, Linear
 from hf_stages.data import ByLength, Preferences
 from hf_stages.plan import Size, args_defaults, make_plan
 from hf_stages.recipe import loads

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from hf_stages import Stage, StagedTrainer, cli
-from hf_stages.errors import RunInterrupted, StageStopped
+from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.losses import LogitKL
 from hf_stages.recipe import loads
 from hf_stages.recipes import three_stage
@@ -216,7 +216,7 @@ import sys, time
 import pytest
 from tests import test_cli
 from hf_stages import cli
-from hf_stages.errors import RunInterrupted
+from hf_stages.core.stops import RunInterrupted
 
 def then(trainer):
     print("training", flush=True)

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaForSequenceClassification, TrainerCallback, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.losses import HiddenMSE, LogitKL, LogitMSE
 from hf_stages.metrics import Metrics
 from hf_stages.recipes import bitdistill, multi_stage, single_stage

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_stages.checkpoint import NewerSchema, broken, disk_error, newest_whole, seal, write_json, written_whole
+from hf_stages.core.sealed_folders import NewerSchema, broken, disk_error, newest_whole, seal, write_json, written_whole
 from tests.sameness import assert_same
 
 KEPT = {"save_total_limit": 2, "save_steps": 2}

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.errors import RunInterrupted
+from hf_stages.core.stops import RunInterrupted
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses._scores import scores
 from hf_stages.losses._signals import Attention

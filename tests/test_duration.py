@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hf_stages.duration import Duration, as_warmup, warmup_steps
+from hf_stages.core.duration import Duration, as_warmup, warmup_steps
 from hf_stages.schedules import Fresh, Rewarm
 
 UNITS = ["steps", "epochs", "tokens", "seconds", "percent"]

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.curves import Linear
-from hf_stages.errors import StageStopped
+from hf_stages.core.curves import Linear
+from hf_stages.core.stops import StageStopped
 from hf_stages.gates import Below, Expect
 from hf_stages.losses import TaskLoss
 from hf_stages.transforms import Ternarize

@@ -8,9 +8,9 @@ import pytest
 
 from hf_stages import recipe as recipes
 from hf_stages.build import prepare
+from hf_stages.core.curves import Const, Step, as_curve
+from hf_stages.core.hub_names import taken_for_hub
 from hf_stages.core.registry import RecipeError
-from hf_stages.curves import Const, Step, as_curve
-from hf_stages.hub_name import taken_for_hub
 
 LONG = "x" * 5000
 TAIL = "\nstages:\n  - name: a\n    until: 1 steps\n"

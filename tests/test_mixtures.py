@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages import recipe as recipes
-from hf_stages.curves import Linear, Step
+from hf_stages.core.curves import Linear, Step
 from hf_stages.data import ByDifficulty, ByLength, Mixture, Ordered, Replay
 from hf_stages.losses import TaskLoss
 from tests import tiny

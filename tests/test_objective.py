@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.curves import Step
+from hf_stages.core.curves import Step
 from hf_stages.losses import Loss, TaskLoss
 from tests import tiny
 from tests.workers.cases import CASES, Gradients, LogitNorm, Pad, Rows, apart, arguments, bert, gradient, text

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerCallback, TrainingArguments
 
-from hf_stages import Stage, StagedTrainer, one_writer
-from hf_stages.errors import StageStopped
+from hf_stages import Stage, StagedTrainer
+from hf_stages.core import folder_lock
+from hf_stages.core.folder_lock import NAME, alone_in
+from hf_stages.core.stops import StageStopped
 from hf_stages.gates import Expect
-from hf_stages.one_writer import NAME, alone_in
 from hf_stages.packing import _pack, pack
 from hf_stages.teacher_cache import _alone
 from hf_stages.teacher_source import Teacher
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("quick_gc")
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(one_writer, "PATIENCE", 0.2)
+    monkeypatch.setattr(folder_lock, "PATIENCE", 0.2)
 
 
 def arguments(out, **kwargs):
@@ -46,7 +47,7 @@ def trainer(out, stages=("a",), **kwargs):
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from hf_stages.one_writer import alone_in
+from hf_stages.core.folder_lock import alone_in
 with alone_in(Path(sys.argv[1])):
     if sys.argv[2] == "forked" and not os.fork():
         time.sleep(100)
@@ -133,7 +134,7 @@ def test_file_systems_without_locks_are_warned_of(tmp_path, monkeypatch, caplog)
     def cannot(descriptor):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(one_writer, "_lock", cannot)
+    monkeypatch.setattr(folder_lock, "_lock", cannot)
     trainer(tmp_path / "out").train()
     assert (tmp_path / "out" / "01-a" / "stage.json").is_file()
     assert len([r for r in caplog.records if "cannot be locked" in r.message]) == 1

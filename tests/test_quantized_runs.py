@@ -14,7 +14,7 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.blueprint import torn_on_disk
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.layers import SplitLinear, TernaryLinear
 from hf_stages.layers._quantized import WithStrength
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss

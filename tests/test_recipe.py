@@ -15,10 +15,10 @@ from transformers import DataCollatorWithPadding, LlamaConfig, LlamaForCausalLM,
 import hf_stages
 from hf_stages import Recipe, Stage
 from hf_stages.core import registry
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
+from hf_stages.core.fingerprint import fingerprint
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
-from hf_stages.fingerprint import fingerprint
 from hf_stages.gates import Budget, Plateau
 from hf_stages.losses import Loss, TaskLoss
 from hf_stages.losses._algebra import Scaled, Sum
@@ -428,8 +428,8 @@ def test_fingerprints_tell_apart():
 LIGHT = """
 from functools import partial
 import datasets
-from hf_stages.curves import Linear
-from hf_stages.fingerprint import fingerprint
+from hf_stages.core.curves import Linear
+from hf_stages.core.fingerprint import fingerprint
 from hf_stages.gates import Budget
 
 class Lazy:

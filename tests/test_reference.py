@@ -11,12 +11,12 @@ import pytest
 from hf_stages.args_allowed import ALLOWED, REASONS
 from hf_stages.cli import main
 from hf_stages.core.registry import classes_of
+from hf_stages.core.source_docs import Documented
+from hf_stages.core.source_sketch import sketch
+from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.source import Source
-from hf_stages.documented import Documented
 from hf_stages.model_source import ModelSource
 from hf_stages.reference import recipe_reference
-from hf_stages.sketch import sketch
-from hf_stages.stage import Recipe, Stage
 from hf_stages.teacher_source import CachedTeacher, Teacher
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
@@ -33,7 +33,7 @@ FOLDERS = [
     "model_source",
 ]
 PARTS = [part for folder in FOLDERS for part in classes_of(folder)]
-NOUNS = [("hf_stages.stage", "Stage"), ("hf_stages.stage", "Recipe")]
+NOUNS = [("hf_stages.core.stage", "Stage"), ("hf_stages.core.stage", "Recipe")]
 
 
 def _section(title: str) -> str:

@@ -10,8 +10,8 @@ import pytest
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.checkpoint import seal, write_json
-from hf_stages.errors import RunInterrupted, StageStopped
+from hf_stages.core.sealed_folders import seal, write_json
+from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.gates import Expect
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, Unfreeze

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCallback
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.errors import RunInterrupted
+from hf_stages.core.stops import RunInterrupted
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
 from hf_stages.prepared_data import PreparedData
 from hf_stages.trainer import StagedMixin

@@ -1,8 +1,8 @@
 import pytest
 
 from hf_stages import Recipe, Stage
-from hf_stages.duration import Duration
-from hf_stages.stage import parents_of
+from hf_stages.core.duration import Duration
+from hf_stages.core.stage import parents_of
 
 
 def stages(*specs):

@@ -9,7 +9,7 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_stages import Stage, StagedTrainer, cli
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionMSE, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses._algebra import terms_of
 from hf_stages.reports.plan_table import plan_dict, plan_table

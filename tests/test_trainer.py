@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.curves import Const, Linear
-from hf_stages.errors import StageStopped
+from hf_stages.core.curves import Const, Linear
+from hf_stages.core.stops import StageStopped
 from hf_stages.gates import Above, Below, Budget, Expect, Plateau
 from hf_stages.losses import Loss, TaskLoss
 from hf_stages.moments import load

@@ -12,7 +12,7 @@ import pytest
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_stages import Recipe, Stage, StagedTrainer, cli
-from hf_stages.curves import Cosine
+from hf_stages.core.curves import Cosine
 from hf_stages.losses import LogitKL
 from hf_stages.recipe import loads
 from hf_stages.schedules import Fresh, Resume, Rewarm

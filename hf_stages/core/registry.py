@@ -13,9 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hf_stages.nearest import did_you_mean
-from hf_stages.shown import shortened
-from hf_stages.sketch import fields_of, sketch, unknown
+from hf_stages.core.did_you_mean import did_you_mean
+from hf_stages.core.short_values import shortened
+from hf_stages.core.source_sketch import fields_of, sketch, unknown
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -51,7 +51,7 @@ PLACES = {
     "data": ("data",),
     "teachers": ("teacher_source.py",),
     "models": ("model_source.py",),
-    "curves": ("curves.py",),
+    "curves": ("core/curves.py",),
     "recipes": ("recipes",),
 }
 """Folders in which each file holds the one part of its name (``losses/logit_kl.py``: LogitKL), and files that hold several."""

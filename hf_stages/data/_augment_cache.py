@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_stages.checkpoint import SCHEMA, broken, write_json, written_whole
+from hf_stages.core.sealed_folders import SCHEMA, broken, write_json, written_whole
 
 ABOUT = "augment.json"
 logger = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hf_stages.checkpoint import checksum
-from hf_stages.fingerprint import fingerprint, is_model
+from hf_stages.core.fingerprint import fingerprint, is_model
+from hf_stages.core.sealed_folders import checksum
 from hf_stages.teacher_print import print_of
 
 _READ = (".json", ".safetensors", ".bin", ".txt", ".model")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from hf_stages.curves import Curve, as_curve
+from hf_stages.core.curves import Curve, as_curve
 
 IGNORED = -100
 LONGER = ("error", "split", "truncate")

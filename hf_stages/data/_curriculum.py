@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from hf_stages.core.fingerprint import is_model
+from hf_stages.core.stage import Recipe
 from hf_stages.data._nodes import Leaf, Node
-from hf_stages.fingerprint import is_model
-from hf_stages.stage import Recipe
 
 _Own = TypeVar("_Own", bound="Curriculum")
 

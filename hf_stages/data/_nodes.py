@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_stages.curves import Curve, as_curve
+from hf_stages.core.curves import Curve, as_curve
+from hf_stages.core.randomness import seed_of
 from hf_stages.data._permutation import permute
 from hf_stages.data._quota import FRACTION, Clock, Quotas
-from hf_stages.data._random import seed_of
 
 _AHEAD = 1024
 

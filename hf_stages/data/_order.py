@@ -10,8 +10,8 @@ import torch
 import xxhash
 from torch.utils.data import Dataset, Sampler
 
+from hf_stages.core.randomness import seed_data, seed_of
 from hf_stages.data._permutation import permute
-from hf_stages.data._random import seed_data, seed_of
 
 Order = Callable[[int, np.ndarray], Sequence[int]]
 """(epoch, positions) -> indices."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_stages.fingerprint import fingerprint
+from hf_stages.core.fingerprint import fingerprint
 
 _BATCH = 256
 _TOKENS = "input_ids"

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from hf_stages.data._random import seed_data, seed_of
+from hf_stages.core.randomness import seed_data, seed_of
 
 
 class EndlessStream(IterableDataset):

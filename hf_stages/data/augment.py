@@ -98,8 +98,8 @@ class Augment:
 
     def __call__(self, dataset: Any) -> Any:
         """The ``datasets.Dataset`` with its copies; from the cache, if they were made before."""
+        from hf_stages.core.fingerprint import fingerprint
         from hf_stages.data._augment_cache import kept
-        from hf_stages.fingerprint import fingerprint
 
         columns = self._columns(dataset)
         settings = self._settings(dataset, columns)
@@ -132,9 +132,9 @@ class Augment:
 
     def _how(self) -> Any:
         """Where candidates come from, and how copies are drawn."""
+        from hf_stages.core.randomness import undisturbed
         from hf_stages.data import _augment_model, _augmenting, _lexicon, _words
         from hf_stages.data._masked import MaskedWords
-        from hf_stages.data._random import undisturbed
 
         stop = self._stopwords(_words)
         drawing = _augmenting.Drawing(self.n, self.p, self.seed)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import xxhash
 
-from hf_stages.curves import Curve
+from hf_stages.core.curves import Curve
 from hf_stages.data._collating import IGNORED, Collating, batched, documents, number, read_curve
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from hf_stages.curves import Curve
+from hf_stages.core.curves import Curve
 from hf_stages.data._collating import (
     LONGER,
     Collating,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_stages.curves import Curve, as_curve
+from hf_stages.core.curves import Curve, as_curve
 from hf_stages.data._curriculum import Curriculum, Make, check_source
 from hf_stages.data._nodes import Leaf, Mixed, Node, below
 

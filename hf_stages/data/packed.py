@@ -10,7 +10,7 @@ import torch
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from hf_stages.curves import Curve
+from hf_stages.core.curves import Curve
 from hf_stages.data._bins import rows_of
 from hf_stages.data._blocks import MASKED, Layout, block_mask, check_layout, find_layout, positions_of, window_of
 from hf_stages.data._collating import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hf_stages.curves import Curve, as_curve
+from hf_stages.core.curves import Curve, as_curve
 from hf_stages.data._curriculum import Curriculum, Make, check_source, names_in
 from hf_stages.data._nodes import Mixed, Node
 

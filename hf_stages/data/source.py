@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hf_stages.core.fingerprint import fingerprint
 from hf_stages.data.augment import Augment
-from hf_stages.fingerprint import fingerprint
 
 _BUILDERS = ("text", "json", "csv", "parquet", "arrow")
 

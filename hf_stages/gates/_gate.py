@@ -8,7 +8,7 @@ from dataclasses import Field, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
-from hf_stages.ledger import Entry
+from hf_stages.core.ledger import Entry
 
 
 @dataclass(frozen=True)

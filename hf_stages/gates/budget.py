@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_stages.duration import Duration
+from hf_stages.core.duration import Duration
 from hf_stages.gates._gate import Decision, Gate, History
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_stages.curves import Const, Curve, as_curve
+from hf_stages.core.curves import Const, Curve, as_curve
 
 
 class Loss:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
-from hf_stages.curves import Curve, as_curve
+from hf_stages.core.curves import Curve, as_curve
 from hf_stages.losses._algebra import Loss
 from hf_stages.losses._divergence import Measure, divergence
 from hf_stages.losses._outputs import check_same, outputs_of

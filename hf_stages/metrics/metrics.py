@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from huggingface_hub import constants
 
-from hf_stages.nearest import did_you_mean
+from hf_stages.core.did_you_mean import did_you_mean
 
 OFFLINE = {
     "accuracy": "Accuracy",

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.checkpoint import CARD, SEAL
+from hf_stages.core.sealed_folders import CARD, SEAL
 from hf_stages.packing._convert import check_packable
 from hf_stages.packing._portable import write_portable
 from hf_stages.packing._sizes import PackedSize

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_stages.duration import Duration
+from hf_stages.core.duration import Duration
+from hf_stages.core.stage import Stage
 from hf_stages.losses._algebra import Loss
 from hf_stages.losses.attention_mse import AttentionMSE
 from hf_stages.losses.attention_relation import AttentionRelation
 from hf_stages.recipes._parts import features_of
-from hf_stages.stage import Stage
 
 
 def smaller(reduce: Sequence[int] | None, width: float | None, stack: str | None = None) -> list[Any]:

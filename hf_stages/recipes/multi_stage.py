@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hf_stages.duration import Duration
+from hf_stages.core.duration import Duration
+from hf_stages.core.stage import Recipe
 from hf_stages.losses._algebra import Loss
 from hf_stages.recipes._parts import logits_of, split
 from hf_stages.recipes._quantized import UNSEEN, features, headed, rates_of, smaller, stage
-from hf_stages.stage import Recipe
 
 
 def multi_stage(

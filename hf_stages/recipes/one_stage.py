@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hf_stages.duration import Duration
+from hf_stages.core.duration import Duration
+from hf_stages.core.stage import Recipe
 from hf_stages.losses._algebra import Loss
 from hf_stages.recipes._parts import features_of, logits_of, recipe_of
-from hf_stages.stage import Recipe
 
 
 def one_stage(

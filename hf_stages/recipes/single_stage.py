@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hf_stages.curves import Curve
-from hf_stages.duration import Duration
+from hf_stages.core.curves import Curve
+from hf_stages.core.duration import Duration
+from hf_stages.core.stage import Recipe
 from hf_stages.losses._algebra import Loss
 from hf_stages.recipes._parts import logits_of, split
 from hf_stages.recipes._quantized import features, smaller, stage
-from hf_stages.stage import Recipe
 
 
 def single_stage(

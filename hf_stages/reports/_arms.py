@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_stages.checkpoint import read_json
+from hf_stages.core.sealed_folders import read_json
 from hf_stages.reports._run import ReadRun, ReadStage, read_run
 
 REFERENCE = "joint"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_stages.checkpoint import (
+from hf_stages.core.sealed_folders import (
     RUN_FILE,
     SEAL,
     STAGE_FILE,

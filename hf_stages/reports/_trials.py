@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_stages.checkpoint import read_json
+from hf_stages.core.sealed_folders import read_json
 from hf_stages.reports._run import read_run
 
 

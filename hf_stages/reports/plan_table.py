@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hf_stages.cautions import cautions
+from hf_stages.core.stage import Recipe
 from hf_stages.dry_run import StageShape, dry_run, shape_of
 from hf_stages.plan import Plan, PlannedStage
 from hf_stages.reports._sizes import size_details, size_table
 from hf_stages.reports._sources import data_notes, sources_of, sources_text
 from hf_stages.reports._text import count, duration, part, parts, rate, size
-from hf_stages.stage import Recipe
 
 _HEADS = ("stage", "steps", "tokens", "epochs", "LR", "params", "trained", "FLOPs", "on disk", "time")
 

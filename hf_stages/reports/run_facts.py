@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from hf_stages.checkpoint import STAGE_FILE
+from hf_stages.core.sealed_folders import STAGE_FILE
 from hf_stages.reports._run import ReadRun
 from hf_stages.reports._text import count, rate
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_stages.checkpoint import read_json
+from hf_stages.core.sealed_folders import read_json
 from hf_stages.reports._run import ReadRun
 from hf_stages.reports.bench_table import bench_table
 from hf_stages.reports.domain_table import domain_table

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from hf_stages.curves import Curve, as_curve
+from hf_stages.core.curves import Curve, as_curve
 
 
 def check_optimizer(schedule: str, optimizer: Any) -> None:

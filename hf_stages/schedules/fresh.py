@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_stages.curves import Curve
-from hf_stages.duration import Duration, as_warmup, warmup_steps
+from hf_stages.core.curves import Curve
+from hf_stages.core.duration import Duration, as_warmup, warmup_steps
 from hf_stages.schedules._span import Defaults, Span, as_shape, check_optimizer, check_rate, curve_shape, trainer_shape
 
 
@@ -14,7 +14,7 @@ from hf_stages.schedules._span import Defaults, Span, as_shape, check_optimizer,
 class Fresh:
     """Start a new schedule: warm up to ``peak``, then follow ``shape``. The optimizer starts empty.
 
-    >>> from hf_stages.curves import Cosine
+    >>> from hf_stages.core.curves import Cosine
     >>> span = Fresh(peak=1e-3, warmup="10 steps", shape=Cosine(1, 0)).span(Defaults(5e-5), total=110, parent_lr=None)
     >>> span.lr(5), span.lr(10), span.lr(60)
     (0.0005, 0.001, 0.0005)

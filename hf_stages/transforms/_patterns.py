@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from hf_stages.nearest import nearest
+from hf_stages.core.did_you_mean import nearest
 
 
 def match_names(patterns: Iterable[str], names: Iterable[str], *, where: str) -> list[str]:

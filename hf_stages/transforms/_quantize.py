@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_stages.curves import Const, Curve, as_curve
+from hf_stages.core.curves import Const, Curve, as_curve
 from hf_stages.layers._experts import QuantizedExperts
 from hf_stages.layers._quantized import WithStrength
 from hf_stages.layers._ties import rename_ties

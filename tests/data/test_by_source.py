@@ -9,10 +9,10 @@ from transformers import DataCollatorForLanguageModeling, DataCollatorWithPaddin
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.collating import for_source
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
+from hf_stages.core.stops import RunInterrupted
 from hf_stages.data import BySource, CompletionOnly, DynamicMLM, Lengths, Mixture, Packed, Preferences
 from hf_stages.data import by_source as module
-from hf_stages.errors import RunInterrupted
 from hf_stages.losses._on_source import SOURCE
 from hf_stages.recipe import dump, loads
 from hf_stages.source_collator import SourceCollator

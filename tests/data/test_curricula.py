@@ -13,11 +13,11 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_stages.curves import Linear, Step
+from hf_stages.core.curves import Linear, Step
+from hf_stages.core.randomness import undisturbed
 from hf_stages.data import ByDifficulty, ByLength, Mixture, Ordered, Replay
 from hf_stages.data._blend import SizedBlend, blend
 from hf_stages.data._drawn import DrawnStream
-from hf_stages.data._random import undisturbed
 from hf_stages.data._scores import ranked
 
 SIZES = {"a": 30, "b": 50, "tiny": 3}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.data import DynamicMLM, Packed
 from hf_stages.recipe import dump, loads
 from tests import tiny

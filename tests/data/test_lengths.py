@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DataCollatorWithPadding
 
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.data import DynamicMLM, Lengths, Packed
 from tests import tiny
 

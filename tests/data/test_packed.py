@@ -30,7 +30,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.data import Packed
 from hf_stages.data._bins import rows_of
 from hf_stages.losses import TaskLoss

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_stages.curves import WSD, Const, Cosine, Linear, Step
+from hf_stages.core.curves import WSD, Const, Cosine, Linear, Step
 from hf_stages.data._quota import Clock, Quotas
 
 weights = st.floats(0.0, 1.0).map(lambda w: round(w, 3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hf_stages.curves import Linear, Step
+from hf_stages.core.curves import Linear, Step
 from hf_stages.data import ByLength, Mixture, Ordered, Replay
 from hf_stages.data._blend import blend
 from hf_stages.data._replayed import Replayed

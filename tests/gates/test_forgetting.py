@@ -12,9 +12,9 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages import recipe as recipes
-from hf_stages.curves import Const
+from hf_stages.core.curves import Const
+from hf_stages.core.ledger import Entry
 from hf_stages.gates import Forgetting, History
-from hf_stages.ledger import Entry
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.transforms import AddLora
 from tests import tiny

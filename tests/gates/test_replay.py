@@ -14,10 +14,10 @@ from datasets import Dataset
 from hf_stages import Stage, StagedTrainer, cli
 from hf_stages import recipe as recipes
 from hf_stages.build import prepare
-from hf_stages.curves import Const, Linear
+from hf_stages.core.curves import Const, Linear
+from hf_stages.core.ledger import Entry, Ledger
 from hf_stages.data import ByLength, BySource, Lengths, Mixture
 from hf_stages.gates import Forgetting, History
-from hf_stages.ledger import Entry, Ledger
 from hf_stages.losses import TaskLoss
 from hf_stages.probe_lr import probe_of, trial_stage
 from hf_stages.schedules import Fresh

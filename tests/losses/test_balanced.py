@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from hf_stages import Recipe, Stage
-from hf_stages.curves import Const, Linear
+from hf_stages.core.curves import Const, Linear
 from hf_stages.losses import Balanced, Loss, TaskLoss
 from hf_stages.losses._algebra import Scaled, Sum, groups_of, terms_of
 from hf_stages.recipe import dump, loads, part_from_dict, part_to_dict

@@ -11,7 +11,7 @@ from torch.nn.functional import logsigmoid
 from transformers import TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.data import Preferences
 from hf_stages.losses import DPO, TaskLoss
 from hf_stages.losses._signals import Head

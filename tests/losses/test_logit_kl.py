@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as tf
 
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.losses import LogitKL, LogitMSE
 from hf_stages.losses._signals import Head, Signals
 from tests import tiny

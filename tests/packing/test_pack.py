@@ -19,7 +19,7 @@ from transformers import (
     BertForSequenceClassification,
 )
 
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.layers._quantized import Quantized
 from hf_stages.layers.bits import stored_size
 from hf_stages.packing import PackedEmbedding, PackedLinear, pack

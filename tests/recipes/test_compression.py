@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_stages import Stage
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE, LogitKL
 from hf_stages.losses._algebra import terms_of
 from hf_stages.recipe import dump, loads

@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 from hf_stages import Stage
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses._algebra import terms_of
 from hf_stages.plan import Size, steps_of

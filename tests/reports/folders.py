@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hf_stages.checkpoint import seal
+from hf_stages.core.sealed_folders import seal
 
 
 def stage(out: Path, index: int, name: str, domains: dict, *, parent: str | None = None, **more) -> Path:

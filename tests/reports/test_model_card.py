@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.bench import bench
-from hf_stages.checkpoint import broken
+from hf_stages.core.sealed_folders import broken
 from hf_stages.losses import LogitKL, TaskLoss
 from hf_stages.packing import pack
 from hf_stages.schedules import Resume, Rewarm

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from hf_stages import Stage
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.data import Mixture
 from hf_stages.data._blend import blend
 from hf_stages.reports.plan_picture import _BOX, _GAP, _LANE, _TALL, _places, draw_plan

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from hf_stages import Stage
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.dry_run import shape_of
 from hf_stages.gates import Below
 from hf_stages.losses import TaskLoss

@@ -9,11 +9,11 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
+from hf_stages.core.stage import Recipe
 from hf_stages.dry_run import dry_run, shape_of
 from hf_stages.layers import stored_size
 from hf_stages.reports.plan_table import plan_dict, plan_table
 from hf_stages.reports.result_table import result_table
-from hf_stages.stage import Recipe
 from hf_stages.transforms import Binarize, ReduceLayers, SplitTernary, Ternarize
 from tests import tiny
 from tests.plans import plan_of

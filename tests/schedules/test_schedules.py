@@ -2,8 +2,8 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from hf_stages.curves import Cosine, Linear
-from hf_stages.duration import Duration
+from hf_stages.core.curves import Cosine, Linear
+from hf_stages.core.duration import Duration
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.schedules._span import Defaults
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_stages import Recipe, Stage
 from hf_stages.blueprint import Blueprint, load_weights, replay, save_weights, torn_on_disk
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.dry_run import dry_models
 from hf_stages.layers import BinaryLinear, Quantizer, SplitEmbedding, SplitLinear, TernaryEmbedding, TernaryLinear
 from hf_stages.layers._experts import QuantizedExperts

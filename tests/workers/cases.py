@@ -12,7 +12,7 @@ import transformers as tf
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.curves import Linear
+from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, LogitMSE, Loss, TaskLoss
 from hf_stages.transforms import SplitTernary, Ternarize
 from tests import tiny

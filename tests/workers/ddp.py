@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.curves import Linear, Step
+from hf_stages.core.curves import Linear, Step
+from hf_stages.core.folder_lock import alone_in
+from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.data import ByLength, Mixture, Replay
-from hf_stages.errors import RunInterrupted, StageStopped
 from hf_stages.gates import Above, Budget, Expect, Forgetting
 from hf_stages.losses import AttentionKL, AttentionMSE, HiddenMSE, LogitKL, Loss, TaskLoss
-from hf_stages.one_writer import alone_in
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, SplitTernary, Ternarize, Unfreeze
 from tests import tiny

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, TrainerCallback
 
 from hf_stages import Stage, moments
-from hf_stages.errors import RunInterrupted, StageStopped
+from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.gates import Expect
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, Unfreeze

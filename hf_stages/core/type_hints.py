@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hf_stages.core.curves import CURVES, Curve, as_curve
+from hf_stages.core.duration import Duration
 from hf_stages.core.registry import Where
-from hf_stages.curves import CURVES, Curve, as_curve
-from hf_stages.duration import Duration
 
 _SHOWN = {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "null"}
 _SHOWN |= {Curve: "a curve such as Linear(1, 0)", Duration: 'a duration such as "100 steps"'}

@@ -10,7 +10,7 @@ import math
 import sys
 from dataclasses import dataclass, fields
 
-from hf_stages.nearest import did_you_mean
+from hf_stages.core.did_you_mean import did_you_mean
 
 
 class Curve:

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hf_stages.sketch import tree_of
+from hf_stages.core.source_sketch import tree_of
 
 
 @dataclass(frozen=True)

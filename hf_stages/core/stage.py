@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from hf_stages.duration import Duration
+from hf_stages.core.duration import Duration
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNTIL = ("steps", "epochs", "tokens")
@@ -124,7 +124,7 @@ class Recipe:
     teacher: Any = field(default=None, kw_only=True)
     """For stages that name none and whose loss reads a teacher."""
     origin: ClassVar[Any] = None
-    """The text that it was read from, if any (``hf_stages.origin``): later errors name its lines."""
+    """The text that it was read from, if any (``hf_stages.core.origins``): later errors name its lines."""
 
     def __post_init__(self) -> None:
         if isinstance(self.stages, Stage):

@@ -15,10 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hf_stages.curves import Curve
-from hf_stages.duration import Duration
+from hf_stages.core.curves import Curve
+from hf_stages.core.duration import Duration
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _KNOWN = {**vars(typing), "Mapping": Mapping, "Sequence": Sequence, "Callable": Callable, "Curve": Curve}
 _KNOWN |= {"Duration": Duration, "Path": Path}
 """What a type hint is read with; a hint of anything else is left out, as hints are advice."""

@@ -10,7 +10,10 @@ from pathlib import PurePath
 from types import FunctionType
 from typing import Any
 
-from hf_stages._hints import convert_scalar, hints_of, keeps_list, key_type, takes_text
+from hf_stages.core.curves import Const, as_curve
+from hf_stages.core.did_you_mean import did_you_mean
+from hf_stages.core.duration import Duration
+from hf_stages.core.fingerprint import fingerprint, is_model, kind
 from hf_stages.core.registry import (
     FOLDERS,
     Where,
@@ -21,11 +24,8 @@ from hf_stages.core.registry import (
     importable_as,
     parameters_of,
 )
-from hf_stages.curves import Const, as_curve
-from hf_stages.duration import Duration
-from hf_stages.fingerprint import fingerprint, is_model, kind
-from hf_stages.nearest import did_you_mean
-from hf_stages.sketch import names_in
+from hf_stages.core.source_sketch import names_in
+from hf_stages.core.type_hints import convert_scalar, hints_of, keeps_list, key_type, takes_text
 
 _MISSING = object()
 _ALGEBRA = "hf_stages.losses._algebra"
