@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from hf_stages.core.sealed_folders import STAGE_FILE
-from hf_stages.layers._quantized import Quantized
+from hf_stages.layers.quantized import Quantized
 from hf_stages.loading import load_stage
 from hf_stages.own_models import read
 from hf_stages.packing._convert import to_packed, unpack

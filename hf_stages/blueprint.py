@@ -30,9 +30,9 @@ from hf_stages.adapters import (
     save_adapters,
 )
 from hf_stages.core.randomness import undisturbed
-from hf_stages.layers._quantized import WithStrength
 from hf_stages.layers.bits import known_size
 from hf_stages.layers.own_type import with_mark
+from hf_stages.layers.quantized import WithStrength
 from hf_stages.recipe import part_from_dict, part_to_dict
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -10,8 +10,8 @@ from torch import nn
 
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Recipe, Stage, parents_of
-from hf_stages.layers._stored import StoredSize
 from hf_stages.layers.bits import known_size, stored_bits_of
+from hf_stages.layers.storage import StoredSize
 
 _ADAM_BYTES = 8  # two fp32 moments
 

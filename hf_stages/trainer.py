@@ -35,7 +35,7 @@ from hf_stages.domains import evaluated
 from hf_stages.dry_run import dry_models
 from hf_stages.flow import OneRun
 from hf_stages.held_back import held_back
-from hf_stages.layers._quantized import is_range
+from hf_stages.layers.quantized import is_range
 from hf_stages.loading import load_stage
 from hf_stages.measured import MeasuredMixin
 from hf_stages.patches import Patches, check_rebuilt

@@ -16,7 +16,7 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.blueprint import torn_on_disk
 from hf_stages.core.curves import Linear
 from hf_stages.layers import SplitLinear, TernaryLinear
-from hf_stages.layers._quantized import WithStrength
+from hf_stages.layers.quantized import WithStrength
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
 from hf_stages.moments import load as load_moments
 from hf_stages.schedules import Fresh, Resume

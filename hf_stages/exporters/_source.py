@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from hf_stages.layers._quantized import CLIP, Quantized
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.own_type import record_of
 from hf_stages.layers.packed_levels import unpack_levels
+from hf_stages.layers.quantized import CLIP, Quantized
 from hf_stages.packing._convert import spec_of, tensors_of
 from hf_stages.packing._pack import read
 

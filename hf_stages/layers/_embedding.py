@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from typing_extensions import Self
 
-from hf_stages.layers._quantized import Quantized, begun, latents_of
 from hf_stages.layers._through import FakeQuantize
+from hf_stages.layers.quantized import Quantized, begun, latents_of
 from hf_stages.layers.quantizers import METHOD, Quantizer
 
 

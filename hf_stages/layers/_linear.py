@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import Self
 
-from hf_stages.layers._quantized import CLIP, Quantized, as_activations, begun, latents_of
 from hf_stages.layers._through import QuantizedLinear as _Function
 from hf_stages.layers._through import Rounded
 from hf_stages.layers.activations import Activations
+from hf_stages.layers.quantized import CLIP, Quantized, as_activations, begun, latents_of
 from hf_stages.layers.quantizers import METHOD, Quantizer
 
 

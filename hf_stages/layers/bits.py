@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_stages.layers._stored import FULL, PartSize, StoredBits, StoredSize
 from hf_stages.layers.blocks import base_of, stacks_of
 from hf_stages.layers.quantizable import word_embeddings_of
+from hf_stages.layers.storage import FULL, PartSize, StoredBits, StoredSize
 
 WORDS, TABLES, EXPERTS, HEAD = "word embeddings", "other embeddings", "experts", "head"
 OTHER, ADAPTERS, VECTORS, BUFFERS = "other layers", "adapters", "norms and biases", "buffers"

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_stages.layers._experts import QuantizedExperts, layout_of, stacks_in
-from hf_stages.layers._quantized import Quantized
+from hf_stages.layers.experts import QuantizedExperts, layout_of, stacks_in
+from hf_stages.layers.quantized import Quantized
 
 _ROUTER = re.compile(r"(^|[._])(router|gate|gating)([._]|$)")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing_extensions import Self
 
 from hf_stages.layers._embedding import QuantizedEmbedding
-from hf_stages.layers._quantized import halves_of
+from hf_stages.layers.quantized import halves_of
 
 
 class SplitEmbedding(QuantizedEmbedding):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing_extensions import Self
 
 from hf_stages.layers._linear import QuantizedLinear
-from hf_stages.layers._quantized import halves_of
+from hf_stages.layers.quantized import halves_of
 
 
 class SplitLinear(QuantizedLinear):

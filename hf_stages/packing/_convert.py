@@ -11,10 +11,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_stages.layers._experts import QuantizedExperts
-from hf_stages.layers._quantized import CLIP, Quantized
+from hf_stages.layers.experts import QuantizedExperts
 from hf_stages.layers.packed_levels import pack_levels
 from hf_stages.layers.quantizable import holders_of, word_embeddings_of
+from hf_stages.layers.quantized import CLIP, Quantized
 from hf_stages.packing._spec import PackedSpec
 from hf_stages.packing._weight import SCALE, PackedWeight, times
 from hf_stages.packing.packed_embedding import PackedEmbedding

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_stages.layers._stored import StoredBits
 from hf_stages.layers.packed_levels import unpack_levels
+from hf_stages.layers.storage import StoredBits
 from hf_stages.packing._spec import PackedSpec
 
 # Not weight_scale: transformers searches for tied names as patterns, and "...weight" would find that too.

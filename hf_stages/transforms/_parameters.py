@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_stages.layers._quantized import WithStrength
+from hf_stages.layers.quantized import WithStrength
 from hf_stages.transforms._patterns import match_names
 from hf_stages.transforms._peft import base_name, has_adapters
 

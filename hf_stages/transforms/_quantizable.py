@@ -8,9 +8,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from hf_stages.layers._experts import QuantizedExperts
-from hf_stages.layers._quantized import Quantized, WithStrength
+from hf_stages.layers.experts import QuantizedExperts
 from hf_stages.layers.quantizable import kind_of, routers_of, weights_of, word_embeddings_of
+from hf_stages.layers.quantized import Quantized, WithStrength
 from hf_stages.transforms._patterns import match_names
 
 logger = logging.get_logger(__name__)

@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from hf_stages.core.curves import Const, Curve, as_curve
-from hf_stages.layers._experts import QuantizedExperts
-from hf_stages.layers._quantized import WithStrength
-from hf_stages.layers._ties import rename_ties
 from hf_stages.layers.activations import Activations
+from hf_stages.layers.experts import QuantizedExperts
 from hf_stages.layers.quantizable import holders_of, kind_of, weights_of
+from hf_stages.layers.quantized import WithStrength
 from hf_stages.layers.quantizers import Quantizer
+from hf_stages.layers.ties import rename_ties
 from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._peft import refuse_adapters
 from hf_stages.transforms._quantizable import chosen_modules

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from hf_stages.core.did_you_mean import listed, nearest
-from hf_stages.layers._quantized import WithStrength
+from hf_stages.layers.quantized import WithStrength
 from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._peft import base_name, import_peft, refuse_adapters
 from hf_stages.transforms._transform import Transform

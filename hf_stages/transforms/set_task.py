@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 
 from hf_stages.core.did_you_mean import did_you_mean
-from hf_stages.layers._ties import rename_ties
+from hf_stages.layers.ties import rename_ties
 from hf_stages.transforms._peft import refuse_adapters
 from hf_stages.transforms._transform import Transform
 

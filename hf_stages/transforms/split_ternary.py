@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from hf_stages.layers._experts import QuantizedExperts
-from hf_stages.layers._quantized import WithStrength
-from hf_stages.layers._ties import rename_ties
+from hf_stages.layers.experts import QuantizedExperts
 from hf_stages.layers.quantizable import holders_of
+from hf_stages.layers.quantized import WithStrength
 from hf_stages.layers.split_embedding import SplitEmbedding
 from hf_stages.layers.split_linear import SplitLinear
+from hf_stages.layers.ties import rename_ties
 from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._patterns import match_names
 from hf_stages.transforms._peft import refuse_adapters

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.layers._quantized import Quantized
+from hf_stages.layers.quantized import Quantized
 from hf_stages.loading import load_stage
 from tests import tiny
 

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from hf_stages.core.curves import Linear
-from hf_stages.layers._quantized import Quantized
 from hf_stages.layers.bits import stored_size
+from hf_stages.layers.quantized import Quantized
 from hf_stages.packing import PackedEmbedding, PackedLinear, pack
 from hf_stages.transforms import Binarize, SplitTernary, Ternarize
 from tests import tiny

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_stages.layers._quantized import Quantized
+from hf_stages.layers.quantized import Quantized
 
 
 def rename_ties(model: Any) -> None:

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from hf_stages.layers._stored import StoredBits
 from hf_stages.layers._through import FakeQuantize
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.quantizers import Quantizer
 from hf_stages.layers.splitting import split_ternary
+from hf_stages.layers.storage import StoredBits
 
 LATENT, SCALE, CLIP = "weight_latent", "weight_scale", "activation_clip"
 

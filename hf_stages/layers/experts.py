@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from hf_stages.layers._quantized import WithStrength
-from hf_stages.layers._stored import StoredBits
 from hf_stages.layers._through import FakeQuantize, Rounded, total
 from hf_stages.layers.activations import Activations
+from hf_stages.layers.quantized import WithStrength
 from hf_stages.layers.quantizers import Quantizer
 from hf_stages.layers.splitting import split_ternary
+from hf_stages.layers.storage import StoredBits
 
 _STACKS = ("gate_up_proj", "up_proj", "down_proj")
 
