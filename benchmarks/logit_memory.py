@@ -22,7 +22,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from benchmarks.common import say, spread
 from hf_stages.losses import LogitKL
-from hf_stages.losses._signals import Head, Signals
+from hf_stages.models.signals import Head, Signals
 
 GIB = 2**30
 

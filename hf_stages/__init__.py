@@ -9,9 +9,9 @@ __all__ = ["CachedTeacher", "Recipe", "Stage", "StagedMixin", "StagedTrainer", "
 
 
 def _register() -> None:
-    from hf_stages import own_models
+    from hf_stages.models import auto_classes
 
-    own_models.register()
+    auto_classes.register()
 
 
 def _register_packed() -> None:

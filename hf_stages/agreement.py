@@ -21,9 +21,9 @@ from hf_stages.core.stage import Recipe
 from hf_stages.data._blend import SizedBlend
 from hf_stages.data._collating import columns_read
 from hf_stages.losses._on_source import SOURCE
-from hf_stages.losses._outputs import outputs_of
-from hf_stages.losses._signals import Head
-from hf_stages.model_source import ModelSource
+from hf_stages.models.model_source import ModelSource
+from hf_stages.models.outputs import outputs_of
+from hf_stages.models.signals import Head
 from hf_stages.source_collator import SourceCollator
 from hf_stages.teacher_source import Teacher
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from hf_stages.core.sealed_folders import STAGE_FILE
 from hf_stages.layers.quantized import Quantized
-from hf_stages.loading import load_stage
-from hf_stages.own_models import read
+from hf_stages.models.auto_classes import read
+from hf_stages.models.stage_models import load_stage
 from hf_stages.packing._convert import to_packed, unpack
 from hf_stages.packing._weight import PackedWeight
 

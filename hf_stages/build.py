@@ -31,7 +31,7 @@ from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
 from hf_stages.losses._algebra import terms_of
 from hf_stages.losses.task_loss import TaskLoss
-from hf_stages.model_source import ModelSource
+from hf_stages.models.model_source import ModelSource
 from hf_stages.plan import Plan, Taught
 from hf_stages.raw_rows import check_labels, check_rows
 from hf_stages.replaying import replay_gate

@@ -12,7 +12,7 @@ from hf_stages.core.registry import FOLDERS, Where
 from hf_stages.core.stage import Recipe
 from hf_stages.data.collator import Collator
 from hf_stages.losses._algebra import Sum
-from hf_stages.model_source import ModelSource
+from hf_stages.models.model_source import ModelSource
 from hf_stages.recipe import read_metrics
 from hf_stages.teacher import BASE
 from hf_stages.teacher_source import Teacher

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from hf_stages.as_it_was import as_it_was
-from hf_stages.capture import evaluating
 from hf_stages.core.batch import parted
 from hf_stages.core.randomness import undisturbed
 from hf_stages.eval_parts import EvalParts
 from hf_stages.losses._on_source import OnSource
-from hf_stages.losses._signals import Signals
+from hf_stages.models.capture import evaluating
+from hf_stages.models.signals import Signals
 from hf_stages.objective import counted
 from hf_stages.task_trial import stirred
 

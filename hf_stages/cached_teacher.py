@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from hf_stages.cache_folder import CacheFolder
-from hf_stages.capture import parse
-from hf_stages.losses._signals import Head, Signals
+from hf_stages.models.capture import parse
+from hf_stages.models.checksums import print_of, vocabulary_of
+from hf_stages.models.signals import Head, Signals
 from hf_stages.row_keys import DECODER, ROWS, TOKENS, Rows, rows_of
-from hf_stages.teacher_print import print_of, vocabulary_of
 from hf_stages.teacher_source import CachedTeacher, Teacher
 from hf_stages.top_k import Unpack, pack
 

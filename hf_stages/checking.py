@@ -12,10 +12,7 @@ import torch
 import transformers
 from torch import nn
 
-from hf_stages.adapters import is_peft, trained_in_base
-from hf_stages.blueprint import torn_on_disk
 from hf_stages.cached_teacher import check_needs
-from hf_stages.capture import WHOLE, Capture
 from hf_stages.core.curves import Curve
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Recipe, Stage
@@ -23,7 +20,10 @@ from hf_stages.domains import domains_of, earlier_domains
 from hf_stages.losses._algebra import Term, groups_of, terms_of
 from hf_stages.losses._on_source import OnSource
 from hf_stages.metrics.metrics import Metrics
-from hf_stages.model_source import ModelSource
+from hf_stages.models.adapters import is_peft, trained_in_base
+from hf_stages.models.capture import WHOLE, Capture
+from hf_stages.models.model_source import ModelSource
+from hf_stages.models.structure import torn_on_disk
 from hf_stages.packing._convert import check_packable
 from hf_stages.plan import Plan, Taught
 from hf_stages.stage_args import stage_args

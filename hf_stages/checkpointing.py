@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
 
-from hf_stages.adapter_base import check_base, note_base
-from hf_stages.adapters import is_peft, layout_of, load_adapters, save_own, settle_adapters, trained_in_base
-from hf_stages.blueprint import load_weights
 from hf_stages.core.sealed_folders import SCHEMA, STATE_FILE, disk_error, seal, write_json
+from hf_stages.models.adapter_base import check_base, note_base
+from hf_stages.models.adapters import is_peft, layout_of, load_adapters, save_own, settle_adapters, trained_in_base
+from hf_stages.models.structure import load_weights
 
 _BESIDE = "trained_beside_adapter.safetensors"
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hf_stages.loss_calls import Call, LossCalls
-from hf_stages.losses._reduction import Reduction
+from hf_stages.models.reduction import Reduction
 
 
 class EvalParts:

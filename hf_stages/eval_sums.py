@@ -15,8 +15,8 @@ import torch
 
 from hf_stages.eval_parts import EvalParts
 from hf_stages.last_batch import first_rows, new_rows
-from hf_stages.losses._outputs import outputs_of
 from hf_stages.losses.task_loss import TaskLoss
+from hf_stages.models.outputs import outputs_of
 from hf_stages.objective import counted
 from hf_stages.task_probe import known_reduction
 from hf_stages.token_bytes import bytes_per_token

@@ -13,8 +13,8 @@ from hf_stages.last_batch import first_rows, new_rows
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses._algebra import value_and_told
 from hf_stages.losses._on_source import SOURCE, OnSource, of_rows
-from hf_stages.losses._signals import Signals
-from hf_stages.losses._tokens import rows_of
+from hf_stages.models.real_tokens import rows_of
+from hf_stages.models.signals import Signals
 from hf_stages.stage_losses import StageLosses, needs_of
 
 BULKY = (

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from hf_stages.capture import WHOLE
 from hf_stages.losses._algebra import weighted
-from hf_stages.losses._signals import Signals
+from hf_stages.models.capture import WHOLE
+from hf_stages.models.signals import Signals
 from hf_stages.stage_losses import needs_of
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from transformers import set_seed
 
-from hf_stages import moments as moments_file
-from hf_stages.adapter_check import check_adapter
-from hf_stages.adapters import is_peft
-from hf_stages.blueprint import load_weights, replay, save_weights
 from hf_stages.core.randomness import seed_of
 from hf_stages.core.sealed_folders import broken, written_whole
+from hf_stages.models import optimizer_moments as moments_file
+from hf_stages.models.adapter_folders import check_adapter
+from hf_stages.models.adapters import is_peft
+from hf_stages.models.structure import load_weights, replay, save_weights
 from hf_stages.plan import Plan, PlannedStage
 from hf_stages.transition import Transition, transition
 

@@ -9,7 +9,7 @@ import torch
 
 from hf_stages.collating import packed_in
 from hf_stages.data._collating import pairs_in
-from hf_stages.losses._tokens import rows_of
+from hf_stages.models.real_tokens import rows_of
 
 
 def new_rows(trainer: Any, batch: Mapping[str, Any]) -> int | None:

@@ -15,10 +15,10 @@ import torch
 from hf_stages.balance import Balance, gradient_norms
 from hf_stages.health import Health
 from hf_stages.losses._algebra import Term, value_and_told, weighted
-from hf_stages.losses._reduction import Reduction
-from hf_stages.losses._signals import Signals
-from hf_stages.losses._tokens import real_tokens
 from hf_stages.losses.balanced import Balanced
+from hf_stages.models.real_tokens import real_tokens
+from hf_stages.models.reduction import Reduction
+from hf_stages.models.signals import Signals
 from hf_stages.reach import reaches_weights
 
 

@@ -16,7 +16,7 @@ from hf_stages.domains import evaluated
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses._algebra import terms_of
 from hf_stages.losses.task_loss import TaskLoss
-from hf_stages.model_inputs import columns_of
+from hf_stages.models.model_inputs import columns_of
 from hf_stages.sizes import train_dataset_of
 from hf_stages.stage_args import stage_args
 

@@ -285,7 +285,7 @@ def _read_model(value: Any, where: Where) -> Any:
     refuse_in_memory(value, where)
     if "use" in value:
         return read_part(value, ["teachers", "models"], where)
-    from hf_stages.model_source import ModelSource
+    from hf_stages.models.model_source import ModelSource
 
     # A model's config is HF's own mapping: its lists stay lists.
     check_arguments(ModelSource, value, where)
@@ -354,7 +354,7 @@ def stage_to_dict(stage: Stage) -> dict[str, Any]:
 
 def _write(key: str, value: Any) -> Any:
     from hf_stages.data.source import Source
-    from hf_stages.model_source import ModelSource
+    from hf_stages.models.model_source import ModelSource
 
     if isinstance(value, Source | ModelSource):
         return {name: write_value(argument, name) for name, argument in arguments_of(value)}

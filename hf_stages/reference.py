@@ -47,7 +47,7 @@ def recipe_reference() -> str:
         _section("Durations", _durations()),
         _section("Curves", _CURVES, *_parts("curves", lambda part: "Curve" in part.bases)),
         _section("args", _args()),
-        _section("model", _MODEL, _class("hf_stages.model_source", "ModelSource")),
+        _section("model", _MODEL, _class("hf_stages.models.model_source", "ModelSource")),
         _section("teacher", _TEACHER, *_parts("teachers")),
         _section("sources", _SOURCES, _class("hf_stages.data.source", "Source")),
         _section("Curricula", *_parts("data", lambda part: "Curriculum" in part.bases)),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import xxhash
 
-from hf_stages.model_inputs import model_inputs
+from hf_stages.models.model_inputs import model_inputs
 
 TOKENS, DECODER, ROWS = "tokens", "decoder", "rows"
 """Frames, along which a signal may lie: the row's tokens, its decoder's tokens, or the row as a whole."""

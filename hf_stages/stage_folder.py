@@ -13,8 +13,6 @@ import transformers
 from transformers.trainer_callback import TrainerState
 
 from hf_stages import __version__
-from hf_stages import moments as moments_file
-from hf_stages.blueprint import save_weights
 from hf_stages.core.sealed_folders import (
     CARD,
     SCHEMA,
@@ -28,6 +26,8 @@ from hf_stages.core.sealed_folders import (
 )
 from hf_stages.domains import by_domain, domains_of, plain_name, trained_on
 from hf_stages.layers.bits import known_size
+from hf_stages.models import optimizer_moments as moments_file
+from hf_stages.models.structure import save_weights
 from hf_stages.plan import PlannedStage
 from hf_stages.progress import without_bars
 from hf_stages.rates import group_rates

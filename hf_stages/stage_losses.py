@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hf_stages.capture import WHOLE, Capture
 from hf_stages.core.curves import Const
 from hf_stages.core.stage import Stage
 from hf_stages.losses._algebra import Term, terms_of, weighted
-from hf_stages.losses._signals import Signals
 from hf_stages.losses.task_loss import TaskLoss
-from hf_stages.model_inputs import model_inputs
+from hf_stages.models.capture import WHOLE, Capture
+from hf_stages.models.model_inputs import model_inputs
+from hf_stages.models.signals import Signals
 
 NAME = "hf_stages_losses"
 _FILE = "loss_weights.safetensors"

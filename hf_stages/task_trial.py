@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from hf_stages.losses._reduction import IGNORED, Reduction
-from hf_stages.losses._tokens import rows_of
+from hf_stages.models.real_tokens import rows_of
+from hf_stages.models.reduction import IGNORED, Reduction
 
 logger = logging.get_logger(__name__)
 _TOLERANCE, _HALF = 1e-4, 2e-3

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_stages.capture import Capture, evaluating
 from hf_stages.core.randomness import undisturbed
 from hf_stages.layers.blocks import base_of
-from hf_stages.losses._signals import Signals
-from hf_stages.model_inputs import model_inputs
+from hf_stages.models.capture import Capture, evaluating
+from hf_stages.models.model_inputs import model_inputs
+from hf_stages.models.signals import Signals
 
 BASE = "base"
 """As a stage's teacher: the student's own base model, its adapters off."""

@@ -31,17 +31,17 @@ from hf_stages.cache_folder import (
     read_manifest,
     shard_name,
 )
-from hf_stages.capture import parse
 from hf_stages.core.fingerprint import fingerprint
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.sealed_folders import SEAL, broken, checksum, read_json, write_json, written_whole
 from hf_stages.layers.blocks import blocks_of
-from hf_stages.losses._signals import key_of
-from hf_stages.model_inputs import columns_of
+from hf_stages.models.capture import parse
+from hf_stages.models.checksums import class_and_config, print_of, vocabulary_of
+from hf_stages.models.model_inputs import columns_of
+from hf_stages.models.signals import key_of
 from hf_stages.recipe import diff
 from hf_stages.row_keys import DECODER, ROWS, TOKENS, Rows, rows_of
 from hf_stages.teacher import LiveTeacher
-from hf_stages.teacher_print import class_and_config, print_of, vocabulary_of
 from hf_stages.top_k import encode
 
 logger = logging.get_logger(__name__)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_stages.core.hub_names import taken_for_hub
-from hf_stages.model_source import ModelSource
+from hf_stages.models.model_source import ModelSource
 
 if TYPE_CHECKING:
     from hf_stages.cache_folder import CacheFolder
@@ -184,7 +184,7 @@ class CachedTeacher:
     @cached_property
     def model(self) -> Any:
         """The teacher's skeleton, which losses are adapted to."""
-        from hf_stages.teacher_print import skeleton_of
+        from hf_stages.models.checksums import skeleton_of
 
         about = self.store.manifest["request"]["teacher"]
         return skeleton_of(about["class"], about["config"])

@@ -21,7 +21,6 @@ from transformers.utils import logging
 
 from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.args_values import check_args
-from hf_stages.blueprint import Blueprint
 from hf_stages.by_name import at_hand, with_parts
 from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_checkpoint, save_checkpoint, without_token
@@ -36,9 +35,10 @@ from hf_stages.dry_run import dry_models
 from hf_stages.flow import OneRun
 from hf_stages.held_back import held_back
 from hf_stages.layers.quantized import is_range
-from hf_stages.loading import load_stage
 from hf_stages.measured import MeasuredMixin
-from hf_stages.patches import Patches, check_rebuilt
+from hf_stages.models.method_patches import Patches, check_rebuilt
+from hf_stages.models.stage_models import load_stage
+from hf_stages.models.structure import Blueprint
 from hf_stages.plan import Plan
 from hf_stages.preparing import PreparingMixin
 from hf_stages.progress import StageProgress

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from hf_stages.forwards import task_signals
 from hf_stages.loss_calls import Call, LossCalls
-from hf_stages.losses._signals import Signals
+from hf_stages.models.signals import Signals
 from hf_stages.objective import counted
 
 logger = logging.get_logger(__name__)

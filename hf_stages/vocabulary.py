@@ -9,7 +9,7 @@ from torch import nn
 from transformers.utils import logging
 
 from hf_stages.core.stage import Recipe
-from hf_stages.model_source import ModelSource
+from hf_stages.models.model_source import ModelSource
 
 logger = logging.get_logger(__name__)
 

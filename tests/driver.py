@@ -178,9 +178,9 @@ def _save_file() -> Iterator[tuple]:
     from peft import peft_model
     from transformers import modeling_utils
 
-    from hf_stages import moments
+    from hf_stages.models import optimizer_moments
 
-    for module in (moments, safetensors.torch):
+    for module in (optimizer_moments, safetensors.torch):
         yield module, "save_file", _second
     for module in (modeling_utils, peft_model):
         yield module, "safe_save_file", _second

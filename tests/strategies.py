@@ -10,7 +10,7 @@ from hf_stages.gates import Above, Below, Budget, Expect, Plateau
 from hf_stages.losses import TaskLoss
 from hf_stages.losses._algebra import Scaled, Sum
 from hf_stages.metrics import Metrics
-from hf_stages.model_source import ModelSource
+from hf_stages.models.model_source import ModelSource
 from hf_stages.schedules import Fresh, Resume, Rewarm
 
 numbers = st.one_of(st.integers(-1000, 1000), st.floats(-1e6, 1e6))

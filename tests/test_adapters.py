@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.adapter_check import check_adapter
-from hf_stages.adapters import layout_of
-from hf_stages.loading import load_stage
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
+from hf_stages.models.adapter_folders import check_adapter
+from hf_stages.models.adapters import layout_of
+from hf_stages.models.stage_models import load_stage
 from hf_stages.transforms import AddLora, MergeLora
 from tests import tiny
 

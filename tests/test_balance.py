@@ -13,7 +13,7 @@ from hf_stages.balance import Balance, gradient_norms
 from hf_stages.core.stops import RunInterrupted
 from hf_stages.losses import Balanced, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses._algebra import groups_of, terms_of
-from hf_stages.losses._signals import Signals
+from hf_stages.models.signals import Signals
 from tests.workers.cases import Pad, Rows, arguments, bert, text
 
 THREE = TaskLoss() + TaskLoss() + TaskLoss()

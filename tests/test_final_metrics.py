@@ -16,9 +16,9 @@ from hf_stages.core.curves import Linear
 from hf_stages.core.stops import StageStopped
 from hf_stages.gates import Below, Expect
 from hf_stages.losses import TaskLoss
+from hf_stages.models.state_checksum import weights_print
 from hf_stages.transforms import Ternarize
 from hf_stages.transforms._transform import Transform
-from hf_stages.weights_print import weights_print
 from tests import tiny
 
 

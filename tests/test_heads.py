@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel, LlamaForCausalLM, Trainer
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.losses import TaskLoss
-from hf_stages.losses._reduction import Count, Reduction
+from hf_stages.models.reduction import Count, Reduction
 from hf_stages.task_probe import find_reduction
 from tests import tiny
 from tests.test_trainer import StopAt

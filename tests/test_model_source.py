@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_stages.model_source import ModelSource
+from hf_stages.models.model_source import ModelSource
 
 TINY = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
 TINY |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16}

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from hf_stages import Stage, StagedTrainer, moments
+from hf_stages import Stage, StagedTrainer
+from hf_stages.models import optimizer_moments
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, Unfreeze
 from tests import tiny
@@ -26,7 +27,7 @@ class Watched(StagedTrainer):
     def create_scheduler(self, num_training_steps, optimizer=None):
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         self.__dict__.setdefault("begun", {})[self._stage.planned.name] = deepcopy(
-            moments.collect(self.optimizer, self.model)
+            optimizer_moments.collect(self.optimizer, self.model)
         )
         return scheduler
 
@@ -51,7 +52,7 @@ def trained(out, optim, stages, **kwargs):
 
 
 def left_behind(out, folder):
-    return moments.load(out / folder / "training_state")
+    return optimizer_moments.load(out / folder / "training_state")
 
 
 def notices(trainer):
@@ -139,11 +140,11 @@ def test_another_optimizer_starts_empty(tmp_path):
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_files_give_back_what_was_collected(tmp_path, optim):
     trainer = trained(tmp_path / "run", optim, [Stage("a", "2 steps")])
-    collected = moments.collect(trainer.optimizer, trainer.model)
-    moments.save(collected, tmp_path)
-    loaded = moments.load(tmp_path)
+    collected = optimizer_moments.collect(trainer.optimizer, trainer.model)
+    optimizer_moments.save(collected, tmp_path)
+    loaded = optimizer_moments.load(tmp_path)
     assert_equal(
         {k: dict(v) for k, v in loaded.state.items()}, {k: dict(v) for k, v in collected.state.items()}, "state"
     )
     assert (loaded.optimizer, loaded.shapes) == (collected.optimizer, collected.shapes)
-    assert moments.load(tmp_path / "nothing") is None
+    assert optimizer_moments.load(tmp_path / "nothing") is None

@@ -6,7 +6,7 @@ import pytest
 
 from hf_stages import Stage
 from hf_stages.core.did_you_mean import did_you_mean, listed, nearest
-from hf_stages.model_source import ModelSource
+from hf_stages.models.model_source import ModelSource
 from hf_stages.transforms import AddLora, Freeze, Ternarize
 from tests import tiny
 

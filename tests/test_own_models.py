@@ -9,9 +9,10 @@ import pytest
 import torch
 import transformers as tf
 
-from hf_stages import Stage, StagedTrainer, own_models
-from hf_stages.blueprint import Blueprint, load_weights, replay, save_weights
+from hf_stages import Stage, StagedTrainer
 from hf_stages.losses import AttentionRelation, HiddenMSE
+from hf_stages.models import auto_classes
+from hf_stages.models.structure import Blueprint, load_weights, replay, save_weights
 from hf_stages.transforms import InsertSubLN, SetTask, Transform
 from tests import tiny
 
@@ -134,8 +135,8 @@ def test_what_is_missing_is_named(tmp_path):
 
 
 def test_registering_twice_is_harmless():
-    own_models.register()
-    assert tf.CONFIG_MAPPING["hf_stages"] is own_models.OwnConfig
+    auto_classes.register()
+    assert tf.CONFIG_MAPPING["hf_stages"] is auto_classes.OwnConfig
 
 
 def test_such_a_student_is_distilled(tmp_path, lm_data):

@@ -10,7 +10,7 @@ import pytest
 from transformers import Trainer, TrainingArguments
 
 from hf_stages import Stage, StagedMixin, StagedTrainer
-from hf_stages.patches import Patches
+from hf_stages.models.method_patches import Patches
 from tests import tiny
 
 

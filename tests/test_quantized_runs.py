@@ -13,12 +13,12 @@ from transformers import TrainerCallback, TrainingArguments, conversion_mapping
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.blueprint import torn_on_disk
 from hf_stages.core.curves import Linear
 from hf_stages.layers import SplitLinear, TernaryLinear
 from hf_stages.layers.quantized import WithStrength
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
-from hf_stages.moments import load as load_moments
+from hf_stages.models.optimizer_moments import load as load_moments
+from hf_stages.models.structure import torn_on_disk
 from hf_stages.schedules import Fresh, Resume
 from hf_stages.transforms import Binarize, Freeze, InsertSubLN, SplitTernary, Ternarize
 from tests import tiny

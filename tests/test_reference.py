@@ -15,7 +15,7 @@ from hf_stages.core.source_docs import Documented
 from hf_stages.core.source_sketch import sketch
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.source import Source
-from hf_stages.model_source import ModelSource
+from hf_stages.models.model_source import ModelSource
 from hf_stages.reference import recipe_reference
 from hf_stages.teacher_source import CachedTeacher, Teacher
 

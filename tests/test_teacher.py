@@ -12,7 +12,7 @@ import transformers as tf
 from hf_stages import Recipe, Stage, StagedTrainer
 from hf_stages.data.source import Source
 from hf_stages.losses import AttentionKL, AttentionMSE, HiddenMSE, LogitKL, TaskLoss
-from hf_stages.losses._signals import Head
+from hf_stages.models.signals import Head
 from hf_stages.teacher import LiveTeacher
 from hf_stages.transforms import AddLora
 from tests import tiny

@@ -24,7 +24,7 @@ from hf_stages.core.curves import Const, Linear
 from hf_stages.core.stops import StageStopped
 from hf_stages.gates import Above, Below, Budget, Expect, Plateau
 from hf_stages.losses import Loss, TaskLoss
-from hf_stages.moments import load
+from hf_stages.models.optimizer_moments import load
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, Unfreeze
 from tests import tiny

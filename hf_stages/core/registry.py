@@ -50,7 +50,7 @@ PLACES = {
     "metrics": ("metrics",),
     "data": ("data",),
     "teachers": ("teacher_source.py",),
-    "models": ("model_source.py",),
+    "models": ("models/model_source.py",),
     "curves": ("core/curves.py",),
     "recipes": ("recipes",),
 }

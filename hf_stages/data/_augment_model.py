@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_stages.core.fingerprint import fingerprint, is_model
 from hf_stages.core.sealed_folders import checksum
-from hf_stages.teacher_print import print_of
+from hf_stages.models.checksums import print_of
 
 _READ = (".json", ".safetensors", ".bin", ".txt", ".model")
 """Ends of the files in a model's folder that decide what it computes."""

@@ -86,7 +86,7 @@ def _base(own: Any) -> Any:
 @functools.cache
 def own_config_class(kind: Any) -> Any:
     """A config class's subclass for marked configs. It goes by the same name, under which the Auto classes of tokenizers
-    and processors know it; those of models are told of it by ``hf_stages.own_models``."""
+    and processors know it; those of models are told of it by ``hf_stages.models.auto_classes``."""
     body = {"__init__": kind.__init__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
     own = type(kind.__name__, (_OwnType, kind), body)
     CONFIG_MAPPING[TYPE].introduce(own, kind)

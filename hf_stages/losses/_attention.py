@@ -10,9 +10,9 @@ import torch
 
 from hf_stages.losses import _layers
 from hf_stages.losses._algebra import Loss, adapted
-from hf_stages.losses._signals import Attention, key_of
-from hf_stages.losses._tokens import Tokens, tokens_of
 from hf_stages.losses._width import heads_of
+from hf_stages.models.real_tokens import Tokens, tokens_of
+from hf_stages.models.signals import Attention, key_of
 
 _HIDDEN = -1e9
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn.functional import log_softmax
 
-from hf_stages.losses._signals import Head
+from hf_stages.models.signals import Head
 
 _CHUNK = {"cpu": 2**25}
 """Logits per chunk, counted in one model: 256 positions at a vocabulary of 128k. Each chunk adds a gradient of the head's

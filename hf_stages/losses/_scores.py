@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hf_stages.losses._signals import Attention
+from hf_stages.models.signals import Attention
 
 
 def scores(attention: Attention, *, minus: torch.Tensor | None = None) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.losses._tokens import before_next, real_tokens
+from hf_stages.models.real_tokens import before_next, real_tokens
 
 _FIELDS = ("labels", "input_ids", "pixel_values", "input_features", "input_values", "inputs_embeds")
 

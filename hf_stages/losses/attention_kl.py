@@ -8,7 +8,7 @@ import torch
 
 from hf_stages.losses._attention import OnScores, divergence, log_shares
 from hf_stages.losses._scores import both_visible, scores
-from hf_stages.losses._signals import Attention
+from hf_stages.models.signals import Attention
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hf_stages.core.curves import Curve, as_curve
 from hf_stages.losses._algebra import Loss
-from hf_stages.losses._outputs import check_same, outputs_of
-from hf_stages.losses._signals import Head
+from hf_stages.models.outputs import check_same, outputs_of
+from hf_stages.models.signals import Head
 
 _CHUNK = 2**25
 """Logits in memory at a time, as in LogitKL."""

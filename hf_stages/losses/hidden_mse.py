@@ -11,9 +11,9 @@ from torch import nn
 
 from hf_stages.losses import _layers
 from hf_stages.losses._algebra import Loss, adapted
-from hf_stages.losses._signals import key_of
-from hf_stages.losses._tokens import Tokens, tokens_of
 from hf_stages.losses._width import width_of
+from hf_stages.models.real_tokens import Tokens, tokens_of
+from hf_stages.models.signals import key_of
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 
 from hf_stages.losses._algebra import Loss
 from hf_stages.losses._divergence import Measure, divergence
-from hf_stages.losses._outputs import check_same, outputs_of
 from hf_stages.losses._targets import Targets
+from hf_stages.models.outputs import check_same, outputs_of
 
 
 @dataclass(frozen=True)

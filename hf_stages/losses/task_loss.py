@@ -10,9 +10,9 @@ import torch
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from hf_stages.losses._algebra import Loss, adapted
-from hf_stages.losses._outputs import causal_names
-from hf_stages.losses._reduction import Reduction
-from hf_stages.losses._tokens import rows_of
+from hf_stages.models.outputs import causal_names
+from hf_stages.models.real_tokens import rows_of
+from hf_stages.models.reduction import Reduction
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _refuse_in_use(out: Path, overwrite: bool) -> None:
 
 def read(folder: Path, trust_remote_code: bool = False) -> tuple[Any, list[Path]]:
     """The model of a stage folder with its quantized layers, and the files beside it that packing keeps."""
-    from hf_stages.loading import load_stage
+    from hf_stages.models.stage_models import load_stage
 
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a stage folder, and there is none")

@@ -35,7 +35,7 @@ from hf_stages.data import Packed
 from hf_stages.data._bins import rows_of
 from hf_stages.losses import TaskLoss
 from hf_stages.losses._targets import Targets
-from hf_stages.losses._tokens import real_tokens
+from hf_stages.models.real_tokens import real_tokens
 from hf_stages.objective import _tokens
 from tests import tiny
 

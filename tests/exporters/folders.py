@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.layers.quantized import Quantized
-from hf_stages.loading import load_stage
+from hf_stages.models.stage_models import load_stage
 from tests import tiny
 
 TEXT = "the cat sat on the mat and the other cat ate what the first cat had not eaten, at last: 3 mats, 12 cats"

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from hf_stages.capture import Capture
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation
 from hf_stages.losses._scores import scores, visible
-from hf_stages.model_inputs import model_inputs
+from hf_stages.models.capture import Capture
+from hf_stages.models.model_inputs import model_inputs
 from tests import tiny
 from tests.losses import seen
 

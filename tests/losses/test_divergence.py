@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_stages.losses._divergence import Measure, divergence
-from hf_stages.losses._signals import Head
+from hf_stages.models.signals import Head
 
 ROWS, WIDTH, CLASSES = 23, 6, 11
 MEASURES = [

@@ -14,7 +14,7 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.core.curves import Linear
 from hf_stages.data import Preferences
 from hf_stages.losses import DPO, TaskLoss
-from hf_stages.losses._signals import Head
+from hf_stages.models.signals import Head
 from tests import tiny
 
 ROWS = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_stages.losses import LogitMSE
-from hf_stages.losses._signals import Signals
+from hf_stages.models.signals import Signals
 from tests import tiny
 
 

@@ -10,7 +10,7 @@ import transformers as tf
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.layers import NormedLinear
-from hf_stages.moments import load
+from hf_stages.models.optimizer_moments import load
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, InsertSubLN, MergeLora, ReduceLayers, SetTask
 from tests import tiny as models

@@ -9,7 +9,7 @@ import transformers as tf
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.layers import stack_of
-from hf_stages.moments import load
+from hf_stages.models.optimizer_moments import load
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, ReduceLayers
 from tests import tiny as models

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, TrainerCallback
 
-from hf_stages import Stage, moments
+from hf_stages import Stage
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.gates import Expect
+from hf_stages.models import optimizer_moments
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, Unfreeze
 from tests.workers import ddp
@@ -105,13 +106,13 @@ def sharded_folders(out: Path) -> None:
     class Hold(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             name = trainer._stage.planned.name
-            held[name] = (full(trainer.model), moments.collect(trainer.optimizer, trainer.model))
+            held[name] = (full(trainer.model), optimizer_moments.collect(trainer.optimizer, trainer.model))
 
     trainer, _ = sharded(out / "run", chain(), callbacks=[Hold()], **ADAM)
     trainer.train()
     for number, (name, (weights, taken)) in enumerate(held.items(), 1):
         folder = out / "run" / f"{number:02d}-{name}"
-        saved = moments.load(folder / "training_state")
+        saved = optimizer_moments.load(folder / "training_state")
         assert saved.state.keys() == taken.state.keys()
         assert len(taken.state) > 2
         assert saved.shapes == taken.shapes

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from transformers import AttentionInterface
 
-from hf_stages.losses._signals import Attention
+from hf_stages.models.signals import Attention
 
 _NAME = "hf_stages_tap"
 _MARK = "_hf_stages_taps"

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from hf_stages.adapters import (
+from hf_stages.core.randomness import undisturbed
+from hf_stages.models.adapters import (
     Layout,
     adapter_names,
     base_names,
@@ -20,7 +21,6 @@ from hf_stages.adapters import (
     rebuilding,
     tensors_of,
 )
-from hf_stages.core.randomness import undisturbed
 
 logger = logging.get_logger(__name__)
 

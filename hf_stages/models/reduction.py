@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.losses._tokens import rows_of
+from hf_stages.models.real_tokens import rows_of
 
 IGNORED = -100
 

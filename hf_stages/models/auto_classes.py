@@ -124,7 +124,7 @@ def _from_stage(kind: Any, path: Any, config: Any, options: dict[str, Any]) -> A
     """A stage folder's model with all its transforms, also those that stock transformers can pass over (quantized
     layers keep their latent weights). None where that is not what is asked for: another head, changed config, devices."""
     from hf_stages.core.sealed_folders import STAGE_FILE
-    from hf_stages.loading import load_stage
+    from hf_stages.models.stage_models import load_stage
 
     folder = Path(path)
     if not (folder / STAGE_FILE).is_file() or (folder / "adapter_config.json").is_file() or set(options) - _UNDERSTOOD:

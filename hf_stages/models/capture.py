@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_stages.attention_tap import attention_module, tap
 from hf_stages.core.randomness import undisturbed
 from hf_stages.layers.blocks import base_of, blocks_of
-from hf_stages.losses._signals import Attention, Head
+from hf_stages.models.attention_capture import attention_module, tap
+from hf_stages.models.signals import Attention, Head
 
 WHOLE = frozenset({"loss", "logits", "outputs"})
 """Needs for which the model must run to its end, as it always does."""

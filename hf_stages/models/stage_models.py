@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from hf_stages.blueprint import Blueprint, load_weights, replay
 from hf_stages.core.sealed_folders import STAGE_FILE, TRAINING_STATE, broken, read_json
+from hf_stages.models.structure import Blueprint, load_weights, replay
 from hf_stages.recipe import part_from_dict
 
 

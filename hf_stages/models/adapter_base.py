@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from hf_stages.adapters import base_names
 from hf_stages.core.sealed_folders import SCHEMA, read_json, write_json
+from hf_stages.models.adapters import base_names
 
 _FILE = "adapter_base.json"
 _SAMPLES = 8

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hf_stages.config_errors import check_sizes, naming_fields
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.hub_names import taken_for_hub
+from hf_stages.models.config_errors import check_sizes, naming_fields
 
 
 @dataclass(frozen=True)
