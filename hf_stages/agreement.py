@@ -20,7 +20,7 @@ from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Recipe
 from hf_stages.data._blend import SizedBlend
 from hf_stages.data._collating import columns_read
-from hf_stages.losses._on_source import SOURCE
+from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.models.model_source import ModelSource
 from hf_stages.models.outputs import outputs_of
 from hf_stages.models.signals import Head

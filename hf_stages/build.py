@@ -29,7 +29,7 @@ from hf_stages.data._curriculum import Curriculum, names_in
 from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.dry_run import dry_models
-from hf_stages.losses._algebra import terms_of
+from hf_stages.losses.base import terms_of
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.model_source import ModelSource
 from hf_stages.plan import Plan, Taught

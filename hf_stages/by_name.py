@@ -11,7 +11,7 @@ from hf_stages.core.parts import read_collator, read_loss, read_part
 from hf_stages.core.registry import FOLDERS, Where
 from hf_stages.core.stage import Recipe
 from hf_stages.data.collator import Collator
-from hf_stages.losses._algebra import Sum
+from hf_stages.losses.base import Sum
 from hf_stages.models.model_source import ModelSource
 from hf_stages.recipe import read_metrics
 from hf_stages.teacher import BASE

@@ -17,8 +17,9 @@ from hf_stages.core.curves import Curve
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.domains import domains_of, earlier_domains
-from hf_stages.losses._algebra import Term, groups_of, terms_of
-from hf_stages.losses._on_source import OnSource
+from hf_stages.losses.base import Term, groups_of, terms_of
+from hf_stages.losses.objective.by_source import OnSource
+from hf_stages.losses.objective.stage_losses import adapted_terms, teacher_needs_of, wants_teacher
 from hf_stages.metrics.metrics import Metrics
 from hf_stages.models.adapters import is_peft, trained_in_base
 from hf_stages.models.capture import WHOLE, Capture
@@ -27,7 +28,6 @@ from hf_stages.models.structure import torn_on_disk
 from hf_stages.packing._convert import check_packable
 from hf_stages.plan import Plan, Taught
 from hf_stages.stage_args import stage_args
-from hf_stages.stage_losses import adapted_terms, teacher_needs_of, wants_teacher
 from hf_stages.teacher import BASE
 from hf_stages.teacher_source import CachedTeacher, Teacher
 from hf_stages.teaching import taught

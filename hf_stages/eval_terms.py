@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from hf_stages.forwards import serves
 from hf_stages.last_batch import first_rows, new_rows
 from hf_stages.layers.blocks import base_of
-from hf_stages.losses._algebra import value_and_told
-from hf_stages.losses._on_source import SOURCE, OnSource, of_rows
+from hf_stages.losses.base import value_and_told
+from hf_stages.losses.objective.by_source import SOURCE, OnSource, of_rows
+from hf_stages.losses.objective.stage_losses import StageLosses, needs_of
+from hf_stages.losses.objective.student_forwards import serves
 from hf_stages.models.real_tokens import rows_of
 from hf_stages.models.signals import Signals
-from hf_stages.stage_losses import StageLosses, needs_of
 
 BULKY = (
     "hidden_states", "attentions", "past_key_values", "encoder_hidden_states", "decoder_hidden_states",

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from hf_stages.losses.objective.stage_losses import NAME
 from hf_stages.models.state_checksum import weights_print
-from hf_stages.stage_losses import NAME
 
 
 class LastEvaluation:

@@ -13,7 +13,7 @@ from hf_stages.core.batch import for_teacher, parted
 from hf_stages.core.stage import Stage
 from hf_stages.data._blend import Blend
 from hf_stages.data._collating import columns_read
-from hf_stages.losses._on_source import SOURCE
+from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.models.method_patches import Patches
 from hf_stages.prepared_data import PreparedData
 from hf_stages.source_collator import SourceCollator

@@ -14,7 +14,7 @@ from hf_stages.data._blend import Blend
 from hf_stages.data._collating import columns_read
 from hf_stages.domains import evaluated
 from hf_stages.layers.blocks import base_of
-from hf_stages.losses._algebra import terms_of
+from hf_stages.losses.base import terms_of
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.model_inputs import columns_of
 from hf_stages.sizes import train_dataset_of

@@ -30,9 +30,10 @@ from hf_stages.final_metrics import settled_metrics
 from hf_stages.gates._gate import History
 from hf_stages.handover import Handover
 from hf_stages.kept import forget, kept_folder
-from hf_stages.losses._algebra import groups_of, sources_of
+from hf_stages.losses.base import groups_of, sources_of
+from hf_stages.losses.objective.stage_losses import StageLosses, adapted_terms, teacher_needs_of
+from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.manifest import Manifest
-from hf_stages.objective import Objective
 from hf_stages.packing._pack import pack
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.rates import at_rate
@@ -42,7 +43,6 @@ from hf_stages.sizes import named, train_dataset_of
 from hf_stages.source_collator import SourceCollator
 from hf_stages.stage_args import stage_args
 from hf_stages.stage_folder import read_boundary, write_boundary
-from hf_stages.stage_losses import StageLosses, adapted_terms, teacher_needs_of
 from hf_stages.stage_run import StageRun, all_ranks
 from hf_stages.teacher import BaseTeacher, LiveTeacher
 from hf_stages.training.run_teachers import Teachers, at_work, structure_of

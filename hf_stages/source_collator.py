@@ -10,7 +10,7 @@ import torch
 
 from hf_stages.data._collating import columns_read, pairs_in
 from hf_stages.data._scores import tokens_in
-from hf_stages.losses._on_source import SOURCE
+from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.models.real_tokens import real_tokens, shape_of
 
 DRAWN = "drawn"

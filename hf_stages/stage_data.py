@@ -14,7 +14,7 @@ from hf_stages.data._drawn import DrawnRows, DrawnStream, OneByOne, Positions, R
 from hf_stages.data._order import KeyedDataset, StageSampler, drawn_by, sequential, shuffled
 from hf_stages.data._replayed import Events
 from hf_stages.data._stream import EndlessStream
-from hf_stages.losses._on_source import SOURCE
+from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.plan import PlannedStage
 from hf_stages.sizes import strategy_of
 

@@ -24,7 +24,8 @@ from hf_stages.data._progress import PlacedDataset, PlacedSampler, PlacedStream
 from hf_stages.drawn import Drawn
 from hf_stages.gates._gate import History
 from hf_stages.last_evaluation import LastEvaluation
-from hf_stages.objective import Objective
+from hf_stages.losses.objective.task_probe import learn
+from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.plan import PlannedStage
 from hf_stages.refetch import Refetch
 from hf_stages.remembered import remember, remembered
@@ -33,7 +34,6 @@ from hf_stages.sizes import stage_seed
 from hf_stages.stage_data import StageData
 from hf_stages.start_metrics import start_metrics
 from hf_stages.steering import Steering
-from hf_stages.task_probe import learn
 
 _ENDLESS = 10**9
 """Updates that Trainer is told where the cap is in tokens; the stage ends itself long before."""

@@ -14,7 +14,7 @@ from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data._collating import nested
 from hf_stages.data.by_source import BySource
 from hf_stages.domains import by_domain, domains_of, own_domains, plain_name
-from hf_stages.losses._algebra import terms_of
+from hf_stages.losses.base import terms_of
 from hf_stages.losses.task_loss import TaskLoss
 
 START = "start"

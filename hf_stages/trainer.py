@@ -35,6 +35,8 @@ from hf_stages.dry_run import dry_models
 from hf_stages.flow import OneRun
 from hf_stages.held_back import held_back
 from hf_stages.layers.quantized import is_range
+from hf_stages.losses.objective.micro_batch_loss import outermost, overrides, update_loss
+from hf_stages.losses.objective.stage_losses import wants_teacher
 from hf_stages.measured import MeasuredMixin
 from hf_stages.models.method_patches import Patches, check_rebuilt
 from hf_stages.models.stage_models import load_stage
@@ -49,10 +51,8 @@ from hf_stages.run_card import write_run_card
 from hf_stages.runner import Runner
 from hf_stages.shown_signature import signature_of
 from hf_stages.sizes import plan_for
-from hf_stages.stage_losses import wants_teacher
 from hf_stages.training.run_teachers import check_declared
 from hf_stages.unused_args import unused_args
-from hf_stages.update_loss import outermost, overrides, update_loss
 
 logger = logging.get_logger(__name__)
 _SHARED = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")

@@ -8,10 +8,10 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_stages.core.stage import Recipe, Stage
+from hf_stages.losses.objective.stage_losses import wants_teacher
 from hf_stages.plan import args_defaults, span_of
 from hf_stages.schedules._span import Defaults
 from hf_stages.schedules.resume import Resume
-from hf_stages.stage_losses import wants_teacher
 
 _OF_SCHEDULES = {
     "learning_rate": "learning_rate",

@@ -40,7 +40,7 @@ def test_dict_reads_back(curve, t):
 
 def Weighted(curve):  # a curve as it stands in a recipe: an argument of a part
     from hf_stages.losses import TaskLoss
-    from hf_stages.losses._algebra import Scaled
+    from hf_stages.losses.base import Scaled
 
     return Scaled(curve, TaskLoss())
 

@@ -11,8 +11,8 @@ from transformers import CLIPConfig, CLIPModel, LlamaForCausalLM, Trainer
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.losses import TaskLoss
+from hf_stages.losses.objective.task_probe import find_reduction
 from hf_stages.models.reduction import Count, Reduction
-from hf_stages.task_probe import find_reduction
 from tests import tiny
 from tests.test_trainer import StopAt
 from tests.workers.cases import Pad, Rows, apart, arguments, text, uneven
@@ -124,7 +124,7 @@ def test_it_is_written_with_a_checkpoint(name, tmp_path, monkeypatch):
     whole = staged(tmp_path / "whole", head, args=given)
     whole.train()
     staged(tmp_path / "cut", head, args=given, callbacks=[StopAt(2)]).train()
-    monkeypatch.setattr("hf_stages.task_probe.find_reduction", None)
+    monkeypatch.setattr("hf_stages.losses.objective.task_probe.find_reduction", None)
     again = staged(tmp_path / "cut", head, args=given)
     again.train(resume_from_checkpoint=True)
     assert all(torch.equal(t, whole.model.state_dict()[n]) for n, t in again.model.state_dict().items())

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.health import Health
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
-from hf_stages.losses._algebra import terms_of
+from hf_stages.losses.base import terms_of
+from hf_stages.losses.objective.term_health import Health
 from hf_stages.transforms import Freeze
 from tests.workers.cases import Pad, Rows, arguments, bert, text
 
@@ -42,7 +42,7 @@ def test_a_term_that_stays_zero_is_an_error_and_says_what_to_do(tmp_path):
 
 def test_layers_that_stay_zero_are_told_once_and_go_on(tmp_path, caplog):
     student = bert()()
-    logging.getLogger("hf_stages.health").addHandler(caplog.handler)
+    logging.getLogger("hf_stages.losses.objective.term_health").addHandler(caplog.handler)
     frozen = [Freeze(["*embeddings*"])]
     _train(tmp_path, student, copy.deepcopy(student), 10 * TaskLoss() + HiddenMSE(), steps=40, transforms=frozen)
     told = {record.getMessage() for record in caplog.records if "exactly zero" in record.getMessage()}

@@ -7,7 +7,7 @@ import torch
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.losses import HiddenMSE, Loss, TaskLoss
-from hf_stages.reach import reaches_weights
+from hf_stages.losses.objective.depends_on_weights import reaches_weights
 from hf_stages.transforms import Freeze
 from tests import tiny
 from tests.workers.cases import Pad, Rows, arguments

@@ -21,7 +21,7 @@ from hf_stages.data.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.gates import Budget, Plateau
 from hf_stages.losses import Loss, TaskLoss
-from hf_stages.losses._algebra import Scaled, Sum
+from hf_stages.losses.base import Scaled, Sum
 from hf_stages.metrics import Metrics
 from hf_stages.models.model_source import ModelSource
 from hf_stages.recipe import (

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from hf_stages import Stage, StagedTrainer, cli
 from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionMSE, HiddenMSE, LogitKL, TaskLoss
-from hf_stages.losses._algebra import terms_of
+from hf_stages.losses.base import terms_of
 from hf_stages.reports.plan_table import plan_dict, plan_table
 from hf_stages.teaching import taught
 from hf_stages.transforms import AddLora

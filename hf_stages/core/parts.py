@@ -28,7 +28,7 @@ from hf_stages.core.source_sketch import names_in
 from hf_stages.core.type_hints import convert_scalar, hints_of, keeps_list, key_type, takes_text
 
 _MISSING = object()
-_ALGEBRA = "hf_stages.losses._algebra"
+_ALGEBRA = "hf_stages.losses.base"
 _COLLATORS = "transformers.data.data_collator"
 _OF_COLLATORS = re.compile(r"DataCollator(?!Mixin)|^default_data_collator$")
 _SUPPLIED = ("tokenizer", "processing_class", "model")
@@ -226,7 +226,7 @@ def _is_collator(value: Any) -> bool:
 
 
 def _use_of(cls: type, folders: Sequence[str]) -> str | None:
-    if cls.__module__ == "hf_stages.losses._algebra" and "losses" in folders:
+    if cls.__module__ == "hf_stages.losses.base" and "losses" in folders:
         return cls.__name__
     if cls.__module__.split(".")[0] == "hf_stages" and has_class(cls.__name__, folders):
         return cls.__name__ if find_class(cls.__name__, folders, Where()) is cls else importable_as(cls)
@@ -259,7 +259,7 @@ def _same(value: Any, default: Any) -> bool:
 
 def write_loss(loss: Any) -> Any:
     """The shortest form that reads back equal: a sum is a list, a weight stands in the part's own mapping."""
-    from hf_stages.losses._algebra import Sum
+    from hf_stages.losses.base import Sum
 
     if isinstance(loss, Mapping):
         return {str(source): write_loss(part) for source, part in loss.items()}
@@ -269,7 +269,7 @@ def write_loss(loss: Any) -> Any:
 
 
 def _write_algebra(loss: Any) -> dict[str, Any]:
-    from hf_stages.losses._algebra import Sum
+    from hf_stages.losses.base import Sum
 
     if isinstance(loss, Sum):
         return {"use": "Sum", "losses": [write_value(part, "losses") for part in loss.losses]}

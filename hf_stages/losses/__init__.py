@@ -4,7 +4,7 @@ from typing import Any
 
 from hf_stages.core.exports import Exports
 
-_EXPORTS = Exports(__name__, ("losses",), more={"Loss": "hf_stages.losses._algebra"})
+_EXPORTS = Exports(__name__, ("losses",), more={"Loss": "hf_stages.losses.base"})
 
 
 def __getattr__(name: str) -> Any:

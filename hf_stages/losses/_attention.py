@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from hf_stages.losses import _layers
-from hf_stages.losses._algebra import Loss, adapted
 from hf_stages.losses._width import heads_of
+from hf_stages.losses.base import Loss, adapted
 from hf_stages.models.real_tokens import Tokens, tokens_of
 from hf_stages.models.signals import Attention, key_of
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_stages.losses._attention import OnScores, divergence, log_shares
-from hf_stages.losses._scores import both_visible, scores
+from hf_stages.losses.attention_scores import both_visible, scores
 from hf_stages.models.signals import Attention
 
 

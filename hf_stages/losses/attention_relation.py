@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from hf_stages.losses import _attention, _layers
-from hf_stages.losses._algebra import Loss, adapted
-from hf_stages.losses._scores import exact
 from hf_stages.losses._width import heads_of, size_of
+from hf_stages.losses.attention_scores import exact
+from hf_stages.losses.base import Loss, adapted
 from hf_stages.models.real_tokens import Tokens
 
 _PARTS = {"Q": "query", "K": "key", "V": "value"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hf_stages.losses._algebra import Loss, terms_of
+from hf_stages.losses.base import Loss, terms_of
 
 _BY = ("gradient", "loss")
 

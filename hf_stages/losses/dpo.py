@@ -12,7 +12,7 @@ from torch.nn.functional import log_softmax, logsigmoid
 from torch.utils.checkpoint import checkpoint
 
 from hf_stages.core.curves import Curve, as_curve
-from hf_stages.losses._algebra import Loss
+from hf_stages.losses.base import Loss
 from hf_stages.models.outputs import check_same, outputs_of
 from hf_stages.models.signals import Head
 

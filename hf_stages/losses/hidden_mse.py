@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hf_stages.losses import _layers
-from hf_stages.losses._algebra import Loss, adapted
 from hf_stages.losses._width import width_of
+from hf_stages.losses.base import Loss, adapted
 from hf_stages.models.real_tokens import Tokens, tokens_of
 from hf_stages.models.signals import key_of
 

@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 
 from hf_stages.core.curves import Curve, as_curve
-from hf_stages.losses._algebra import Loss
-from hf_stages.losses._divergence import Measure, divergence
-from hf_stages.losses._targets import Targets
+from hf_stages.losses.base import Loss
+from hf_stages.losses.divergence import Measure, divergence
+from hf_stages.losses.target_logits import Targets
 from hf_stages.models.outputs import check_same, outputs_of
 
 _Direction = Literal["forward", "reverse", "jsd"]

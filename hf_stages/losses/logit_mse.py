@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from hf_stages.losses._algebra import Loss
-from hf_stages.losses._divergence import Measure, divergence
-from hf_stages.losses._targets import Targets
+from hf_stages.losses.base import Loss
+from hf_stages.losses.divergence import Measure, divergence
+from hf_stages.losses.target_logits import Targets
 from hf_stages.models.outputs import check_same, outputs_of
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
-from hf_stages.losses._algebra import Loss, adapted
+from hf_stages.losses.base import Loss, adapted
 from hf_stages.models.outputs import causal_names
 from hf_stages.models.real_tokens import rows_of
 from hf_stages.models.reduction import Reduction

@@ -11,7 +11,7 @@ import torch
 from transformers.utils.generic import find_labels
 
 from hf_stages.layers.blocks import base_of
-from hf_stages.losses._on_source import SOURCE
+from hf_stages.losses.objective.by_source import SOURCE
 
 
 def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 from hf_stages.core.curves import Const, as_curve
 from hf_stages.core.duration import Duration
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.losses._algebra import Loss
 from hf_stages.losses.attention_mse import AttentionMSE
+from hf_stages.losses.base import Loss
 from hf_stages.losses.hidden_mse import HiddenMSE
 from hf_stages.losses.logit_kl import LogitKL
 from hf_stages.losses.task_loss import TaskLoss

@@ -7,9 +7,9 @@ from typing import Any
 
 from hf_stages.core.duration import Duration
 from hf_stages.core.stage import Stage
-from hf_stages.losses._algebra import Loss
 from hf_stages.losses.attention_mse import AttentionMSE
 from hf_stages.losses.attention_relation import AttentionRelation
+from hf_stages.losses.base import Loss
 from hf_stages.recipes._parts import features_of
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from hf_stages.core.curves import Curve
 from hf_stages.core.duration import Duration
 from hf_stages.core.stage import Recipe
-from hf_stages.losses._algebra import Loss
 from hf_stages.losses.attention_relation import AttentionRelation
+from hf_stages.losses.base import Loss
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.recipes._parts import logits_of, part
 from hf_stages.recipes._quantized import UNSEEN, headed, rates_of, stage

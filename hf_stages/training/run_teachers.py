@@ -13,7 +13,7 @@ from hf_stages.cached_teacher import CacheReader, check_needs, check_same_teache
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Stage
 from hf_stages.data._collating import columns_read
-from hf_stages.losses._on_source import SOURCE
+from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.plan import PlannedStage
 from hf_stages.row_keys import rows_of
 from hf_stages.sizes import train_dataset_of

@@ -13,7 +13,7 @@ from hf_stages.core.curves import Linear
 from hf_stages.core.stops import RunInterrupted
 from hf_stages.data import BySource, CompletionOnly, DynamicMLM, Lengths, Mixture, Packed, Preferences
 from hf_stages.data import by_source as module
-from hf_stages.losses._on_source import SOURCE
+from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.recipe import dump, loads
 from hf_stages.source_collator import SourceCollator
 from tests import tiny

@@ -34,9 +34,9 @@ from hf_stages.core.curves import Linear
 from hf_stages.data import Packed
 from hf_stages.data._bins import rows_of
 from hf_stages.losses import TaskLoss
-from hf_stages.losses._targets import Targets
+from hf_stages.losses.objective.update_sums import _tokens
+from hf_stages.losses.target_logits import Targets
 from hf_stages.models.real_tokens import real_tokens
-from hf_stages.objective import _tokens
 from tests import tiny
 
 SHAPE = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_stages.losses._divergence import Measure, divergence
+from hf_stages.losses.divergence import Measure, divergence
 from hf_stages.models.signals import Head
 
 ROWS, WIDTH, CLASSES = 23, 6, 11

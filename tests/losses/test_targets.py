@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_stages.losses._targets import Targets
+from hf_stages.losses.target_logits import Targets
 
 LENGTHS = (3, 6, 4)
 

@@ -20,10 +20,10 @@ from hf_stages.losses import (
     LogitMSE,
     TaskLoss,
 )
-from hf_stages.losses._on_source import SOURCE, OnSource
+from hf_stages.losses.objective.by_source import SOURCE, OnSource
+from hf_stages.losses.objective.update_sums import _tokens
 from hf_stages.models.model_inputs import model_inputs
 from hf_stages.models.real_tokens import Tokens, shape_of
-from hf_stages.objective import _tokens
 from tests import tiny
 from tests.losses import seen
 

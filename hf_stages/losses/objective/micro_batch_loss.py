@@ -9,10 +9,10 @@ from typing import Any
 from transformers import Trainer
 from transformers.utils import logging
 
-from hf_stages.forwards import task_signals
-from hf_stages.loss_calls import Call, LossCalls
+from hf_stages.losses.objective.loss_calls import Call, LossCalls
+from hf_stages.losses.objective.student_forwards import task_signals
+from hf_stages.losses.objective.update_sums import counted
 from hf_stages.models.signals import Signals
-from hf_stages.objective import counted
 
 logger = logging.get_logger(__name__)
 _LIBRARIES = ("hf_stages", "transformers", "trl")

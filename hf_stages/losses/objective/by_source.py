@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.losses._algebra import Loss, adapted
+from hf_stages.losses.base import Loss, adapted
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.outputs import outputs_of
 from hf_stages.models.signals import Signals

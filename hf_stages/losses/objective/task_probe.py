@@ -17,19 +17,19 @@ from transformers import Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForTokenClassification
 from transformers.utils import logging
 
-from hf_stages.as_it_was import as_it_was
-from hf_stages.by_source_check import unlike_by_source
 from hf_stages.core.batch import parted
 from hf_stages.core.randomness import undisturbed
 from hf_stages.layers.blocks import base_of
-from hf_stages.loss_calls import Call, LossCalls
+from hf_stages.losses.objective.by_source_check import unlike_by_source
+from hf_stages.losses.objective.loss_calls import Call, LossCalls
+from hf_stages.losses.objective.task_trial import Trial, doubled
+from hf_stages.losses.objective.untouched_state import as_it_was
+from hf_stages.losses.objective.update_sums import counted
+from hf_stages.losses.objective.without_dropout import training_without_dropout
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.capture import evaluating
 from hf_stages.models.real_tokens import rows_of
 from hf_stages.models.reduction import IGNORED, Count, Reduction, tokens_of
-from hf_stages.objective import counted
-from hf_stages.task_trial import Trial, doubled
-from hf_stages.without_dropout import training_without_dropout
 
 logger = logging.get_logger(__name__)
 _BATCHES = 4

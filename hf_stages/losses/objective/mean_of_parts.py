@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.loss_calls import Call, LossCalls
+from hf_stages.losses.objective.loss_calls import Call, LossCalls
 from hf_stages.models.reduction import Reduction
 
 

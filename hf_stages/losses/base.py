@@ -181,7 +181,7 @@ def _leaves(
 def _by_source(
     losses: Mapping[str, Loss], weights: tuple[Curve, ...], groups: list[Any], group: int | None
 ) -> Iterator[tuple[tuple[Curve, ...], Loss, int | None]]:
-    from hf_stages.losses._on_source import OnSource
+    from hf_stages.losses.objective.by_source import OnSource
 
     sources = sources_of(losses)
     for source, loss in losses.items():

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from hf_stages.losses._algebra import weighted
+from hf_stages.losses.base import weighted
+from hf_stages.losses.objective.stage_losses import needs_of
 from hf_stages.models.capture import WHOLE
 from hf_stages.models.signals import Signals
-from hf_stages.stage_losses import needs_of
 
 
 def task_signals(

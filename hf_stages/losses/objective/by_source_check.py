@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from hf_stages.as_it_was import as_it_was
 from hf_stages.core.batch import parted
 from hf_stages.core.randomness import undisturbed
-from hf_stages.eval_parts import EvalParts
-from hf_stages.losses._on_source import OnSource
+from hf_stages.losses.objective.by_source import OnSource
+from hf_stages.losses.objective.mean_of_parts import EvalParts
+from hf_stages.losses.objective.task_trial import stirred
+from hf_stages.losses.objective.untouched_state import as_it_was
+from hf_stages.losses.objective.update_sums import counted
 from hf_stages.models.capture import evaluating
 from hf_stages.models.signals import Signals
-from hf_stages.objective import counted
-from hf_stages.task_trial import stirred
 
 _OFF, _HALF = 1e-3, 2e-2
 """Relative: what rounding makes of one loss computed in two ways."""

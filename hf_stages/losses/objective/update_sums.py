@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from hf_stages.balance import Balance, gradient_norms
-from hf_stages.health import Health
-from hf_stages.losses._algebra import Term, value_and_told, weighted
 from hf_stages.losses.balanced import Balanced
+from hf_stages.losses.base import Term, value_and_told, weighted
+from hf_stages.losses.objective.balance import Balance, gradient_norms
+from hf_stages.losses.objective.depends_on_weights import reaches_weights
+from hf_stages.losses.objective.term_health import Health
 from hf_stages.models.real_tokens import real_tokens
 from hf_stages.models.reduction import Reduction
 from hf_stages.models.signals import Signals
-from hf_stages.reach import reaches_weights
 
 
 class Objective:
