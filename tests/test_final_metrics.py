@@ -18,7 +18,7 @@ from hf_stages.gates import Below, Expect
 from hf_stages.losses import TaskLoss
 from hf_stages.models.state_checksum import weights_print
 from hf_stages.transforms import Ternarize
-from hf_stages.transforms._transform import Transform
+from hf_stages.transforms.base import Transform
 from tests import tiny
 
 

@@ -14,7 +14,7 @@ from hf_stages.data import BySource, Lengths
 from hf_stages.losses import LogitKL, TaskLoss
 from hf_stages.schedules import Resume
 from hf_stages.transforms import Freeze, ReduceLayers, Unfreeze
-from hf_stages.transforms._transform import Transform
+from hf_stages.transforms.base import Transform
 from tests import tiny
 
 ONE, TWO = tiny.lm_data(8, 12), tiny.lm_data(8, 12, seed=1)

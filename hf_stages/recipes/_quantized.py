@@ -29,7 +29,7 @@ def smaller(reduce: Sequence[int] | None, width: float | None, stack: str | None
 
 def headed(set_task: Any) -> list[Any]:
     """A fresh head: a ``SetTask``, its arguments, or a classifier's labels."""
-    from hf_stages.transforms._transform import Transform
+    from hf_stages.transforms.base import Transform
     from hf_stages.transforms.set_task import SetTask
 
     if set_task is None:

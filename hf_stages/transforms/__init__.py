@@ -4,7 +4,7 @@ from typing import Any
 
 from hf_stages.core.exports import Exports
 
-_EXPORTS = Exports(__name__, ("transforms",), more={"Transform": "hf_stages.transforms._transform"})
+_EXPORTS = Exports(__name__, ("transforms",), more={"Transform": "hf_stages.transforms.base"})
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ from hf_stages.layers.ties import rename_ties
 from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._peft import refuse_adapters
 from hf_stages.transforms._quantizable import chosen_modules
-from hf_stages.transforms._transform import Transform
+from hf_stages.transforms.base import Transform
 
 _LIBRARIES = (
     "bitsandbytes",

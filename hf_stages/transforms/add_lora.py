@@ -13,7 +13,7 @@ from hf_stages.core.did_you_mean import listed, nearest
 from hf_stages.layers.quantized import WithStrength
 from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._peft import base_name, import_peft, refuse_adapters
-from hf_stages.transforms._transform import Transform
+from hf_stages.transforms.base import Transform
 
 # PEFT's task decides which head trains in full (SEQ_CLS and TOKEN_CLS: "classifier", "score") and what generate() does.
 _TASK_OF_CLASS = {

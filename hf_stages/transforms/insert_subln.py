@@ -12,7 +12,7 @@ from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._patterns import match_names
 from hf_stages.transforms._peft import refuse_adapters
 from hf_stages.transforms._projections import KINDS, blocks_with_linears, linears_of, projections_of
-from hf_stages.transforms._transform import Transform
+from hf_stages.transforms.base import Transform
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from hf_stages.transforms._peft import base_name, import_peft
-from hf_stages.transforms._transform import Transform
+from hf_stages.transforms.base import Transform
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hf_stages.layers.blocks import stack_of
 from hf_stages.transforms._depth import depth_change
 from hf_stages.transforms._peft import refuse_adapters
 from hf_stages.transforms._places import Places, kept_of
-from hf_stages.transforms._transform import Transform
+from hf_stages.transforms.base import Transform
 
 _BIAS = ".relative_attention_bias.weight"
 

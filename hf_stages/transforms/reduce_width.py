@@ -14,8 +14,8 @@ from hf_stages.transforms import _width_choice as choice
 from hf_stages.transforms import _width_config as configs
 from hf_stages.transforms import _width_parts as parts
 from hf_stages.transforms._peft import refuse_adapters
-from hf_stages.transforms._transform import Transform
 from hf_stages.transforms._width_cuts import Cut, cuts_of_attention, cuts_of_neurons, refuse_shared, shapes_after
+from hf_stages.transforms.base import Transform
 
 _IMPORTANCE = ("magnitude", "first")
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from hf_stages.transforms._peft import refuse_adapters
-from hf_stages.transforms._transform import Transform
+from hf_stages.transforms.base import Transform
 
 
 @dataclass(frozen=True)

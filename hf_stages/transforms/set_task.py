@@ -16,7 +16,7 @@ from torch import nn
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.layers.ties import rename_ties
 from hf_stages.transforms._peft import refuse_adapters
-from hf_stages.transforms._transform import Transform
+from hf_stages.transforms.base import Transform
 
 logger = logging.getLogger(__name__)
 

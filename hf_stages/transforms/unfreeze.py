@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_stages.transforms._parameters import as_names, select_parameters
-from hf_stages.transforms._transform import Transform
+from hf_stages.transforms.base import Transform
 
 
 @dataclass(frozen=True)
