@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_stages.core.duration import Duration
 from hf_stages.core.stage import Recipe, Stage, parents_of
-from hf_stages.schedules._span import Defaults, Span
+from hf_stages.schedules.base import Defaults, Span
 from hf_stages.schedules.fresh import Fresh
 from hf_stages.schedules.resume import Resume
 

@@ -23,7 +23,7 @@ from hf_stages.domains import domains_of, earlier_domains, own_domains, trained_
 from hf_stages.gates._gate import Decision, Gate, History
 from hf_stages.plan import Plan, PlannedStage
 from hf_stages.replaying import replay_gate
-from hf_stages.schedules._span import Span
+from hf_stages.schedules.base import Span
 from hf_stages.schedules.fresh import Fresh
 from hf_stages.schedules.resume import Resume
 from hf_stages.schedules.rewarm import Rewarm

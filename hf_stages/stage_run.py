@@ -29,7 +29,7 @@ from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.plan import PlannedStage
 from hf_stages.refetch import Refetch
 from hf_stages.remembered import remember, remembered
-from hf_stages.schedules._span import Span
+from hf_stages.schedules.base import Span
 from hf_stages.sizes import stage_seed
 from hf_stages.stage_data import StageData
 from hf_stages.start_metrics import start_metrics

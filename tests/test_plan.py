@@ -14,7 +14,7 @@ from hf_stages.core.curves import Cosine
 from hf_stages.core.duration import Duration
 from hf_stages.plan import Size, make_plan, steps_of
 from hf_stages.schedules import Fresh, Resume, Rewarm
-from hf_stages.schedules._span import Defaults
+from hf_stages.schedules.base import Defaults
 
 lengths = st.integers(1, 400)
 small = st.integers(1, 7)

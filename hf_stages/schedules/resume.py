@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_stages.schedules._span import check_optimizer
+from hf_stages.schedules.base import check_optimizer
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from hf_stages.core.curves import Cosine, Curve
 from hf_stages.core.duration import Duration, as_warmup, warmup_steps
-from hf_stages.schedules._span import Defaults, Span, as_shape, check_optimizer, check_rate, curve_shape, trainer_shape
+from hf_stages.schedules.base import Defaults, Span, as_shape, check_optimizer, check_rate, curve_shape, trainer_shape
 
 
 @dataclass(frozen=True)

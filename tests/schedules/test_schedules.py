@@ -5,7 +5,7 @@ from transformers import get_scheduler
 from hf_stages.core.curves import Cosine, Linear
 from hf_stages.core.duration import Duration
 from hf_stages.schedules import Fresh, Resume, Rewarm
-from hf_stages.schedules._span import Defaults
+from hf_stages.schedules.base import Defaults
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant_with_warmup", "constant"])
