@@ -20,7 +20,7 @@ from hf_stages.core.sealed_folders import SCHEMA, STAGE_FILE, broken, read_json,
 from hf_stages.core.stage import Recipe, Stage, parents_of
 from hf_stages.core.stops import StageStopped
 from hf_stages.domains import domains_of, earlier_domains, own_domains, trained_on
-from hf_stages.gates._gate import Decision, Gate, History
+from hf_stages.gates.base import Decision, Gate, History
 from hf_stages.plan import Plan, PlannedStage
 from hf_stages.replaying import replay_gate
 from hf_stages.schedules.base import Span

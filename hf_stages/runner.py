@@ -27,7 +27,7 @@ from hf_stages.data._blend import Blend
 from hf_stages.domains import domains_of, same_task
 from hf_stages.eval_terms import EvalTerms
 from hf_stages.final_metrics import settled_metrics
-from hf_stages.gates._gate import History
+from hf_stages.gates.base import History
 from hf_stages.handover import Handover
 from hf_stages.kept import forget, kept_folder
 from hf_stages.losses.base import groups_of, sources_of

@@ -22,7 +22,7 @@ from hf_stages.collating import reads_progress
 from hf_stages.core.ledger import Ledger
 from hf_stages.data._progress import PlacedDataset, PlacedSampler, PlacedStream
 from hf_stages.drawn import Drawn
-from hf_stages.gates._gate import History
+from hf_stages.gates.base import History
 from hf_stages.last_evaluation import LastEvaluation
 from hf_stages.losses.objective.task_probe import learn
 from hf_stages.losses.objective.update_sums import Objective

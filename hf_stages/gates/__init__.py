@@ -7,7 +7,7 @@ from hf_stages.core.exports import Exports
 _EXPORTS = Exports(
     __name__,
     ("gates",),
-    more={"Decision": "hf_stages.gates._gate", "Gate": "hf_stages.gates._gate", "History": "hf_stages.gates._gate"},
+    more={"Decision": "hf_stages.gates.base", "Gate": "hf_stages.gates.base", "History": "hf_stages.gates.base"},
 )
 
 

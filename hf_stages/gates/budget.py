@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_stages.core.duration import Duration
-from hf_stages.gates._gate import Decision, Gate, History
+from hf_stages.gates.base import Decision, Gate, History
 
 
 @dataclass(frozen=True)

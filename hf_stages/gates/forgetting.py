@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_stages.gates._gate import Decision, Gate, History
+from hf_stages.gates.base import Decision, Gate, History
 
 _ACTIONS = ("alert", "cut_lr", "rollback", "replay", "end")
 
