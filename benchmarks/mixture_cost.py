@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from benchmarks.common import llama, say
 from hf_stages.core.curves import Linear
 from hf_stages.data import Mixture
-from hf_stages.data._blend import blend
-from hf_stages.data._drawn import DrawnRows, Positions
+from hf_stages.data.drawing.blend import blend
+from hf_stages.data.drawing.drawn_rows import DrawnRows, Positions
 
 
 class Rows(Dataset):

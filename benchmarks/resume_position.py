@@ -9,7 +9,7 @@ from accelerate import Accelerator, skip_first_batches
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from benchmarks.common import say
-from hf_stages.data._order import KeyedDataset, StageSampler, shuffled
+from hf_stages.data.drawing.order import KeyedDataset, StageSampler, shuffled
 
 
 class Numbers(Dataset):

@@ -18,16 +18,16 @@ from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.args_values import check_ranges, check_types
 from hf_stages.by_name import with_parts
 from hf_stages.checking import check_stages
-from hf_stages.collating import check_collators
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.hub_names import taken_for_hub
 from hf_stages.core.origins import Origin
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.data._blend import Blend
-from hf_stages.data._collating import built
-from hf_stages.data._curriculum import Curriculum, names_in
-from hf_stages.data.collator import Collator
+from hf_stages.data.collators.base import built
+from hf_stages.data.collators.collator import Collator
+from hf_stages.data.curricula.base import Curriculum, names_in
+from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source import Source
+from hf_stages.data.stage_collator import check_collators
 from hf_stages.dry_run import dry_models
 from hf_stages.losses.base import terms_of
 from hf_stages.losses.task_loss import TaskLoss

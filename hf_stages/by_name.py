@@ -10,7 +10,7 @@ from typing import Any
 from hf_stages.core.parts import read_collator, read_loss, read_part
 from hf_stages.core.registry import FOLDERS, Where
 from hf_stages.core.stage import Recipe
-from hf_stages.data.collator import Collator
+from hf_stages.data.collators.collator import Collator
 from hf_stages.losses.base import Sum
 from hf_stages.models.model_source import ModelSource
 from hf_stages.recipe import read_metrics

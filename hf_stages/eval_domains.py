@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from hf_stages.collating import collator_at_work, for_source
+from hf_stages.data.stage_collator import collator_at_work, for_source
 from hf_stages.domains import Domain, domains_of, own_domains
 
 

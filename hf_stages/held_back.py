@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from transformers.trainer_utils import has_length
 
-from hf_stages.data._curriculum import Curriculum, names_in
+from hf_stages.data.curricula.base import Curriculum, names_in
 
 
 def held_back(

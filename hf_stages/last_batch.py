@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from hf_stages.collating import packed_in
-from hf_stages.data._collating import pairs_in
+from hf_stages.data.collators.base import pairs_in
+from hf_stages.data.stage_collator import packed_in
 from hf_stages.models.real_tokens import rows_of
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer
 from transformers.utils import logging
 
-from hf_stages.collating import for_source
+from hf_stages.data.stage_collator import for_source
 from hf_stages.eval_domains import as_its_own
 from hf_stages.eval_sums import EvalSums
 from hf_stages.eval_terms import BULKY

@@ -11,12 +11,12 @@ from transformers.utils.generic import can_return_loss, find_labels
 
 from hf_stages.core.batch import for_teacher, parted
 from hf_stages.core.stage import Stage
-from hf_stages.data._blend import Blend
-from hf_stages.data._collating import columns_read
+from hf_stages.data.collators.base import columns_read
+from hf_stages.data.drawing.blend import Blend
+from hf_stages.data.source_collator import SourceCollator
 from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.models.method_patches import Patches
 from hf_stages.prepared_data import PreparedData
-from hf_stages.source_collator import SourceCollator
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
 _Base: Any = Trainer if TYPE_CHECKING else object

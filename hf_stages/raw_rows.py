@@ -10,8 +10,8 @@ from transformers.utils.generic import can_return_loss, find_labels
 
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.data._blend import Blend
-from hf_stages.data._collating import columns_read
+from hf_stages.data.collators.base import columns_read
+from hf_stages.data.drawing.blend import Blend
 from hf_stages.domains import evaluated
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses.base import terms_of

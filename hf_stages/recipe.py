@@ -172,7 +172,7 @@ def _read_recipe(data: Any, where: Where) -> Recipe:
         recipe = Recipe(tuple(stages), **read)
     if where.sketched:
         return recipe
-    from hf_stages.data._curriculum import misplaced
+    from hf_stages.data.curricula.base import misplaced
 
     for path, name, problem in misplaced(recipe):
         hint = "" if name is None else f"; {did_you_mean(name, recipe.sources, there_are='there are')}"

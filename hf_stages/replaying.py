@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 from hf_stages.core.stage import Recipe, Stage, parents_of
-from hf_stages.data._blend import Blend, _mean_tokens
-from hf_stages.data._collating import columns_read, nested
-from hf_stages.data._curriculum import Curriculum, check_source
-from hf_stages.data._nodes import Leaf, below
-from hf_stages.data._replayed import Replayed
-from hf_stages.data.by_source import BySource
-from hf_stages.data.mixture import Mixture
+from hf_stages.data.collators.base import columns_read, nested
+from hf_stages.data.collators.by_source import BySource
+from hf_stages.data.curricula.base import Curriculum, check_source
+from hf_stages.data.curricula.mixture import Mixture
+from hf_stages.data.drawing.blend import Blend, _mean_tokens
+from hf_stages.data.drawing.nodes import Leaf, below
+from hf_stages.data.drawing.replayed import Replayed
 from hf_stages.plan import PlannedStage
 
 Read = Mapping[str, Sequence[float]]

@@ -11,12 +11,12 @@ from transformers import TrainingArguments
 from hf_stages.args_values import check_args
 from hf_stages.core.randomness import seed_of
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.data._blend import Blend, blend
-from hf_stages.data._collating import pairs_in
-from hf_stages.data._curriculum import Curriculum
-from hf_stages.data._scores import tokens_in
-from hf_stages.data.mixture import Mixture
-from hf_stages.data.replay import Replay
+from hf_stages.data.collators.base import pairs_in
+from hf_stages.data.curricula.base import Curriculum
+from hf_stages.data.curricula.mixture import Mixture
+from hf_stages.data.curricula.replay import Replay
+from hf_stages.data.drawing.blend import Blend, blend
+from hf_stages.data.drawing.scores import tokens_in
 from hf_stages.plan import Plan, Size, args_defaults, make_plan
 from hf_stages.replaying import Read, check_replay, examples_read, replay_gate, with_earlier
 from hf_stages.stage_args import stage_args, unsupported

@@ -18,9 +18,9 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from hf_stages.collating import reads_progress
 from hf_stages.core.ledger import Ledger
-from hf_stages.data._progress import PlacedDataset, PlacedSampler, PlacedStream
+from hf_stages.data.collators.progress import PlacedDataset, PlacedSampler, PlacedStream
+from hf_stages.data.stage_collator import reads_progress
 from hf_stages.drawn import Drawn
 from hf_stages.gates.base import History
 from hf_stages.last_evaluation import LastEvaluation

@@ -24,12 +24,12 @@ from hf_stages.args_values import check_args
 from hf_stages.by_name import at_hand, with_parts
 from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_checkpoint, save_checkpoint, without_token
-from hf_stages.collating import check_collators, collator_at_work
 from hf_stages.core.folder_lock import one_writer
 from hf_stages.core.launch import check_launch
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.data.collator import Collator
+from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
+from hf_stages.data.stage_collator import check_collators, collator_at_work
 from hf_stages.domains import evaluated
 from hf_stages.dry_run import dry_models
 from hf_stages.flow import OneRun

@@ -15,10 +15,10 @@ from transformers import TrainingArguments
 
 from hf_stages.core.curves import Step
 from hf_stages.core.stage import Recipe, Stage, parents_of
-from hf_stages.data._curriculum import Curriculum
-from hf_stages.data._replayed import Replayed
-from hf_stages.data.mixture import Mixture
-from hf_stages.data.replay import Replay
+from hf_stages.data.curricula.base import Curriculum
+from hf_stages.data.curricula.mixture import Mixture
+from hf_stages.data.curricula.replay import Replay
+from hf_stages.data.drawing.replayed import Replayed
 from hf_stages.domains import domains_of
 from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.replaying import examples_read, replay_gate

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.data.by_source import BySource
+from hf_stages.data.collators.by_source import BySource
 from hf_stages.domains import domains_of, trained_on
 from hf_stages.plan import PlannedStage
 

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 
 from hf_stages import Stage, StagedTrainer, Teacher
 from hf_stages import recipe as recipes
-from hf_stages.data.packed import Packed
+from hf_stages.data.collators.packed import Packed
 from hf_stages.gates import Plateau
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
 from hf_stages.metrics import Metrics

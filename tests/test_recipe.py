@@ -17,7 +17,7 @@ from hf_stages import Recipe, Stage
 from hf_stages.core import registry
 from hf_stages.core.curves import Linear
 from hf_stages.core.fingerprint import fingerprint
-from hf_stages.data.collator import Collator
+from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.gates import Budget, Plateau
 from hf_stages.losses import Loss, TaskLoss

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hf_stages.data.source_collator import DRAWN, SourceCollator
 from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.models.model_inputs import columns_of
-from hf_stages.source_collator import DRAWN, SourceCollator
 
 
 def for_teacher(student: Any, teacher: Any) -> frozenset[str]:

@@ -32,7 +32,7 @@ _ALGEBRA = "hf_stages.losses.base"
 _COLLATORS = "transformers.data.data_collator"
 _OF_COLLATORS = re.compile(r"DataCollator(?!Mixin)|^default_data_collator$")
 _SUPPLIED = ("tokenizer", "processing_class", "model")
-"""What ``hf_stages.data.collator`` fills in; said here again, because that package imports torch."""
+"""What ``hf_stages.data.collators.collator`` fills in; said here again, because that package imports torch."""
 _BARE = frozenset({"loss", "losses", "transforms", "schedule", "gates", "monitors", "exporters"})
 """Keys under which text is the name of a class; under others (``teacher``, ``sources``) it may be another name."""
 
@@ -139,7 +139,7 @@ def read_collator(value: Any, where: Where) -> Any:
     if use == "default_data_collator":  # a function stands for itself, also where it is sketched as a class
         return target if where.sketched else build(target, arguments, [], where)
     check_arguments(target, arguments, where, supplied=_SUPPLIED)
-    return where.load("hf_stages.data.collator", "Collator")(use, arguments)
+    return where.load("hf_stages.data.collators.collator", "Collator")(use, arguments)
 
 
 def _read_loss_part(use: str, arguments: dict[str, Any], folders: Sequence[str], where: Where) -> Any:
@@ -182,7 +182,7 @@ def write_value(value: Any, key: str = "", folders: Sequence[str] = ()) -> Any:
 
 
 def _write_object(value: Any, folders: Sequence[str]) -> Any:
-    from hf_stages.data.collator import Collator
+    from hf_stages.data.collators.collator import Collator
 
     if isinstance(value, Collator):
         return {"use": value.use, **{name: write_value(argument) for name, argument in value.args.items()}}

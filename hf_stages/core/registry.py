@@ -48,7 +48,7 @@ PLACES = {
     "monitors": ("monitors",),
     "exporters": ("exporters",),
     "metrics": ("metrics",),
-    "data": ("data",),
+    "data": ("data/source.py", "data/curricula", "data/collators", "data/augmentation"),
     "teachers": ("teacher_source.py",),
     "models": ("models/model_source.py",),
     "curves": ("core/curves.py",),

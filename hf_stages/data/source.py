@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.fingerprint import fingerprint
-from hf_stages.data.augment import Augment
+from hf_stages.data.augmentation.augment import Augment
 
 _BUILDERS = ("text", "json", "csv", "parquet", "arrow")
 

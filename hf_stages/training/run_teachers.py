@@ -12,7 +12,7 @@ from transformers.utils import logging
 from hf_stages.cached_teacher import CacheReader, check_needs, check_same_teacher, check_vocabulary, find
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Stage
-from hf_stages.data._collating import columns_read
+from hf_stages.data.collators.base import columns_read
 from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.plan import PlannedStage
 from hf_stages.row_keys import rows_of

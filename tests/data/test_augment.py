@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from hf_stages import recipe as recipes
-from hf_stages.data import Augment, Source, _augment_model
+from hf_stages.data import Augment, Source
+from hf_stages.data.augmentation import language_model
 from tests.tiny import llama
 
 NAMES = "cat dog bird fish horse runs sleeps eats jumps house tree river road red green blue small old snow ice"
@@ -187,7 +188,7 @@ def test_a_row_gives_the_same_copies_wherever_it_stands(make):
 
 def test_chunks_do_not_show(make, monkeypatch):
     before = make()(data())["text"][:]
-    monkeypatch.setattr("hf_stages.data._augmenting._CHUNK", 2)
+    monkeypatch.setattr("hf_stages.data.augmentation._copies._CHUNK", 2)
     assert make()(data())["text"][:] == before
 
 
@@ -282,15 +283,15 @@ def test_the_cache_is_made_once(make, tmp_path, monkeypatch):
     augment = make(cache=tmp_path / "kept")
     first = augment(data())
     assert first["text"][:] == make()(data())["text"][:]
-    load = _augment_model.load
-    monkeypatch.setattr(_augment_model, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    load = language_model.load
+    monkeypatch.setattr(language_model, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     again = augment(data())
     assert again["text"][:] == first["text"][:]
     assert again._fingerprint == first._fingerprint
     (folder,) = [path for path in (tmp_path / "kept").iterdir() if path.is_dir()]
     assert folder.name == first._fingerprint
     assert datasets.load_from_disk(str(folder))["text"][:] == first["text"][:]
-    monkeypatch.setattr(_augment_model, "load", load)
+    monkeypatch.setattr(language_model, "load", load)
     file = next(folder.glob("*.arrow"))
     file.write_bytes(file.read_bytes()[:-40])
     assert augment(data())["text"][:] == first["text"][:]  # damaged, so made anew
@@ -442,7 +443,7 @@ def test_a_recipes_source_is_augmented_before_it_is_tokenized(tmp_path, tokenize
     made = Augment("mlm", text="text", n=3)(data())
     assert loaded["input_ids"][:] == tokenizer(made["text"][:])["input_ids"]
     assert loaded["labels"][:] == made["label"][:]
-    monkeypatch.setattr(_augment_model, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(language_model, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     assert source.load(tokenizer)._fingerprint == loaded._fingerprint
 
 

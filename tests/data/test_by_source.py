@@ -8,14 +8,14 @@ from datasets import Dataset, concatenate_datasets
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.collating import for_source
 from hf_stages.core.curves import Linear
 from hf_stages.core.stops import RunInterrupted
 from hf_stages.data import BySource, CompletionOnly, DynamicMLM, Lengths, Mixture, Packed, Preferences
-from hf_stages.data import by_source as module
+from hf_stages.data.collators import by_source as module
+from hf_stages.data.source_collator import SourceCollator
+from hf_stages.data.stage_collator import for_source
 from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.recipe import dump, loads
-from hf_stages.source_collator import SourceCollator
 from tests import tiny
 from tests.workers.cases import arguments
 

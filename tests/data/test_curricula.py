@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hf_stages.core.curves import Linear, Step
 from hf_stages.core.randomness import undisturbed
 from hf_stages.data import ByDifficulty, ByLength, Mixture, Ordered, Replay
-from hf_stages.data._blend import SizedBlend, blend
-from hf_stages.data._drawn import DrawnStream
-from hf_stages.data._scores import ranked
+from hf_stages.data.drawing.blend import SizedBlend, blend
+from hf_stages.data.drawing.drawn_rows import DrawnStream
+from hf_stages.data.drawing.scores import ranked
 
 SIZES = {"a": 30, "b": 50, "tiny": 3}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_stages.data import ByDifficulty, ModelLoss
-from hf_stages.data._blend import blend
+from hf_stages.data.drawing.blend import blend
 from tests import tiny
 
 

@@ -32,7 +32,7 @@ from transformers import (
 
 from hf_stages.core.curves import Linear
 from hf_stages.data import Packed
-from hf_stages.data._bins import rows_of
+from hf_stages.data.collators.bins import rows_of
 from hf_stages.losses import TaskLoss
 from hf_stages.losses.objective.update_sums import _tokens
 from hf_stages.losses.target_logits import Targets

@@ -12,12 +12,12 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.collating import collator_at_work
 from hf_stages.core.curves import Curve, Linear
 from hf_stages.core.stops import RunInterrupted
 from hf_stages.data import DynamicMLM, Lengths, Packed
-from hf_stages.data._collating import Collating
-from hf_stages.data._progress import PlacedDataset, PlacedSampler, note, take
+from hf_stages.data.collators.base import Collating
+from hf_stages.data.collators.progress import PlacedDataset, PlacedSampler, note, take
+from hf_stages.data.stage_collator import collator_at_work
 from tests import tiny
 
 

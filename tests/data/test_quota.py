@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_stages.core.curves import WSD, Const, Cosine, Linear, Step
-from hf_stages.data._quota import Clock, Quotas
+from hf_stages.data.drawing.quotas import Clock, Quotas
 
 weights = st.floats(0.0, 1.0).map(lambda w: round(w, 3))
 curves = st.one_of(

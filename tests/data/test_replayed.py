@@ -7,8 +7,8 @@ import pytest
 
 from hf_stages.core.curves import Linear, Step
 from hf_stages.data import ByLength, Mixture, Ordered, Replay
-from hf_stages.data._blend import blend
-from hf_stages.data._replayed import Replayed
+from hf_stages.data.drawing.blend import blend
+from hf_stages.data.drawing.replayed import Replayed
 
 SOURCES = {name: [{"input_ids": [1] * (3 + i % 4)} for i in range(n)] for name, n in (("a", 17), ("b", 40), ("old", 9))}
 SOURCES |= {"rows": [{"input_ids": [1]}] * 5, "older": [{"input_ids": [1]}] * 30}

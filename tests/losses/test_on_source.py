@@ -10,9 +10,9 @@ from datasets import Dataset
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.data import Lengths, Packed, Preferences
-from hf_stages.data._progress import AtProgress
+from hf_stages.data.collators.progress import AtProgress
+from hf_stages.data.source_collator import SourceCollator
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
-from hf_stages.source_collator import SourceCollator
 from tests import tiny
 from tests.workers.cases import CASES, Gradients, Pad, Rows, apart, arguments, bert, text
 from tests.workers.heads import bart, built, mixtral

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_stages.data._lexicon import _ROOM, Lexicon
-from hf_stages.data._words import Word, chosen
+from hf_stages.data.augmentation._lexicon import _ROOM, Lexicon
+from hf_stages.data.augmentation._words import Word, chosen
 
 Place = tuple[int, int, int]
 """(row, column, start of the word)."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_stages.data._curriculum import Curriculum, Make, check_source
-from hf_stages.data._nodes import Chained, Leaf, Node
+from hf_stages.data.curricula.base import Curriculum, Make, check_source
+from hf_stages.data.drawing.nodes import Chained, Leaf, Node
 
 
 @dataclass(frozen=True)

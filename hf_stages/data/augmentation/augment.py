@@ -99,7 +99,7 @@ class Augment:
     def __call__(self, dataset: Any) -> Any:
         """The ``datasets.Dataset`` with its copies; from the cache, if they were made before."""
         from hf_stages.core.fingerprint import fingerprint
-        from hf_stages.data._augment_cache import kept
+        from hf_stages.data.augmentation._cache import kept
 
         columns = self._columns(dataset)
         settings = self._settings(dataset, columns)
@@ -110,7 +110,7 @@ class Augment:
 
     def preview(self, dataset: Any, rows: int = 3) -> str:
         """The first rows, each followed by its copies. Nothing is written."""
-        from hf_stages.data._augmenting import rows_with_copies
+        from hf_stages.data.augmentation._copies import rows_with_copies
 
         columns = self._columns(dataset)
         part = dataset.select(range(min(rows, len(dataset))))
@@ -120,7 +120,7 @@ class Augment:
         return "\n".join(lines)
 
     def _made(self, dataset: Any, columns: Sequence[str], address: str) -> Any:
-        from hf_stages.data._augmenting import augmented
+        from hf_stages.data.augmentation._copies import augmented
 
         start, rows = time.monotonic(), len(dataset)
         result, new = augmented(dataset, columns, *self._how(), originals=self.originals, fingerprint=address)
@@ -133,33 +133,33 @@ class Augment:
     def _how(self) -> Any:
         """Where candidates come from, and how copies are drawn."""
         from hf_stages.core.randomness import undisturbed
-        from hf_stages.data import _augment_model, _augmenting, _lexicon, _words
-        from hf_stages.data._masked import MaskedWords
+        from hf_stages.data.augmentation import _copies, _lexicon, _words, language_model
+        from hf_stages.data.augmentation._masked import MaskedWords
 
         stop = self._stopwords(_words)
-        drawing = _augmenting.Drawing(self.n, self.p, self.seed)
+        drawing = _copies.Drawing(self.n, self.p, self.seed)
         masked, near = None, _lexicon.by_file(self.vectors, stop, self.k) if self.vectors is not None else None
         if self.model is not None:
             by_mask = self.method == "mlm"
             with undisturbed():  # a model draws its weights before it reads them
-                model, tokenizer = _augment_model.load(self.model, self.tokenizer, masked=by_mask, device=self.device)
+                model, tokenizer = language_model.load(self.model, self.tokenizer, masked=by_mask, device=self.device)
             lexicon = _lexicon.Lexicon(tokenizer, stop)
             if not lexicon.words:
                 raise ValueError("Augment: tokenizer: none of its pieces is a whole word; it cannot name candidates")
             if by_mask:
-                length = _augment_model.longest(model, tokenizer, self.max_length)
+                length = language_model.longest(model, tokenizer, self.max_length)
                 masked = MaskedWords(model, lexicon, k=self.k, max_length=length, batch_size=self.batch_size)
             near = near or _lexicon.by_embeddings(model, lexicon, self.k)
         assert near is not None
-        return _augmenting.proposer(stop, masked, near), drawing
+        return _copies.proposer(stop, masked, near), drawing
 
     def _stopwords(self, words: Any) -> frozenset[str]:
         return words.STOPWORDS if self.stopwords is None else frozenset(word.casefold() for word in self.stopwords)
 
     def _settings(self, dataset: Any, columns: Sequence[str]) -> dict[str, Any]:
         """All that decides the content. Batch size and device are left out: they move last bits alone."""
-        from hf_stages.data import _words
-        from hf_stages.data._augment_model import address_of
+        from hf_stages.data.augmentation import _words
+        from hf_stages.data.augmentation.language_model import address_of
 
         if self.vectors is not None and not Path(self.vectors).is_file():
             raise ValueError(f"Augment: vectors: there is no file {self.vectors}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_stages.core.curves import Curve, as_curve
-from hf_stages.data._curriculum import Curriculum, Make, check_source
-from hf_stages.data._nodes import Leaf, Mixed, Node, below
+from hf_stages.data.curricula.base import Curriculum, Make, check_source
+from hf_stages.data.drawing.nodes import Leaf, Mixed, Node, below
 
 
 @dataclass(frozen=True, eq=True)

@@ -11,9 +11,16 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_stages.core.curves import Curve
-from hf_stages.data._bins import rows_of
-from hf_stages.data._blocks import MASKED, Layout, block_mask, check_layout, find_layout, positions_of, window_of
-from hf_stages.data._collating import (
+from hf_stages.data.collators._blocks import (
+    MASKED,
+    Layout,
+    block_mask,
+    check_layout,
+    find_layout,
+    positions_of,
+    window_of,
+)
+from hf_stages.data.collators.base import (
     IGNORED,
     LONGER,
     Collating,
@@ -29,6 +36,7 @@ from hf_stages.data._collating import (
     padded,
     read_curve,
 )
+from hf_stages.data.collators.bins import rows_of
 
 _UNSHIFTED = {"XLMWithLMHeadModel", "XLNetLMHeadModel", "FlaubertWithLMHeadModel"}
 """Causal in transformers' mapping, but their labels stay put."""

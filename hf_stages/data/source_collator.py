@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_stages.data._collating import columns_read, pairs_in
-from hf_stages.data._scores import tokens_in
+from hf_stages.data.collators.base import columns_read, pairs_in
+from hf_stages.data.drawing.scores import tokens_in
 from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.models.real_tokens import real_tokens, shape_of
 

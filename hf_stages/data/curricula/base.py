@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from hf_stages.core.fingerprint import is_model
 from hf_stages.core.stage import Recipe
-from hf_stages.data._nodes import Leaf, Node
+from hf_stages.data.drawing.nodes import Leaf, Node
 
 _Own = TypeVar("_Own", bound="Curriculum")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_stages.data._curriculum import Curriculum, Make, check_source, leaf_of
-from hf_stages.data._nodes import Leaf, Node
-from hf_stages.data._scores import lengths, ranked
+from hf_stages.data.curricula.base import Curriculum, Make, check_source, leaf_of
+from hf_stages.data.drawing.nodes import Leaf, Node
+from hf_stages.data.drawing.scores import lengths, ranked
 
 
 @dataclass(frozen=True)

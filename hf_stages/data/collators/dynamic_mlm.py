@@ -10,7 +10,7 @@ import torch
 import xxhash
 
 from hf_stages.core.curves import Curve
-from hf_stages.data._collating import IGNORED, Collating, batched, documents, number, read_curve
+from hf_stages.data.collators.base import IGNORED, Collating, batched, documents, number, read_curve
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from hf_stages.core.fingerprint import fingerprint
-from hf_stages.data._curriculum import Curriculum
-from hf_stages.data._nodes import Leaf, Node, Walk, below
-from hf_stages.data._quota import FRACTION, Clock
-from hf_stages.data._replayed import Events, ReplayedNode
-from hf_stages.data._scores import lengths, tokens_in
-from hf_stages.data.mixture import Mixture
+from hf_stages.data.curricula.base import Curriculum
+from hf_stages.data.curricula.mixture import Mixture
+from hf_stages.data.drawing.nodes import Leaf, Node, Walk, below
+from hf_stages.data.drawing.quotas import FRACTION, Clock
+from hf_stages.data.drawing.replayed import Events, ReplayedNode
+from hf_stages.data.drawing.scores import lengths, tokens_in
 
 _PROBED = 64
 _FEW = 8

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_stages.data._curriculum import Curriculum, Make, names_in
-from hf_stages.data._nodes import Mixed, Node, below
-from hf_stages.data._quota import FRACTION, Clock, Quotas
+from hf_stages.data.curricula.base import Curriculum, Make, names_in
+from hf_stages.data.drawing.nodes import Mixed, Node, below
+from hf_stages.data.drawing.quotas import FRACTION, Clock, Quotas
 
 Events = tuple[tuple[int, float], ...]
 """(position, share): from this position of the stage on, earlier data have this share."""

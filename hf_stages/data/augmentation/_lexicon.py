@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_stages.data._words import chosen, fits
+from hf_stages.data.augmentation._words import chosen, fits
 
 _ROOM = 4
 """So many times k are ranked: forms that differ in case alone count once, and the word itself not at all."""

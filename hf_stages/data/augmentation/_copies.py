@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from hf_stages.core.randomness import seed_of
-from hf_stages.data._lexicon import Neighbours
-from hf_stages.data._masked import MaskedWords
-from hf_stages.data._words import Word, drawn, words_in
+from hf_stages.data.augmentation._lexicon import Neighbours
+from hf_stages.data.augmentation._masked import MaskedWords
+from hf_stages.data.augmentation._words import Word, drawn, words_in
 
 _CHUNK = 1024
 """Rows whose masked copies are sorted by length together."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_stages.data._collating import IGNORED, Collating, batched
+from hf_stages.data.collators.base import IGNORED, Collating, batched
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Messages = Sequence[Mapping[str, Any]]

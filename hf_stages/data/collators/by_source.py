@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_stages.data._collating import Collating, batched, built, columns_read, documents, nested, pad_id
-from hf_stages.data._joined import Part, joined
-from hf_stages.data.lengths import Lengths
-from hf_stages.data.packed import Packed
-from hf_stages.data.preferences import Preferences
+from hf_stages.data.collators._joined import Part, joined
+from hf_stages.data.collators.base import Collating, batched, built, columns_read, documents, nested, pad_id
+from hf_stages.data.collators.lengths import Lengths
+from hf_stages.data.collators.packed import Packed
+from hf_stages.data.collators.preferences import Preferences
 
 _SOURCE = "source"
 """The column in which a curriculum's rows say where they come from."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_stages.data._chat import check_template, collated
-from hf_stages.data._collating import Collating
+from hf_stages.data.collators._chat import check_template, collated
+from hf_stages.data.collators.base import Collating
 
 
 @dataclass(frozen=True)

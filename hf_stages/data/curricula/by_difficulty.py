@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.fingerprint import fingerprint
-from hf_stages.data._curriculum import Curriculum, Make, check_source, leaf_of
-from hf_stages.data._nodes import Node
-from hf_stages.data._scores import columns_of, kept, named, ranked, scores
+from hf_stages.data.curricula.base import Curriculum, Make, check_source, leaf_of
+from hf_stages.data.drawing.nodes import Node
+from hf_stages.data.drawing.scores import columns_of, kept, named, ranked, scores
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_stages.data._chat import check_template, read_answer, read_tools, rendered
-from hf_stages.data._collating import IGNORED, Collating, batched
+from hf_stages.data.collators._chat import check_template, read_answer, read_tools, rendered
+from hf_stages.data.collators.base import IGNORED, Collating, batched
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_stages.core.curves import Curve, as_curve
-from hf_stages.data._curriculum import Curriculum, Make, check_source, names_in
-from hf_stages.data._nodes import Mixed, Node
+from hf_stages.data.curricula.base import Curriculum, Make, check_source, names_in
+from hf_stages.data.drawing.nodes import Mixed, Node
 
 
 @dataclass(frozen=True)

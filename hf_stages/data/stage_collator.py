@@ -8,15 +8,15 @@ from typing import Any
 
 from hf_stages.cached_teacher import CacheReader
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.data._blend import Blend
-from hf_stages.data._collating import Collating, nested
-from hf_stages.data._curriculum import names_in
-from hf_stages.data._progress import AtProgress
-from hf_stages.data.by_source import BySource
-from hf_stages.data.packed import Packed
+from hf_stages.data.collators.base import Collating, nested
+from hf_stages.data.collators.by_source import BySource
+from hf_stages.data.collators.packed import Packed
+from hf_stages.data.collators.progress import AtProgress
+from hf_stages.data.curricula.base import names_in
+from hf_stages.data.drawing.blend import Blend
+from hf_stages.data.source_collator import SourceCollator
 from hf_stages.domains import domains_of
 from hf_stages.sizes import train_dataset_of
-from hf_stages.source_collator import SourceCollator
 
 
 def collator_at_work(collator: Any, processing_class: Any, model: Any, where: str = "") -> Any:

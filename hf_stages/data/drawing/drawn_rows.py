@@ -10,9 +10,9 @@ import xxhash
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from hf_stages.core.randomness import seed_data, seed_of
-from hf_stages.data._blend import Blend
-from hf_stages.data._nodes import Leaf, Walk
-from hf_stages.data._scores import tokens_in
+from hf_stages.data.drawing.blend import Blend
+from hf_stages.data.drawing.nodes import Leaf, Walk
+from hf_stages.data.drawing.scores import tokens_in
 
 _KEPT = 1024
 

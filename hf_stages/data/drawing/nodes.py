@@ -14,8 +14,8 @@ import numpy as np
 
 from hf_stages.core.curves import Curve, as_curve
 from hf_stages.core.randomness import seed_of
-from hf_stages.data._permutation import permute
-from hf_stages.data._quota import FRACTION, Clock, Quotas
+from hf_stages.data.drawing.permutation import permute
+from hf_stages.data.drawing.quotas import FRACTION, Clock, Quotas
 
 _AHEAD = 1024
 

@@ -11,7 +11,7 @@ import xxhash
 from torch.utils.data import Dataset, Sampler
 
 from hf_stages.core.randomness import seed_data, seed_of
-from hf_stages.data._permutation import permute
+from hf_stages.data.drawing.permutation import permute
 
 Order = Callable[[int, np.ndarray], Sequence[int]]
 """(epoch, positions) -> indices."""

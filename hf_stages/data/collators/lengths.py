@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from hf_stages.core.curves import Curve
-from hf_stages.data._collating import (
+from hf_stages.data.collators.base import (
     LONGER,
     Collating,
     batched,

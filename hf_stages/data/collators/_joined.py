@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_stages.data._collating import IGNORED, filled
+from hf_stages.data.collators.base import IGNORED, filled
 
 
 class Part(NamedTuple):
