@@ -19,8 +19,8 @@ from transformers import Trainer
 from benchmarks.common import arguments, llama, say, tokens
 from benchmarks.step_overhead import WARM, Turns
 from hf_stages import Stage, StagedTrainer, Teacher
-from hf_stages.cached_teacher import CacheReader
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
+from hf_stages.teachers.cache_reader import CacheReader
 
 LOSSES = {"hidden": TaskLoss() + HiddenMSE([2, 4]), "logits": TaskLoss() + LogitKL()}
 VOCAB = 2048

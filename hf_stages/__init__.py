@@ -35,7 +35,7 @@ def __getattr__(name: str):
 
         return getattr(trainer, name)
     if name in ("Teacher", "CachedTeacher"):
-        from hf_stages import teacher_source
+        from hf_stages.teachers import declared
 
-        return getattr(teacher_source, name)
+        return getattr(declared, name)
     raise AttributeError(f"module 'hf_stages' has no attribute {name!r}")

@@ -25,7 +25,7 @@ from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.models.model_source import ModelSource
 from hf_stages.models.outputs import outputs_of
 from hf_stages.models.signals import Head
-from hf_stages.teacher_source import Teacher
+from hf_stages.teachers.declared import Teacher
 
 logger = logging.get_logger(__name__)
 

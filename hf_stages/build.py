@@ -37,8 +37,8 @@ from hf_stages.raw_rows import check_labels, check_rows
 from hf_stages.replaying import replay_gate
 from hf_stages.reports._text import dataset_label, part
 from hf_stages.sizes import train_dataset_of
-from hf_stages.teacher import BASE
-from hf_stages.teacher_source import CachedTeacher, Teacher
+from hf_stages.teachers.declared import CachedTeacher, Teacher
+from hf_stages.teachers.live import BASE
 from hf_stages.vocabulary import check_vocabulary
 
 logger = logging.get_logger(__name__)

@@ -14,8 +14,8 @@ from hf_stages.data.collators.collator import Collator
 from hf_stages.losses.base import Sum
 from hf_stages.models.model_source import ModelSource
 from hf_stages.recipe import read_metrics
-from hf_stages.teacher import BASE
-from hf_stages.teacher_source import Teacher
+from hf_stages.teachers.declared import Teacher
+from hf_stages.teachers.live import BASE
 
 _LISTS = ("transforms", "monitors", "gates", "exporters")
 

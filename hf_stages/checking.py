@@ -12,7 +12,6 @@ import torch
 import transformers
 from torch import nn
 
-from hf_stages.cached_teacher import check_needs
 from hf_stages.core.curves import Curve
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Recipe, Stage
@@ -28,8 +27,9 @@ from hf_stages.models.structure import torn_on_disk
 from hf_stages.packing._convert import check_packable
 from hf_stages.plan import Plan, Taught
 from hf_stages.stage_args import stage_args
-from hf_stages.teacher import BASE
-from hf_stages.teacher_source import CachedTeacher, Teacher
+from hf_stages.teachers.cache_reader import check_needs
+from hf_stages.teachers.declared import CachedTeacher, Teacher
+from hf_stages.teachers.live import BASE
 from hf_stages.teaching import taught
 from hf_stages.training.run_teachers import structure_of, teacher_of
 from hf_stages.transforms.split_ternary import SplitTernary

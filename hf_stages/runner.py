@@ -44,7 +44,7 @@ from hf_stages.sizes import named, train_dataset_of
 from hf_stages.stage_args import stage_args
 from hf_stages.stage_folder import read_boundary, write_boundary
 from hf_stages.stage_run import StageRun, all_ranks
-from hf_stages.teacher import BaseTeacher, LiveTeacher
+from hf_stages.teachers.live import BaseTeacher, LiveTeacher
 from hf_stages.training.run_teachers import Teachers, at_work, structure_of
 from hf_stages.transition import Transition
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from hf_stages import Stage, StagedTrainer
 from hf_stages.agreement import check_tokenizers, wrong_order, wrong_tokens
 from hf_stages.losses import HiddenMSE, LogitKL
-from hf_stages.teacher_source import Teacher
+from hf_stages.teachers.declared import Teacher
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc")

@@ -20,8 +20,8 @@ from hf_stages.core.folder_lock import NAME, alone_in
 from hf_stages.core.stops import StageStopped
 from hf_stages.gates import Expect
 from hf_stages.packing import _pack, pack
-from hf_stages.teacher_cache import _alone
-from hf_stages.teacher_source import Teacher
+from hf_stages.teachers.cache_writer import _alone
+from hf_stages.teachers.declared import Teacher
 from hf_stages.transforms import Binarize
 from hf_stages.versus_run import Trainings, run_versus
 from tests import tiny

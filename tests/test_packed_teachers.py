@@ -11,10 +11,10 @@ from datasets import Dataset
 from transformers import BertConfig, BertForMaskedLM, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.cached_teacher import CacheReader
 from hf_stages.data import CompletionOnly, Lengths, Packed
 from hf_stages.data.stage_collator import check_teacher
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL
+from hf_stages.teachers.cache_reader import CacheReader
 from tests import tiny
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

@@ -17,7 +17,7 @@ from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.source import Source
 from hf_stages.models.model_source import ModelSource
 from hf_stages.reference import recipe_reference
-from hf_stages.teacher_source import CachedTeacher, Teacher
+from hf_stages.teachers.declared import CachedTeacher, Teacher
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
 FOLDERS = [

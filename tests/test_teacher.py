@@ -13,7 +13,7 @@ from hf_stages import Recipe, Stage, StagedTrainer
 from hf_stages.data.source import Source
 from hf_stages.losses import AttentionKL, AttentionMSE, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.models.signals import Head
-from hf_stages.teacher import LiveTeacher
+from hf_stages.teachers.live import LiveTeacher
 from hf_stages.transforms import AddLora
 from tests import tiny
 from tests.losses import seen

@@ -14,9 +14,9 @@ from transformers import TrainingArguments
 
 from hf_stages import CachedTeacher, Stage, StagedTrainer, Teacher
 from hf_stages import recipe as recipes
-from hf_stages.cached_teacher import CacheReader
 from hf_stages.losses import AttentionKL, HiddenMSE, LogitKL, Loss, TaskLoss
-from hf_stages.teacher import LiveTeacher
+from hf_stages.teachers.cache_reader import CacheReader
+from hf_stages.teachers.live import LiveTeacher
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
@@ -174,7 +174,7 @@ class Dies(list):
 def test_a_killed_run_goes_on_behind_its_last_shard(tmp_path, monkeypatch):
     rows = ragged(20)
     Teacher(tiny.llama(7)).cache(rows, tmp_path / "whole", collator=padded, batch_size=2, shard_rows=4)
-    monkeypatch.setattr("hf_stages.teacher_cache.fingerprint", lambda value: "same")
+    monkeypatch.setattr("hf_stages.teachers.cache_writer.fingerprint", lambda value: "same")
     job = {"collator": padded, "batch_size": 2, "shard_rows": 4}
     with pytest.raises(KeyboardInterrupt):
         Teacher(tiny.llama(7)).cache(Dies(rows, 11), tmp_path / "cut", **job)

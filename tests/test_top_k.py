@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from hf_stages.top_k import Unpack, encode, pack
+from hf_stages.teachers.top_k_logits import Unpack, encode, pack
 
 
 def given_back(logits: torch.Tensor, k: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -49,7 +49,7 @@ PLACES = {
     "exporters": ("exporters",),
     "metrics": ("metrics",),
     "data": ("data/source.py", "data/curricula", "data/collators", "data/augmentation"),
-    "teachers": ("teacher_source.py",),
+    "teachers": ("teachers/declared.py",),
     "models": ("models/model_source.py",),
     "curves": ("core/curves.py",),
     "recipes": ("recipes",),

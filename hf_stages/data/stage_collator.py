@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from hf_stages.cached_teacher import CacheReader
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.base import Collating, nested
 from hf_stages.data.collators.by_source import BySource
@@ -17,6 +16,7 @@ from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source_collator import SourceCollator
 from hf_stages.domains import domains_of
 from hf_stages.sizes import train_dataset_of
+from hf_stages.teachers.cache_reader import CacheReader
 
 
 def collator_at_work(collator: Any, processing_class: Any, model: Any, where: str = "") -> Any:

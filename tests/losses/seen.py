@@ -16,7 +16,7 @@ from hf_stages.losses.base import terms_of
 from hf_stages.losses.objective.stage_losses import StageLosses
 from hf_stages.models.model_inputs import model_inputs
 from hf_stages.models.signals import Signals
-from hf_stages.teacher import LiveTeacher
+from hf_stages.teachers.live import LiveTeacher
 from tests import tiny
 
 LENGTHS = (11, 4, 7)

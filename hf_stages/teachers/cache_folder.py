@@ -18,7 +18,7 @@ import torch
 import xxhash
 
 from hf_stages.core.sealed_folders import SEAL, broken, checksum
-from hf_stages.row_keys import DECODER, ROWS, TOKENS
+from hf_stages.teachers.row_keys import DECODER, ROWS, TOKENS
 
 SCHEMA = 1
 MANIFEST, KEYS, PLACES = "cache.json", "keys.npy", "places.npy"

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_stages.cache_folder import CacheFolder
 from hf_stages.models.capture import parse
 from hf_stages.models.checksums import print_of, vocabulary_of
 from hf_stages.models.signals import Head, Signals
-from hf_stages.row_keys import DECODER, ROWS, TOKENS, Rows, rows_of
-from hf_stages.teacher_source import CachedTeacher, Teacher
-from hf_stages.top_k import Unpack, pack
+from hf_stages.teachers.cache_folder import CacheFolder
+from hf_stages.teachers.declared import CachedTeacher, Teacher
+from hf_stages.teachers.row_keys import DECODER, ROWS, TOKENS, Rows, rows_of
+from hf_stages.teachers.top_k_logits import Unpack, pack
 
 
 class CacheReader:

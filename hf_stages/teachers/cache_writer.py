@@ -20,7 +20,16 @@ from torch.utils.data import DataLoader, Subset
 from transformers import DataCollatorWithPadding, default_data_collator
 from transformers.utils import logging
 
-from hf_stages.cache_folder import (
+from hf_stages.core.fingerprint import fingerprint
+from hf_stages.core.randomness import undisturbed
+from hf_stages.core.sealed_folders import SEAL, broken, checksum, read_json, write_json, written_whole
+from hf_stages.layers.blocks import blocks_of
+from hf_stages.models.capture import parse
+from hf_stages.models.checksums import class_and_config, print_of, vocabulary_of
+from hf_stages.models.model_inputs import columns_of
+from hf_stages.models.signals import key_of
+from hf_stages.recipe import diff
+from hf_stages.teachers.cache_folder import (
     COLUMNS,
     KEYS,
     MANIFEST,
@@ -31,18 +40,9 @@ from hf_stages.cache_folder import (
     read_manifest,
     shard_name,
 )
-from hf_stages.core.fingerprint import fingerprint
-from hf_stages.core.randomness import undisturbed
-from hf_stages.core.sealed_folders import SEAL, broken, checksum, read_json, write_json, written_whole
-from hf_stages.layers.blocks import blocks_of
-from hf_stages.models.capture import parse
-from hf_stages.models.checksums import class_and_config, print_of, vocabulary_of
-from hf_stages.models.model_inputs import columns_of
-from hf_stages.models.signals import key_of
-from hf_stages.recipe import diff
-from hf_stages.row_keys import DECODER, ROWS, TOKENS, Rows, rows_of
-from hf_stages.teacher import LiveTeacher
-from hf_stages.top_k import encode
+from hf_stages.teachers.live import LiveTeacher
+from hf_stages.teachers.row_keys import DECODER, ROWS, TOKENS, Rows, rows_of
+from hf_stages.teachers.top_k_logits import encode
 
 logger = logging.get_logger(__name__)
 DTYPES = ("float32", "float16", "bfloat16")

@@ -15,7 +15,7 @@ from hf_stages.core.hub_names import taken_for_hub
 from hf_stages.models.model_source import ModelSource
 
 if TYPE_CHECKING:
-    from hf_stages.cache_folder import CacheFolder
+    from hf_stages.teachers.cache_folder import CacheFolder
 
 _BITS = ("8bit", "4bit")
 _AUTO = {
@@ -108,7 +108,7 @@ class Teacher:
         the first block) or by key (``decoder.hidden.3``). ``collator`` and ``tokenizer`` are to be those of the training.
         Killed and called again it goes on; called on a finished folder it returns at once, or refuses another's.
         """
-        from hf_stages.teacher_cache import Job, logger
+        from hf_stages.teachers.cache_writer import Job, logger
 
         tokenizer = _tokenizer(tokenizer if tokenizer is not None else self.tokenizer)
         options: dict[str, Any] = {"k": k, "hidden": hidden, "logits": logits, "dtype": dtype, "batch_size": batch_size}
@@ -172,7 +172,7 @@ class CachedTeacher:
     @cached_property
     def store(self) -> CacheFolder:
         """The open folder; refused where it is damaged, unfinished or of another schema."""
-        from hf_stages.cache_folder import CacheFolder
+        from hf_stages.teachers.cache_folder import CacheFolder
 
         return CacheFolder(Path(self.folder))
 
