@@ -16,7 +16,6 @@ from transformers.utils import logging
 
 from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.args_values import check_ranges, check_types
-from hf_stages.by_name import with_parts
 from hf_stages.checking import check_stages
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.hub_names import taken_for_hub
@@ -34,6 +33,7 @@ from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.model_source import ModelSource
 from hf_stages.plan import Plan, Taught
 from hf_stages.raw_rows import check_labels, check_rows
+from hf_stages.recipes.parts_by_name import with_parts
 from hf_stages.replaying import replay_gate
 from hf_stages.reports._text import dataset_label, part
 from hf_stages.sizes import train_dataset_of

@@ -265,9 +265,9 @@ def resume_command(options: argparse.Namespace) -> str:
 
 
 def _ready(options: argparse.Namespace) -> int:
-    from hf_stages import recipe as recipes
     from hf_stages.core.registry import classes_of
     from hf_stages.core.source_sketch import module_doc
+    from hf_stages.recipes import files as recipes
     from hf_stages.reference import recipe_reference
 
     if options.reference:
@@ -369,7 +369,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace, *, output_dir: str | None) -> Any:
-    from hf_stages import recipe as recipes
+    from hf_stages.recipes import files as recipes
 
     recipe = recipes.load(options.recipe, trust_remote_code=options.trust_remote_code)
     from hf_stages.build import prepare  # seconds of imports, once the recipe is known to be one

@@ -27,7 +27,7 @@ from hf_stages.core.sealed_folders import (
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.plan import Plan
-from hf_stages.recipe import diff, part_to_dict, to_dict
+from hf_stages.recipes.files import diff, part_to_dict, to_dict
 from hf_stages.sizes import train_dataset_of
 from hf_stages.stage_args import facts, stage_args
 

@@ -21,7 +21,6 @@ from transformers.utils import logging
 
 from hf_stages.agreement import check_teacher_tokenizers
 from hf_stages.args_values import check_args
-from hf_stages.by_name import at_hand, with_parts
 from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_checkpoint, save_checkpoint, without_token
 from hf_stages.core.folder_lock import one_writer
@@ -46,6 +45,7 @@ from hf_stages.preparing import PreparingMixin
 from hf_stages.progress import StageProgress
 from hf_stages.rates import check_rates, take_rate
 from hf_stages.raw_rows import check_labels, check_rows, has_own_rows
+from hf_stages.recipes.parts_by_name import at_hand, with_parts
 from hf_stages.reports.plan_table import plan_table
 from hf_stages.run_card import write_run_card
 from hf_stages.runner import Runner

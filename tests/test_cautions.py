@@ -15,7 +15,7 @@ from hf_stages.core.curves import Const, Linear
 from hf_stages.core.registry import names_of
 from hf_stages.data import ByLength, Preferences
 from hf_stages.plan import Size, args_defaults, make_plan
-from hf_stages.recipe import loads
+from hf_stages.recipes.files import loads
 from hf_stages.reports.plan_table import plan_table
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.schedules.base import Defaults

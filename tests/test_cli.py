@@ -14,8 +14,8 @@ import pytest
 from hf_stages import Stage, StagedTrainer, cli
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.losses import LogitKL
-from hf_stages.recipe import loads
-from hf_stages.recipes import three_stage
+from hf_stages.recipes.files import loads
+from hf_stages.recipes.ready import three_stage
 from tests.plans import plan_of, skeleton
 from tests.test_build import CONFIG
 

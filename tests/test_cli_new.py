@@ -8,7 +8,7 @@ import pytest
 
 from hf_stages.cli import main
 from hf_stages.cli_new import write_first_run
-from hf_stages.recipe import load
+from hf_stages.recipes.files import load
 
 
 @pytest.fixture

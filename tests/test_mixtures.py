@@ -10,10 +10,10 @@ import torch
 from datasets import Dataset
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages import recipe as recipes
 from hf_stages.core.curves import Linear, Step
 from hf_stages.data import ByDifficulty, ByLength, Mixture, Ordered, Replay
 from hf_stages.losses import TaskLoss
+from hf_stages.recipes import files as recipes
 from tests import tiny
 from tests.sameness import plain
 from tests.workers.cases import Pad, arguments

@@ -24,7 +24,7 @@ from hf_stages.losses import Loss, TaskLoss
 from hf_stages.losses.base import Scaled, Sum
 from hf_stages.metrics import Metrics
 from hf_stages.models.model_source import ModelSource
-from hf_stages.recipe import (
+from hf_stages.recipes.files import (
     RecipeError,
     diff,
     dump,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hf_stages import _yaml
-from hf_stages import recipe as recipes
 from hf_stages.core.registry import RecipeError
+from hf_stages.recipes import files as recipes
+from hf_stages.recipes import yaml_marks
 
 SEEDS = [
     """
@@ -105,13 +105,13 @@ def mutate(data, chance):
 @pytest.mark.parametrize("rounds", [150, pytest.param(4000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_nothing_but_a_recipe_error_escapes(rounds, tmp_path):
     chance = random.Random(rounds)
-    plain = [_yaml.parse(text)[0] for text in SEEDS]
+    plain = [yaml_marks.parse(text)[0] for text in SEEDS]
     outcomes = {"read": 0, "refused": 0}
     for _ in range(rounds):
         data = copy.deepcopy(chance.choice(plain))
         for _ in range(chance.choice([1, 1, 2, 3])):
             mutate(data, chance)
-        text = _yaml.render(data)
+        text = yaml_marks.render(data)
         (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
         try:
             recipes.load(tmp_path / "run.yaml")

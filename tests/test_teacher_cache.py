@@ -13,8 +13,8 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from hf_stages import CachedTeacher, Stage, StagedTrainer, Teacher
-from hf_stages import recipe as recipes
 from hf_stages.losses import AttentionKL, HiddenMSE, LogitKL, Loss, TaskLoss
+from hf_stages.recipes import files as recipes
 from hf_stages.teachers.cache_reader import CacheReader
 from hf_stages.teachers.live import LiveTeacher
 from tests import tiny

@@ -10,9 +10,9 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from hf_stages import StagedTrainer, cli
-from hf_stages import recipe as recipes
 from hf_stages.build import prepare
 from hf_stages.data import BySource, Lengths
+from hf_stages.recipes import files as recipes
 from hf_stages.reports._arms import compare
 from hf_stages.sizes import plan_for
 from hf_stages.versus import LATE, arms_of

@@ -52,7 +52,7 @@ PLACES = {
     "teachers": ("teachers/declared.py",),
     "models": ("models/model_source.py",),
     "curves": ("core/curves.py",),
-    "recipes": ("recipes",),
+    "recipes": ("recipes/ready",),
 }
 """Folders in which each file holds the one part of its name (``losses/logit_kl.py``: LogitKL), and files that hold several."""
 

@@ -87,7 +87,7 @@ def read(kind: Any, path: Any, *args: Any, config: Any, **options: Any) -> Any:
 
 def _replay(model: Any, record: dict[str, Any], trust_remote_code: bool) -> Any:
     from hf_stages.core.randomness import undisturbed
-    from hf_stages.recipe import part_from_dict
+    from hf_stages.recipes.files import part_from_dict
 
     with undisturbed():
         for part in record["transforms"]:

@@ -33,7 +33,7 @@ from hf_stages.models.adapters import (
     rebuilding,
     save_adapters,
 )
-from hf_stages.recipe import part_from_dict, part_to_dict
+from hf_stages.recipes.files import part_from_dict, part_to_dict
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ORIGIN = "_hf_stages_origin"

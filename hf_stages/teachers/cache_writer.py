@@ -28,7 +28,7 @@ from hf_stages.models.capture import parse
 from hf_stages.models.checksums import class_and_config, print_of, vocabulary_of
 from hf_stages.models.model_inputs import columns_of
 from hf_stages.models.signals import key_of
-from hf_stages.recipe import diff
+from hf_stages.recipes.files import diff
 from hf_stages.teachers.cache_folder import (
     COLUMNS,
     KEYS,

@@ -15,7 +15,7 @@ from hf_stages.data.collators import by_source as module
 from hf_stages.data.source_collator import SourceCollator
 from hf_stages.data.stage_collator import for_source
 from hf_stages.losses.objective.by_source import SOURCE
-from hf_stages.recipe import dump, loads
+from hf_stages.recipes.files import dump, loads
 from tests import tiny
 from tests.workers.cases import arguments
 

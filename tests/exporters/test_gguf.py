@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 import transformers as tf
 
-from hf_stages import Stage, recipe
+from hf_stages import Stage
 from hf_stages.exporters import Gguf, _source
 from hf_stages.exporters._gguf_blocks import blocks, type_of
 from hf_stages.exporters._gguf_models import rope_order
 from hf_stages.exporters._source import levels_of
 from hf_stages.layers import Quantizer, SplitLinear, TernaryLinear
+from hf_stages.recipes import files
 from hf_stages.transforms import Binarize, InsertSubLN, SplitTernary, Ternarize
 from tests import tiny
 from tests.exporters.folders import loaded, sentencepiece, trained
@@ -250,5 +251,5 @@ def test_wrong_arguments(monkeypatch):
 
 def test_a_recipe_names_it():
     text = "stages: [{name: low, until: 1 steps, exporters: [{use: Gguf, strict: true}]}]"
-    (stage,) = recipe.loads(text).stages
+    (stage,) = files.loads(text).stages
     assert stage == Stage("low", "1 steps", exporters=[Gguf(strict=True)])

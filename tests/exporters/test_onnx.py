@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from hf_stages import Stage, recipe
+from hf_stages import Stage
 from hf_stages.exporters import Onnx, _source
 from hf_stages.exporters._graph import Graph
 from hf_stages.exporters._onnx_layers import Layers, block_of, rounded
 from hf_stages.layers import Activations, BinaryLinear, SplitLinear, TernaryEmbedding, TernaryLinear
+from hf_stages.recipes import files
 from hf_stages.transforms import Binarize, SplitTernary, Ternarize
 from tests import tiny
 from tests.exporters.folders import loaded, trained, word_piece
@@ -224,5 +225,5 @@ def test_what_it_refuses(tmp_path, monkeypatch):
 
 def test_a_recipe_names_it():
     text = "stages: [{name: low, until: 1 steps, exporters: [{use: Onnx, activations: blocks}]}]"
-    (stage,) = recipe.loads(text).stages
+    (stage,) = files.loads(text).stages
     assert stage == Stage("low", "1 steps", exporters=[Onnx(activations="blocks")])

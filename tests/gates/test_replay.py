@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 
 from hf_stages import Stage, StagedTrainer, cli
-from hf_stages import recipe as recipes
 from hf_stages.build import prepare
 from hf_stages.core.curves import Const, Linear
 from hf_stages.core.ledger import Entry, Ledger
@@ -20,6 +19,7 @@ from hf_stages.data import ByLength, BySource, Lengths, Mixture
 from hf_stages.gates import Forgetting, History
 from hf_stages.losses import TaskLoss
 from hf_stages.probe_lr import probe_of, trial_stage
+from hf_stages.recipes import files as recipes
 from hf_stages.schedules import Fresh
 from hf_stages.sizes import plan_for
 from hf_stages.versus import Sources, arms_of

@@ -8,8 +8,8 @@ from hf_stages.core.curves import Curve
 from hf_stages.core.duration import Duration
 from hf_stages.core.stage import Recipe
 from hf_stages.losses.base import Loss
-from hf_stages.recipes._parts import logits_of, split
-from hf_stages.recipes._quantized import features, smaller, stage
+from hf_stages.recipes.ready._parts import logits_of, split
+from hf_stages.recipes.ready._quantized import features, smaller, stage
 
 
 def single_stage(

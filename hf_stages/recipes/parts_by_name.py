@@ -13,7 +13,7 @@ from hf_stages.core.stage import Recipe
 from hf_stages.data.collators.collator import Collator
 from hf_stages.losses.base import Sum
 from hf_stages.models.model_source import ModelSource
-from hf_stages.recipe import read_metrics
+from hf_stages.recipes.files import read_metrics
 from hf_stages.teachers.declared import Teacher
 from hf_stages.teachers.live import BASE
 

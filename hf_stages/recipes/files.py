@@ -24,7 +24,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hf_stages import _yaml
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.fingerprint import fingerprint
 from hf_stages.core.origins import Origin
@@ -54,6 +53,7 @@ from hf_stages.core.registry import (
 from hf_stages.core.short_values import short
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.core.type_hints import hints_of
+from hf_stages.recipes import yaml_marks
 
 __all__ = [
     "RecipeError",
@@ -95,7 +95,7 @@ def load(path_or_text: str | Path, *, trust_remote_code: bool = False) -> Recipe
 
 def loads(text: str, *, trust_remote_code: bool = False, file: str = "") -> Recipe:
     """A recipe from YAML (or JSON) text. No code runs, unless ``trust_remote_code`` allows ``use: module:Class``."""
-    data, marks = _yaml.parse(text, file)
+    data, marks = yaml_marks.parse(text, file)
     where = Where(marks=marks, file=file, trusted=trust_remote_code)
     _read_recipe(data, replace(where, sketched=True))  # a misspelt word is found before torch is imported
     return _with_origin(_read_recipe(data, where), Origin(data, marks, file))
@@ -108,7 +108,7 @@ def _with_origin(recipe: Recipe, origin: Origin | None) -> Recipe:
 
 def dump(recipe: Recipe, path: str | Path | None = None) -> str:
     """YAML that reads back equal, if the recipe holds named parts only; written to ``path`` too, if one is given."""
-    text = _yaml.render(to_dict(recipe))
+    text = yaml_marks.render(to_dict(recipe))
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
     return text

@@ -10,7 +10,7 @@ from hf_stages.core.stage import Stage
 from hf_stages.losses.attention_mse import AttentionMSE
 from hf_stages.losses.attention_relation import AttentionRelation
 from hf_stages.losses.base import Loss
-from hf_stages.recipes._parts import features_of
+from hf_stages.recipes.ready._parts import features_of
 
 
 def smaller(reduce: Sequence[int] | None, width: float | None, stack: str | None = None) -> list[Any]:

@@ -11,8 +11,8 @@ from hf_stages.core.stage import Recipe
 from hf_stages.losses.attention_relation import AttentionRelation
 from hf_stages.losses.base import Loss
 from hf_stages.losses.task_loss import TaskLoss
-from hf_stages.recipes._parts import logits_of, part
-from hf_stages.recipes._quantized import UNSEEN, headed, rates_of, stage
+from hf_stages.recipes.ready._parts import logits_of, part
+from hf_stages.recipes.ready._quantized import UNSEEN, headed, rates_of, stage
 
 
 def bitdistill(

@@ -8,8 +8,8 @@ from typing import Any
 from hf_stages.core.duration import Duration
 from hf_stages.core.stage import Recipe
 from hf_stages.losses.base import Loss
-from hf_stages.recipes._parts import logits_of, split
-from hf_stages.recipes._quantized import UNSEEN, features, headed, rates_of, smaller, stage
+from hf_stages.recipes.ready._parts import logits_of, split
+from hf_stages.recipes.ready._quantized import UNSEEN, features, headed, rates_of, smaller, stage
 
 
 def multi_stage(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hf_stages.core.duration import Duration
 from hf_stages.core.stage import Recipe
 from hf_stages.losses.base import Loss
-from hf_stages.recipes._parts import features_of, logits_of, recipe_of
+from hf_stages.recipes.ready._parts import features_of, logits_of, recipe_of
 
 
 def three_stage(
