@@ -14,9 +14,6 @@ from torch.utils.data import ConcatDataset
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 from transformers.utils import logging
 
-from hf_stages.agreement import check_teacher_tokenizers
-from hf_stages.args_values import check_ranges, check_types
-from hf_stages.checking import check_stages
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.hub_names import taken_for_hub
 from hf_stages.core.origins import Origin
@@ -27,19 +24,22 @@ from hf_stages.data.curricula.base import Curriculum, names_in
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source import Source
 from hf_stages.data.stage_collator import check_collators
-from hf_stages.dry_run import dry_models
 from hf_stages.losses.base import terms_of
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.model_source import ModelSource
-from hf_stages.plan import Plan, Taught
-from hf_stages.raw_rows import check_labels, check_rows
+from hf_stages.planning.args_values import check_ranges, check_types
+from hf_stages.planning.checks import check_stages
+from hf_stages.planning.measure_data import train_dataset_of
+from hf_stages.planning.model_shapes import dry_models
+from hf_stages.planning.plan import Plan, Taught
+from hf_stages.planning.raw_rows import check_labels, check_rows
+from hf_stages.planning.replay_sources import replay_gate
+from hf_stages.planning.teacher_agreement import check_teacher_tokenizers
+from hf_stages.planning.vocabulary import check_vocabulary
 from hf_stages.recipes.parts_by_name import with_parts
-from hf_stages.replaying import replay_gate
 from hf_stages.reports._text import dataset_label, part
-from hf_stages.sizes import train_dataset_of
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
-from hf_stages.vocabulary import check_vocabulary
 
 logger = logging.get_logger(__name__)
 _OF_A_CONFIG = re.compile(r"(config|overrides)\.\w+: ")
@@ -74,7 +74,7 @@ class Prepared:
     @_placing
     def plan(self) -> Plan:
         """The recipe in absolute numbers; its stages hold their datasets themselves."""
-        from hf_stages.sizes import plan_for, train_dataset_of
+        from hf_stages.planning.measure_data import plan_for, train_dataset_of
 
         stages = [
             stage  # what it may replay is looked up once it is known how much of it the others read

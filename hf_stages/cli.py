@@ -177,9 +177,9 @@ def _plan(options: argparse.Namespace) -> int:
         shapes, initial = _dry(plan, skeleton)
     except (ValueError, ImportError) as error:
         raise Mistake from error
+    from hf_stages.planning.unused_args import unused_args
     from hf_stages.reports._sources import batches_of, batches_text
     from hf_stages.reports.plan_table import plan_dict, plan_table
-    from hf_stages.unused_args import unused_args
 
     for unused in unused_args(prepared.args, prepared.recipe):
         _say(f"note: {unused}", file=sys.stderr)
@@ -379,7 +379,7 @@ def _prepare(options: argparse.Namespace, *, output_dir: str | None) -> Any:
 
 def _dry(plan: Any, skeleton: Any) -> Any:
     from hf_stages.core.stage import Recipe
-    from hf_stages.dry_run import dry_run, shape_of
+    from hf_stages.planning.model_shapes import dry_run, shape_of
 
     return dry_run(Recipe([planned.stage for planned in plan.stages]), skeleton), shape_of(skeleton)
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from hf_stages.data.stage_collator import collator_at_work, for_source
-from hf_stages.domains import Domain, domains_of, own_domains
+from hf_stages.planning.domains import Domain, domains_of, own_domains
 
 
 def as_its_own(trainer: Any, name: str) -> AbstractContextManager[None]:

@@ -26,10 +26,10 @@ from hf_stages.core.sealed_folders import (
 )
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.drawing.blend import Blend
-from hf_stages.plan import Plan
+from hf_stages.planning.measure_data import train_dataset_of
+from hf_stages.planning.plan import Plan
+from hf_stages.planning.stage_args import facts, stage_args
 from hf_stages.recipes.files import diff, part_to_dict, to_dict
-from hf_stages.sizes import train_dataset_of
-from hf_stages.stage_args import facts, stage_args
 
 _JUDGES = ("gates", "args", "eval_dataset", "compute_metrics", "exporters", "pack_on_save", "monitors", "parents")
 """What watches a stage without changing what it trains, and what is recorded in another form."""

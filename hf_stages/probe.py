@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import parents_of
-from hf_stages.plan import Plan, PlannedStage
+from hf_stages.planning.plan import Plan, PlannedStage
 
 _WARM, _TIMED = 1, 3
 

@@ -19,15 +19,15 @@ from hf_stages.core.folder_lock import one_writer
 from hf_stages.core.sealed_folders import SCHEMA, STAGE_FILE, broken, read_json, write_json
 from hf_stages.core.stage import Recipe, Stage, parents_of
 from hf_stages.core.stops import StageStopped
-from hf_stages.domains import domains_of, earlier_domains, own_domains, trained_on
 from hf_stages.gates.base import Decision, Gate, History
-from hf_stages.plan import Plan, PlannedStage
-from hf_stages.replaying import replay_gate
+from hf_stages.planning.domains import domains_of, earlier_domains, own_domains, trained_on
+from hf_stages.planning.measure_data import plan_for
+from hf_stages.planning.plan import Plan, PlannedStage
+from hf_stages.planning.replay_sources import replay_gate
 from hf_stages.schedules.base import Span
 from hf_stages.schedules.fresh import Fresh
 from hf_stages.schedules.resume import Resume
 from hf_stages.schedules.rewarm import Rewarm
-from hf_stages.sizes import plan_for
 from hf_stages.versus import Sources, own_part, with_replay
 from hf_stages.versus_collators import collators_of
 from hf_stages.versus_run import ARM_FILE, Trainings

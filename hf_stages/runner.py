@@ -16,8 +16,6 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from hf_stages.agreement import probe
-from hf_stages.cautions import cautions
 from hf_stages.core.ledger import Ledger
 from hf_stages.core.randomness import seed_of
 from hf_stages.core.sealed_folders import disk_error, written_whole
@@ -25,7 +23,6 @@ from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source_collator import SourceCollator
 from hf_stages.data.stage_collator import check_teacher, collator_at_work, for_source
-from hf_stages.domains import domains_of, same_task
 from hf_stages.eval_terms import EvalTerms
 from hf_stages.final_metrics import settled_metrics
 from hf_stages.gates.base import History
@@ -36,12 +33,15 @@ from hf_stages.losses.objective.stage_losses import StageLosses, adapted_terms, 
 from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.manifest import Manifest
 from hf_stages.packing._pack import pack
-from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
+from hf_stages.planning.cautions import cautions
+from hf_stages.planning.domains import domains_of, same_task
+from hf_stages.planning.measure_data import named, train_dataset_of
+from hf_stages.planning.plan import Plan, PlannedStage, args_defaults, span_of
+from hf_stages.planning.stage_args import stage_args
+from hf_stages.planning.teacher_agreement import probe
 from hf_stages.rates import at_rate
 from hf_stages.remembered import forget as forget_counts
 from hf_stages.remembered import remember
-from hf_stages.sizes import named, train_dataset_of
-from hf_stages.stage_args import stage_args
 from hf_stages.stage_folder import read_boundary, write_boundary
 from hf_stages.stage_run import StageRun, all_ranks
 from hf_stages.teachers.live import BaseTeacher, LiveTeacher

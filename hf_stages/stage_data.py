@@ -15,8 +15,8 @@ from hf_stages.data.drawing.endless_stream import EndlessStream
 from hf_stages.data.drawing.order import KeyedDataset, StageSampler, drawn_by, sequential, shuffled
 from hf_stages.data.drawing.replayed import Events
 from hf_stages.losses.objective.by_source import SOURCE
-from hf_stages.plan import PlannedStage
-from hf_stages.sizes import strategy_of
+from hf_stages.planning.measure_data import strategy_of
+from hf_stages.planning.plan import PlannedStage
 
 ORDERS = "orders"
 """The folder in a run's that keeps the orders of scored curricula."""

@@ -24,11 +24,11 @@ from hf_stages.core.sealed_folders import (
     write_json,
     written_whole,
 )
-from hf_stages.domains import by_domain, domains_of, plain_name, trained_on
 from hf_stages.layers.bits import known_size
 from hf_stages.models import optimizer_moments as moments_file
 from hf_stages.models.structure import save_weights
-from hf_stages.plan import PlannedStage
+from hf_stages.planning.domains import by_domain, domains_of, plain_name, trained_on
+from hf_stages.planning.plan import PlannedStage
 from hf_stages.progress import without_bars
 from hf_stages.rates import group_rates
 from hf_stages.recipes.files import part_to_dict, to_dict

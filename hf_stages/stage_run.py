@@ -26,11 +26,11 @@ from hf_stages.gates.base import History
 from hf_stages.last_evaluation import LastEvaluation
 from hf_stages.losses.objective.task_probe import learn
 from hf_stages.losses.objective.update_sums import Objective
-from hf_stages.plan import PlannedStage
+from hf_stages.planning.measure_data import stage_seed
+from hf_stages.planning.plan import PlannedStage
 from hf_stages.refetch import Refetch
 from hf_stages.remembered import remember, remembered
 from hf_stages.schedules.base import Span
-from hf_stages.sizes import stage_seed
 from hf_stages.stage_data import StageData
 from hf_stages.start_metrics import start_metrics
 from hf_stages.steering import Steering

@@ -19,9 +19,6 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 
-from hf_stages.agreement import check_teacher_tokenizers
-from hf_stages.args_values import check_args
-from hf_stages.checking import check_no_rebuild, check_stages
 from hf_stages.checkpointing import load_checkpoint, save_checkpoint, without_token
 from hf_stages.core.folder_lock import one_writer
 from hf_stages.core.launch import check_launch
@@ -29,8 +26,6 @@ from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.data.stage_collator import check_collators, collator_at_work
-from hf_stages.domains import evaluated
-from hf_stages.dry_run import dry_models
 from hf_stages.flow import OneRun
 from hf_stages.held_back import held_back
 from hf_stages.layers.quantized import is_range
@@ -40,19 +35,24 @@ from hf_stages.measured import MeasuredMixin
 from hf_stages.models.method_patches import Patches, check_rebuilt
 from hf_stages.models.stage_models import load_stage
 from hf_stages.models.structure import Blueprint
-from hf_stages.plan import Plan
+from hf_stages.planning.args_values import check_args
+from hf_stages.planning.checks import check_no_rebuild, check_stages
+from hf_stages.planning.domains import evaluated
+from hf_stages.planning.measure_data import plan_for
+from hf_stages.planning.model_shapes import dry_models
+from hf_stages.planning.plan import Plan
+from hf_stages.planning.raw_rows import check_labels, check_rows, has_own_rows
+from hf_stages.planning.teacher_agreement import check_teacher_tokenizers
+from hf_stages.planning.unused_args import unused_args
 from hf_stages.preparing import PreparingMixin
 from hf_stages.progress import StageProgress
 from hf_stages.rates import check_rates, take_rate
-from hf_stages.raw_rows import check_labels, check_rows, has_own_rows
 from hf_stages.recipes.parts_by_name import at_hand, with_parts
 from hf_stages.reports.plan_table import plan_table
 from hf_stages.run_card import write_run_card
 from hf_stages.runner import Runner
 from hf_stages.shown_signature import signature_of
-from hf_stages.sizes import plan_for
 from hf_stages.training.run_teachers import check_declared
-from hf_stages.unused_args import unused_args
 
 logger = logging.get_logger(__name__)
 _SHARED = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")

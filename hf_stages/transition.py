@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from hf_stages.core.randomness import undisturbed
 from hf_stages.layers.activations import Activations
-from hf_stages.plan import PlannedStage
+from hf_stages.planning.plan import PlannedStage
 
 logger = logging.get_logger(__name__)
 _PROBED = 4

@@ -19,13 +19,13 @@ from hf_stages.data.curricula.base import Curriculum
 from hf_stages.data.curricula.mixture import Mixture
 from hf_stages.data.curricula.replay import Replay
 from hf_stages.data.drawing.replayed import Replayed
-from hf_stages.domains import domains_of
-from hf_stages.plan import Plan, PlannedStage, args_defaults, span_of
-from hf_stages.replaying import examples_read, replay_gate
+from hf_stages.planning.domains import domains_of
+from hf_stages.planning.measure_data import plan_for, train_dataset_of
+from hf_stages.planning.plan import Plan, PlannedStage, args_defaults, span_of
+from hf_stages.planning.replay_sources import examples_read, replay_gate
+from hf_stages.planning.stage_args import stage_args
 from hf_stages.schedules.fresh import Fresh
 from hf_stages.schedules.rewarm import Rewarm
-from hf_stages.sizes import plan_for, train_dataset_of
-from hf_stages.stage_args import stage_args
 from hf_stages.versus_collators import RowCollators, collators_of
 
 ARMS = ("staged", "joint", "replay", "annealed")

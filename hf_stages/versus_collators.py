@@ -8,8 +8,8 @@ from typing import Any
 
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.by_source import BySource
-from hf_stages.domains import domains_of, trained_on
-from hf_stages.plan import PlannedStage
+from hf_stages.planning.domains import domains_of, trained_on
+from hf_stages.planning.plan import PlannedStage
 
 Drawn = Callable[[PlannedStage], Mapping[str, str]]
 """Of a planned stage that draws: the source of each name that its rows have."""

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from hf_stages import Recipe, Stage
-from hf_stages.plan import Plan, Size, make_plan
+from hf_stages.planning.plan import Plan, Size, make_plan
 from hf_stages.schedules import Resume
 from hf_stages.schedules.base import Defaults
 from tests import tiny

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.agreement import check_tokenizers, wrong_order, wrong_tokens
 from hf_stages.losses import HiddenMSE, LogitKL
+from hf_stages.planning.teacher_agreement import check_tokenizers, wrong_order, wrong_tokens
 from hf_stages.teachers.declared import Teacher
 from tests import tiny
 

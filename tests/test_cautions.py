@@ -10,17 +10,17 @@ import yaml
 from transformers import TrainingArguments
 
 from hf_stages import Recipe, Stage, cli
-from hf_stages.cautions import cautions
 from hf_stages.core.curves import Const, Linear
 from hf_stages.core.registry import names_of
 from hf_stages.data import ByLength, Preferences
-from hf_stages.plan import Size, args_defaults, make_plan
+from hf_stages.planning.cautions import cautions
+from hf_stages.planning.measure_data import plan_for
+from hf_stages.planning.plan import Size, args_defaults, make_plan
+from hf_stages.planning.stage_args import stage_args
 from hf_stages.recipes.files import loads
 from hf_stages.reports.plan_table import plan_table
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.schedules.base import Defaults
-from hf_stages.sizes import plan_for
-from hf_stages.stage_args import stage_args
 from hf_stages.transforms import AddLora, Freeze
 from tests.pages import PAGES, blocks_of
 from tests.test_trainer import staged

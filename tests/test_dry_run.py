@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hf_stages import Recipe, Stage
-from hf_stages.dry_run import dry_run, shape_of
 from hf_stages.models.structure import save_weights
+from hf_stages.planning.model_shapes import dry_run, shape_of
 from hf_stages.transforms import SplitTernary, Ternarize, Transform
 from hf_stages.transforms.freeze import Freeze
 from tests import tiny

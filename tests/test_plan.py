@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from hf_stages import Recipe, Stage
 from hf_stages.core.curves import Cosine
 from hf_stages.core.duration import Duration
-from hf_stages.plan import Size, make_plan, steps_of
+from hf_stages.planning.plan import Size, make_plan, steps_of
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.schedules.base import Defaults
 

@@ -12,8 +12,8 @@ from hf_stages import Stage, StagedTrainer, cli
 from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionMSE, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses.base import terms_of
+from hf_stages.planning.describe_teaching import taught
 from hf_stages.reports.plan_table import plan_dict, plan_table
-from hf_stages.teaching import taught
 from hf_stages.transforms import AddLora
 from tests import tiny
 
@@ -67,7 +67,7 @@ def test_long_maps_are_shortened():
 
 
 def test_liger_and_losses_on_logits_are_refused(monkeypatch):
-    monkeypatch.setattr("hf_stages.checking.stage_args", lambda args, stage: _with_liger(args))
+    monkeypatch.setattr("hf_stages.planning.checks.stage_args", lambda args, stage: _with_liger(args))
     with pytest.raises(ValueError, match=r"stage 'a': loss LogitKL: .*use_liger_kernel"):
         plan_of(Stage("a", "2 steps", loss=LogitKL()), teacher=tiny.bert())
     plan_of(Stage("a", "2 steps", loss=FEATURES), teacher=tiny.bert())

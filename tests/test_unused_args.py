@@ -14,9 +14,9 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArg
 from hf_stages import Recipe, Stage, StagedTrainer, cli
 from hf_stages.core.curves import Cosine
 from hf_stages.losses import LogitKL
+from hf_stages.planning.unused_args import unused_args
 from hf_stages.recipes.files import loads
 from hf_stages.schedules import Fresh, Resume, Rewarm
-from hf_stages.unused_args import unused_args
 from tests import tiny
 
 PLAIN = [Stage("a", "2 steps"), Stage("b", "2 steps", schedule=Resume())]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from hf_stages import Recipe, Stage
-from hf_stages.dry_run import dry_models
 from hf_stages.models.model_source import ModelSource
+from hf_stages.planning.model_shapes import dry_models
+from hf_stages.planning.vocabulary import check_vocabulary
 from hf_stages.transforms import ResizeVocab
-from hf_stages.vocabulary import check_vocabulary
 from tests import tiny
 
 TOKENS = len(tiny.tokenizer())

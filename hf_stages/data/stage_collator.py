@@ -14,8 +14,8 @@ from hf_stages.data.collators.progress import AtProgress
 from hf_stages.data.curricula.base import names_in
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source_collator import SourceCollator
-from hf_stages.domains import domains_of
-from hf_stages.sizes import train_dataset_of
+from hf_stages.planning.domains import domains_of
+from hf_stages.planning.measure_data import train_dataset_of
 from hf_stages.teachers.cache_reader import CacheReader
 
 

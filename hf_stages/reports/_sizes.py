@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hf_stages.dry_run import StageShape
-from hf_stages.plan import Plan
+from hf_stages.planning.model_shapes import StageShape
+from hf_stages.planning.plan import Plan
 from hf_stages.reports._text import bits, count, mebibytes
 
 _HEADS = ("packed", "weights", "bits", "MiB")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hf_stages.plan import Plan, PlannedStage
+from hf_stages.planning.plan import Plan, PlannedStage
 from hf_stages.reports._text import count, shorten
 
 SHOWN = 100

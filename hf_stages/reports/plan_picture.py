@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_stages.plan import Plan, PlannedStage
+from hf_stages.planning.plan import Plan, PlannedStage
 from hf_stages.reports._text import count, part, rate, shorten
 
 # Paul Tol's "muted" scheme (https://sronpersonalpages.nl/~pault), told apart by colour-blind readers; neighbours contrast.

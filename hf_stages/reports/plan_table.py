@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from hf_stages.cautions import cautions
 from hf_stages.core.stage import Recipe
-from hf_stages.dry_run import StageShape, dry_run, shape_of
-from hf_stages.plan import Plan, PlannedStage
+from hf_stages.planning.cautions import cautions
+from hf_stages.planning.model_shapes import StageShape, dry_run, shape_of
+from hf_stages.planning.plan import Plan, PlannedStage
 from hf_stages.reports._sizes import size_details, size_table
 from hf_stages.reports._sources import data_notes, sources_of, sources_text
 from hf_stages.reports._text import count, duration, part, parts, rate, size
@@ -27,7 +27,7 @@ def plan_table(
 ) -> str:
     """A row of numbers per stage and, indented below it, what it is made of.
 
-    ``model`` is a skeleton on the meta device: with it, transforms are replayed (see ``hf_stages.dry_run``) and
+    ``model`` is a skeleton on the meta device: with it, transforms are replayed (see ``hf_stages.planning.model_shapes``) and
     parameters, FLOPs, bytes and, where stages quantize, bits are known. ``data`` gives each stage's data a name, ``seconds`` are a probe's estimates.
     """
     shapes = dry_run(Recipe([planned.stage for planned in plan.stages]), model) if model is not None else {}

@@ -13,8 +13,8 @@ from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Stage
 from hf_stages.data.collators.base import columns_read
 from hf_stages.losses.objective.by_source import SOURCE
-from hf_stages.plan import PlannedStage
-from hf_stages.sizes import train_dataset_of
+from hf_stages.planning.measure_data import train_dataset_of
+from hf_stages.planning.plan import PlannedStage
 from hf_stages.teachers.cache_reader import CacheReader, check_needs, check_same_teacher, check_vocabulary, find
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE, BaseTeacher, LiveTeacher

@@ -10,7 +10,7 @@ from hf_stages import Stage
 from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses.base import terms_of
-from hf_stages.plan import Size, steps_of
+from hf_stages.planning.plan import Size, steps_of
 from hf_stages.recipes.files import RecipeError, dump, loads
 from hf_stages.recipes.ready import one_stage, three_stage, two_stage
 

@@ -4,9 +4,9 @@ import pytest
 
 from hf_stages import Stage
 from hf_stages.core.curves import Linear
-from hf_stages.dry_run import shape_of
 from hf_stages.gates import Below
 from hf_stages.losses import TaskLoss
+from hf_stages.planning.model_shapes import shape_of
 from hf_stages.reports.plan_table import flops_of, peak_lr, plan_dict, plan_table
 from hf_stages.schedules import Fresh
 from hf_stages.transforms.freeze import Freeze

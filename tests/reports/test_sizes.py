@@ -10,8 +10,8 @@ from transformers import BertConfig, BertForSequenceClassification, TrainingArgu
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.core.stage import Recipe
-from hf_stages.dry_run import dry_run, shape_of
 from hf_stages.layers import stored_size
+from hf_stages.planning.model_shapes import dry_run, shape_of
 from hf_stages.reports.plan_table import plan_dict, plan_table
 from hf_stages.reports.result_table import result_table
 from hf_stages.transforms import Binarize, ReduceLayers, SplitTernary, Ternarize

@@ -13,11 +13,11 @@ from torch import nn
 
 from hf_stages import Recipe, Stage
 from hf_stages.core.curves import Linear
-from hf_stages.dry_run import dry_models
 from hf_stages.layers import BinaryLinear, Quantizer, SplitEmbedding, SplitLinear, TernaryEmbedding, TernaryLinear
 from hf_stages.layers.experts import QuantizedExperts
 from hf_stages.layers.quantized import WithStrength
 from hf_stages.models.structure import Blueprint, load_weights, replay, save_weights, torn_on_disk
+from hf_stages.planning.model_shapes import dry_models
 from hf_stages.recipes.files import part_from_dict, part_to_dict
 from hf_stages.transforms import (
     AddLora,

@@ -9,9 +9,9 @@ import transformers as tf
 from transformers.pytorch_utils import Conv1D
 
 from hf_stages import Recipe, Stage, StagedTrainer
-from hf_stages.dry_run import dry_run
 from hf_stages.layers import stacks_of
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE
+from hf_stages.planning.model_shapes import dry_run
 from hf_stages.transforms import AddLora, ReduceWidth
 from tests import tiny as models
 

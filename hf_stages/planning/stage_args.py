@@ -10,10 +10,10 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
-from hf_stages.args_allowed import ALLOWED, BATCHES, BEST, ONE_RUN, OPTIMIZATION, REASONS
-from hf_stages.args_values import check_ranges, check_types
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.stage import Stage
+from hf_stages.planning.args_by_stage import ALLOWED, BATCHES, BEST, ONE_RUN, OPTIMIZATION, REASONS
+from hf_stages.planning.args_values import check_ranges, check_types
 
 _COERCE = {
     "lr_scheduler_type": SchedulerType,

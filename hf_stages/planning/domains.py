@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_stages.core.stage import Recipe, Stage, parents_of
 from hf_stages.data.curricula.base import Curriculum
-from hf_stages.sizes import named, train_dataset_of
+from hf_stages.planning.measure_data import named, train_dataset_of
 from hf_stages.transforms.set_task import SetTask
 
 PLAIN = "eval"

@@ -13,7 +13,7 @@ from hf_stages.losses.base import Term
 from hf_stages.losses.objective.stage_losses import teacher_needs_of
 from hf_stages.models.capture import WHOLE, deepest
 from hf_stages.models.model_source import ModelSource
-from hf_stages.plan import Taught
+from hf_stages.planning.plan import Taught
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
 

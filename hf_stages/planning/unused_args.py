@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.losses.objective.stage_losses import wants_teacher
-from hf_stages.plan import args_defaults, span_of
+from hf_stages.planning.plan import args_defaults, span_of
 from hf_stages.schedules.base import Defaults
 from hf_stages.schedules.resume import Resume
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hf_stages.plan import Plan, PlannedStage
+from hf_stages.planning.plan import Plan, PlannedStage
 
 LEAST_BATCH = 8
 """Rows of one update below which gradients of small models are mostly noise; a pair of answers is two."""

@@ -13,7 +13,7 @@ from hf_stages.data.curricula.mixture import Mixture
 from hf_stages.data.drawing.blend import Blend, _mean_tokens
 from hf_stages.data.drawing.nodes import Leaf, below
 from hf_stages.data.drawing.replayed import Replayed
-from hf_stages.plan import PlannedStage
+from hf_stages.planning.plan import PlannedStage
 
 Read = Mapping[str, Sequence[float]]
 """By stage: examples of each of its sources."""

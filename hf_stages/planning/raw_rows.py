@@ -12,13 +12,13 @@ from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.base import columns_read
 from hf_stages.data.drawing.blend import Blend
-from hf_stages.domains import evaluated
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses.base import terms_of
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.model_inputs import columns_of
-from hf_stages.sizes import train_dataset_of
-from hf_stages.stage_args import stage_args
+from hf_stages.planning.domains import evaluated
+from hf_stages.planning.measure_data import train_dataset_of
+from hf_stages.planning.stage_args import stage_args
 
 _LABELS = {"labels", "label", "label_ids", "return_dict", "args", "kwargs"}
 _HOOKS = {"_set_signature_columns_if_needed", "_remove_unused_columns", "get_train_dataloader"}

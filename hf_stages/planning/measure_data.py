@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_stages.args_values import check_args
 from hf_stages.core.randomness import seed_of
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.base import pairs_in
@@ -17,9 +16,10 @@ from hf_stages.data.curricula.mixture import Mixture
 from hf_stages.data.curricula.replay import Replay
 from hf_stages.data.drawing.blend import Blend, blend
 from hf_stages.data.drawing.scores import tokens_in
-from hf_stages.plan import Plan, Size, args_defaults, make_plan
-from hf_stages.replaying import Read, check_replay, examples_read, replay_gate, with_earlier
-from hf_stages.stage_args import stage_args, unsupported
+from hf_stages.planning.args_values import check_args
+from hf_stages.planning.plan import Plan, Size, args_defaults, make_plan
+from hf_stages.planning.replay_sources import Read, check_replay, examples_read, replay_gate, with_earlier
+from hf_stages.planning.stage_args import stage_args, unsupported
 
 _PROBED = 64
 

@@ -15,7 +15,6 @@ from torch import nn
 from hf_stages.core.curves import Curve
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.domains import domains_of, earlier_domains
 from hf_stages.losses.base import Term, groups_of, terms_of
 from hf_stages.losses.objective.by_source import OnSource
 from hf_stages.losses.objective.stage_losses import adapted_terms, teacher_needs_of, wants_teacher
@@ -25,12 +24,13 @@ from hf_stages.models.capture import WHOLE, Capture
 from hf_stages.models.model_source import ModelSource
 from hf_stages.models.structure import torn_on_disk
 from hf_stages.packing._convert import check_packable
-from hf_stages.plan import Plan, Taught
-from hf_stages.stage_args import stage_args
+from hf_stages.planning.describe_teaching import taught
+from hf_stages.planning.domains import domains_of, earlier_domains
+from hf_stages.planning.plan import Plan, Taught
+from hf_stages.planning.stage_args import stage_args
 from hf_stages.teachers.cache_reader import check_needs
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
-from hf_stages.teaching import taught
 from hf_stages.training.run_teachers import structure_of, teacher_of
 from hf_stages.transforms.split_ternary import SplitTernary
 
