@@ -23,7 +23,7 @@ import transformers
 from hf_stages import kernels
 from hf_stages.bench_ways import WAYS, load, models_of, resident_bytes, why
 from hf_stages.core.sealed_folders import SEAL, read_json, write_json
-from hf_stages.reports.bench_card import card_with
+from hf_stages.reports.cards.bench_card import card_with
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def bench(
     save: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Measure the model of a folder; ``hf_stages.reports.bench_table`` shows what this returns.
+    """Measure the model of a folder; ``hf_stages.reports.tables.bench_table`` shows what this returns.
 
     ``ways``: of ``WAYS``, all by default. ``tokens``: decoded by a causal model after a prompt of 16. A way gets
     ``repeats`` turns in each shape, and no further one once its turns took ``seconds``. ``save`` writes ``bench.json``

@@ -37,7 +37,7 @@ from hf_stages.planning.replay_sources import replay_gate
 from hf_stages.planning.teacher_agreement import check_teacher_tokenizers
 from hf_stages.planning.vocabulary import check_vocabulary
 from hf_stages.recipes.parts_by_name import with_parts
-from hf_stages.reports._text import dataset_label, part
+from hf_stages.reports.text import dataset_label, part
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
 

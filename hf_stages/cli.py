@@ -178,8 +178,8 @@ def _plan(options: argparse.Namespace) -> int:
     except (ValueError, ImportError) as error:
         raise Mistake from error
     from hf_stages.planning.unused_args import unused_args
-    from hf_stages.reports._sources import batches_of, batches_text
-    from hf_stages.reports.plan_table import plan_dict, plan_table
+    from hf_stages.reports.curriculum_text import batches_of, batches_text
+    from hf_stages.reports.tables.plan_table import plan_dict, plan_table
 
     for unused in unused_args(prepared.args, prepared.recipe):
         _say(f"note: {unused}", file=sys.stderr)
@@ -199,7 +199,7 @@ def _plan(options: argparse.Namespace) -> int:
         if options.batches:
             print("\n" + batches_text(plan))
     if options.draw:
-        from hf_stages.reports.plan_picture import draw_plan
+        from hf_stages.reports.pages.plan_picture import draw_plan
 
         try:
             draw_plan(plan, options.draw, data=prepared.data)
@@ -212,7 +212,7 @@ def _plan(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     try:
         prepared = _prepare(options, output_dir=options.output_dir)
-        from hf_stages.reports.plan_table import plan_table
+        from hf_stages.reports.tables.plan_table import plan_table
 
         plan, skeleton = prepared.plan(), prepared.skeleton()
         table = plan_table(plan, model=skeleton, data=prepared.data)
@@ -326,7 +326,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from hf_stages.bench import SHAPES, bench
-    from hf_stages.reports.bench_table import bench_table
+    from hf_stages.reports.tables.bench_table import bench_table
 
     same = ("ways", "tokens", "repeats", "seconds", "threads", "save", "trust_remote_code")
     given = {name: getattr(options, name) for name in same}
@@ -344,9 +344,9 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from hf_stages.reports._run import read_run
     from hf_stages.reports.domain_matrix import domain_matrix
-    from hf_stages.reports.report_page import save_report
+    from hf_stages.reports.pages.report_page import save_report
+    from hf_stages.reports.run_folder import read_run
     from hf_stages.reports.run_report import run_report
 
     try:
@@ -385,7 +385,7 @@ def _dry(plan: Any, skeleton: Any) -> Any:
 
 
 def _say_result(out: str) -> None:
-    from hf_stages.reports.result_table import result_table
+    from hf_stages.reports.tables.result_table import result_table
 
     try:
         _say("\n" + result_table(out))

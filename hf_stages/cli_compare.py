@@ -124,9 +124,9 @@ def _guarded(command: Callable[..., str], options: argparse.Namespace, prepare: 
 
 
 def _versus(options: argparse.Namespace, prepare: Callable[..., Any], guard: Any) -> str:
-    from hf_stages.reports._arms import compare
-    from hf_stages.reports.versus_page import check_suffix, save_versus
-    from hf_stages.reports.versus_table import versus_dict, versus_table
+    from hf_stages.reports.arms import compare
+    from hf_stages.reports.pages.versus_page import check_suffix, save_versus
+    from hf_stages.reports.tables.versus_table import versus_dict, versus_table
 
     weights = None if options.weights is None else _pairs(options.weights)
     if options.save:
@@ -152,10 +152,10 @@ def _versus(options: argparse.Namespace, prepare: Callable[..., Any], guard: Any
 
 
 def _probe_lr(options: argparse.Namespace, prepare: Callable[..., Any], guard: Any) -> str:
-    from hf_stages.reports._trials import Trials, budget_of, read_trial
-    from hf_stages.reports.probe_page import save_probe
-    from hf_stages.reports.probe_table import probe_dict, probe_table
-    from hf_stages.reports.versus_page import check_suffix
+    from hf_stages.reports.pages.probe_page import save_probe
+    from hf_stages.reports.pages.versus_page import check_suffix
+    from hf_stages.reports.tables.probe_table import probe_dict, probe_table
+    from hf_stages.reports.trials import Trials, budget_of, read_trial
 
     budget = budget_of(options.budget)
     if options.save:

@@ -14,7 +14,7 @@ from transformers import ProgressCallback
 from transformers.trainer_utils import has_length
 from transformers.utils import logging as hf_logging
 
-from hf_stages.reports._text import duration
+from hf_stages.reports.text import duration
 
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 

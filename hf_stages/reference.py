@@ -10,7 +10,7 @@ from hf_stages.core.registry import classes_of
 from hf_stages.core.source_docs import Argument, Documented
 from hf_stages.core.source_sketch import module_doc
 from hf_stages.planning.args_by_stage import KINDS, ONE_RUN, REASONS
-from hf_stages.reports._markdown import table
+from hf_stages.reports.markdown import table
 
 _INTRO = """# Every key of a recipe
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.sealed_folders import CARD, RUN_FILE, read_json
-from hf_stages.reports.model_card import run_card
+from hf_stages.reports.cards.model_card import run_card
 
 
 def write_run_card(trainer: Any, inner: Callable[..., Any], args: Sequence[Any], options: Mapping[str, Any]) -> None:

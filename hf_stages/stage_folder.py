@@ -33,7 +33,7 @@ from hf_stages.progress import without_bars
 from hf_stages.rates import group_rates
 from hf_stages.recipes.files import part_to_dict, to_dict
 from hf_stages.remembered import remembered
-from hf_stages.reports.model_card import began_with, stage_card
+from hf_stages.reports.cards.model_card import began_with, stage_card
 from hf_stages.stage_run import StageRun
 
 _TIMED = ("_runtime", "_per_second", "train_runtime", "items")

@@ -48,7 +48,7 @@ from hf_stages.preparing import PreparingMixin
 from hf_stages.progress import StageProgress
 from hf_stages.rates import check_rates, take_rate
 from hf_stages.recipes.parts_by_name import at_hand, with_parts
-from hf_stages.reports.plan_table import plan_table
+from hf_stages.reports.tables.plan_table import plan_table
 from hf_stages.run_card import write_run_card
 from hf_stages.runner import Runner
 from hf_stages.shown_signature import signature_of

@@ -90,7 +90,7 @@ class Cut(TrainerCallback):
 
 @pytest.mark.parametrize(("crash", "far"), [(False, "1 of 2"), (True, "0 of 2")])
 def test_a_cut_run_shows_the_stage_that_is_half_done(crash, far, tmp_path):
-    from hf_stages.reports.result_table import result_table
+    from hf_stages.reports.tables.result_table import result_table
 
     trainer = trainer_in(tmp_path, callbacks=[Cut(3, crash=crash)], save_strategy="steps", save_steps=500)
     if crash:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from examples import forgetting_gate
-from hf_stages.reports._run import read_run
+from hf_stages.reports.run_folder import read_run
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 

@@ -130,7 +130,7 @@ def test_the_plan_of_a_recipe_says_so(monkeypatch, capsys):
     prepared = SimpleNamespace(args=arguments(), recipe=recipe, plan=dict, skeleton=dict, data={})
     monkeypatch.setattr(cli, "_prepare", lambda *_, **__: prepared)
     monkeypatch.setattr(cli, "_dry", lambda *_: (None, None))
-    monkeypatch.setattr("hf_stages.reports.plan_table.plan_table", lambda *_, **__: "the table")
+    monkeypatch.setattr("hf_stages.reports.tables.plan_table.plan_table", lambda *_, **__: "the table")
     assert cli._plan(SimpleNamespace(probe=False, json=False, batches=False, draw=None)) == 0
     shown = capsys.readouterr()
     assert shown.out == "the table\n"

@@ -16,7 +16,7 @@ from hf_stages.packing._convert import check_packable
 from hf_stages.packing._portable import write_portable
 from hf_stages.packing._sizes import PackedSize
 from hf_stages.packing._write import write_packed
-from hf_stages.reports.model_card import packed_card
+from hf_stages.reports.cards.model_card import packed_card
 
 SUMMARY = "packed.json"
 _RESTS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hf_stages.reports._matrix import matrix_of, mean_of, metrics_of
-from hf_stages.reports._run import read_run
+from hf_stages.reports.matrix import matrix_of, mean_of, metrics_of
+from hf_stages.reports.run_folder import read_run
 
 
 def domain_matrix(out: str | Path) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from hf_stages.core.sealed_folders import read_json
-from hf_stages.reports._run import ReadRun
-from hf_stages.reports.bench_table import bench_table
-from hf_stages.reports.domain_table import domain_table
-from hf_stages.reports.result_table import stages_table
-from hf_stages.reports.shares_table import shares_table
+from hf_stages.reports.run_folder import ReadRun
+from hf_stages.reports.tables.bench_table import bench_table
+from hf_stages.reports.tables.domain_table import domain_table
+from hf_stages.reports.tables.result_table import stages_table
+from hf_stages.reports.tables.shares_table import shares_table
 
 _BENCH = "bench.json"
 _KINDS = ("alert", "cut_lr", "rollback", "replay", "stop", "notice")

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from hf_stages.reports._arms import ArmRun, Comparison, gap_of
-from hf_stages.reports.versus_page import mean_line
-from hf_stages.reports.versus_table import claims, versus_dict, versus_table
+from hf_stages.reports.arms import ArmRun, Comparison, gap_of
+from hf_stages.reports.pages.versus_page import mean_line
+from hf_stages.reports.tables.versus_table import claims, versus_dict, versus_table
 
 
 def run(arm: str, seed: int, language: float, code: float, **changes) -> ArmRun:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hf_stages.reports.bench_card import card_with
+from hf_stages.reports.cards.bench_card import card_with
 from tests.reports.test_bench_table import FOUND
 
 

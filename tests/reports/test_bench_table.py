@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 
-from hf_stages.reports.bench_table import bench_table
+from hf_stages.reports.tables.bench_table import bench_table
 
 FOUND = {
     "folder": "out/packed",

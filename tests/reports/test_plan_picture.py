@@ -9,7 +9,7 @@ from hf_stages import Stage
 from hf_stages.core.curves import Linear
 from hf_stages.data import Mixture
 from hf_stages.data.drawing.blend import blend
-from hf_stages.reports.plan_picture import _BOX, _GAP, _LANE, _TALL, _places, draw_plan
+from hf_stages.reports.pages.plan_picture import _BOX, _GAP, _LANE, _TALL, _places, draw_plan
 from tests.plans import chain, plan_of
 
 

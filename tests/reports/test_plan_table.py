@@ -7,7 +7,7 @@ from hf_stages.core.curves import Linear
 from hf_stages.gates import Below
 from hf_stages.losses import TaskLoss
 from hf_stages.planning.model_shapes import shape_of
-from hf_stages.reports.plan_table import flops_of, peak_lr, plan_dict, plan_table
+from hf_stages.reports.tables.plan_table import flops_of, peak_lr, plan_dict, plan_table
 from hf_stages.schedules import Fresh
 from hf_stages.transforms.freeze import Freeze
 from tests.plans import chain, plan_of, skeleton

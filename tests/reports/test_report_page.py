@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from hf_stages.reports._run import read_run
-from hf_stages.reports._svg import curves, document, round_step
-from hf_stages.reports.report_page import report_html
+from hf_stages.reports.pages.report_page import report_html
+from hf_stages.reports.pages.svg import curves, document, round_step
+from hf_stages.reports.run_folder import read_run
 from tests.reports.folders import losses, manifest, stage
 
 ARGS = {

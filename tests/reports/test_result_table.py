@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_stages.core.sealed_folders import seal
-from hf_stages.reports.result_table import result_table
+from hf_stages.reports.tables.result_table import result_table
 from tests.reports.folders import stage as stage_in
 
 

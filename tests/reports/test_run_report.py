@@ -12,10 +12,10 @@ from html.parser import HTMLParser
 import pytest
 
 from hf_stages import cli
-from hf_stages.reports._matrix import START, matrix_of
-from hf_stages.reports._run import read_run
 from hf_stages.reports.domain_matrix import domain_matrix
-from hf_stages.reports.report_page import save_report
+from hf_stages.reports.matrix import START, matrix_of
+from hf_stages.reports.pages.report_page import save_report
+from hf_stages.reports.run_folder import read_run
 from hf_stages.reports.run_report import run_report
 from tests.reports.folders import losses, manifest, stage
 

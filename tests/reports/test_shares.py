@@ -9,12 +9,12 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from hf_stages import cli
-from hf_stages.reports._run import read_run
-from hf_stages.reports._share_panels import share_panels
-from hf_stages.reports._shares import shares_of
-from hf_stages.reports.report_page import save_report
+from hf_stages.reports.pages.report_page import save_report
+from hf_stages.reports.pages.share_panels import share_panels
+from hf_stages.reports.run_folder import read_run
 from hf_stages.reports.run_report import run_report
-from hf_stages.reports.shares_table import shares_table
+from hf_stages.reports.shares import shares_of
+from hf_stages.reports.tables.shares_table import shares_table
 from tests.reports.folders import losses, manifest, stage
 
 NAMES = ("a", "b", "c", "d", "e", "f")

@@ -12,8 +12,8 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.core.stage import Recipe
 from hf_stages.layers import stored_size
 from hf_stages.planning.model_shapes import dry_run, shape_of
-from hf_stages.reports.plan_table import plan_dict, plan_table
-from hf_stages.reports.result_table import result_table
+from hf_stages.reports.tables.plan_table import plan_dict, plan_table
+from hf_stages.reports.tables.result_table import result_table
 from hf_stages.transforms import Binarize, ReduceLayers, SplitTernary, Ternarize
 from tests import tiny
 from tests.plans import plan_of

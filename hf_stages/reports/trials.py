@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_stages.core.sealed_folders import read_json
-from hf_stages.reports._run import read_run
+from hf_stages.reports.run_folder import read_run
 
 
 @dataclass(frozen=True)

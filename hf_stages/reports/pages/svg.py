@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from hf_stages.reports._matrix import START, Matrix
-from hf_stages.reports._text import rate, shorten, shorten_middle
+from hf_stages.reports.matrix import START, Matrix
+from hf_stages.reports.text import rate, shorten, shorten_middle
 
 Points = Sequence[tuple[float, float]]
 # Wong's palette (Nature Methods 8, 441), told apart by colour-blind readers.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hf_stages.reports._run import ReadRun
-from hf_stages.reports._shares import StageShares, shares_of
-from hf_stages.reports._text import count, shorten
+from hf_stages.reports.run_folder import ReadRun
+from hf_stages.reports.shares import StageShares, shares_of
+from hf_stages.reports.text import count, shorten
 
 _HEADS = ["stage", "source", "share", "first -> last", "examples", "tokens", "passes"]
 _LEFT = 4

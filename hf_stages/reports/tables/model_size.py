@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_stages.planning.model_shapes import StageShape
 from hf_stages.planning.plan import Plan
-from hf_stages.reports._text import bits, count, mebibytes
+from hf_stages.reports.text import bits, count, mebibytes
 
 _HEADS = ("packed", "weights", "bits", "MiB")
 _FULL = "full"

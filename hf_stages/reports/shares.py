@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hf_stages.reports._run import ReadRun, ReadStage
+from hf_stages.reports.run_folder import ReadRun, ReadStage
 
 _KEY = "share_"
 

@@ -8,16 +8,16 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hf_stages.reports._matrix import matrix_of, metrics_of
-from hf_stages.reports._run import ReadRun
-from hf_stages.reports._share_panels import share_panels
-from hf_stages.reports._shares import shares_of
-from hf_stages.reports._svg import curves, document, heat_map
-from hf_stages.reports.domain_table import domain_table
-from hf_stages.reports.result_table import stage_cells, standing
-from hf_stages.reports.run_facts import run_facts, settings_of
+from hf_stages.reports.cards.run_facts import run_facts, settings_of
+from hf_stages.reports.matrix import matrix_of, metrics_of
+from hf_stages.reports.pages.share_panels import share_panels
+from hf_stages.reports.pages.svg import curves, document, heat_map
+from hf_stages.reports.run_folder import ReadRun
 from hf_stages.reports.run_report import benches, decided
-from hf_stages.reports.shares_table import shares_table
+from hf_stages.reports.shares import shares_of
+from hf_stages.reports.tables.domain_table import domain_table
+from hf_stages.reports.tables.result_table import stage_cells, standing
+from hf_stages.reports.tables.shares_table import shares_table
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1180px;margin:2em auto;padding:0 1em}"

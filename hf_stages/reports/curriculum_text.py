@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hf_stages.planning.plan import Plan, PlannedStage
-from hf_stages.reports._text import count, shorten
+from hf_stages.reports.text import count, shorten
 
 SHOWN = 100
 _GROUPS = 10

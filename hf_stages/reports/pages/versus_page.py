@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from hf_stages.reports._arms import ArmRun, Comparison
-from hf_stages.reports._svg import curves, document
-from hf_stages.reports.report_page import _STYLE
-from hf_stages.reports.versus_table import versus_table
+from hf_stages.reports.arms import ArmRun, Comparison
+from hf_stages.reports.pages.report_page import _STYLE
+from hf_stages.reports.pages.svg import curves, document
+from hf_stages.reports.tables.versus_table import versus_table
 
 
 def save_versus(comparison: Comparison, path: str | Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.sealed_folders import read_json
-from hf_stages.reports._run import ReadRun, ReadStage, read_run
+from hf_stages.reports.run_folder import ReadRun, ReadStage, read_run
 
 REFERENCE = "joint"
 LOWER = ("loss", "bits_per_byte")

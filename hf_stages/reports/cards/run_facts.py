@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hf_stages.core.sealed_folders import STAGE_FILE
-from hf_stages.reports._run import ReadRun
-from hf_stages.reports._text import count, rate
+from hf_stages.reports.run_folder import ReadRun
+from hf_stages.reports.text import count, rate
 
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 _HEADS = (

@@ -10,9 +10,9 @@ from hf_stages.core.stage import Recipe
 from hf_stages.planning.cautions import cautions
 from hf_stages.planning.model_shapes import StageShape, dry_run, shape_of
 from hf_stages.planning.plan import Plan, PlannedStage
-from hf_stages.reports._sizes import size_details, size_table
-from hf_stages.reports._sources import data_notes, sources_of, sources_text
-from hf_stages.reports._text import count, duration, part, parts, rate, size
+from hf_stages.reports.curriculum_text import data_notes, sources_of, sources_text
+from hf_stages.reports.tables.model_size import size_details, size_table
+from hf_stages.reports.text import count, duration, part, parts, rate, size
 
 _HEADS = ("stage", "steps", "tokens", "epochs", "LR", "params", "trained", "FLOPs", "on disk", "time")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.sealed_folders import STAGE_FILE, read_json
-from hf_stages.reports._how_to_load import has_adapter, how_to_load, wants_rebuilding
-from hf_stages.reports._markdown import table
-from hf_stages.reports._text import bits, count, rate, size
+from hf_stages.reports.cards.how_to_load import has_adapter, how_to_load, wants_rebuilding
+from hf_stages.reports.markdown import table
+from hf_stages.reports.text import bits, count, rate, size
 
 _HEADS = (
     *("stage", "transforms", "until", "steps", "tokens"),

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_stages.reports._run import ReadRun, ReadStage, read_run
-from hf_stages.reports._text import bits, count, duration, mebibytes
+from hf_stages.reports.run_folder import ReadRun, ReadStage, read_run
+from hf_stages.reports.text import bits, count, duration, mebibytes
 
 _HEADS = ("stage", "steps", "tokens", "time", "ended by", "before -> after", "bits", "packed", "folder")
 _SIZES = (_HEADS.index("bits"), _HEADS.index("packed"))

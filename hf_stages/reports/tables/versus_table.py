@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_stages.reports._arms import LOWER, Comparison, Gap, spread_of
-from hf_stages.reports._text import count, duration, rate
-from hf_stages.reports.domain_table import _aligned
+from hf_stages.reports.arms import LOWER, Comparison, Gap, spread_of
+from hf_stages.reports.tables.domain_table import _aligned
+from hf_stages.reports.text import count, duration, rate
 
 _CAVEATS = (
     "A claim needs a difference beyond the larger standard deviation of both arms, in the same direction under every seed. Of a few seeds "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from hf_stages.reports._svg import COLOURS, _text, document
-from hf_stages.reports._text import rate
-from hf_stages.reports._trials import Trial, Trials
-from hf_stages.reports.probe_table import probe_table
-from hf_stages.reports.versus_page import check_suffix, page, write
+from hf_stages.reports.pages.svg import COLOURS, _text, document
+from hf_stages.reports.pages.versus_page import check_suffix, page, write
+from hf_stages.reports.tables.probe_table import probe_table
+from hf_stages.reports.text import rate
+from hf_stages.reports.trials import Trial, Trials
 
 _LEFT, _TOP, _WIDTH, _HEIGHT = 70.0, 50.0, 640.0, 320.0
 

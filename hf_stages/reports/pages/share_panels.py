@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from hf_stages.reports._shares import SharePoint, StageShares
-from hf_stages.reports._svg import _FAINT, _INK, _cycle, _text
-from hf_stages.reports._text import shorten
+from hf_stages.reports.pages.svg import _FAINT, _INK, _cycle, _text
+from hf_stages.reports.shares import SharePoint, StageShares
+from hf_stages.reports.text import shorten
 
 WIDTH, COLUMNS = 860, 3
 _LEFT, _GAP, _HEIGHT, _BELOW = 44, 26, 130, 52

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.planning.plan import Plan, PlannedStage
-from hf_stages.reports._text import count, part, rate, shorten
+from hf_stages.reports.text import count, part, rate, shorten
 
 # Paul Tol's "muted" scheme (https://sronpersonalpages.nl/~pault), told apart by colour-blind readers; neighbours contrast.
 _COLOURS = ["#88CCEE", "#CC6677", "#DDCC77", "#44AA99", "#AA4499", "#999933", "#6699CC", "#882255", "#117733"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from hf_stages.reports._matrix import START, Matrix, matrix_of, mean_of, metrics_of
-from hf_stages.reports._run import ReadRun
+from hf_stages.reports.matrix import START, Matrix, matrix_of, mean_of, metrics_of
+from hf_stages.reports.run_folder import ReadRun
 
 _NO_BYTES = (
     "Bits per byte are not there: they need the processing_class of a language model with a vocabulary that spells "

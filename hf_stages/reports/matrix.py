@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hf_stages.reports._run import ReadRun
+from hf_stages.reports.run_folder import ReadRun
 
 START = "start"
 

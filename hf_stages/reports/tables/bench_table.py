@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_stages.reports._text import mebibytes
+from hf_stages.reports.text import mebibytes
 
 _DECODE = "decode"
 

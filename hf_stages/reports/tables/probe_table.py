@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_stages.reports._text import rate
-from hf_stages.reports._trials import Trial, Trials
-from hf_stages.reports.domain_table import _aligned
+from hf_stages.reports.tables.domain_table import _aligned
+from hf_stages.reports.text import rate
+from hf_stages.reports.trials import Trial, Trials
 
 
 def probe_table(trials: Trials) -> str:

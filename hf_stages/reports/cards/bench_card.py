@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_stages.reports._markdown import row
-from hf_stages.reports.bench_table import cells, head, notes
+from hf_stages.reports.markdown import row
+from hf_stages.reports.tables.bench_table import cells, head, notes
 
 _BEGIN, _END = "<!-- hf_stages: size and speed -->", "<!-- hf_stages: end of size and speed -->"
 _NEW = "---\nlibrary_name: transformers\ntags:\n- hf_stages\n---\n\n# {name}\n"
