@@ -25,7 +25,7 @@ help: ## list the targets
 venv: $(READY) ## set up .venv (once; the others do it by themselves)
 
 # C sources too: the kernels' library is compiled as the package is installed.
-.venv/.ready: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard hf_stages/kernels/csrc/*)
+.venv/.ready: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard hf_stages/packing/kernels/csrc/*)
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) $(PIP) torch
 	$(PY) $(PIP) --editable '.[dev]'

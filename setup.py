@@ -8,7 +8,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-KERNELS = Path(__file__).resolve().parent / "hf_stages" / "kernels"
+KERNELS = Path(__file__).resolve().parent / "hf_stages" / "packing" / "kernels"
 # By its path: importing the package would import torch, which is not there yet.
 spec = importlib.util.spec_from_file_location("kernels_build", KERNELS / "build.py")
 build = importlib.util.module_from_spec(spec)
@@ -40,6 +40,6 @@ class Wheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[Extension("hf_stages.kernels._lowbit", sources=[], optional=True)],
+    ext_modules=[Extension("hf_stages.packing.kernels._lowbit", sources=[], optional=True)],
     cmdclass={"build_ext": Library, "bdist_wheel": Wheel},
 )

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from benchmarks.common import say
-from hf_stages.kernels import linear, which
 from hf_stages.layers import Activations
+from hf_stages.packing.kernels import linear, which
 
 BITS = {"ternary": 2, "binary": 1, "split": 1}
 TARGETS = [  # inputs, outputs, rows, at least

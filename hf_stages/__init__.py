@@ -15,7 +15,7 @@ def _register() -> None:
 
 
 def _register_packed() -> None:
-    from hf_stages import own_quantizer  # noqa: F401
+    from hf_stages.packing import quantizer  # noqa: F401
 
 
 # AutoConfig and AutoModel... know the project's own model type from the moment on that there is an AutoConfig.

@@ -18,8 +18,8 @@ from hf_stages.core.sealed_folders import STAGE_FILE
 from hf_stages.layers.quantized import Quantized
 from hf_stages.models.auto_classes import read
 from hf_stages.models.stage_models import load_stage
-from hf_stages.packing._convert import to_packed, unpack
-from hf_stages.packing._weight import PackedWeight
+from hf_stages.packing.convert import to_packed, unpack
+from hf_stages.packing.packed_weight import PackedWeight
 
 
 def load(folder: Path, *, trust_remote_code: bool = False) -> Any:

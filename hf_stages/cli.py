@@ -306,7 +306,7 @@ def _cache(options: argparse.Namespace) -> int:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from hf_stages.packing._pack import pack
+    from hf_stages.packing.pack_folder import pack
 
     try:
         size = pack(

@@ -116,9 +116,9 @@ def _device_lines(devices: dict[str, Any]) -> list[str]:
 
 def _kernels() -> dict[str, Any]:
     try:
-        from hf_stages.kernels import _library
+        from hf_stages.packing.kernels import library
 
-        return {"built": _library.library() is not None, "runs": _library.which()}
+        return {"built": library.library() is not None, "runs": library.which()}
     except Exception as error:  # without torch, or with a wrong HF_STAGES_KERNEL
         return {"error": str(error)}
 
@@ -129,7 +129,7 @@ def _kernel_line(kernels: dict[str, Any]) -> str:
     line = f"packed layers: {kernels['runs']}"
     if kernels["built"]:
         return line
-    return f"{line}; the kernels' library is not built: pip install -e . or python -m hf_stages.kernels.build"
+    return f"{line}; the kernels' library is not built: pip install -e . or python -m hf_stages.packing.kernels.build"
 
 
 def _required(name: str, wanted: str) -> Package:

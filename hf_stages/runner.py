@@ -32,7 +32,7 @@ from hf_stages.losses.base import groups_of, sources_of
 from hf_stages.losses.objective.stage_losses import StageLosses, adapted_terms, teacher_needs_of
 from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.manifest import Manifest
-from hf_stages.packing._pack import pack
+from hf_stages.packing.pack_folder import pack
 from hf_stages.planning.cautions import cautions
 from hf_stages.planning.domains import domains_of, same_task
 from hf_stages.planning.measure_data import named, train_dataset_of

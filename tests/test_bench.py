@@ -12,11 +12,11 @@ from torch import nn
 
 from benchmarks import packed_model
 from hf_stages import bench as timing
-from hf_stages import cli, kernels
+from hf_stages import cli
 from hf_stages.bench import _write_card, bench, in_turns, shape_of, summary
 from hf_stages.bench_ways import WAYS, load, models_of, resident_bytes
-from hf_stages.kernels import _library
-from hf_stages.packing import pack
+from hf_stages.packing import kernels, pack
+from hf_stages.packing.kernels import library
 from hf_stages.transforms import Binarize, Ternarize
 from tests import tiny
 
@@ -45,7 +45,7 @@ def test_a_packed_decoder(packed):
     plain.dequantize()
     assert rows["fp32"]["weight_bytes"] == resident_bytes(plain)
     assert rows["int8"]["weight_bytes"] < rows["fp32"]["weight_bytes"]
-    if _library.native() is not None:
+    if library.native() is not None:
         assert rows["packed"]["weight_bytes"] < rows["int8"]["weight_bytes"]
     elif kernels.which() == "dense":  # keeps what it unpacks, and that counts
         assert rows["packed"]["weight_bytes"] > rows["fp32"]["weight_bytes"]

@@ -19,7 +19,7 @@ from hf_stages.core import folder_lock
 from hf_stages.core.folder_lock import NAME, alone_in
 from hf_stages.core.stops import StageStopped
 from hf_stages.gates import Expect
-from hf_stages.packing import _pack, pack
+from hf_stages.packing import pack, pack_folder
 from hf_stages.teachers.cache_writer import _alone
 from hf_stages.teachers.declared import Teacher
 from hf_stages.transforms import Binarize
@@ -141,7 +141,7 @@ def test_file_systems_without_locks_are_warned_of(tmp_path, monkeypatch, caplog)
 
 
 def test_one_packs_while_another_has_written(tmp_path, monkeypatch):
-    model, write = Binarize()(tiny.bert()), _pack.write_packed
+    model, write = Binarize()(tiny.bert()), pack_folder.write_packed
 
     def slowly(*args):
         size = write(*args)
@@ -149,7 +149,7 @@ def test_one_packs_while_another_has_written(tmp_path, monkeypatch):
         (tmp_path / "packed" / "mine.txt").write_text("kept", encoding="utf-8")
         return size
 
-    monkeypatch.setattr(_pack, "write_packed", slowly)
+    monkeypatch.setattr(pack_folder, "write_packed", slowly)
     with pytest.raises(ValueError, match="not empty"):
         pack(model, tmp_path / "packed")
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]

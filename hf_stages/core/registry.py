@@ -46,7 +46,7 @@ PLACES = {
     "schedules": ("schedules",),
     "gates": ("gates",),
     "monitors": ("monitors",),
-    "exporters": ("exporters",),
+    "exporters": ("packing/formats",),
     "metrics": ("metrics",),
     "data": ("data/source.py", "data/curricula", "data/collators", "data/augmentation"),
     "teachers": ("teachers/declared.py",),

@@ -11,8 +11,8 @@ _EXPORTS = Exports(
         "PackedLinear": "hf_stages.packing.packed_linear",
         "PackedSize": "hf_stages.packing._sizes",
         "PackedSpec": "hf_stages.packing._spec",
-        "check_packable": "hf_stages.packing._convert",
-        "pack": "hf_stages.packing._pack",
+        "check_packable": "hf_stages.packing.convert",
+        "pack": "hf_stages.packing.pack_folder",
         "seal": "hf_stages.packing._seal",
     },
 )

@@ -10,11 +10,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_stages.layers.quantizable import holders_of
-from hf_stages.packing._convert import linear_like, table_like, tie_packed
 from hf_stages.packing._header import header_of
 from hf_stages.packing._reshaped import reshape, size_of
 from hf_stages.packing._spec import PackedSpec, from_layers
-from hf_stages.packing._weight import SCALE, PackedWeight
+from hf_stages.packing.convert import linear_like, table_like, tie_packed
+from hf_stages.packing.packed_weight import SCALE, PackedWeight
 
 _DTYPES = {"weight": "I8", SCALE: "F32"}
 

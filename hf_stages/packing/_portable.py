@@ -15,12 +15,12 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from hf_stages.layers.own_type import record_of
 from hf_stages.layers.packed_levels import pack_levels
-from hf_stages.packing._convert import to_packed, unpack_one
 from hf_stages.packing._reshaped import reshaped
 from hf_stages.packing._sizes import PackedSize, packed_size
-from hf_stages.packing._weight import PackedWeight
 from hf_stages.packing._write import rewrite
+from hf_stages.packing.convert import to_packed, unpack_one
 from hf_stages.packing.packed_embedding import PackedEmbedding
+from hf_stages.packing.packed_weight import PackedWeight
 
 
 def write_portable(model: Any, out: Path, rest: torch.dtype, embeddings: str | None, max_shard_size: str) -> PackedSize:

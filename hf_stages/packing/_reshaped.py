@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_stages.packing._weight import PackedWeight
+from hf_stages.packing.packed_weight import PackedWeight
 
 
 def reshaped(model: Any) -> dict[str, Any]:

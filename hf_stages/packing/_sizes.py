@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_stages.layers.bits import BUFFERS, OTHER, VECTORS, places_of
 from hf_stages.packing._header import header_of
-from hf_stages.packing._weight import PackedWeight
+from hf_stages.packing.packed_weight import PackedWeight
 
 HEADERS = "file headers"
 

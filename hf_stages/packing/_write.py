@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from hf_stages.own_quantizer import PackedConfig, PackedQuantizer
-from hf_stages.packing._convert import to_packed
 from hf_stages.packing._reshaped import reshaped
 from hf_stages.packing._seal import seal
 from hf_stages.packing._sizes import PackedSize, packed_size
 from hf_stages.packing._spec import to_layers
+from hf_stages.packing.convert import to_packed
+from hf_stages.packing.quantizer import PackedConfig, PackedQuantizer
 
 
 def write_packed(model: Any, out: Path, rest: torch.dtype, embeddings: str | None, max_shard_size: str) -> PackedSize:

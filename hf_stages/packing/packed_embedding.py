@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_stages.layers.packed_levels import unpack_levels
 from hf_stages.packing._spec import PackedSpec
-from hf_stages.packing._weight import PackedWeight, scaled, times
+from hf_stages.packing.packed_weight import PackedWeight, scaled, times
 
 
 class PackedEmbedding(PackedWeight, nn.Embedding):

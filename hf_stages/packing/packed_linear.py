@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_stages import kernels
+from hf_stages.packing import kernels
 from hf_stages.packing._spec import PackedSpec
-from hf_stages.packing._weight import CLIP, PackedWeight, scaled
+from hf_stages.packing.packed_weight import CLIP, PackedWeight, scaled
 
 _ROWS_AT_ONCE = 2**20
 """How many int8 weights are made fp32 at a time: they fit into a core's cache."""

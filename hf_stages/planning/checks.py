@@ -23,7 +23,7 @@ from hf_stages.models.adapters import is_peft, trained_in_base
 from hf_stages.models.capture import WHOLE, Capture
 from hf_stages.models.model_source import ModelSource
 from hf_stages.models.structure import torn_on_disk
-from hf_stages.packing._convert import check_packable
+from hf_stages.packing.convert import check_packable
 from hf_stages.planning.describe_teaching import taught
 from hf_stages.planning.domains import domains_of, earlier_domains
 from hf_stages.planning.plan import Plan, Taught

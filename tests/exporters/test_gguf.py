@@ -11,11 +11,11 @@ import torch.nn.functional as F
 import transformers as tf
 
 from hf_stages import Stage
-from hf_stages.exporters import Gguf, _source
-from hf_stages.exporters._gguf_blocks import blocks, type_of
-from hf_stages.exporters._gguf_models import rope_order
-from hf_stages.exporters._source import levels_of
 from hf_stages.layers import Quantizer, SplitLinear, TernaryLinear
+from hf_stages.packing.formats import Gguf, model_weights
+from hf_stages.packing.formats.gguf_blocks import blocks, type_of
+from hf_stages.packing.formats.gguf_models import rope_order
+from hf_stages.packing.formats.model_weights import levels_of
 from hf_stages.recipes import files
 from hf_stages.transforms import Binarize, InsertSubLN, SplitTernary, Ternarize
 from tests import tiny
@@ -221,7 +221,7 @@ def test_what_it_refuses(tmp_path, build, transforms, message, monkeypatch):
     model = build()
     for transform in transforms:
         model = transform(model)
-    monkeypatch.setattr(_source, "read", lambda folder: (model, []))
+    monkeypatch.setattr(model_weights, "read", lambda folder: (model, []))
     with pytest.raises(ValueError, match=message):
         Gguf()(tmp_path, tmp_path)
 
@@ -229,7 +229,7 @@ def test_what_it_refuses(tmp_path, build, transforms, message, monkeypatch):
 def test_a_changed_architecture_leaves_something_over(llama, tmp_path, monkeypatch):
     model = loaded(llama)
     model.model.layers[0].self_attn.extra = torch.nn.Linear(2, 2)
-    monkeypatch.setattr(_source, "read", lambda folder: (model, []))
+    monkeypatch.setattr(model_weights, "read", lambda folder: (model, []))
     with pytest.raises(ValueError, match=r"layers.0.self_attn.extra.weight"):
         Gguf()(tmp_path, tmp_path)
     assert not (tmp_path / "model.gguf").exists()

@@ -12,7 +12,7 @@ from tests.exporters.folders import TEXT, byte_level, sentencepiece, word_piece
 
 gguf = pytest.importorskip("gguf", reason="the GGUF exporter needs gguf: pip install 'hf_stages[gguf]'")
 
-from hf_stages.exporters._gguf_tokens import _SPLITS, write_tokens  # noqa: E402
+from hf_stages.packing.formats.gguf_tokens import _SPLITS, write_tokens  # noqa: E402
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_stages.exporters import Gguf
+from hf_stages.packing.formats import Gguf
 from hf_stages.transforms import Binarize, SplitTernary, Ternarize
 from tests import tiny
 from tests.exporters.folders import TEXT, byte_level, loaded, sentencepiece, trained, word_piece

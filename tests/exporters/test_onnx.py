@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from hf_stages import Stage
-from hf_stages.exporters import Onnx, _source
-from hf_stages.exporters._graph import Graph
-from hf_stages.exporters._onnx_layers import Layers, block_of, rounded
 from hf_stages.layers import Activations, BinaryLinear, SplitLinear, TernaryEmbedding, TernaryLinear
+from hf_stages.packing.formats import Onnx, model_weights
+from hf_stages.packing.formats.onnx_graph import Graph
+from hf_stages.packing.formats.onnx_layers import Layers, block_of, rounded
 from hf_stages.recipes import files
 from hf_stages.transforms import Binarize, SplitTernary, Ternarize
 from tests import tiny
@@ -119,7 +119,7 @@ def test_halves_of_the_size_and_the_tokenizer(tmp_path):
 
 def test_an_encoder_gives_hidden_states(tmp_path, monkeypatch):
     model = Ternarize()(tiny.bert()).bert.eval()
-    monkeypatch.setattr(_source, "read", lambda folder: (model, []))
+    monkeypatch.setattr(model_weights, "read", lambda folder: (model, []))
     report, given = Onnx()(tmp_path, tmp_path), batch("bert")
     hidden, pooled = session(report.file).run(None, {name: tensor.numpy() for name, tensor in given.items()})
     with torch.no_grad():
@@ -164,7 +164,7 @@ class Of:
         self.module = module
 
     def weight(self, path):
-        return _source.levels_of(path, self.module)
+        return model_weights.levels_of(path, self.module)
 
     def bias(self, path):
         return None if self.module.bias is None else self.module.bias.detach().numpy()
@@ -205,13 +205,13 @@ def test_a_table_is_exact(tmp_path):
 def test_what_it_refuses(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="groups of 8 have scales of their own"):
         block_of(64, 8)
-    monkeypatch.setattr(_source, "read", lambda folder: (Ternarize()(tiny.t5()), []))
+    monkeypatch.setattr(model_weights, "read", lambda folder: (Ternarize()(tiny.t5()), []))
     with pytest.raises(ValueError, match=r"Onnx: expected one of BertModel, .* got a T5ForConditionalGeneration"):
         Onnx()(tmp_path, tmp_path)
-    monkeypatch.setattr(_source, "read", lambda folder: (tiny.bert(), []))
+    monkeypatch.setattr(model_weights, "read", lambda folder: (tiny.bert(), []))
     with pytest.raises(ValueError, match="Onnx: has no quantized layers"):
         Onnx()(tmp_path, tmp_path)
-    monkeypatch.setattr(_source, "read", lambda folder: (Ternarize()(tiny.bert(hidden_act="gelu_fast")), []))
+    monkeypatch.setattr(model_weights, "read", lambda folder: (Ternarize()(tiny.bert(hidden_act="gelu_fast")), []))
     with pytest.raises(ValueError, match="hidden_act: expected gelu"):
         Onnx()(tmp_path, tmp_path)
     for given in ({"name": "model"}, {"rest": "int8"}, {"activations": True}):

@@ -8,11 +8,11 @@ import pickle
 import pytest
 import torch
 
-from hf_stages.kernels import _library
 from hf_stages.layers import Activations
+from hf_stages.packing.kernels import library
 from tests.kernels.test_linear import packed, run
 
-pytestmark = pytest.mark.skipif(_library.native() is None, reason="the kernels' library is not built, or left out")
+pytestmark = pytest.mark.skipif(library.native() is None, reason="the kernels' library is not built, or left out")
 ROUNDED = Activations()
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_stages import doctor
-from hf_stages.kernels import _library, build, linear, which
 from hf_stages.layers import Activations
+from hf_stages.packing.kernels import build, library, linear, which
 
 FUZZ = Path(__file__).with_name("fuzz.c")
 SOURCES = sorted(map(str, (Path(build.__file__).parent / "csrc").glob("*.c")))
@@ -19,7 +19,7 @@ STRICT = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC", "-O3"
 @pytest.fixture
 def forced(monkeypatch):
     def force(name):
-        monkeypatch.setenv(_library.VARIABLE, name)
+        monkeypatch.setenv(library.VARIABLE, name)
         which.cache_clear()
 
     yield force
@@ -60,7 +60,7 @@ def test_fuzz_under_sanitizers(tmp_path):
 def test_each_path_gives_the_same(forced):
     weight, scale, x = torch.randint(0, 256, (2, 30, 12), dtype=torch.uint8), torch.rand(2, 30, 1), torch.randn(6, 90)
     found = {}
-    for name in _library.available():
+    for name in library.available():
         forced(name)
         assert which() == name
         found[name] = linear(x, weight, scale, levels="split", in_features=90, activations=Activations())
@@ -80,10 +80,10 @@ def test_an_unknown_path_is_refused(forced):
     [("dense", None, 1), ("dense", Activations(), 1), ("int_mm", None, 1), ("int_mm", Activations(), 0)],
 )
 def test_weights_unpacked_to_floats_are_warned_of_once(forced, caplog, name, activations, warnings):
-    from hf_stages.kernels import _plain
+    from hf_stages.packing.kernels import plain
 
     forced(name)
-    _plain._warn.cache_clear()
+    plain._warn.cache_clear()
     for _ in range(2):
         linear(torch.randn(2, 8), torch.zeros(3, 1, dtype=torch.uint8), torch.ones(3, 1), levels="binary", in_features=8,
                activations=activations)  # fmt: skip
@@ -98,12 +98,12 @@ def test_weights_unpacked_to_floats_are_warned_of_once(forced, caplog, name, act
 @pytest.mark.parametrize("built", [True, False])
 def test_which_runs_without_the_library(forced, monkeypatch, processor, path, built):
     """On any processor, built and left out, or never built."""
-    monkeypatch.setattr(_library, "_processor", lambda: processor)
+    monkeypatch.setattr(library, "_processor", lambda: processor)
     if not built:
-        monkeypatch.setattr(_library, "library", lambda: None)
+        monkeypatch.setattr(library, "library", lambda: None)
     forced("none" if built else "")
     assert which() == path
-    assert _library.native() is None
+    assert library.native() is None
     forced("int_mm")
     assert which() == "int_mm", "a reference that every processor has"
 
@@ -123,7 +123,7 @@ def test_building_into_a_folder(tmp_path, monkeypatch):
 def test_the_doctor_says_which():
     found = doctor.examine()["kernels"]
     assert found["runs"] == which()
-    assert found["built"] == (_library.library() is not None)
+    assert found["built"] == (library.library() is not None)
     shown = doctor.render(doctor.examine())
     assert f"packed layers: {which()}" in shown
-    assert "python -m hf_stages.kernels.build" in doctor._kernel_line({"built": False, "runs": "dense"})
+    assert "python -m hf_stages.packing.kernels.build" in doctor._kernel_line({"built": False, "runs": "dense"})

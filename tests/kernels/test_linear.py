@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_stages.kernels import _library, linear, which
 from hf_stages.layers import Activations
+from hf_stages.packing.kernels import library, linear, which
 
 BITS = {"ternary": 2, "binary": 1, "split": 1}
 WAYS = [
@@ -59,14 +59,14 @@ def close(got, wanted):
     torch.testing.assert_close(got.double(), wanted, rtol=2e-6, atol=2e-5, equal_nan=True)
 
 
-UNBUILT = pytest.mark.skip(reason="the kernels' library is not built: python -m hf_stages.kernels.build")
-PATHS = [name for name in _library.available() if name not in ("int_mm", "dense")]
+UNBUILT = pytest.mark.skip(reason="the kernels' library is not built: python -m hf_stages.packing.kernels.build")
+PATHS = [name for name in library.available() if name not in ("int_mm", "dense")]
 
 
 @pytest.fixture(params=[*(PATHS or [pytest.param("native", marks=UNBUILT)]), "dense", "int_mm"])
 def path(request, monkeypatch):
     """Each path of the library that this processor has, dense weights, and torch._int_mm (slow on some processors)."""
-    monkeypatch.setenv(_library.VARIABLE, request.param)
+    monkeypatch.setenv(library.VARIABLE, request.param)
     which.cache_clear()
     yield request.param
     monkeypatch.undo()
@@ -215,7 +215,7 @@ def test_callers_side_by_side(path):
 
 FORKED = """
 import os, signal, torch
-from hf_stages.kernels import linear, which
+from hf_stages.packing.kernels import linear, which
 from hf_stages.layers import Activations
 torch.set_num_threads(2)
 weight, scale, x = torch.randint(0, 256, (2000, 256), dtype=torch.uint8), torch.rand(2000, 1), torch.randn(2, 1024)
@@ -233,7 +233,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 def test_after_a_fork(run_python):
-    if _library.native() is None:
+    if library.native() is None:
         pytest.skip("the kernels' library is not built, or left out by HF_STAGES_KERNEL")
     run_python(FORKED)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_stages.kernels.build import wheel_platform
+from hf_stages.packing.kernels.build import wheel_platform
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from hf_stages.own_quantizer import STOP_KEY
 from hf_stages.packing import pack
+from hf_stages.packing.quantizer import STOP_KEY
 from tests.packing.models import logits, quantized
 
 pytestmark = pytest.mark.usefixtures("quick_gc")

@@ -12,8 +12,8 @@ import sys
 import pytest
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
 
-from hf_stages.own_quantizer import STOP
 from hf_stages.packing import pack, seal
+from hf_stages.packing.quantizer import STOP
 from tests.packing.models import logits, quantized
 
 pytestmark = pytest.mark.usefixtures("quick_gc")

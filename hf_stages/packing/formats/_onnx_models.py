@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_stages.exporters._onnx_layers import Layers
+from hf_stages.packing.formats.onnx_layers import Layers
 
 _SMALLEST = float(np.finfo(np.float32).min)
 

@@ -7,8 +7,8 @@ from hf_stages.core.exports import Exports
 _EXPORTS = Exports(
     __name__,
     more={
-        "linear": "hf_stages.kernels._linear",
-        "which": "hf_stages.kernels._library",
+        "linear": "hf_stages.packing.kernels._linear",
+        "which": "hf_stages.packing.kernels.library",
     },
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_stages.exporters._source import Array
+from hf_stages.packing.formats.model_weights import Array
 
 OPSET, IR = 20, 10
 MICROSOFT = "com.microsoft"

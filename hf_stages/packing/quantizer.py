@@ -90,7 +90,7 @@ class PackedQuantizer(HfQuantizer):
         return model
 
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:
-        from hf_stages.packing._convert import unpack
+        from hf_stages.packing.convert import unpack
 
         unpack(model, dtype)
         return model

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 VARIABLE = "HF_STAGES_KERNEL"
 VERSION = 2
 """Of the C interface (lb_version): a library of another build is not called."""
-HOW = "pip install -e . or python -m hf_stages.kernels.build (both need a C compiler)"
+HOW = "pip install -e . or python -m hf_stages.packing.kernels.build (both need a C compiler)"
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
     "lb_linear": [ctypes.c_char_p, _I, *[_P] * 6, *[_L] * 4, *[_I] * 5, _F, _F],

@@ -16,9 +16,9 @@ from hf_stages.layers.packed_levels import pack_levels
 from hf_stages.layers.quantizable import holders_of, word_embeddings_of
 from hf_stages.layers.quantized import CLIP, Quantized
 from hf_stages.packing._spec import PackedSpec
-from hf_stages.packing._weight import SCALE, PackedWeight, times
 from hf_stages.packing.packed_embedding import PackedEmbedding
 from hf_stages.packing.packed_linear import PackedLinear
+from hf_stages.packing.packed_weight import SCALE, PackedWeight, times
 
 Packed = tuple[nn.Parameter, nn.Parameter]
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from hf_stages.core.sealed_folders import CARD, SEAL
-from hf_stages.packing._convert import check_packable
 from hf_stages.packing._portable import write_portable
 from hf_stages.packing._sizes import PackedSize
 from hf_stages.packing._write import write_packed
+from hf_stages.packing.convert import check_packable
 from hf_stages.reports.cards.model_card import packed_card
 
 SUMMARY = "packed.json"

@@ -1,4 +1,4 @@
-"""Compiles the kernels' library next to this file: ``python -m hf_stages.kernels.build``.
+"""Compiles the kernels' library next to this file: ``python -m hf_stages.packing.kernels.build``.
 
 ``pip install`` does so by itself where it finds a C compiler. Nothing is ever compiled at import. This file imports the
 standard library alone: setup.py loads it by its path.

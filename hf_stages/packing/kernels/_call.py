@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from hf_stages.kernels import _library
 from hf_stages.layers.packed_levels import BITS
+from hf_stages.packing.kernels import library
 
 
 class _Layer(ctypes.Structure):
@@ -38,7 +38,7 @@ class Call:
         in_features: int,
         top: int,
     ) -> None:
-        name = _library.native()
+        name = library.native()
         assert name is not None
         self.kept = weight, scale, bias
         self.stamp = _stamp(weight, scale, bias)
@@ -54,7 +54,7 @@ class Call:
             top,
         )
         self.address = ctypes.addressof(self.layer)
-        self.run = _library.library().lb_call
+        self.run = library.library().lb_call
 
     def fits(self, x: torch.Tensor, weight: Any, scale: Any, bias: Any) -> bool:
         if type(x) is not torch.Tensor or x.dtype is not torch.float32 or not x.is_contiguous() or not x.is_cpu:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hf_stages.kernels import _library
-from hf_stages.kernels._unpack import dense, levels_of
 from hf_stages.layers.activations import Activations
+from hf_stages.packing.kernels import library
+from hf_stages.packing.kernels._unpack import dense, levels_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ def _warn() -> None:
     logger.warning(
         "packed layers run on weights unpacked to float32, which take 16 times their packed size and more: the kernels' "
         "library is not built, or left out by %s. To build it: %s",
-        _library.VARIABLE,
-        _library.HOW,
+        library.VARIABLE,
+        library.HOW,
     )
 
 
@@ -72,7 +72,7 @@ def linear(
 def _fits(x: torch.Tensor, weight: torch.Tensor, levels: str) -> bool:
     """Whether torch._int_mm runs, and fast."""
     if x.device.type == "cpu":
-        return _library.which() == "int_mm"
+        return library.which() == "int_mm"
     return x.device.type == "cuda" and x.shape[-1] % 8 == 0 and weight.shape[-2] % 8 == 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hf_stages.exporters._source import Array, Levels
+from hf_stages.packing.formats.model_weights import Array, Levels
 
 BLOCK = {"TQ2_0": 256, "Q1_0": 128}
 _LARGEST = 65504

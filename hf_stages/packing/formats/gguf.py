@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_stages.exporters import _gguf_models as models
-from hf_stages.exporters._gguf_tokens import write_tokens
-from hf_stages.exporters._gguf_writing import RESTS, Writing
-from hf_stages.exporters._report import Report
-from hf_stages.exporters._source import Source, checked_name, need, new_file
+from hf_stages.packing.formats import gguf_models as models
+from hf_stages.packing.formats._gguf_writing import RESTS, Writing
+from hf_stages.packing.formats._report import Report
+from hf_stages.packing.formats.gguf_tokens import write_tokens
+from hf_stages.packing.formats.model_weights import Source, checked_name, need, new_file
 
 _POOLINGS = ("none", "mean", "cls", "rank")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_stages.exporters._gguf_blocks import BLOCK, blocks, half, type_of
-from hf_stages.exporters._source import Array, Levels, Source, Weight
+from hf_stages.packing.formats.gguf_blocks import BLOCK, blocks, half, type_of
+from hf_stages.packing.formats.model_weights import Array, Levels, Source, Weight
 
 RESTS = {"float16": "F16", "float32": "F32"}
 _FILE_TYPES = {"TQ2_0": "MOSTLY_TQ2_0", "Q1_0": "MOSTLY_Q1_0", "F16": "MOSTLY_F16", "F32": "ALL_F32"}

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_stages.exporters._graph import MICROSOFT, Graph
-from hf_stages.exporters._source import Array, Half, Levels, Source
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.packed_levels import pack_levels
+from hf_stages.packing.formats.model_weights import Array, Half, Levels, Source
+from hf_stages.packing.formats.onnx_graph import MICROSOFT, Graph
 
 _BLOCKS = (128, 64, 32, 16)
 """Of MatMulNBits, the fastest first."""

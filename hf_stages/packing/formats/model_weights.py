@@ -15,8 +15,8 @@ from hf_stages.layers.activations import Activations
 from hf_stages.layers.own_type import record_of
 from hf_stages.layers.packed_levels import unpack_levels
 from hf_stages.layers.quantized import CLIP, Quantized
-from hf_stages.packing._convert import spec_of, tensors_of
-from hf_stages.packing._pack import read
+from hf_stages.packing.convert import spec_of, tensors_of
+from hf_stages.packing.pack_folder import read
 
 Array = np.ndarray[Any, Any]
 Half = tuple[Array, Array]

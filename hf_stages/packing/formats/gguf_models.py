@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_stages.exporters._gguf_writing import Writing
-from hf_stages.exporters._source import Array, Source
+from hf_stages.packing.formats._gguf_writing import Writing
+from hf_stages.packing.formats.model_weights import Array, Source
 
 
 def rope_order(rows: int, heads: int) -> Array:

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from hf_stages.kernels import _library, _plain
-from hf_stages.kernels._call import no_memory, remember
-from hf_stages.kernels._unpack import dense, unpacked_rows
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.packed_levels import BITS
+from hf_stages.packing.kernels import library, plain
+from hf_stages.packing.kernels._call import no_memory, remember
+from hf_stages.packing.kernels._unpack import dense, unpacked_rows
 
 _FEW = 16
 """Rows of full-precision activations up to which sums of x and -x are faster than unpacking the weights."""
@@ -67,12 +67,12 @@ def _forward(
     cache: dict[str, Any] | None,
 ) -> torch.Tensor:
     rows, groups = _checked(x, weight, scale, bias, levels, in_features)
-    name = _library.native() if x.is_cpu else None
+    name = library.native() if x.is_cpu else None
     if name is None:
-        return _plain.linear(x, weight, scale, bias, levels, in_features, activations, clip, cache)
+        return plain.linear(x, weight, scale, bias, levels, in_features, activations, clip, cache)
     if cache is not None and activations is not None and activations.symmetric and clip is None:
         remember(cache, x, weight, scale, bias, levels, in_features, activations.top)
-    bits, halves, found = BITS[levels], 2 if levels == "split" else 1, _library.library()
+    bits, halves, found = BITS[levels], 2 if levels == "split" else 1, library.library()
     given = x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
     if not weight.is_contiguous():
         weight = weight.contiguous()
@@ -163,10 +163,10 @@ def _sums(weight: torch.Tensor, rows: int, columns: int, groups: int, bits: int,
 
     def make() -> torch.Tensor:
         found = torch.empty(rows * groups, dtype=torch.int32)
-        _library.library().lb_sums(weight.data_ptr(), rows, columns, groups, bits, found.data_ptr())
+        library.library().lb_sums(weight.data_ptr(), rows, columns, groups, bits, found.data_ptr())
         return found
 
-    return _plain.kept(cache, "sums", (weight,), make)
+    return plain.kept(cache, "sums", (weight,), make)
 
 
 def _input_gradient(

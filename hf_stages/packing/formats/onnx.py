@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hf_stages.exporters import _onnx_models as models
-from hf_stages.exporters._graph import Graph
-from hf_stages.exporters._onnx_layers import Layers
-from hf_stages.exporters._report import Report
-from hf_stages.exporters._source import Source, checked_name, need, new_file
+from hf_stages.packing.formats import _onnx_models as models
+from hf_stages.packing.formats._report import Report
+from hf_stages.packing.formats.model_weights import Source, checked_name, need, new_file
+from hf_stages.packing.formats.onnx_graph import Graph
+from hf_stages.packing.formats.onnx_layers import Layers
 
 _ACTIVATIONS = ("trained", "blocks", "full")
 _RESTS = {"float32": np.float32, "float16": np.float16}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hf_stages.kernels import _library
 from hf_stages.layers.packed_levels import BITS, unpack_levels
+from hf_stages.packing.kernels import library
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -29,7 +29,7 @@ def dense(
         dtype is torch.float32
         and type(weight) in _PLAIN
         and weight.device.type == "cpu"
-        and _library.native() is not None
+        and library.native() is not None
     ):
         return unpacked_rows(weight.contiguous(), scale.float().contiguous(), levels, in_features, 0, weight.shape[-2])
     found = levels_of(weight, levels, in_features)
@@ -44,5 +44,5 @@ def unpacked_rows(
     """Rows [row, stop) of the effective weight, by the library; both tensors are contiguous, the scale is float32."""
     found = torch.empty(stop - row, in_features)
     sizes = weight.shape[-2], row, stop - row, in_features, scale.shape[-1], BITS[levels], 2 if levels == "split" else 1
-    _library.library().lb_dense(torch.get_num_threads(), weight.data_ptr(), scale.data_ptr(), found.data_ptr(), *sizes)
+    library.library().lb_dense(torch.get_num_threads(), weight.data_ptr(), scale.data_ptr(), found.data_ptr(), *sizes)
     return found
