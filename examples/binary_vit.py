@@ -15,7 +15,7 @@ from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 from examples.distil_vit import SIZE, pictures
 from hf_stages import Stage, StagedTrainer
-from hf_stages.metrics import Metrics
+from hf_stages.evaluation.metrics import Metrics
 from hf_stages.recipes.ready import single_stage
 
 

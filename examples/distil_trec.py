@@ -15,8 +15,8 @@ from datasets import Dataset, load_from_disk
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
+from hf_stages.evaluation.metrics import Metrics
 from hf_stages.losses import AttentionMSE, HiddenMSE, LogitKL, TaskLoss
-from hf_stages.metrics import Metrics
 from hf_stages.transforms import ReduceLayers, SetTask
 
 LABELS = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]

@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.metrics import Metrics
+from hf_stages.evaluation.metrics import Metrics
 from hf_stages.recipes.ready import one_stage
 
 SIZE = 16

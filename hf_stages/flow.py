@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.trainer_callback import CallbackHandler, ProgressCallback
 
-from hf_stages.tracker_tags import own_tags
+from hf_stages.evaluation.tracker_tags import own_tags
 
 
 class OneRun(CallbackHandler):

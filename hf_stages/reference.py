@@ -145,7 +145,11 @@ def _args() -> str:
 def _metrics() -> str:
     found = [(module, name) for module, name in classes_of("metrics") if name != "Metrics"]
     rows = [(f"`{module.rsplit('.', 1)[1]}`", _prose(Documented(module, name).doc)) for module, name in found]
-    return "\n".join(table(["name", "what it is"], rows)) + "\n\n" + _class("hf_stages.metrics.metrics", "Metrics")
+    return (
+        "\n".join(table(["name", "what it is"], rows))
+        + "\n\n"
+        + _class("hf_stages.evaluation.metrics.metrics", "Metrics")
+    )
 
 
 def _ready() -> str:

@@ -23,8 +23,8 @@ from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source_collator import SourceCollator
 from hf_stages.data.stage_collator import check_teacher, collator_at_work, for_source
-from hf_stages.eval_terms import EvalTerms
-from hf_stages.final_metrics import settled_metrics
+from hf_stages.evaluation.final_metrics import settled_metrics
+from hf_stages.evaluation.teacher_terms import EvalTerms
 from hf_stages.gates.base import History
 from hf_stages.handover import Handover
 from hf_stages.kept import forget, kept_folder

@@ -22,8 +22,9 @@ from hf_stages.core.ledger import Ledger
 from hf_stages.data.collators.progress import PlacedDataset, PlacedSampler, PlacedStream
 from hf_stages.data.stage_collator import reads_progress
 from hf_stages.drawn import Drawn
+from hf_stages.evaluation.last_evaluation import LastEvaluation
+from hf_stages.evaluation.start_metrics import start_metrics
 from hf_stages.gates.base import History
-from hf_stages.last_evaluation import LastEvaluation
 from hf_stages.losses.objective.task_probe import learn
 from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.planning.measure_data import stage_seed
@@ -32,7 +33,6 @@ from hf_stages.refetch import Refetch
 from hf_stages.remembered import remember, remembered
 from hf_stages.schedules.base import Span
 from hf_stages.stage_data import StageData
-from hf_stages.start_metrics import start_metrics
 from hf_stages.steering import Steering
 
 _ENDLESS = 10**9

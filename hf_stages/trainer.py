@@ -26,12 +26,12 @@ from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.data.stage_collator import check_collators, collator_at_work
+from hf_stages.evaluation.evaluation_mixin import MeasuredMixin
 from hf_stages.flow import OneRun
 from hf_stages.held_back import held_back
 from hf_stages.layers.quantized import is_range
 from hf_stages.losses.objective.micro_batch_loss import outermost, overrides, update_loss
 from hf_stages.losses.objective.stage_losses import wants_teacher
-from hf_stages.measured import MeasuredMixin
 from hf_stages.models.method_patches import Patches, check_rebuilt
 from hf_stages.models.stage_models import load_stage
 from hf_stages.models.structure import Blueprint

@@ -6,10 +6,10 @@ from hf_stages import Recipe, Stage
 from hf_stages.core.curves import WSD, Const, Cosine, Join, Linear, Step
 from hf_stages.core.duration import Duration
 from hf_stages.data.source import Source
+from hf_stages.evaluation.metrics import Metrics
 from hf_stages.gates import Above, Below, Budget, Expect, Plateau
 from hf_stages.losses import TaskLoss
 from hf_stages.losses.base import Scaled, Sum
-from hf_stages.metrics import Metrics
 from hf_stages.models.model_source import ModelSource
 from hf_stages.schedules import Fresh, Resume, Rewarm
 

@@ -8,9 +8,9 @@ from transformers import TrainingArguments
 
 from hf_stages import Stage, StagedTrainer, Teacher
 from hf_stages.data.collators.packed import Packed
+from hf_stages.evaluation.metrics import Metrics
 from hf_stages.gates import Plateau
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
-from hf_stages.metrics import Metrics
 from hf_stages.recipes import files as recipes
 from hf_stages.schedules import Fresh, Rewarm
 from hf_stages.transforms import Freeze

@@ -19,10 +19,10 @@ from hf_stages.core.curves import Linear
 from hf_stages.core.fingerprint import fingerprint
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
+from hf_stages.evaluation.metrics import Metrics
 from hf_stages.gates import Budget, Plateau
 from hf_stages.losses import Loss, TaskLoss
 from hf_stages.losses.base import Scaled, Sum
-from hf_stages.metrics import Metrics
 from hf_stages.models.model_source import ModelSource
 from hf_stages.recipes.files import (
     RecipeError,

@@ -47,7 +47,7 @@ PLACES = {
     "gates": ("gates",),
     "monitors": ("monitors",),
     "exporters": ("packing/formats",),
-    "metrics": ("metrics",),
+    "metrics": ("evaluation/metrics",),
     "data": ("data/source.py", "data/curricula", "data/collators", "data/augmentation"),
     "teachers": ("teachers/declared.py",),
     "models": ("models/model_source.py",),

@@ -300,7 +300,7 @@ def read_metrics(value: Any, where: Where) -> Any:
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise where.error(f"expected a list of metric names such as [accuracy, f1], got {short(value)}")
     with where.wrap():
-        return where.load("hf_stages.metrics.metrics", "Metrics")(tuple(names))
+        return where.load("hf_stages.evaluation.metrics.metrics", "Metrics")(tuple(names))
 
 
 def _check_references(data: Mapping[str, Any], where: Where) -> None:
@@ -364,7 +364,7 @@ def _write(key: str, value: Any) -> Any:
         return write_loss(value)
     if key == "parents" and len(value) == 1:
         return value[0]
-    if key == "compute_metrics" and type(value).__module__ == "hf_stages.metrics.metrics":
+    if key == "compute_metrics" and type(value).__module__ == "hf_stages.evaluation.metrics.metrics":
         written = write_value(value, key)
         return written["names"] if set(written) == {"use", "names"} else written
     if key in (*_DATASETS, "tokenizer") and isinstance(value, list | tuple | Mapping):

@@ -5,7 +5,7 @@ import pytest
 from transformers import EvalPrediction, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.metrics import Metrics
+from hf_stages.evaluation.metrics import Metrics
 from tests import tiny
 
 rng = np.random.default_rng(0)

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from hf_stages.last_batch import first_rows, new_rows
+from hf_stages.evaluation.padded_rows import first_rows, new_rows
+from hf_stages.evaluation.token_bytes import bytes_per_token
 from hf_stages.losses.objective.mean_of_parts import EvalParts
 from hf_stages.losses.objective.micro_batch_loss import outermost
 from hf_stages.losses.objective.task_probe import known_reduction
 from hf_stages.losses.objective.update_sums import counted
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.outputs import outputs_of
-from hf_stages.token_bytes import bytes_per_token
 
 BYTES = "bytes"
 """A column of an evaluation set: how many bytes of text each row stands for."""

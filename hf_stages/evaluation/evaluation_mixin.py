@@ -11,9 +11,9 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from hf_stages.data.stage_collator import for_source
-from hf_stages.eval_domains import as_its_own
-from hf_stages.eval_sums import EvalSums
-from hf_stages.eval_terms import BULKY
+from hf_stages.evaluation.loss_over_items import EvalSums
+from hf_stages.evaluation.per_domain import as_its_own
+from hf_stages.evaluation.teacher_terms import BULKY
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
 _Base: Any = Trainer if TYPE_CHECKING else object

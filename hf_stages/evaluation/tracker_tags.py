@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.integrations import integration_utils
 
-from hf_stages.start_metrics import START
+from hf_stages.evaluation.start_metrics import START
 
 _PREFIX = f"{START}_"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.last_batch import first_rows, new_rows
+from hf_stages.evaluation.padded_rows import first_rows, new_rows
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses.base import value_and_told
 from hf_stages.losses.objective.by_source import SOURCE, OnSource, of_rows

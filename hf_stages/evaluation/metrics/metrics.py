@@ -104,7 +104,7 @@ def _load(name: str) -> Any:
         from evaluate.utils.file_utils import DownloadConfig
 
         if name in OFFLINE:
-            module = importlib.import_module(f"hf_stages.metrics.{name}")
+            module = importlib.import_module(f"hf_stages.evaluation.metrics.{name}")
             return getattr(module, OFFLINE[name])(keep_in_memory=True)
     except ImportError as error:
         raise _lacking(name, error.name) from error

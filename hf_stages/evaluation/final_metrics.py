@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_stages.eval_domains import measured_as
-from hf_stages.last_evaluation import LastEvaluation
+from hf_stages.evaluation.last_evaluation import LastEvaluation
+from hf_stages.evaluation.per_domain import measured_as
 from hf_stages.planning.domains import domains_of, own_domains, same_task
 from hf_stages.stage_run import StageRun, all_ranks
 
