@@ -31,7 +31,7 @@ def __dir__() -> list[str]:
 def __getattr__(name: str):
     # The trainer pulls in torch and transformers (seconds); `hf-stages --help` and the nouns need neither.
     if name in ("StagedTrainer", "StagedMixin"):
-        from hf_stages import trainer
+        from hf_stages.training import trainer
 
         return getattr(trainer, name)
     if name in ("Teacher", "CachedTeacher"):

@@ -372,7 +372,7 @@ def _prepare(options: argparse.Namespace, *, output_dir: str | None) -> Any:
     from hf_stages.recipes import files as recipes
 
     recipe = recipes.load(options.recipe, trust_remote_code=options.trust_remote_code)
-    from hf_stages.build import prepare  # seconds of imports, once the recipe is known to be one
+    from hf_stages.training.from_recipe import prepare  # seconds of imports, once the recipe is known to be one
 
     return prepare(recipe, trust_remote_code=options.trust_remote_code, output_dir=output_dir)
 

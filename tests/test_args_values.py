@@ -10,9 +10,9 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.build import training_arguments
 from hf_stages.planning.args_values import check_ranges, check_types
 from hf_stages.planning.stage_args import stage_args
+from hf_stages.training.from_recipe import training_arguments
 from tests import tiny
 
 WRONG = [

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from hf_stages import Recipe, Stage, StagedTrainer
-from hf_stages.build import build_trainer, prepare, training_arguments
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.models.model_source import ModelSource
+from hf_stages.training.from_recipe import build_trainer, prepare, training_arguments
 from hf_stages.transforms.freeze import Freeze
 from tests import tiny
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_stages.build import prepare
 from hf_stages.recipes.files import loads
+from hf_stages.training.from_recipe import prepare
 from tests import tiny
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"

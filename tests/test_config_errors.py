@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from hf_stages.build import prepare
 from hf_stages.cli import main
 from hf_stages.core.registry import RecipeError
 from hf_stages.models.model_source import ModelSource
 from hf_stages.recipes import files as recipes
+from hf_stages.training.from_recipe import prepare
 from tests import tiny
 
 MODEL = {key: getattr(tiny.llama_config(), key) for key in ("vocab_size", "hidden_size", "intermediate_size")}

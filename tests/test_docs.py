@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hf_stages import runner
 from hf_stages.planning.cautions import cautions
 from hf_stages.planning.plan import Plan
 from hf_stages.reports.tables import plan_table
+from hf_stages.training import runner
 from tests.pages import KINDS, PAGES, blocks_of, walk
 
 

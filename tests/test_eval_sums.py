@@ -22,7 +22,7 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.data.sample_text import byte_tokenizer
 from hf_stages.evaluation.token_bytes import bytes_per_token
 from hf_stages.losses import LogitKL
-from hf_stages.trainer import StagedMixin
+from hf_stages.training.trainer import StagedMixin
 from tests import tiny
 
 

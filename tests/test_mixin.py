@@ -13,7 +13,7 @@ from hf_stages import Stage
 from hf_stages.data.sample_text import byte_tokenizer
 from hf_stages.evaluation.evaluation_mixin import MeasuredMixin
 from hf_stages.schedules import Resume
-from hf_stages.trainer import StagedMixin
+from hf_stages.training.trainer import StagedMixin
 from hf_stages.transforms import Freeze
 from tests import tiny
 

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_stages import progress
-from hf_stages.progress import StageProgress, evaluation_line
+from hf_stages.training import progress_bar
+from hf_stages.training.progress_bar import StageProgress, evaluation_line
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now.seconds)
+    monkeypatch.setattr(progress_bar.time, "monotonic", lambda: now.seconds)
     return now
 
 

@@ -10,11 +10,11 @@ from datasets import Dataset
 from transformers import BertForQuestionAnswering, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.build import prepare
 from hf_stages.core.registry import RecipeError
 from hf_stages.data import Mixture
 from hf_stages.losses import LogitKL
 from hf_stages.recipes import files as recipes
+from hf_stages.training.from_recipe import prepare
 from tests import tiny
 
 RAW = Dataset.from_dict({"text": ["a b", "c"] * 4, "label": [0, 1] * 4})

@@ -244,7 +244,7 @@ STAGE = "stages:\n  - name: a\n    until: 1 steps\n"
         (STAGE + "model: {in_memory: model, fingerprint: abc}", "model: a model that existed only in memory (fingerprint abc); a file cannot hold it: give it from Python"),
         (STAGE + "    loss: {in_memory: function, fingerprint: f}", "stages[0].loss: a function that existed only in memory"),
         (STAGE + "    loss: {use: 'os:system', command: x}", "stages[0].loss: use: 'os:system' names code outside hf_stages, and importing it runs it. If you know and trust 'os', allow it: load(..., trust_remote_code=True)"),
-        (STAGE + "    gates: [{use: 'hf_stages.trainer.os:system'}]", "stages[0].gates[0]: use:"),
+        (STAGE + "    gates: [{use: 'hf_stages.training.trainer.os:system'}]", "stages[0].gates[0]: use:"),
         # YAML itself
         ("stages: [a", "cannot read this as YAML: while parsing a flow sequence"),
         ("stages:\n  - name: a\n   until: b", "run.yaml:3:4: cannot read this as YAML"),

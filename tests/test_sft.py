@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, TrainerCal
 from hf_stages import Stage, StagedTrainer
 from hf_stages.core.stops import RunInterrupted
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
-from hf_stages.prepared_data import PreparedData
-from hf_stages.trainer import StagedMixin
+from hf_stages.training.preparing.prepared_data import PreparedData
+from hf_stages.training.trainer import StagedMixin
 from hf_stages.transforms import AddLora, ReduceLayers
 from tests import tiny
 

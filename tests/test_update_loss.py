@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.losses import LogitKL, TaskLoss
-from hf_stages.trainer import StagedMixin
+from hf_stages.training.trainer import StagedMixin
 from tests import tiny
 from tests.workers.cases import Gradients, LogitNorm, Pad, Rows, apart, arguments, bert, classes, text, uneven
 

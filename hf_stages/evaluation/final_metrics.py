@@ -8,7 +8,7 @@ from typing import Any
 from hf_stages.evaluation.last_evaluation import LastEvaluation
 from hf_stages.evaluation.per_domain import measured_as
 from hf_stages.planning.domains import domains_of, own_domains, same_task
-from hf_stages.stage_run import StageRun, all_ranks
+from hf_stages.training.stage_run import StageRun, all_ranks
 
 
 def settled_metrics(runner: Any, run: StageRun) -> dict[str, float]:

@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 
 from hf_stages import Stage, StagedTrainer, cli
-from hf_stages.build import prepare
 from hf_stages.core.curves import Const, Linear
 from hf_stages.core.ledger import Entry, Ledger
 from hf_stages.data import ByLength, BySource, Lengths, Mixture
@@ -22,6 +21,7 @@ from hf_stages.planning.measure_data import plan_for
 from hf_stages.probe_lr import probe_of, trial_stage
 from hf_stages.recipes import files as recipes
 from hf_stages.schedules import Fresh
+from hf_stages.training.from_recipe import prepare
 from hf_stages.versus import Sources, arms_of
 from tests import tiny
 from tests.sameness import plain

@@ -29,12 +29,12 @@ from hf_stages.models import optimizer_moments as moments_file
 from hf_stages.models.structure import save_weights
 from hf_stages.planning.domains import by_domain, domains_of, plain_name, trained_on
 from hf_stages.planning.plan import PlannedStage
-from hf_stages.progress import without_bars
-from hf_stages.rates import group_rates
 from hf_stages.recipes.files import part_to_dict, to_dict
-from hf_stages.remembered import remembered
 from hf_stages.reports.cards.model_card import began_with, stage_card
-from hf_stages.stage_run import StageRun
+from hf_stages.training.progress_bar import without_bars
+from hf_stages.training.stage_rates import group_rates
+from hf_stages.training.stage_run import StageRun
+from hf_stages.training.trainer_counters import remembered
 
 _TIMED = ("_runtime", "_per_second", "train_runtime", "items")
 

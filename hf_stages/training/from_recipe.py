@@ -117,7 +117,7 @@ class Prepared:
     @_placing
     def trainer(self) -> Any:
         """Load the weights and make the ``StagedTrainer``."""
-        from hf_stages.trainer import StagedTrainer
+        from hf_stages.training.trainer import StagedTrainer
 
         set_seed(self.args.seed)  # a model from a config alone draws its weights here
         loaded: dict[str, Any] = {}

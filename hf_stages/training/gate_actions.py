@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from hf_stages.evaluation.start_metrics import as_evaluated
 from hf_stages.gates.base import Decision
-from hf_stages.kept import forget, go_back, keep, kept_folder
 from hf_stages.planning.domains import earlier_domains
+from hf_stages.training.rollback_states import forget, go_back, keep, kept_folder
 
 logger = logging.get_logger(__name__)
 FAR = 0.2

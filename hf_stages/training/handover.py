@@ -14,7 +14,7 @@ from hf_stages.models.adapter_folders import check_adapter
 from hf_stages.models.adapters import is_peft
 from hf_stages.models.structure import load_weights, replay, save_weights
 from hf_stages.planning.plan import Plan, PlannedStage
-from hf_stages.transition import Transition, transition
+from hf_stages.training.transition import Transition, transition
 
 _INITIAL = "00-initial"
 

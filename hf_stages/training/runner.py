@@ -26,12 +26,9 @@ from hf_stages.data.stage_collator import check_teacher, collator_at_work, for_s
 from hf_stages.evaluation.final_metrics import settled_metrics
 from hf_stages.evaluation.teacher_terms import EvalTerms
 from hf_stages.gates.base import History
-from hf_stages.handover import Handover
-from hf_stages.kept import forget, kept_folder
 from hf_stages.losses.base import groups_of, sources_of
 from hf_stages.losses.objective.stage_losses import StageLosses, adapted_terms, teacher_needs_of
 from hf_stages.losses.objective.update_sums import Objective
-from hf_stages.manifest import Manifest
 from hf_stages.packing.pack_folder import pack
 from hf_stages.planning.cautions import cautions
 from hf_stages.planning.domains import domains_of, same_task
@@ -39,14 +36,17 @@ from hf_stages.planning.measure_data import named, train_dataset_of
 from hf_stages.planning.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.planning.stage_args import stage_args
 from hf_stages.planning.teacher_agreement import probe
-from hf_stages.rates import at_rate
-from hf_stages.remembered import forget as forget_counts
-from hf_stages.remembered import remember
-from hf_stages.stage_folder import read_boundary, write_boundary
-from hf_stages.stage_run import StageRun, all_ranks
 from hf_stages.teachers.live import BaseTeacher, LiveTeacher
+from hf_stages.training.handover import Handover
+from hf_stages.training.manifest import Manifest
+from hf_stages.training.rollback_states import forget, kept_folder
 from hf_stages.training.run_teachers import Teachers, at_work, structure_of
-from hf_stages.transition import Transition
+from hf_stages.training.stage_folder import read_boundary, write_boundary
+from hf_stages.training.stage_rates import at_rate
+from hf_stages.training.stage_run import StageRun, all_ranks
+from hf_stages.training.trainer_counters import forget as forget_counts
+from hf_stages.training.trainer_counters import remember
+from hf_stages.training.transition import Transition
 
 logger = logging.get_logger(__name__)
 _OWN = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics", "args", "optimizer_cls_and_kwargs")

@@ -16,7 +16,7 @@ from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source_collator import SourceCollator
 from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.models.method_patches import Patches
-from hf_stages.prepared_data import PreparedData
+from hf_stages.training.preparing.prepared_data import PreparedData
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
 _Base: Any = Trainer if TYPE_CHECKING else object

@@ -21,7 +21,6 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from hf_stages.core.ledger import Ledger
 from hf_stages.data.collators.progress import PlacedDataset, PlacedSampler, PlacedStream
 from hf_stages.data.stage_collator import reads_progress
-from hf_stages.drawn import Drawn
 from hf_stages.evaluation.last_evaluation import LastEvaluation
 from hf_stages.evaluation.start_metrics import start_metrics
 from hf_stages.gates.base import History
@@ -29,11 +28,12 @@ from hf_stages.losses.objective.task_probe import learn
 from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.planning.measure_data import stage_seed
 from hf_stages.planning.plan import PlannedStage
-from hf_stages.refetch import Refetch
-from hf_stages.remembered import remember, remembered
 from hf_stages.schedules.base import Span
-from hf_stages.stage_data import StageData
-from hf_stages.steering import Steering
+from hf_stages.training.gate_actions import Steering
+from hf_stages.training.reload_data import Refetch
+from hf_stages.training.source_counts import Drawn
+from hf_stages.training.stage_data import StageData
+from hf_stages.training.trainer_counters import remember, remembered
 
 _ENDLESS = 10**9
 """Updates that Trainer is told where the cap is in tokens; the stage ends itself long before."""

@@ -19,7 +19,6 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 
-from hf_stages.checkpointing import load_checkpoint, save_checkpoint, without_token
 from hf_stages.core.folder_lock import one_writer
 from hf_stages.core.launch import check_launch
 from hf_stages.core.stage import Recipe, Stage
@@ -27,8 +26,6 @@ from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.data.stage_collator import check_collators, collator_at_work
 from hf_stages.evaluation.evaluation_mixin import MeasuredMixin
-from hf_stages.flow import OneRun
-from hf_stages.held_back import held_back
 from hf_stages.layers.quantized import is_range
 from hf_stages.losses.objective.micro_batch_loss import outermost, overrides, update_loss
 from hf_stages.losses.objective.stage_losses import wants_teacher
@@ -44,15 +41,18 @@ from hf_stages.planning.plan import Plan
 from hf_stages.planning.raw_rows import check_labels, check_rows, has_own_rows
 from hf_stages.planning.teacher_agreement import check_teacher_tokenizers
 from hf_stages.planning.unused_args import unused_args
-from hf_stages.preparing import PreparingMixin
-from hf_stages.progress import StageProgress
-from hf_stages.rates import check_rates, take_rate
 from hf_stages.recipes.parts_by_name import at_hand, with_parts
 from hf_stages.reports.tables.plan_table import plan_table
-from hf_stages.run_card import write_run_card
-from hf_stages.runner import Runner
-from hf_stages.shown_signature import signature_of
+from hf_stages.training.callbacks import OneRun
+from hf_stages.training.checkpoints import load_checkpoint, save_checkpoint, without_token
+from hf_stages.training.preparing.deferred_data import held_back
+from hf_stages.training.preparing.hooks import PreparingMixin
+from hf_stages.training.progress_bar import StageProgress
+from hf_stages.training.run_card import write_run_card
 from hf_stages.training.run_teachers import check_declared
+from hf_stages.training.runner import Runner
+from hf_stages.training.shown_signature import signature_of
+from hf_stages.training.stage_rates import check_rates, take_rate
 
 logger = logging.get_logger(__name__)
 _SHARED = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")
@@ -345,7 +345,7 @@ def _held(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, Source | Collator):
             raise ValueError(
-                f"recipe: {name} is to be loaded ({value!r}); make the trainer by hf_stages.build.build_trainer(recipe), or give {name}"
+                f"recipe: {name} is to be loaded ({value!r}); make the trainer by hf_stages.training.from_recipe.build_trainer(recipe), or give {name}"
             )
         found[name] = value
     return found
