@@ -18,7 +18,7 @@ from datasets import Dataset, load_dataset
 from transformers import AutoConfig, AutoTokenizer
 
 from examples.stdlib_tools import bpe_tokenizer, domains
-from hf_stages.cli import main as cli
+from hf_stages.commands.cli import main as cli
 from hf_stages.data.sample_text import blocks
 
 SIZES = {"tiny": (32, 64, 1), "small": (96, 256, 2), "large": (160, 432, 3)}

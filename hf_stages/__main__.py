@@ -2,6 +2,6 @@
 
 import sys
 
-from hf_stages.cli import main
+from hf_stages.commands.cli import main
 
 sys.exit(main())

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_stages.cli import main as hf_stages
+from hf_stages.commands.cli import main as hf_stages
 from hf_stages.recipes import files
 
 ROOT = Path(__file__).resolve().parents[1]

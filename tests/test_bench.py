@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from benchmarks import packed_model
-from hf_stages import bench as timing
-from hf_stages import cli
-from hf_stages.bench import _write_card, bench, in_turns, shape_of, summary
-from hf_stages.bench_ways import WAYS, load, models_of, resident_bytes
+from hf_stages.commands import bench as timing
+from hf_stages.commands import cli
+from hf_stages.commands.bench import _write_card, bench, in_turns, shape_of, summary
+from hf_stages.commands.bench_ways import WAYS, load, models_of, resident_bytes
 from hf_stages.packing import kernels, pack
 from hf_stages.packing.kernels import library
 from hf_stages.transforms import Binarize, Ternarize

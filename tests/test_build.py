@@ -131,18 +131,18 @@ def test_a_collator_without_its_tokenizer_is_refused(recipe):
 
 
 def test_a_probe_times_equal_stages_once(recipe, monkeypatch):
-    from hf_stages import probe
+    from hf_stages.commands import time_estimate
 
     timed = []
-    real = probe._time_updates
-    monkeypatch.setattr(probe, "_time_updates", lambda *args: timed.append(args) or real(*args))
+    real = time_estimate._time_updates
+    monkeypatch.setattr(time_estimate, "_time_updates", lambda *args: timed.append(args) or real(*args))
     stages = [
         Stage("a", "1 steps"),
         Stage("b", "3 steps"),
         Stage("c", "1 steps", transforms=[Freeze("embed_tokens")], args={"gradient_accumulation_steps": 2}),
     ]
     prepared = prepare(recipe(stages))
-    seconds = probe.probe_seconds(prepared.plan(), prepared)
+    seconds = time_estimate.probe_seconds(prepared.plan(), prepared)
     assert len(timed) == 2
     assert seconds["b"] == pytest.approx(3 * seconds["a"])
     assert all(value > 0 for value in seconds.values())

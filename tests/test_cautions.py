@@ -9,7 +9,8 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from hf_stages import Recipe, Stage, cli
+from hf_stages import Recipe, Stage
+from hf_stages.commands import cli
 from hf_stages.core.curves import Const, Linear
 from hf_stages.core.registry import names_of
 from hf_stages.data import ByLength, Preferences

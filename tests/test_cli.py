@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from hf_stages import Stage, StagedTrainer, cli
+from hf_stages import Stage, StagedTrainer
+from hf_stages.commands import cli
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.losses import LogitKL
 from hf_stages.recipes.files import loads
@@ -266,7 +267,7 @@ def test_signals_to_a_process(tmp_path, signals, mode, code):
 
 
 def test_help_imports_nothing_heavy(tmp_path):
-    code = "import sys; from hf_stages.cli import main; main(['--help']); print(sorted(m for m in sys.modules if '.' not in m))"
+    code = "import sys; from hf_stages.commands.cli import main; main(['--help']); print(sorted(m for m in sys.modules if '.' not in m))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from hf_stages.cli import main
-from hf_stages.cli_new import write_first_run
+from hf_stages.commands.cli import main
+from hf_stages.commands.new import write_first_run
 from hf_stages.recipes.files import load
 
 

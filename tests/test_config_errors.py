@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hf_stages.cli import main
+from hf_stages.commands.cli import main
 from hf_stages.core.registry import RecipeError
 from hf_stages.models.model_source import ModelSource
 from hf_stages.recipes import files as recipes

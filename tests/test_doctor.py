@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_stages import cli, doctor
+from hf_stages.commands import cli, doctor
 
 SETUP = Path(__file__).resolve().parents[1] / "setup.cfg"
 

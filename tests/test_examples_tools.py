@@ -21,7 +21,7 @@ from examples.stdlib_tools import (
     read_call,
     signatures,
 )
-from hf_stages.cli import main as cli
+from hf_stages.commands.cli import main as cli
 from hf_stages.data.sample_text import docs
 
 pytestmark = pytest.mark.usefixtures("quick_gc")

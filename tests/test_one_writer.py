@@ -15,6 +15,7 @@ import pytest
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
+from hf_stages.commands.arm_runs import Trainings, run_versus
 from hf_stages.core import folder_lock
 from hf_stages.core.folder_lock import NAME, alone_in
 from hf_stages.core.stops import StageStopped
@@ -23,7 +24,6 @@ from hf_stages.packing import pack, pack_folder
 from hf_stages.teachers.cache_writer import _alone
 from hf_stages.teachers.declared import Teacher
 from hf_stages.transforms import Binarize
-from hf_stages.versus_run import Trainings, run_versus
 from tests import tiny
 from tests.conftest import ROOT
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_stages.cli import main
+from hf_stages.commands.cli import main
+from hf_stages.commands.reference import recipe_reference
 from hf_stages.core.registry import classes_of
 from hf_stages.core.source_docs import Documented
 from hf_stages.core.source_sketch import sketch
@@ -16,7 +17,6 @@ from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.source import Source
 from hf_stages.models.model_source import ModelSource
 from hf_stages.planning.args_by_stage import ALLOWED, REASONS
-from hf_stages.reference import recipe_reference
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"

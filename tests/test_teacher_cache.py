@@ -430,7 +430,7 @@ stages:
 
 
 def test_a_recipe_is_cached_and_run_from_the_command_line(tmp_path, monkeypatch, capsys):
-    from hf_stages.cli import main
+    from hf_stages.commands.cli import main
 
     monkeypatch.chdir(tmp_path)
     tiny.llama(7).save_pretrained("big")

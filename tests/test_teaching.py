@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from hf_stages import Stage, StagedTrainer, cli
+from hf_stages import Stage, StagedTrainer
+from hf_stages.commands import cli
 from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionMSE, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses.base import terms_of

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 
-from hf_stages import Recipe, Stage, StagedTrainer, cli
+from hf_stages import Recipe, Stage, StagedTrainer
+from hf_stages.commands import cli
 from hf_stages.core.curves import Cosine
 from hf_stages.losses import LogitKL
 from hf_stages.planning.unused_args import unused_args

@@ -11,18 +11,19 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_stages import Stage, StagedTrainer, cli
+from hf_stages import Stage, StagedTrainer
+from hf_stages.commands import cli
+from hf_stages.commands.arms import Sources, arms_of
+from hf_stages.commands.lr_trials import probe_of, trial_stage
 from hf_stages.core.curves import Const, Linear
 from hf_stages.core.ledger import Entry, Ledger
 from hf_stages.data import ByLength, BySource, Lengths, Mixture
 from hf_stages.gates import Forgetting, History
 from hf_stages.losses import TaskLoss
 from hf_stages.planning.measure_data import plan_for
-from hf_stages.probe_lr import probe_of, trial_stage
 from hf_stages.recipes import files as recipes
 from hf_stages.schedules import Fresh
 from hf_stages.training.from_recipe import prepare
-from hf_stages.versus import Sources, arms_of
 from tests import tiny
 from tests.sameness import plain
 from tests.versus_recipes import write

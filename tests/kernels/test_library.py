@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_stages import doctor
+from hf_stages.commands import doctor
 from hf_stages.layers import Activations
 from hf_stages.packing.kernels import build, library, linear, which
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.cli import main
+from hf_stages.commands.cli import main
 from hf_stages.packing import pack
 from hf_stages.transforms import AddLora, Binarize
 from tests import tiny

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hf_stages import cli
+from hf_stages.commands import cli
 from hf_stages.reports.domain_matrix import domain_matrix
 from hf_stages.reports.matrix import START, matrix_of
 from hf_stages.reports.pages.report_page import save_report

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from hf_stages import cli
+from hf_stages.commands import cli
 from hf_stages.reports.pages.report_page import save_report
 from hf_stages.reports.pages.share_panels import share_panels
 from hf_stages.reports.run_folder import read_run

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from hf_stages.commands.arm_collators import RowCollators, collators_of
 from hf_stages.core.curves import Step
 from hf_stages.core.stage import Recipe, Stage, parents_of
 from hf_stages.data.curricula.base import Curriculum
@@ -26,7 +27,6 @@ from hf_stages.planning.replay_sources import examples_read, replay_gate
 from hf_stages.planning.stage_args import stage_args
 from hf_stages.schedules.fresh import Fresh
 from hf_stages.schedules.rewarm import Rewarm
-from hf_stages.versus_collators import RowCollators, collators_of
 
 ARMS = ("staged", "joint", "replay", "annealed")
 LATE = 0.2

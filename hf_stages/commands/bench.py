@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import transformers
 
-from hf_stages.bench_ways import WAYS, load, models_of, resident_bytes, why
+from hf_stages.commands.bench_ways import WAYS, load, models_of, resident_bytes, why
 from hf_stages.core.sealed_folders import SEAL, read_json, write_json
 from hf_stages.packing import kernels
 from hf_stages.reports.cards.bench_card import card_with

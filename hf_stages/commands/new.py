@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_stages.cli_compare import Mistake
+from hf_stages.commands.compare import Mistake
 
 _BYTES = 300_000
 """Of text in each domain: a stage of the run reads about a fifth of it."""
@@ -46,6 +46,6 @@ def write_first_run(folder: Path, limit_bytes: int = _BYTES) -> None:
         text(limit_bytes).to_json(folder / f"{name}.jsonl")
         text(limit_bytes // 10, split="eval").to_json(folder / f"{name}-eval.jsonl")
     byte_tokenizer().save_pretrained(folder / "tokenizer")
-    recipe = Path(__file__).with_name("recipes").joinpath("first_run.yaml").read_text(encoding="utf-8")
+    recipe = Path(__file__).parents[1].joinpath("recipes", "first_run.yaml").read_text(encoding="utf-8")
     quoted = json.dumps(folder.as_posix(), ensure_ascii=False)[1:-1]  # a name may hold what YAML would read otherwise
     (folder / "run.yaml").write_text(recipe.replace("FOLDER", quoted), encoding="utf-8")

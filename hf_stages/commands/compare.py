@@ -96,8 +96,8 @@ def _shown(parser: argparse.ArgumentParser) -> None:
 
 
 def _guarded(command: Callable[..., str], options: argparse.Namespace, prepare: Callable[..., Any]) -> int:
+    from hf_stages.commands.stop_signals import StopOnSignal
     from hf_stages.core.stops import RunInterrupted, StageStopped
-    from hf_stages.signals import StopOnSignal
 
     held: list[StopOnSignal] = []
 
@@ -132,8 +132,8 @@ def _versus(options: argparse.Namespace, prepare: Callable[..., Any], guard: Any
     if options.save:
         check_suffix(options.save)
     prepared = prepare(options)
-    from hf_stages.versus import arms_of
-    from hf_stages.versus_run import Trainings, run_versus
+    from hf_stages.commands.arm_runs import Trainings, run_versus
+    from hf_stages.commands.arms import arms_of
 
     prepared.plan()  # all that a run of the recipe itself would refuse
     lr = options.lr if options.lr in _LR else _number(options.lr, "--lr", "integral, peak or a number")
@@ -161,8 +161,8 @@ def _probe_lr(options: argparse.Namespace, prepare: Callable[..., Any], guard: A
     if options.save:
         check_suffix(options.save)
     prepared = prepare(options)
-    from hf_stages.probe_lr import probe_of, run_probe
-    from hf_stages.versus_run import Trainings
+    from hf_stages.commands.arm_runs import Trainings
+    from hf_stages.commands.lr_trials import probe_of, run_probe
 
     prepared.plan()
     given = {"rates": options.rates, "replays": options.replay, "steps": options.steps, "share": options.share}

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from hf_stages.commands.arms import Arm
 from hf_stages.core.fingerprint import fingerprint
 from hf_stages.core.folder_lock import one_writer
 from hf_stages.core.sealed_folders import RUN_FILE, SCHEMA, read_json, write_json
@@ -18,7 +19,6 @@ from hf_stages.core.stage import Recipe
 from hf_stages.recipes.files import diff, to_dict
 from hf_stages.reports.run_folder import read_run
 from hf_stages.training.from_recipe import Prepared, training_arguments
-from hf_stages.versus import Arm
 
 ARM_FILE = "arm.json"
 EVALUATIONS = 8

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hf_stages import __version__
-from hf_stages.cli_compare import Mistake, add_parsers
-from hf_stages.cli_new import add_new_parser
+from hf_stages.commands.compare import Mistake, add_parsers
+from hf_stages.commands.new import add_new_parser
 
 OK, FAILED, BAD, STOPPED, SIGNALLED = 0, 1, 2, 3, 128
 _SIGINT = 2
@@ -185,7 +185,7 @@ def _plan(options: argparse.Namespace) -> int:
         _say(f"note: {unused}", file=sys.stderr)
     seconds = None
     if options.probe:
-        from hf_stages.probe import probe_seconds
+        from hf_stages.commands.time_estimate import probe_seconds
 
         seconds = probe_seconds(plan, prepared)
     if options.json:
@@ -224,8 +224,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace, prepared: Any, trainer: Any) -> int:
+    from hf_stages.commands.stop_signals import StopOnSignal
     from hf_stages.core.stops import RunInterrupted, StageStopped
-    from hf_stages.signals import StopOnSignal
 
     code = OK
     with StopOnSignal(trainer.request_stop) as stop:
@@ -265,10 +265,10 @@ def resume_command(options: argparse.Namespace) -> str:
 
 
 def _ready(options: argparse.Namespace) -> int:
+    from hf_stages.commands.reference import recipe_reference
     from hf_stages.core.registry import classes_of
     from hf_stages.core.source_sketch import module_doc
     from hf_stages.recipes import files as recipes
-    from hf_stages.reference import recipe_reference
 
     if options.reference:
         print(recipe_reference(), end="")
@@ -325,7 +325,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from hf_stages.bench import SHAPES, bench
+    from hf_stages.commands.bench import SHAPES, bench
     from hf_stages.reports.tables.bench_table import bench_table
 
     same = ("ways", "tokens", "repeats", "seconds", "threads", "save", "trust_remote_code")
@@ -361,7 +361,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from hf_stages.doctor import examine, render
+    from hf_stages.commands.doctor import examine, render
 
     found = examine()
     print(json.dumps(found, indent=2) if options.json else render(found))

@@ -13,6 +13,9 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from hf_stages.commands.arm_collators import collators_of
+from hf_stages.commands.arm_runs import ARM_FILE, Trainings
+from hf_stages.commands.arms import Sources, own_part, with_replay
 from hf_stages.core.curves import Step
 from hf_stages.core.folder_lock import one_writer
 from hf_stages.core.sealed_folders import SCHEMA, STAGE_FILE, broken, read_json, write_json
@@ -28,9 +31,6 @@ from hf_stages.schedules.fresh import Fresh
 from hf_stages.schedules.resume import Resume
 from hf_stages.schedules.rewarm import Rewarm
 from hf_stages.training.from_recipe import Prepared
-from hf_stages.versus import Sources, own_part, with_replay
-from hf_stages.versus_collators import collators_of
-from hf_stages.versus_run import ARM_FILE, Trainings
 
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 """Of the declared rate: more below it than above, since what is asked is mostly how to forget less."""
