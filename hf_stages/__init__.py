@@ -1,11 +1,31 @@
-"""Staged training, distillation and compression inside the Hugging Face Trainer."""
+"""Staged training, distillation and compression inside the Hugging Face Trainer.
+
+The rooms, from the ground up; each builds on those before it: ``core``, ``layers``, ``models``, then the parts of a stage
+(``losses``, ``transforms``, ``schedules``, ``gates``), ``data``, ``teachers``, ``recipes``, ``planning``, ``reports``,
+``packing``, ``evaluation``, ``training``, ``commands``.
+
+What a script needs is here by its name: ``from hf_stages import Stage, StagedTrainer, LogitKL, Ternarize, Rewarm, pack``.
+"""
+
+from typing import Any
 
 from hf_stages.core.after_import import after_import as _after_import
-from hf_stages.core.stage import Recipe as Recipe
-from hf_stages.core.stage import Stage as Stage
+from hf_stages.core.exports import Exports as _Exports
+from hf_stages.core.version import __version__ as __version__
 
-__version__ = "0.1.0"
-__all__ = ["CachedTeacher", "Recipe", "Stage", "StagedMixin", "StagedTrainer", "Teacher", "__version__"]
+_EXPORTS = _Exports(
+    __name__,
+    ("losses", "transforms", "schedules", "gates", "monitors", "data", "teachers", "exporters", "curves", "recipes"),
+    more={
+        "ModelSource": "hf_stages.models.model_source",
+        "Recipe": "hf_stages.core.stage",
+        "Stage": "hf_stages.core.stage",
+        "StagedMixin": "hf_stages.training.trainer",
+        "StagedTrainer": "hf_stages.training.trainer",
+        "load_stage": "hf_stages.models.stage_models",
+        "pack": "hf_stages.packing.pack_folder",
+    },
+)
 
 
 def _register() -> None:
@@ -24,18 +44,9 @@ _after_import("transformers.models.auto.configuration_auto", _register)
 _after_import("transformers.quantizers.auto", _register_packed)
 
 
+def __getattr__(name: str) -> Any:
+    return _EXPORTS.load(name)
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-def __getattr__(name: str):
-    # The trainer pulls in torch and transformers (seconds); `hf-stages --help` and the nouns need neither.
-    if name in ("StagedTrainer", "StagedMixin"):
-        from hf_stages.training import trainer
-
-        return getattr(trainer, name)
-    if name in ("Teacher", "CachedTeacher"):
-        from hf_stages.teachers import declared
-
-        return getattr(declared, name)
-    raise AttributeError(f"module 'hf_stages' has no attribute {name!r}")
+    return sorted({*_EXPORTS.names(), "__version__"})

@@ -1,17 +1,39 @@
-"""The shape of the code: who may import whom, how long things may get, what must not appear."""
+"""The shape of the code: which rooms there are, who may import whom, how long things may get, what must not appear."""
 
 from __future__ import annotations
 
 import ast
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from hf_stages.core.registry import classes_of
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_stages"
 
+# The rooms from the ground up, each with what stands on its line: a room imports from earlier lines and from itself, no more.
+ROOMS = (
+    "core",  # nouns, time, names, whole folders
+    "layers",  # modules that stand in for a model's own
+    "models",  # models built, read and observed
+    "losses transforms schedules gates monitors",  # parts of a stage, which know nothing of each other
+    "data",  # sources, curricula, collators
+    "teachers",  # declared, live, cached
+    "recipes",  # a run as a file, and ready runs
+    "planning",  # everything before the first step
+    "reports",  # finished folders as text, pictures, cards
+    "packing",  # one or two bits a weight on disk and in memory, kernels, other programs' formats
+    "evaluation",  # what is measured and how
+    "hub",  # what a run shows of itself on the Hub
+    "training",  # a run
+    "commands",  # hf-stages ...
+)
+LINE = {room: number for number, line in enumerate(ROOMS) for room in line.split()}
+CORE_MAY_IMPORT = {"torch", "numpy", "transformers", "xxhash", "filelock"}
 FILE_LINES, FUNCTION_LINES = 420, 60  # aim at 400 and 40; docstrings of functions do not count
 MAY_PRINT = (
     "cli",
@@ -29,9 +51,107 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 
 
-def _unit(path: Path) -> str:
-    """The file or folder right under hf_stages that a file belongs to: ``stage``, ``losses``, ``__init__``."""
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def _imports(path: Path) -> list[tuple[int, str, str]]:
+    """(line, module, name) of every import of ours, those inside functions too. ``from a import b`` of a module b is module a.b."""
+    found = []
+    for node in ast.walk(TREES.get(path) or ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.relative_to(ROOT)}:{node.lineno}: imports say where from: hf_stages...."
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.append((node.lineno, inner, "") if inner in MODULES else (node.lineno, node.module, alias.name))
+    return [entry for entry in found if entry[1].split(".")[0] == "hf_stages"]
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def _private(module: str, name: str) -> bool:
+    parts = [*module.split(".")[1:], name]
+    return any(part.startswith("_") and not part.startswith("__") for part in parts)
+
+
+MODULES = {_module(path): path for path in FILES}
+
+
+def test_the_root_holds_rooms_alone() -> None:
+    held = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert held == {*LINE, "__init__.py", "__main__.py", "py.typed"}
+    assert len(LINE) <= 18
+
+
+def test_each_room_says_what_lives_there() -> None:
+    for room in LINE:
+        docstring = ast.get_docstring(TREES[PACKAGE / room / "__init__.py"]) or ""
+        assert len(docstring.split()) >= 8, (
+            f"hf_stages/{room}/__init__.py: say in a line what lives here and what does not"
+        )
+
+
+@each_file
+def test_imports_go_one_way(path: Path) -> None:
+    own = _room(_module(path))
+    for line, module, _ in _imports(path):
+        room = _room(module)
+        if own in ("", "__main__") or room == own:  # the root gives names of all rooms, when they are asked for
+            continue
+        where = f"{path.relative_to(ROOT)}:{line}"
+        assert room in LINE, f"{where}: {module} is in no room"
+        assert LINE[room] < LINE[own], f"{where}: {own} must not import {module}: what both need moves down"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").glob("*.py")), ids=lambda p: p.name)
+def test_the_core_imports_little(path: Path) -> None:
+    for node in ast.walk(TREES[path]):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for top in (name.split(".")[0] for name in names):
+            known = {"hf_stages", *sys.stdlib_module_names, *CORE_MAY_IMPORT}
+            assert top in known, f"{path.relative_to(ROOT)}:{node.lineno}: the core does not import {top}"
+
+
+OTHERS = sorted(path for folder in ("tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*FILES, *OTHERS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_is_private_stays_in_its_room(path: Path) -> None:
+    own = _room(_module(path)) if path in TREES else None
+    for line, module, name in _imports(path):
+        if _room(module) != own:
+            assert not _private(module, name), f"{path.relative_to(ROOT)}:{line}: {module}.{name} is another room's own"
+
+
+def test_no_imports_in_a_circle() -> None:
+    """Imports inside functions count: they hide a circle, they do not open it."""
+    seen: set[str] = set()
+    arrows = {_module(path): {m for _, m, _ in _imports(path)} for path in FILES if path.name != "__init__.py"}
+
+    def walk(module: str, way: list[str]) -> None:
+        assert module not in way, "imports in a circle: " + " -> ".join([*way[way.index(module) :], module])
+        if module not in seen:
+            for other in sorted(arrows.get(module, ())):
+                walk(other, [*way, module])
+            seen.add(module)
+
+    for module in arrows:
+        walk(module, [])
+
+
+@pytest.mark.parametrize(
+    "kind", ["losses", "transforms", "schedules", "gates", "monitors", "data", "metrics", "exporters"]
+)
+def test_a_part_has_a_file_of_its_own(kind: str) -> None:
+    for module, name in classes_of(kind):
+        body = TREES[MODULES[module]].body
+        public = [n.name for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name[0] != "_"]
+        assert public == [name], f"{module}: {name} shares its file with {', '.join(set(public) - {name})}"
 
 
 @each_file
@@ -50,7 +170,7 @@ def test_files_and_functions_stay_short(path: Path) -> None:
 def test_only_the_cli_and_reports_print(path: Path) -> None:
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-            assert _unit(path) in MAY_PRINT, f"{path.relative_to(ROOT)}:{node.lineno}: print(); use logging"
+            assert _room(_module(path)) in MAY_PRINT, f"{path.relative_to(ROOT)}:{node.lineno}: print(); use logging"
 
 
 def test_every_folder_is_a_package() -> None:

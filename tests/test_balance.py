@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 from hf_stages import Stage, StagedTrainer
 from hf_stages.core.stops import RunInterrupted
 from hf_stages.losses import Balanced, HiddenMSE, LogitKL, TaskLoss
-from hf_stages.losses.base import groups_of, terms_of
 from hf_stages.losses.objective.balance import Balance, gradient_norms
+from hf_stages.losses.objective.terms import groups_of, terms_of
 from hf_stages.models.signals import Signals
 from tests.workers.cases import Pad, Rows, arguments, bert, text
 

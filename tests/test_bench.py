@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks import packed_model
 from hf_stages.commands import bench as timing
 from hf_stages.commands import cli
-from hf_stages.commands.bench import _write_card, bench, in_turns, shape_of, summary
+from hf_stages.commands.bench import bench, in_turns, shape_of, summary, write_card
 from hf_stages.commands.bench_ways import WAYS, load, models_of, resident_bytes
 from hf_stages.packing import kernels, pack
 from hf_stages.packing.kernels import library
@@ -62,7 +62,7 @@ def test_a_sealed_card_is_left_alone(packed, caplog):
     found = {"folder": str(packed)}
     (packed / "README.md").write_text("of the stage")
     (packed / "seal.json").write_text('{"schema": 1, "files": {"README.md": {}}}')
-    _write_card(packed, found)
+    write_card(packed, found)
     (packed / "seal.json").unlink()
     assert (packed / "README.md").read_text() == "of the stage"
     assert "sealed" in caplog.text

@@ -10,8 +10,8 @@ import torch
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
-from hf_stages.losses.base import terms_of
 from hf_stages.losses.objective.term_health import Health
+from hf_stages.losses.objective.terms import terms_of
 from hf_stages.transforms import Freeze
 from tests.workers.cases import Pad, Rows, arguments, bert, text
 

@@ -21,7 +21,7 @@ from hf_stages.core.folder_lock import NAME, alone_in
 from hf_stages.core.stops import StageStopped
 from hf_stages.gates import Expect
 from hf_stages.packing import pack, pack_folder
-from hf_stages.teachers.cache_writer import _alone
+from hf_stages.teachers.cache_writer import alone
 from hf_stages.teachers.declared import Teacher
 from hf_stages.transforms import Binarize
 from tests import tiny
@@ -168,7 +168,7 @@ def test_who_writes_the_same_cache_waits_and_finds_it(tmp_path):
     """Ranks ask for one cache together: none is refused, one writes."""
     cache, data, found = tmp_path / "cache", tiny.class_data(8), []
     asked = threading.Thread(target=lambda: found.append(Teacher(tiny.bert()).cache(data, cache)))
-    with _alone(tmp_path / ".cache.partial"):
+    with alone(tmp_path / ".cache.partial"):
         asked.start()
         asked.join(0.3)
         assert asked.is_alive()

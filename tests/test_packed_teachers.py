@@ -12,8 +12,8 @@ from transformers import BertConfig, BertForMaskedLM, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.data import CompletionOnly, Lengths, Packed
-from hf_stages.data.stage_collator import check_teacher
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL
+from hf_stages.planning.collator_checks import check_teacher
 from hf_stages.teachers.cache_reader import CacheReader
 from tests import tiny
 

@@ -10,7 +10,7 @@ import pytest
 
 from hf_stages.commands import cli
 from hf_stages.commands.arms import Sources
-from hf_stages.commands.lr_trials import _sources, probe_of, trial_stage
+from hf_stages.commands.lr_trials import probe_of, sources_at, trial_stage
 from hf_stages.data.curricula.replay import Replay
 from hf_stages.planning.measure_data import plan_for
 from hf_stages.recipes import files as recipes
@@ -165,8 +165,10 @@ def test_only_stages_up_to_the_one_that_is_tried_must_be_countable(tmp_path):
     ready = prepare(recipes.load(write(tmp_path, stages=stages)))
     plan = plan_for(ready.recipe, ready.args)
     probe = probe_of(ready, "code", replays=[0.0, 0.25])
-    assert _sources(ready.recipe, plan, "code").of(plan["language"]) == {"language": 24}
-    assert isinstance(trial_stage(probe, plan, _sources(ready.recipe, plan, "code"), 1e-3, 0.25).train_dataset, Replay)
+    assert sources_at(ready.recipe, plan, "code").of(plan["language"]) == {"language": 24}
+    assert isinstance(
+        trial_stage(probe, plan, sources_at(ready.recipe, plan, "code"), 1e-3, 0.25).train_dataset, Replay
+    )
     shorter = replace(probe, stage="short", steps=2)
     assert trial_stage(shorter, plan, None, 1e-3, 0.0).train_dataset == plan["short"].stage.train_dataset
     with pytest.raises(ValueError, match="ByLength takes several rows"):

@@ -8,11 +8,9 @@ import json
 
 import pytest
 
-from hf_stages.core.parts import _SUPPLIED
 from hf_stages.core.registry import FOLDERS, classes_of, module_of, names_of, parameters_of
 from hf_stages.core.source_sketch import fields_of, names_in, sketch
 from hf_stages.core.type_hints import hints_of
-from hf_stages.data.collators.collator import SUPPLIED
 
 PARTS = sorted({(module_of(name, folder), name) for folder in FOLDERS.values() for name in names_of(folder)})
 RECIPES = classes_of("recipes")
@@ -45,7 +43,6 @@ def test_what_is_known_of_transformers():
     from transformers import TrainingArguments
 
     assert fields_of("transformers.training_args", "TrainingArguments") == list(parameters_of(TrainingArguments))
-    assert _SUPPLIED == SUPPLIED
 
 
 CODE = """

@@ -12,7 +12,7 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.commands import cli
 from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionMSE, HiddenMSE, LogitKL, TaskLoss
-from hf_stages.losses.base import terms_of
+from hf_stages.losses.objective.terms import terms_of
 from hf_stages.planning.describe_teaching import taught
 from hf_stages.reports.tables.plan_table import plan_dict, plan_table
 from hf_stages.transforms import AddLora

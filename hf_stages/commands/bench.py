@@ -102,11 +102,11 @@ def bench(
         torch.set_num_threads(before)
     if save:
         write_json(folder / BENCH_FILE, found)
-        _write_card(folder, found)
+        write_card(folder, found)
     return found
 
 
-def _write_card(folder: Path, found: dict[str, Any]) -> None:
+def write_card(folder: Path, found: dict[str, Any]) -> None:
     """Into the folder's model card, unless that was sealed with the folder."""
     path = folder / "README.md"
     if (folder / SEAL).exists() and path.name in read_json(folder / SEAL, "a seal")["files"]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from hf_stages.core.sealed_folders import STAGE_FILE
 from hf_stages.layers.quantized import Quantized
-from hf_stages.models.auto_classes import read
+from hf_stages.models.own_models import read
 from hf_stages.models.stage_models import load_stage
 from hf_stages.packing.convert import to_packed, unpack
 from hf_stages.packing.packed_weight import PackedWeight

@@ -15,9 +15,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from hf_stages import __version__
 from hf_stages.commands.compare import Mistake, add_parsers
 from hf_stages.commands.new import add_new_parser
+from hf_stages.core.version import __version__
 
 OK, FAILED, BAD, STOPPED, SIGNALLED = 0, 1, 2, 3, 128
 _SIGINT = 2

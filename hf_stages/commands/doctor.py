@@ -57,7 +57,7 @@ def examine() -> dict[str, Any]:
     packages += [_optional(name, *known) for name, known in OPTIONAL.items()]
     python = platform.python_version()
     python_ok = _within(python, PYTHON)
-    from hf_stages import __version__
+    from hf_stages.core.version import __version__
 
     return {
         "schema": 1,

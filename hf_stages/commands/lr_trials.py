@@ -115,7 +115,7 @@ def probe_of(
         raise ValueError(f"rates: expected positive learning rates, got {bad[0]}")
     if bad := [one for one in replays if not 0 <= one < 1]:
         raise ValueError(f"replay: expected shares from 0 to below 1, got {bad[0]}")
-    if any(replays) and not set(_read_before(plan, sources := _sources(recipe, plan, stage), planned)) - set(
+    if any(replays) and not set(_read_before(plan, sources := sources_at(recipe, plan, stage), planned)) - set(
         sources.of(planned)
     ):
         raise ValueError(
@@ -234,7 +234,7 @@ def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: flo
     sources = None
     counted = share or replay_gate(plan[probe.stage].stage) is not None
     with nullcontext() if counted else suppress(ValueError):  # a trial without replay need not count examples
-        sources = _sources(recipe, plan, probe.stage)
+        sources = sources_at(recipe, plan, probe.stage)
     tried = trial_stage(probe, plan, sources, rate, share)
     stages = [*(replace(s, exporters=(), pack_on_save=False) for s in recipe.stages[:place]), tried]
     made = _by_source(replace(recipe, stages=stages), plan, sources, trainings.prepared.args)
@@ -251,7 +251,7 @@ def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: flo
         write_json(folder / ARM_FILE, {**held, "schema": SCHEMA, "diverged": str(error)})
 
 
-def _sources(recipe: Recipe, plan: Plan, stage: str) -> Sources:
+def sources_at(recipe: Recipe, plan: Plan, stage: str) -> Sources:
     """Of the stages up to this one: what comes later need not be countable."""
     return Sources(recipe, replace(plan, stages=plan.stages[: plan[stage].index]))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from hf_stages.training.stage_run import all_ranks
+from hf_stages.core.ranks import all_ranks
 
 NAME = ".writer.lock"
 PATIENCE = 2.0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
 from types import FunctionType
 from typing import Any
 
-from hf_stages.core.curves import Const, as_curve
+from hf_stages.core.curves import as_curve
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.duration import Duration
 from hf_stages.core.fingerprint import fingerprint, is_model, kind
@@ -27,14 +27,31 @@ from hf_stages.core.registry import (
 from hf_stages.core.source_sketch import names_in
 from hf_stages.core.type_hints import convert_scalar, hints_of, keeps_list, key_type, takes_text
 
+Writer = Callable[..., Any]
+"""``write_value``, which a part's own ``to_data`` is given for what the part holds."""
 _MISSING = object()
 _ALGEBRA = "hf_stages.losses.base"
 _COLLATORS = "transformers.data.data_collator"
 _OF_COLLATORS = re.compile(r"DataCollator(?!Mixin)|^default_data_collator$")
-_SUPPLIED = ("tokenizer", "processing_class", "model")
-"""What ``hf_stages.data.collators.collator`` fills in; said here again, because that package imports torch."""
+SUPPLIED = ("tokenizer", "processing_class", "model")
+"""Arguments of a collator that the trainer gives, because a recipe cannot hold them."""
 _BARE = frozenset({"loss", "losses", "transforms", "schedule", "gates", "monitors", "exporters"})
 """Keys under which text is the name of a class; under others (``teacher``, ``sources``) it may be another name."""
+
+
+def part_from_dict(data: Mapping[str, Any] | str, key: str, *, trust_remote_code: bool = False) -> Any:
+    """One part as it stands under ``key`` (``"transforms"``, ``"loss"`` ...), e.g. to replay a recorded transform.
+
+    >>> part_from_dict({"use": "Above", "metric": "eval_f1", "value": 0.9}, "gates")
+    Above(metric='eval_f1', value=0.9)
+    """
+    where = Where(path=(key,), trusted=trust_remote_code)
+    return read_loss(data, where) if key == "loss" else read_part(data, [FOLDERS[key]], where)
+
+
+def part_to_dict(part: Any, key: str) -> Any:
+    """A part as plain data; ``part_from_dict`` is its inverse."""
+    return write_loss(part) if key == "loss" else write_value(part, key)
 
 
 def read_part(value: Any, folders: Sequence[str], where: Where) -> Any:
@@ -138,7 +155,7 @@ def read_collator(value: Any, where: Where) -> Any:
     target = where.load(_COLLATORS, use)
     if use == "default_data_collator":  # a function stands for itself, also where it is sketched as a class
         return target if where.sketched else build(target, arguments, [], where)
-    check_arguments(target, arguments, where, supplied=_SUPPLIED)
+    check_arguments(target, arguments, where, supplied=SUPPLIED)
     return where.load("hf_stages.data.collators.collator", "Collator")(use, arguments)
 
 
@@ -182,10 +199,9 @@ def write_value(value: Any, key: str = "", folders: Sequence[str] = ()) -> Any:
 
 
 def _write_object(value: Any, folders: Sequence[str]) -> Any:
-    from hf_stages.data.collators.collator import Collator
-
-    if isinstance(value, Collator):
-        return {"use": value.use, **{name: write_value(argument) for name, argument in value.args.items()}}
+    to_data = getattr(type(value), "to_data", None)
+    if to_data is not None and is_part(value):
+        return to_data(value, write_value)
     if isinstance(value, FunctionType):
         if value.__module__.startswith("transformers.data.data_collator"):
             return value.__name__
@@ -198,8 +214,6 @@ def _write_object(value: Any, folders: Sequence[str]) -> Any:
         arguments = dict(arguments_of(value))
     except AttributeError:  # not every class keeps its arguments under their own names
         return in_memory(value)
-    if name in ("Sum", "Scaled"):
-        return _write_algebra(value)
     if _is_collator(value):
         name = type(value).__name__
     return {"use": name, **{k: write_value(v, k, [f for f in folders if f != "curves"]) for k, v in arguments.items()}}
@@ -259,23 +273,8 @@ def _same(value: Any, default: Any) -> bool:
 
 def write_loss(loss: Any) -> Any:
     """The shortest form that reads back equal: a sum is a list, a weight stands in the part's own mapping."""
-    from hf_stages.losses.base import Sum
-
     if isinstance(loss, Mapping):
         return {str(source): write_loss(part) for source, part in loss.items()}
-    if isinstance(loss, Sum) and len(loss.losses) > 1:
-        return [write_value(part, "loss") for part in loss.losses]
-    return write_value(loss, "loss")
-
-
-def _write_algebra(loss: Any) -> dict[str, Any]:
-    from hf_stages.losses.base import Sum
-
-    if isinstance(loss, Sum):
-        return {"use": "Sum", "losses": [write_value(part, "losses") for part in loss.losses]}
-    weight = loss.weight.value if type(loss.weight) is Const else write_value(loss.weight)
-    inner = write_value(loss.loss, "loss")
-    simple = isinstance(inner, dict) and "use" in inner and "weight" not in inner and inner["use"] != "Scaled"
-    if simple and "weight" not in parameters_of(type(loss.loss)):
-        return {**inner, "weight": weight}
-    return {"use": "Scaled", "weight": weight, "loss": inner}
+    written = write_value(loss, "loss")
+    summed = isinstance(written, dict) and written.get("use") == "Sum" and len(written["losses"]) > 1
+    return written["losses"] if summed else written

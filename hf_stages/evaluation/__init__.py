@@ -1,1 +1,1 @@
-""""""
+"""Evaluation: what is measured and how. Metrics by name, losses over all items, domains of earlier stages."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hf_stages.core.ranks import all_ranks
 from hf_stages.evaluation.last_evaluation import LastEvaluation
 from hf_stages.evaluation.per_domain import measured_as
 from hf_stages.planning.domains import domains_of, own_domains, same_task
-from hf_stages.training.stage_run import StageRun, all_ranks
 
 
-def settled_metrics(runner: Any, run: StageRun) -> dict[str, float]:
+def settled_metrics(runner: Any, run: Any) -> dict[str, float]:
     """The metrics of the weights that the folder will hold: a gate may go back to earlier ones first."""
     state = runner.trainer.state
     metrics = _own(runner, run)
@@ -20,7 +20,7 @@ def settled_metrics(runner: Any, run: StageRun) -> dict[str, float]:
     return {**metrics, **_other_domains(runner, run)}
 
 
-def _own(runner: Any, run: StageRun) -> dict[str, float]:
+def _own(runner: Any, run: Any) -> dict[str, float]:
     trainer = runner.trainer
     logs = trainer.state.log_history[run.history_start :]
     metrics: dict[str, Any] = {}
@@ -42,7 +42,7 @@ def _of_these_weights(trainer: Any, last: LastEvaluation) -> dict[str, float]:
     return last.metrics
 
 
-def _other_domains(runner: Any, run: StageRun) -> dict[str, float]:
+def _other_domains(runner: Any, run: Any) -> dict[str, float]:
     """Domains that this stage does not evaluate itself, measured as the stages that brought them do."""
     trainer, stage = runner.trainer, run.planned.stage
     found: dict[str, Any] = {}

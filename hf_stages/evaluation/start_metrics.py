@@ -13,7 +13,7 @@ from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.base import nested
 from hf_stages.data.collators.by_source import BySource
-from hf_stages.losses.base import terms_of
+from hf_stages.losses.objective.terms import terms_of
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.planning.domains import by_domain, domains_of, own_domains, plain_name
 

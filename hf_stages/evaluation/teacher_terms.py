@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from hf_stages.core.batch import SOURCE
 from hf_stages.evaluation.padded_rows import first_rows, new_rows
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses.base import value_and_told
-from hf_stages.losses.objective.by_source import SOURCE, OnSource, of_rows
+from hf_stages.losses.objective.by_source import OnSource, of_rows
 from hf_stages.losses.objective.stage_losses import StageLosses, needs_of
 from hf_stages.losses.objective.student_forwards import serves
 from hf_stages.models.real_tokens import rows_of

@@ -1,4 +1,4 @@
-"""Layers: where a model's blocks are, and modules that stand in for a model's own."""
+"""Layers: modules that stand in for a model's own, quantized or normed, and where a model's blocks are."""
 
 from typing import Any
 

@@ -29,7 +29,7 @@ def split_ternary(
     ternary = quantizer.at(groups, scales, threshold)
     zero = ternary == 0
     if quantizer.method == "twn":
-        first, second = _equal_means(working, zero)
+        first, second = equal_means(working, zero)
         return _whole(first, weight, shape), _whole(second, weight, shape), None
     half = scales.double() / 2
     # A zeroed weight is smaller than half the scale, so adding and taking away half a scale decides both signs.
@@ -38,7 +38,7 @@ def split_ternary(
     return _whole(first, weight, shape), _whole(second, weight, shape), half.reshape(-1).to(scales.dtype)
 
 
-def _equal_means(w: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def equal_means(w: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """BinaryBERT's closed form, for each group (a row here).
 
     Kept weights are shared out as a w and (1 - a) w; a zeroed one gets b added to the half that has it. a and b are such

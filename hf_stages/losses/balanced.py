@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from hf_stages.losses.base import Loss, terms_of
+from hf_stages.core.curves import Curve
+from hf_stages.losses.base import Leaf, Loss
 
 _BY = ("gradient", "loss")
 
@@ -19,6 +22,7 @@ class Balanced(Loss):
     multiply afterwards: ``Balanced(TaskLoss() + 0.5 * Other())`` lets the second pull half as hard.
 
     >>> from hf_stages.losses import TaskLoss
+    >>> from hf_stages.losses.objective.terms import terms_of
     >>> [term.balance for term in terms_of(Balanced(TaskLoss() + 2 * TaskLoss()) + TaskLoss())]
     [0, 0, None]
     """
@@ -37,14 +41,15 @@ class Balanced(Loss):
     def __post_init__(self) -> None:
         if not isinstance(self.loss, Loss):
             raise ValueError(f"Balanced: loss: expected losses added up, got {self.loss!r}")
-        terms = terms_of(self.loss)
-        if any(term.balance is not None for term in terms):
+        others: list[Any] = []
+        losses = [loss for _, loss, _ in self.loss.leaves((), others, None)]
+        if others:
             raise ValueError(
                 "Balanced: loss: expected plain losses, got another Balanced inside; one is enough for all"
             )
-        if len(terms) < 2:
+        if len(losses) < 2:
             raise ValueError(
-                f"Balanced: loss: expected two terms or more, got {terms[0].name if terms else 'none'} alone, "
+                f"Balanced: loss: expected two terms or more, got {losses[0].name if losses else 'none'} alone, "
                 "which has nothing to be balanced with"
             )
         if self.by not in _BY:
@@ -55,3 +60,7 @@ class Balanced(Loss):
             raise ValueError(f"Balanced: limit: expected at least 1, got {self.limit!r}")
         if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
             raise ValueError(f"Balanced: every: expected a whole number, at least 1, got {self.every!r}")
+
+    def leaves(self, weights: tuple[Curve, ...], groups: list[Any], group: int | None) -> Iterator[Leaf]:
+        groups.append(self)
+        yield from self.loss.leaves(weights, groups, len(groups) - 1)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from hf_stages.core.curves import Const, Curve, as_curve
+from hf_stages.core.parts import Writer
+
+Leaf = tuple[tuple[Curve, ...], "Loss", "int | None"]
+"""A loss that is computed, the weights around it, and which ``Balanced`` it stands in."""
 
 
 class Loss:
@@ -20,7 +25,7 @@ class Loss:
     """
 
     needs: frozenset[str] = frozenset()
-    """What the student must show (keys as in ``_signals``): ``loss``, ``logits``, ``final``, ``hidden.3``, ``attention.3``."""
+    """What the student must show (keys as in ``hf_stages.models.signals``): ``loss``, ``logits``, ``final``, ``hidden.3``, ``attention.3``."""
     teacher_needs: frozenset[str] = frozenset()
     """What the teacher must show: it is run no further than that."""
     uses_teacher: bool = False
@@ -67,6 +72,10 @@ class Loss:
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> Any:
         raise NotImplementedError(f"{self.name} must define __call__(student, teacher, batch, t)")
 
+    def leaves(self, weights: tuple[Curve, ...], groups: list[Any], group: int | None) -> Iterator[Leaf]:
+        """The losses in it that are computed, each with all that multiplies it; what balances losses joins ``groups``."""
+        yield weights, self, group
+
     def __add__(self, other: Any) -> Loss:
         if not isinstance(other, Loss):
             return NotImplemented
@@ -93,6 +102,17 @@ class Scaled(Loss):
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", as_curve(self.weight))
 
+    def leaves(self, weights: tuple[Curve, ...], groups: list[Any], group: int | None) -> Iterator[Leaf]:
+        yield from self.loss.leaves((*weights, self.weight), groups, group)
+
+    def to_data(self, write: Writer) -> Any:
+        weight = self.weight.value if type(self.weight) is Const else write(self.weight, "weight")
+        inner = write(self.loss, "loss")
+        simple = isinstance(inner, dict) and "use" in inner and "weight" not in inner and inner["use"] != "Scaled"
+        if simple and "weight" not in inspect.signature(type(self.loss)).parameters:
+            return {**inner, "weight": weight}
+        return {"use": "Scaled", "weight": weight, "loss": inner}
+
 
 @dataclass(frozen=True)
 class Sum(Loss):
@@ -103,44 +123,12 @@ class Sum(Loss):
     def __post_init__(self) -> None:
         object.__setattr__(self, "losses", tuple(self.losses))
 
+    def leaves(self, weights: tuple[Curve, ...], groups: list[Any], group: int | None) -> Iterator[Leaf]:
+        for loss in self.losses:
+            yield from loss.leaves(weights, groups, group)
 
-@dataclass(frozen=True)
-class Term:
-    """One summand with everything that multiplies it; ``name`` is unique within the stage."""
-
-    name: str
-    weights: tuple[Curve, ...]
-    loss: Loss
-    balance: int | None = None
-    """Which of the stage's ``Balanced`` groups it belongs to, in the order of ``groups_of``."""
-
-    def weight(self, t: float) -> float:
-        product = 1.0
-        for curve in self.weights:
-            product *= curve(t)
-        return product
-
-
-def terms_of(loss: Loss | Mapping[str, Loss], student: Any = None, teacher: Any = None) -> tuple[Term, ...]:
-    """Flatten sums and weights into named terms, each adapted to the models where they are given.
-
-    >>> from hf_stages.losses import TaskLoss
-    >>> [(t.name, t.weight(0)) for t in terms_of(2 * (TaskLoss() + 0.5 * TaskLoss()))]
-    [('TaskLoss', 2.0), ('TaskLoss_2', 1.0)]
-    """
-    seen: dict[str, int] = {}
-    terms = []
-    for weights, leaf, group in _leaves(loss, (), []):
-        seen[leaf.name] = count = seen.get(leaf.name, 0) + 1
-        name = leaf.name if count == 1 else f"{leaf.name}_{count}"
-        adapted = leaf.for_models(student, teacher) if student is not None else leaf
-        terms.append(Term(name, weights or (Const(1.0),), adapted, group))
-    return tuple(terms)
-
-
-def weighted(terms: Sequence[Term], t: float) -> tuple[Term, ...]:
-    """Those that are computed at ``t``: a term without weight is not, unless it is all there is."""
-    return tuple(term for term in terms if len(terms) == 1 or term.weight(t) != 0.0)
+    def to_data(self, write: Writer) -> Any:
+        return {"use": "Sum", "losses": [write(loss, "losses") for loss in self.losses]}
 
 
 def adapted(loss: Any, **found: Any) -> Any:
@@ -149,49 +137,6 @@ def adapted(loss: Any, **found: Any) -> Any:
     for name, value in found.items():
         object.__setattr__(known, name, value)
     return known
-
-
-def groups_of(loss: Any) -> tuple[Any, ...]:
-    """The ``Balanced`` parts of a loss, in the order that ``Term.balance`` counts them."""
-    groups: list[Any] = []
-    for _ in _leaves(loss, (), groups) if loss is not None else ():
-        pass
-    return tuple(groups)
-
-
-def _leaves(
-    loss: Any, weights: tuple[Curve, ...], groups: list[Any], group: int | None = None
-) -> Iterator[tuple[tuple[Curve, ...], Loss, int | None]]:
-    from hf_stages.losses.balanced import Balanced  # it is made of what stands here
-
-    if isinstance(loss, Mapping):
-        yield from _by_source(loss, weights, groups, group)
-    elif isinstance(loss, Sum):
-        for part in loss.losses:
-            yield from _leaves(part, weights, groups, group)
-    elif isinstance(loss, Scaled):
-        yield from _leaves(loss.loss, (*weights, loss.weight), groups, group)
-    elif isinstance(loss, Balanced):
-        groups.append(loss)  # Balanced refuses another inside itself
-        yield from _leaves(loss.loss, weights, groups, len(groups) - 1)
-    else:
-        yield weights, loss, group
-
-
-def _by_source(
-    losses: Mapping[str, Loss], weights: tuple[Curve, ...], groups: list[Any], group: int | None
-) -> Iterator[tuple[tuple[Curve, ...], Loss, int | None]]:
-    from hf_stages.losses.objective.by_source import OnSource
-
-    sources = sources_of(losses)
-    for source, loss in losses.items():
-        for scales, leaf, own in _leaves(loss, weights, groups, group):
-            yield scales, OnSource(leaf, source, sources.index(source)), own
-
-
-def sources_of(loss: Any) -> tuple[str, ...]:
-    """The sources that a loss by source tells apart, in the order of their numbers; none where it is one loss for all."""
-    return tuple(sorted(loss)) if isinstance(loss, Mapping) else ()
 
 
 def _parts(loss: Loss) -> tuple[Loss, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers.utils.generic import find_labels
 
+from hf_stages.core.batch import SOURCE
 from hf_stages.layers.blocks import base_of
-from hf_stages.losses.objective.by_source import SOURCE
 
 
 def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +35,14 @@ def columns_of(model: Any) -> frozenset[str]:
     return frozenset(
         {*inspect.signature(base.forward).parameters, *find_labels(type(base)), "labels", "label", "label_ids"}
     )
+
+
+def columns_for_teacher(student: Any, teacher: Any) -> frozenset[str]:
+    """Columns that the teacher's forward takes and the student's does not (token types, for a DistilBERT that learns from BERT).
+
+    What the student takes stays the student's, whatever columns the trainer keeps of a dataset: collators make masks and positions.
+    """
+    return columns_of(teacher.model) - columns_of(student) if teacher is not None else frozenset()
 
 
 def _decodes(base: Any) -> bool:

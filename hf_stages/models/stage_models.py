@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from hf_stages.core.parts import part_from_dict
 from hf_stages.core.sealed_folders import STAGE_FILE, TRAINING_STATE, broken, read_json
 from hf_stages.models.structure import Blueprint, load_weights, replay
-from hf_stages.recipes.files import part_from_dict
 
 
 def load_stage(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:

@@ -15,11 +15,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_stages.core.parts import part_from_dict, part_to_dict
 from hf_stages.core.randomness import undisturbed
 from hf_stages.layers.bits import known_size
 from hf_stages.layers.own_type import with_mark
 from hf_stages.layers.quantized import WithStrength
-from hf_stages.models import auto_classes
+from hf_stages.models import own_models
 from hf_stages.models.adapter_folders import check_adapter
 from hf_stages.models.adapters import (
     ADAPTER,
@@ -33,7 +34,6 @@ from hf_stages.models.adapters import (
     rebuilding,
     save_adapters,
 )
-from hf_stages.recipes.files import part_from_dict, part_to_dict
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ORIGIN = "_hf_stages_origin"
@@ -159,7 +159,7 @@ class Blueprint:
                 "can be built from it; make the trainer anew to resume, and start no stage from an earlier one than the last"
             )
         with undisturbed(), torch.device(device):
-            model = auto_classes.build(
+            model = own_models.build(
                 self.kind, copy.deepcopy(self.config), dtype=self.dtype, trust_remote_code=self.trusted
             )
         if self.generation is not None:
@@ -285,7 +285,7 @@ def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[s
             found[name] = tensor
     # What a plain model lacks (latent weights) is renamed at most; what it has, from_pretrained puts together.
     config = copy.deepcopy(model.config)
-    plain = auto_classes.read(type(model), None, config=config, dtype=model.dtype, state_dict=state).state_dict()
+    plain = own_models.read(type(model), None, config=config, dtype=model.dtype, state_dict=state).state_dict()
     merged = {name: tensor for name, tensor in plain.items() if name in known and name not in found}
     own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
     latent = any(name not in plain for name in found)

@@ -17,7 +17,7 @@ from hf_stages.packing.packed_weight import PackedWeight
 
 def reshaped(model: Any) -> dict[str, Any]:
     """``sizes`` of packed modules (rows, columns) and ``numbers`` of any that the config gets wrong; mostly empty."""
-    from hf_stages.models.auto_classes import build
+    from hf_stages.models.own_models import build
 
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)

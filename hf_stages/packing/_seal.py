@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from hf_stages.core.sealed_folders import checksum
-from hf_stages.packing.quantizer import STOP, STOP_KEY
+from hf_stages.packing._words import STOP, STOP_KEY
 
 KEY = "seal"
 _CONFIG = "config.json"

@@ -12,13 +12,10 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from hf_stages.packing._words import STOP, STOP_KEY
+
 METHOD = "hf_stages"
 VERSION = 1
-STOP_KEY = "transformers_weights"
-STOP = "packed by hf_stages: run `import hf_stages` before from_pretrained (pip install hf-stages)"
-"""In ``config.json`` these words stand where stock transformers looks for another name of the file of weights. It checks
-that name before it builds anything, and shows the words; else it would warn, take bytes for weights and report every
-layer as unexpected."""
 
 
 @register_quantization_config(METHOD)

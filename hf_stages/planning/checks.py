@@ -15,15 +15,13 @@ from torch import nn
 from hf_stages.core.curves import Curve
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.evaluation.metrics.metrics import Metrics
-from hf_stages.losses.base import Term, groups_of, terms_of
 from hf_stages.losses.objective.by_source import OnSource
 from hf_stages.losses.objective.stage_losses import adapted_terms, teacher_needs_of, wants_teacher
+from hf_stages.losses.objective.terms import Term, groups_of, terms_of
 from hf_stages.models.adapters import is_peft, trained_in_base
 from hf_stages.models.capture import WHOLE, Capture
 from hf_stages.models.model_source import ModelSource
 from hf_stages.models.structure import torn_on_disk
-from hf_stages.packing.convert import check_packable
 from hf_stages.planning.describe_teaching import taught
 from hf_stages.planning.domains import domains_of, earlier_domains
 from hf_stages.planning.plan import Plan, Taught
@@ -31,7 +29,7 @@ from hf_stages.planning.stage_args import stage_args
 from hf_stages.teachers.cache_reader import check_needs
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
-from hf_stages.training.run_teachers import structure_of, teacher_of
+from hf_stages.teachers.of_stage import structure_of, teacher_of
 from hf_stages.transforms.split_ternary import SplitTernary
 
 _LOGITS = frozenset({"logits", "final", "outputs"})
@@ -64,9 +62,10 @@ def check_metrics(recipe: Recipe) -> None:
         *((f"stage {s.name!r}: compute_metrics", s) for s in recipe.stages),
     ]
     for where, noun in nouns:
-        if isinstance(noun.compute_metrics, Metrics):
+        check = getattr(noun.compute_metrics, "check", None)  # a part of ours; a function has none
+        if check is not None:
             with _placing(where):
-                noun.compute_metrics.check()
+                check()
 
 
 def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
@@ -191,9 +190,6 @@ def check_losses(
     for stage in recipe.stages:
         if (student := skeletons.get(stage.name)) is None:
             continue
-        if stage.pack_on_save:
-            with _placing(f"stage {stage.name!r}: pack_on_save"):
-                check_packable(student)
         declared, wanted = teacher_of(recipe, stage), wants_teacher(stage)
         teacher = _structure(stage, declared, student, skeletons, read) if wanted else None
         if teacher is None and wanted:

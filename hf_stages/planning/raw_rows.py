@@ -13,7 +13,7 @@ from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.base import columns_read
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.layers.blocks import base_of
-from hf_stages.losses.base import terms_of
+from hf_stages.losses.objective.terms import terms_of
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.model_inputs import columns_of
 from hf_stages.planning.domains import evaluated

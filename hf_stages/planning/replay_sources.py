@@ -10,7 +10,7 @@ from hf_stages.data.collators.base import columns_read, nested
 from hf_stages.data.collators.by_source import BySource
 from hf_stages.data.curricula.base import Curriculum, check_source
 from hf_stages.data.curricula.mixture import Mixture
-from hf_stages.data.drawing.blend import Blend, _mean_tokens
+from hf_stages.data.drawing.blend import Blend, mean_tokens
 from hf_stages.data.drawing.nodes import Leaf, below
 from hf_stages.data.drawing.replayed import Replayed
 from hf_stages.planning.plan import PlannedStage
@@ -76,7 +76,7 @@ def examples_read(planned: PlannedStage, dataset: Any) -> list[float]:
         return [float(count) for count in dataset.counts(dataset.draws)]
     # Shares of tokens are as much larger in examples as these are shorter.
     shares = dataset.declared(0, dataset.draws)
-    each = [share / (_mean_tokens(leaf) or 1.0) for share, leaf in zip(shares, dataset.leaves, strict=True)]
+    each = [share / (mean_tokens(leaf) or 1.0) for share, leaf in zip(shares, dataset.leaves, strict=True)]
     return [examples * one / sum(each) for one in each]
 
 

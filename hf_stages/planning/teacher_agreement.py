@@ -16,12 +16,12 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from hf_stages.core.batch import SOURCE
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Recipe
 from hf_stages.data.collators.base import columns_read
 from hf_stages.data.drawing.blend import SizedBlend
-from hf_stages.data.source_collator import SourceCollator
-from hf_stages.losses.objective.by_source import SOURCE
+from hf_stages.data.source_column import SourceCollator
 from hf_stages.models.model_source import ModelSource
 from hf_stages.models.outputs import outputs_of
 from hf_stages.models.signals import Head

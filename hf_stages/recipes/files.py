@@ -18,19 +18,21 @@ stages:
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_stages.core.did_you_mean import did_you_mean
+from hf_stages.core.differences import diff
 from hf_stages.core.fingerprint import fingerprint
 from hf_stages.core.origins import Origin
 from hf_stages.core.parts import (
     arguments_of,
     build,
     in_memory,
+    part_from_dict,
+    part_to_dict,
     read_argument,
     read_collator,
     read_loss,
@@ -75,7 +77,6 @@ _DATASETS = ("train_dataset", "eval_dataset")
 _STAGE_KEYS = [f.name for f in fields(Stage)]
 _RECIPE_KEYS = [f.name for f in fields(Recipe)]
 _Noun = TypeVar("_Noun", Stage, Recipe)
-_FINGERPRINT = re.compile("[0-9a-f]{16}")
 
 
 def load(path_or_text: str | Path, *, trust_remote_code: bool = False) -> Recipe:
@@ -120,21 +121,6 @@ def from_dict(data: Mapping[str, Any], *, trust_remote_code: bool = False) -> Re
 
 def stage_from_dict(data: Mapping[str, Any], *, trust_remote_code: bool = False) -> Stage:
     return _read_stage(data, Where(trusted=trust_remote_code))
-
-
-def part_from_dict(data: Mapping[str, Any] | str, key: str, *, trust_remote_code: bool = False) -> Any:
-    """One part as it stands under ``key`` (``"transforms"``, ``"loss"`` ...), e.g. to replay a recorded transform.
-
-    >>> part_from_dict({"use": "Above", "metric": "eval_f1", "value": 0.9}, "gates")
-    Above(metric='eval_f1', value=0.9)
-    """
-    where = Where(path=(key,), trusted=trust_remote_code)
-    return read_loss(data, where) if key == "loss" else read_part(data, [FOLDERS[key]], where)
-
-
-def part_to_dict(part: Any, key: str) -> Any:
-    """A part as plain data; ``part_from_dict`` is its inverse."""
-    return write_loss(part) if key == "loss" else write_value(part, key)
 
 
 def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
@@ -370,39 +356,3 @@ def _write(key: str, value: Any) -> Any:
     if key in (*_DATASETS, "tokenizer") and isinstance(value, list | tuple | Mapping):
         return in_memory(value)
     return write_value(value, key)
-
-
-# ---- comparing ------------------------------------------------------------------------------------------------------
-
-
-def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two results of ``to_dict``, one readable line each.
-
-    >>> diff({"name": "code", "until": "9 steps"}, {"name": "code", "until": "8 steps"})
-    ['stages.code.until: 9 steps -> 8 steps']
-    >>> diff({"train_dataset": "0123456789abcdef"}, {"train_dataset": "fedcba9876543210"})
-    ['train_dataset: other content than before, by its fingerprint']
-    """
-    name = old.get("name")
-    before, after = dict(_leaves(old)), dict(_leaves(new))
-    prefix = f"stages.{name}." if name is not None and "until" in old else ""
-    lines = []
-    for path in dict.fromkeys([*before, *after]):
-        was, now = before.get(path, "(left out)"), after.get(path, "(left out)")
-        if was != now:
-            hashed = all(isinstance(value, str) and _FINGERPRINT.fullmatch(value) for value in (was, now))
-            change = "other content than before, by its fingerprint" if hashed else f"{was} -> {now}"
-            lines.append(f"{prefix}{path}: {change}")
-    return lines
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and value:
-        for index, item in enumerate(value):
-            named = isinstance(item, Mapping) and "name" in item
-            yield from _leaves(item, f"{path}.{item['name']}" if named else f"{path}[{index}]")
-    else:
-        yield path, value

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import DataCollatorWithPadding, default_data_collator
 from transformers.utils import logging
 
+from hf_stages.core.differences import diff
 from hf_stages.core.fingerprint import fingerprint
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.sealed_folders import SEAL, broken, checksum, read_json, write_json, written_whole
@@ -28,7 +29,6 @@ from hf_stages.models.capture import parse
 from hf_stages.models.checksums import class_and_config, print_of, vocabulary_of
 from hf_stages.models.model_inputs import columns_of
 from hf_stages.models.signals import key_of
-from hf_stages.recipes.files import diff
 from hf_stages.teachers.cache_folder import (
     COLUMNS,
     KEYS,
@@ -73,7 +73,7 @@ class Job:
         keys = hidden_keys(self.model, self.hidden)
         request = self._request(keys)
         work = self.folder.with_name(f".{self.folder.name}.partial")
-        with _alone(work):
+        with alone(work):
             if self.folder.exists():
                 _refuse_another(self.folder, request)
                 shutil.rmtree(work, ignore_errors=True)
@@ -342,7 +342,7 @@ def _refuse_another(folder: Path, request: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _alone(work: Path) -> Iterator[None]:
+def alone(work: Path) -> Iterator[None]:
     """One process writes, others that ask for the same cache (ranks) wait and find it."""
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "w") as lock:

@@ -23,12 +23,13 @@ from hf_stages.data.collators.collator import Collator
 from hf_stages.data.curricula.base import Curriculum, names_in
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source import Source
-from hf_stages.data.stage_collator import check_collators
-from hf_stages.losses.base import terms_of
+from hf_stages.losses.objective.terms import terms_of
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.model_source import ModelSource
+from hf_stages.packing.checks import check_packed_stages
 from hf_stages.planning.args_values import check_ranges, check_types
 from hf_stages.planning.checks import check_stages
+from hf_stages.planning.collator_checks import check_collators
 from hf_stages.planning.measure_data import train_dataset_of
 from hf_stages.planning.model_shapes import dry_models
 from hf_stages.planning.plan import Plan, Taught
@@ -102,6 +103,7 @@ class Prepared:
         check_vocabulary(recipe, self.tokenizer, models)
         check_rows(recipe, self.args, models)
         check_labels(recipe, self.args, models)
+        check_packed_stages(recipe, models)
         return check_stages(recipe, self.args, models, lambda t: read(repr(t)) if isinstance(t, ModelSource) else t)
 
     @_placing

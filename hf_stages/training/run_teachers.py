@@ -6,26 +6,21 @@ from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from transformers.utils import logging
 
+from hf_stages.core.batch import SOURCE
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Stage
 from hf_stages.data.collators.base import columns_read
-from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.planning.measure_data import train_dataset_of
 from hf_stages.planning.plan import PlannedStage
-from hf_stages.teachers.cache_reader import CacheReader, check_needs, check_same_teacher, check_vocabulary, find
+from hf_stages.teachers.cache_reader import check_same_teacher, check_vocabulary, find
 from hf_stages.teachers.declared import CachedTeacher, Teacher
-from hf_stages.teachers.live import BASE, BaseTeacher, LiveTeacher
+from hf_stages.teachers.live import BASE
+from hf_stages.teachers.of_stage import teacher_of
 from hf_stages.teachers.row_keys import rows_of
 
 logger = logging.get_logger(__name__)
-
-
-def teacher_of(run: Any, stage: Stage) -> Any:
-    """As declared: the stage's own, or that of the run (a recipe or a trainer)."""
-    return stage.teacher if stage.teacher is not None else run.teacher
 
 
 class Teachers:
@@ -52,25 +47,6 @@ class Teachers:
                 options = {"device": trainer.args.device, "trust_remote_code": trainer.trust_remote_code}
                 self._loaded = (teacher, teacher.load(trainer.model, **options))
         return self._loaded[1]
-
-
-def at_work(source: Any, student: Any, needs: frozenset[str], device: torch.device) -> Any:
-    """What gives a stage's losses their signals; None without a teacher."""
-    if source is None:
-        return None
-    if isinstance(source, CachedTeacher):
-        check_needs(source, needs)
-        return CacheReader(source, needs)
-    return BaseTeacher(student, needs) if source == BASE else LiveTeacher(source, needs, device)
-
-
-def structure_of(source: Any, student: Any, *, trust_remote_code: bool = False) -> Any:
-    """A model that losses can be adapted to: the teacher itself, or its skeleton."""
-    if isinstance(source, Teacher):
-        return source.skeleton(student, trust_remote_code=trust_remote_code)
-    if isinstance(source, CachedTeacher):
-        return source.model
-    return student if source == BASE else source
 
 
 # ---- before the first step -------------------------------------------------------------------------------------------

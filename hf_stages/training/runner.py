@@ -18,32 +18,35 @@ from transformers.utils import logging
 
 from hf_stages.core.ledger import Ledger
 from hf_stages.core.randomness import seed_of
+from hf_stages.core.ranks import all_ranks
 from hf_stages.core.sealed_folders import disk_error, written_whole
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.data.drawing.blend import Blend
-from hf_stages.data.source_collator import SourceCollator
-from hf_stages.data.stage_collator import check_teacher, collator_at_work, for_source
+from hf_stages.data.source_column import SourceCollator
+from hf_stages.data.stage_collator import collator_at_work, for_source
 from hf_stages.evaluation.final_metrics import settled_metrics
 from hf_stages.evaluation.teacher_terms import EvalTerms
 from hf_stages.gates.base import History
-from hf_stages.losses.base import groups_of, sources_of
 from hf_stages.losses.objective.stage_losses import StageLosses, adapted_terms, teacher_needs_of
+from hf_stages.losses.objective.terms import groups_of, sources_of
 from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.packing.pack_folder import pack
 from hf_stages.planning.cautions import cautions
+from hf_stages.planning.collator_checks import check_teacher
 from hf_stages.planning.domains import domains_of, same_task
 from hf_stages.planning.measure_data import named, train_dataset_of
 from hf_stages.planning.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.planning.stage_args import stage_args
 from hf_stages.planning.teacher_agreement import probe
 from hf_stages.teachers.live import BaseTeacher, LiveTeacher
+from hf_stages.teachers.of_stage import at_work, structure_of
 from hf_stages.training.handover import Handover
 from hf_stages.training.manifest import Manifest
 from hf_stages.training.rollback_states import forget, kept_folder
-from hf_stages.training.run_teachers import Teachers, at_work, structure_of
+from hf_stages.training.run_teachers import Teachers
 from hf_stages.training.stage_folder import read_boundary, write_boundary
 from hf_stages.training.stage_rates import at_rate
-from hf_stages.training.stage_run import StageRun, all_ranks
+from hf_stages.training.stage_run import StageRun
 from hf_stages.training.trainer_counters import forget as forget_counts
 from hf_stages.training.trainer_counters import remember
 from hf_stages.training.transition import Transition

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from hf_stages.core.batch import DRAWN
 from hf_stages.data.drawing.blend import Blend
-from hf_stages.data.source_collator import DRAWN
 
 BINS = 20
 """Points of the record over time."""

@@ -8,13 +8,13 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from hf_stages.core.batch import SOURCE
 from hf_stages.core.randomness import undisturbed
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.drawing.drawn_rows import DrawnRows, DrawnStream, OneByOne, Positions, Resolved
 from hf_stages.data.drawing.endless_stream import EndlessStream
 from hf_stages.data.drawing.order import KeyedDataset, StageSampler, drawn_by, sequential, shuffled
 from hf_stages.data.drawing.replayed import Events
-from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.planning.measure_data import strategy_of
 from hf_stages.planning.plan import PlannedStage
 

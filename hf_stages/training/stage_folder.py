@@ -12,7 +12,6 @@ import torch
 import transformers
 from transformers.trainer_callback import TrainerState
 
-from hf_stages import __version__
 from hf_stages.core.sealed_folders import (
     CARD,
     SCHEMA,
@@ -24,6 +23,7 @@ from hf_stages.core.sealed_folders import (
     write_json,
     written_whole,
 )
+from hf_stages.core.version import __version__
 from hf_stages.layers.bits import known_size
 from hf_stages.models import optimizer_moments as moments_file
 from hf_stages.models.structure import save_weights

@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_stages.core.ledger import Ledger
+from hf_stages.core.ranks import all_ranks
 from hf_stages.data.collators.progress import PlacedDataset, PlacedSampler, PlacedStream
 from hf_stages.data.stage_collator import reads_progress
 from hf_stages.evaluation.last_evaluation import LastEvaluation
@@ -399,14 +400,6 @@ class StageRun:
         remember(self.trainer, state.get("remembered", {}))
         self.data.load_state_dict(state.get("data"), self.steps)
         self.data.replay(self.steering.replayed())
-
-
-def all_ranks(value: Any, args: TrainingArguments) -> list[Any]:
-    if args.world_size == 1:
-        return [value]
-    gathered: list[Any] = [None] * args.world_size
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
 
 
 def stage_folder(out: str | Path, planned: PlannedStage) -> Path:

@@ -20,20 +20,23 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 
 from hf_stages.core.folder_lock import one_writer
-from hf_stages.core.launch import check_launch
+from hf_stages.core.ranks import check_launch
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
-from hf_stages.data.stage_collator import check_collators, collator_at_work
+from hf_stages.data.stage_collator import collator_at_work
 from hf_stages.evaluation.evaluation_mixin import MeasuredMixin
+from hf_stages.hub.run_card import write_run_card
 from hf_stages.layers.quantized import is_range
 from hf_stages.losses.objective.micro_batch_loss import outermost, overrides, update_loss
 from hf_stages.losses.objective.stage_losses import wants_teacher
 from hf_stages.models.method_patches import Patches, check_rebuilt
 from hf_stages.models.stage_models import load_stage
 from hf_stages.models.structure import Blueprint
+from hf_stages.packing.checks import check_packed_stages
 from hf_stages.planning.args_values import check_args
 from hf_stages.planning.checks import check_no_rebuild, check_stages
+from hf_stages.planning.collator_checks import check_collators
 from hf_stages.planning.domains import evaluated
 from hf_stages.planning.measure_data import plan_for
 from hf_stages.planning.model_shapes import dry_models
@@ -48,7 +51,6 @@ from hf_stages.training.checkpoints import load_checkpoint, save_checkpoint, wit
 from hf_stages.training.preparing.deferred_data import held_back
 from hf_stages.training.preparing.hooks import PreparingMixin
 from hf_stages.training.progress_bar import StageProgress
-from hf_stages.training.run_card import write_run_card
 from hf_stages.training.run_teachers import check_declared
 from hf_stages.training.runner import Runner
 from hf_stages.training.shown_signature import signature_of
@@ -161,6 +163,7 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
             check_rows(self.recipe, self.args, models)
             if not own_loss and not overrides(self):
                 check_labels(self.recipe, self.args, models)
+        check_packed_stages(self.recipe, models)
         taught = check_stages(self.recipe, self.args, models, own_loss=own_loss)
         for stage in self.recipe.stages:
             if self.wants_teacher(stage):

@@ -8,13 +8,13 @@ from datasets import Dataset, concatenate_datasets
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
 from hf_stages import Stage, StagedTrainer
+from hf_stages.core.batch import SOURCE
 from hf_stages.core.curves import Linear
 from hf_stages.core.stops import RunInterrupted
 from hf_stages.data import BySource, CompletionOnly, DynamicMLM, Lengths, Mixture, Packed, Preferences
 from hf_stages.data.collators import by_source as module
-from hf_stages.data.source_collator import SourceCollator
+from hf_stages.data.source_column import SourceCollator
 from hf_stages.data.stage_collator import for_source
-from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.recipes.files import dump, loads
 from tests import tiny
 from tests.workers.cases import arguments

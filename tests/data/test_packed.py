@@ -34,7 +34,7 @@ from hf_stages.core.curves import Linear
 from hf_stages.data import Packed
 from hf_stages.data.collators.bins import rows_of
 from hf_stages.losses import TaskLoss
-from hf_stages.losses.objective.update_sums import _tokens
+from hf_stages.losses.objective.update_sums import tokens_in_batch
 from hf_stages.losses.target_logits import Targets
 from hf_stages.models.real_tokens import real_tokens
 from tests import tiny
@@ -139,7 +139,7 @@ def test_padding_counts_as_none(mask: str) -> None:
     for lengths in (LENGTHS, [1, 1, 3], [1], [2, 1, 1]):
         rows = [{"input_ids": list(range(3, 3 + n))} for n in lengths]
         batch = Packed(12, shift=True, mask=mask)(rows)
-        assert int(_tokens(batch)) == sum(lengths)
+        assert int(tokens_in_batch(batch)) == sum(lengths)
         assert int(TaskLoss(shift=True).items(batch)) == sum(n - 1 for n in lengths)
         before = Targets("next", on="tokens")._mask(batch)
         assert int(before.sum()) == sum(n - 1 for n in lengths)

@@ -12,7 +12,7 @@ from tests.exporters.folders import TEXT, byte_level, sentencepiece, word_piece
 
 gguf = pytest.importorskip("gguf", reason="the GGUF exporter needs gguf: pip install 'hf_stages[gguf]'")
 
-from hf_stages.packing.formats.gguf_tokens import _SPLITS, write_tokens  # noqa: E402
+from hf_stages.packing.formats.gguf_tokens import SPLITS, write_tokens  # noqa: E402
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_byte_level(written, tmp_path):
     assert fields["ggml.token_type"][290] == gguf.TokenType.USER_DEFINED
     assert not fields["ggml.add_bos_token"]
     assert "ggml.bos_token_id" not in fields
-    for split, name in _SPLITS.items():
+    for split, name in SPLITS.items():
         assert written(byte_level(split), 291)[0]["ggml.pre"] == name
     with pytest.raises(ValueError, match="pre: expected to know how"):
         written(byte_level(r"\d+"), 291)

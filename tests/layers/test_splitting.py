@@ -18,7 +18,7 @@ from hf_stages.layers import (
     TernaryEmbedding,
     TernaryLinear,
 )
-from hf_stages.layers.splitting import _equal_means, split_ternary
+from hf_stages.layers.splitting import equal_means, split_ternary
 
 METHODS = ["twn", "absmean", "learned"]
 PERS = ["tensor", "row", 4]
@@ -121,7 +121,7 @@ def test_the_closed_form_fails_on_skewed_rows():
     binary, wanted = Quantizer("binary", "mean"), Quantizer("ternary", "twn")(w)
     halves = [torch.stack(parts) for parts in zip(*((first, second) for first, second, _ in broken), strict=True)]
     assert not torch.allclose(binary(halves[0]) + binary(halves[1]), wanted)
-    first, second = _equal_means(w, wanted == 0)
+    first, second = equal_means(w, wanted == 0)
     torch.testing.assert_close(binary(first) + binary(second), wanted)
 
 

@@ -12,8 +12,8 @@ import torch
 import transformers as tf
 
 from hf_stages.losses import Loss
-from hf_stages.losses.base import terms_of
 from hf_stages.losses.objective.stage_losses import StageLosses
+from hf_stages.losses.objective.terms import terms_of
 from hf_stages.models.model_inputs import model_inputs
 from hf_stages.models.signals import Signals
 from hf_stages.teachers.live import LiveTeacher

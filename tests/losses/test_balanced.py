@@ -8,7 +8,8 @@ import pytest
 from hf_stages import Recipe, Stage
 from hf_stages.core.curves import Const, Linear
 from hf_stages.losses import Balanced, Loss, TaskLoss
-from hf_stages.losses.base import Scaled, Sum, groups_of, terms_of
+from hf_stages.losses.base import Scaled, Sum
+from hf_stages.losses.objective.terms import groups_of, terms_of
 from hf_stages.recipes.files import dump, loads, part_from_dict, part_to_dict
 
 TWO = TaskLoss() + Linear(1, 0) * TaskLoss(shift=True)

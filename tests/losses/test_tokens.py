@@ -10,6 +10,7 @@ import transformers as tf
 from datasets import Dataset
 
 from hf_stages import Stage, StagedTrainer, Teacher
+from hf_stages.core.batch import SOURCE
 from hf_stages.losses import (
     AttentionKL,
     AttentionMSE,
@@ -20,8 +21,8 @@ from hf_stages.losses import (
     LogitMSE,
     TaskLoss,
 )
-from hf_stages.losses.objective.by_source import SOURCE, OnSource
-from hf_stages.losses.objective.update_sums import _tokens
+from hf_stages.losses.objective.by_source import OnSource
+from hf_stages.losses.objective.update_sums import tokens_in_batch
 from hf_stages.models.model_inputs import model_inputs
 from hf_stages.models.real_tokens import Tokens, shape_of
 from tests import tiny
@@ -229,10 +230,10 @@ def test_tokens_without_a_mask_have_to_fit_as_well():
 
 def test_tokens_of_choices_are_counted():
     batch = choices(8)
-    assert int(_tokens(batch)) == 24
+    assert int(tokens_in_batch(batch)) == 24
     positions = torch.where(batch["attention_mask"].bool(), batch["attention_mask"].cumsum(-1) - 1, -1)
-    assert int(_tokens({"input_ids": batch["input_ids"], "position_ids": positions})) == 24
-    assert int(_tokens({"input_ids": batch["input_ids"]})) == 48
+    assert int(tokens_in_batch({"input_ids": batch["input_ids"], "position_ids": positions})) == 24
+    assert int(tokens_in_batch({"input_ids": batch["input_ids"]})) == 48
     assert shape_of(batch) == (3, 2, 8)
 
 

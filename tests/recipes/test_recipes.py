@@ -9,7 +9,7 @@ import pytest
 from hf_stages import Stage
 from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
-from hf_stages.losses.base import terms_of
+from hf_stages.losses.objective.terms import terms_of
 from hf_stages.planning.plan import Size, steps_of
 from hf_stages.recipes.files import RecipeError, dump, loads
 from hf_stages.recipes.ready import one_stage, three_stage, two_stage

@@ -9,7 +9,7 @@ from hf_stages import Stage
 from hf_stages.core.curves import Linear
 from hf_stages.data import Mixture
 from hf_stages.data.drawing.blend import blend
-from hf_stages.reports.pages.plan_picture import _BOX, _GAP, _LANE, _TALL, _places, draw_plan
+from hf_stages.reports.pages.plan_picture import BOX, GAP, LANE, TALL, draw_plan, places_of
 from tests.plans import chain, plan_of
 
 
@@ -20,9 +20,9 @@ def mix(draws):
 
 @pytest.mark.parametrize("count", [1, 4, 9, 30])
 def test_boxes_never_overlap(count):
-    corners = [(column * (_BOX + _GAP), row * _LANE) for column, row in _places(chain(count)).values()]
+    corners = [(column * (BOX + GAP), row * LANE) for column, row in places_of(chain(count)).values()]
     for i, (x, y) in enumerate(corners):
-        assert all(abs(x - u) >= _BOX or abs(y - v) >= _TALL for u, v in corners[:i])
+        assert all(abs(x - u) >= BOX or abs(y - v) >= TALL for u, v in corners[:i])
 
 
 def test_a_branch_gets_a_lane_of_its_own_and_a_root_too():
@@ -32,7 +32,7 @@ def test_a_branch_gets_a_lane_of_its_own_and_a_root_too():
         Stage("c", "5 steps", parents="a"),
         Stage("d", "5 steps", parents=[]),
     ]
-    assert _places(plan_of(*stages)) == {"a": (0, 0), "b": (1, 0), "c": (1, 1), "d": (0, 2)}
+    assert places_of(plan_of(*stages)) == {"a": (0, 0), "b": (1, 0), "c": (1, 1), "d": (0, 2)}
 
 
 @pytest.mark.parametrize(("count", "suffix"), [(1, "png"), (4, "svg"), (9, "png")])

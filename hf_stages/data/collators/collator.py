@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SUPPLIED = ("tokenizer", "processing_class", "model")
-"""Arguments that the trainer gives, because a recipe cannot hold them."""
+from hf_stages.core.parts import SUPPLIED, Writer
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,9 @@ class Collator:
     """The name of a class in ``transformers``."""
     args: Mapping[str, Any] = field(default_factory=dict)
     """Its own arguments."""
+
+    def to_data(self, write: Writer) -> dict[str, Any]:
+        return {"use": self.use, **{name: write(argument) for name, argument in self.args.items()}}
 
     def build(self, tokenizer: Any = None, model: Any = None) -> Any:
         """The collator itself; it gets the tokenizer and the model if it asks for them."""

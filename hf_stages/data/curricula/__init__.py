@@ -1,1 +1,1 @@
-""""""
+"""Curricula: which sources a stage draws from and in which shares or order. One file each."""

@@ -151,7 +151,7 @@ class Blend:
 
     def tokens_per_example(self) -> float | None:
         """Of the mean draw, by the declared weights; None where some source's are not known."""
-        each = [_mean_tokens(leaf) for leaf in self.leaves]
+        each = [mean_tokens(leaf) for leaf in self.leaves]
         if None in each:
             return None
         total = draws = 0.0
@@ -281,7 +281,7 @@ def _spread(first: int, last: int) -> list[int]:
     return sorted({first + (last - first) * k // 64 for k in range(64)})
 
 
-def _mean_tokens(leaf: Leaf) -> float | None:
+def mean_tokens(leaf: Leaf) -> float | None:
     if leaf.n is None:
         few = list(leaf.dataset.take(_FEW)) if hasattr(leaf.dataset, "take") else []
     else:

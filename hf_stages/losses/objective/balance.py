@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hf_stages.losses.balanced import Balanced
-from hf_stages.losses.base import Term
+from hf_stages.losses.objective.terms import Term
 
 
 class Balance:

@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 
+from hf_stages.core.batch import SOURCE
 from hf_stages.losses.base import Loss, adapted
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.outputs import outputs_of
 from hf_stages.models.signals import Signals
-
-SOURCE = "source"
-"""The column that names a row's source; in a batch its number among the stage's sources, sorted."""
 
 
 @dataclass(frozen=True)

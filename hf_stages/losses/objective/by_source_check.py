@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from hf_stages.core.batch import parted
 from hf_stages.core.randomness import undisturbed
 from hf_stages.losses.objective.by_source import OnSource
 from hf_stages.losses.objective.mean_of_parts import EvalParts
@@ -28,7 +27,7 @@ def unlike_by_source(trainer: Any, objective: Any, batch: Mapping[str, Any], *, 
     items = term.items(batch)
     if float(items) == 0:
         return None
-    inputs = dict(parted(trainer, batch)[0])
+    inputs = dict(trainer.parted(batch)[0])
     reduction, values = objective.reduction, dict[int, torch.Tensor]()
     watch = EvalParts(reduction, torch.zeros(())).watching(values) if reduction is not None and reduction.adds else None
     context = trainer.compute_loss_context_manager()

@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_stages.core.curves import Const
 from hf_stages.core.stage import Stage
-from hf_stages.losses.base import Term, terms_of, weighted
+from hf_stages.losses.objective.terms import Term, terms_of, weighted
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.capture import WHOLE, Capture
 from hf_stages.models.model_inputs import model_inputs

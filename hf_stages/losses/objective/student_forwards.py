@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from hf_stages.losses.base import weighted
 from hf_stages.losses.objective.stage_losses import needs_of
+from hf_stages.losses.objective.terms import weighted
 from hf_stages.models.capture import WHOLE
 from hf_stages.models.signals import Signals
 

@@ -17,7 +17,6 @@ from transformers import Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForTokenClassification
 from transformers.utils import logging
 
-from hf_stages.core.batch import parted
 from hf_stages.core.randomness import undisturbed
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses.objective.by_source_check import unlike_by_source
@@ -76,7 +75,7 @@ def known_reduction(trainer: Any, inner: Callable[..., Any], task: TaskLoss, bat
 
 
 def _kind(trainer: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
-    tensors = {key: value for key, value in parted(trainer, batch)[0].items() if torch.is_tensor(value)}
+    tensors = {key: value for key, value in trainer.parted(batch)[0].items() if torch.is_tensor(value)}
     return tuple(sorted((key, str(value.dtype), value.dim()) for key, value in tensors.items()))
 
 
@@ -108,7 +107,7 @@ def find_reduction(
     """
     if not exactly and _is_known(trainer, inner):
         return None
-    inputs = trainer._prepare_input(dict(parted(trainer, batch)[0]))
+    inputs = trainer._prepare_input(dict(trainer.parted(batch)[0]))
 
     def loss_of(few: Mapping[str, Any], items: Any) -> torch.Tensor:
         with counted(trainer, items):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from hf_stages.losses.base import Term
+from hf_stages.losses.objective.terms import Term
 
 logger = logging.get_logger(__name__)
 _LIMIT = 20

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from hf_stages.losses.balanced import Balanced
-from hf_stages.losses.base import Term, value_and_told, weighted
+from hf_stages.losses.base import value_and_told
 from hf_stages.losses.objective.balance import Balance, gradient_norms
 from hf_stages.losses.objective.depends_on_weights import reaches_weights
 from hf_stages.losses.objective.term_health import Health
+from hf_stages.losses.objective.terms import Term, weighted
 from hf_stages.models.real_tokens import real_tokens
 from hf_stages.models.reduction import Reduction
 from hf_stages.models.signals import Signals
@@ -87,7 +88,7 @@ class Objective:
         counts: list[Any] = [sum(term.loss.items(batch) for batch in batches) for term in self.terms]
         split = self.reduction if self.reduction is not None and self.reduction.split else None
         parts = [sum(items) for items in zip(*map(split.of, batches), strict=True)] if split is not None else []
-        tokens = sum(_tokens(batch) for batch in batches)
+        tokens = sum(tokens_in_batch(batch) for batch in batches)
         values = [*counts, *parts, tokens, *extras]
         totals = torch.stack([torch.as_tensor(v, dtype=self.exact, device=self.device) for v in values])
         if self.world > 1:
@@ -256,7 +257,7 @@ def counted(trainer: Any, items: Any) -> Iterator[None]:
         trainer.compute_loss_func = own
 
 
-def _tokens(batch: Mapping[str, Any]) -> Any:
+def tokens_in_batch(batch: Mapping[str, Any]) -> Any:
     """Tokens that are not padding; zero where a batch has none (images)."""
     real = real_tokens(batch)
     if real is not None:

@@ -11,7 +11,7 @@ from typing import Any
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_SPLITS = {
+SPLITS = {
     _ENDINGS + _WORDS: "llama-bpe",
     _ENDINGS + _WORDS.replace("{1,3}", ""): "qwen2",
 }
@@ -151,8 +151,8 @@ def _pre(state: Mapping[str, Any], merges: bool) -> str:
     if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and cuts:
         return "smollm"
     pattern = parts[0].get("pattern", {}).get("Regex")
-    if kinds == ["Split", "ByteLevel"] and not cuts and pattern in _SPLITS:
-        return _SPLITS[pattern]
+    if kinds == ["Split", "ByteLevel"] and not cuts and pattern in SPLITS:
+        return SPLITS[pattern]
     raise ValueError(
         f"Gguf: pre: expected to know how the tokenizer cuts text, got {', '.join(kinds)} with patterns of its own; name "
         "llama.cpp's word for it (pre='llama-bpe'), or leave the tokenizer out (tokenizer=False)"

@@ -1,1 +1,1 @@
-""""""
+"""The ready recipes, one function in each file."""

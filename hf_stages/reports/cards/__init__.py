@@ -1,1 +1,1 @@
-""""""
+"""Model cards and their sections."""

@@ -13,7 +13,7 @@ from hf_stages.reports.text import count, part, rate, shorten
 _COLOURS = ["#88CCEE", "#CC6677", "#DDCC77", "#44AA99", "#AA4499", "#999933", "#6699CC", "#882255", "#117733"]
 _SOURCES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
 _INK, _FAINT = "#222222", "#777777"
-_BOX, _TALL, _GAP, _LANE = 1.72, 0.78, 0.42, 1.02  # inches: a box, the arrow between two, a row's height
+BOX, TALL, GAP, LANE = 1.72, 0.78, 0.42, 1.02  # inches: a box, the arrow between two, a row's height
 _PER_LINE = 5
 _SAMPLES = 300
 
@@ -24,10 +24,10 @@ def draw_plan(plan: Plan, path: str | Path, *, data: Mapping[str, str] | None = 
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('drawing a plan needs matplotlib: pip install "hf_stages[report]"') from error
-    places = _places(plan)
+    places = places_of(plan)
     columns = max(column for column, _ in places.values()) + 1
-    width = max(columns * (_BOX + _GAP) + 0.6, 9.0)
-    heights = [max(row for _, row in places.values()) * _LANE + 1.3, 2.3, 0.5 + 0.5 * _has_mixture(plan)]
+    width = max(columns * (BOX + GAP) + 0.6, 9.0)
+    heights = [max(row for _, row in places.values()) * LANE + 1.3, 2.3, 0.5 + 0.5 * _has_mixture(plan)]
     figure = Figure(figsize=(width, sum(heights) + 1.4), dpi=150, facecolor="white", layout="constrained")
     boxes, curve, band = figure.subplots(3, 1, height_ratios=heights)
     colours = {s.name: _COLOURS[(s.index - 1) % len(_COLOURS)] for s in plan.stages}
@@ -37,7 +37,7 @@ def draw_plan(plan: Plan, path: str | Path, *, data: Mapping[str, str] | None = 
     figure.savefig(path)
 
 
-def _places(plan: Plan) -> dict[str, tuple[int, float]]:
+def places_of(plan: Plan) -> dict[str, tuple[int, float]]:
     """Column and row of each stage. A first child goes on in its parent's lane, later ones get a lane of their own.
 
     Chains longer than a line of boxes go on below, like text.
@@ -58,19 +58,17 @@ def _places(plan: Plan) -> dict[str, tuple[int, float]]:
 def _draw_boxes(axes: Any, plan: Plan, places: Mapping[str, tuple[int, float]], colours: Any, width: float) -> None:
     from matplotlib.patches import FancyBboxPatch
 
-    bottom = max(row for _, row in places.values()) * _LANE + _TALL
+    bottom = max(row for _, row in places.values()) * LANE + TALL
     axes.set(xlim=(-0.4, width - 0.6), ylim=(-bottom - 0.15, 0.1))
     axes.set_axis_off()
     for planned in plan.stages:
-        left, top = places[planned.name][0] * (_BOX + _GAP), -places[planned.name][1] * _LANE
+        left, top = places[planned.name][0] * (BOX + GAP), -places[planned.name][1] * LANE
         look: dict[str, Any] = {
             "facecolor": _mix(colours[planned.name], 0.45),
             "edgecolor": _mix(colours[planned.name], 1.25),
         }
         style = "round,pad=0,rounding_size=0.09"
-        axes.add_patch(
-            FancyBboxPatch((left, top - _TALL), _BOX, _TALL, boxstyle=style, linewidth=1.4, zorder=2, **look)
-        )
+        axes.add_patch(FancyBboxPatch((left, top - TALL), BOX, TALL, boxstyle=style, linewidth=1.4, zorder=2, **look))
         title, *rest = _box_lines(planned)
         text = {"ha": "left", "va": "top", "color": _INK, "zorder": 3}
         axes.text(left + 0.1, top - 0.09, title, fontsize=9, fontweight="bold", **text)
@@ -81,11 +79,11 @@ def _draw_boxes(axes: Any, plan: Plan, places: Mapping[str, tuple[int, float]], 
 
 def _draw_arrow(axes: Any, start: tuple[int, float], end: tuple[int, float]) -> None:
     """From a box to its child. Bends run between the columns and between the lines, where no box is."""
-    x0, y0 = start[0] * (_BOX + _GAP) + _BOX, -start[1] * _LANE - _TALL / 2
-    x1, y1 = end[0] * (_BOX + _GAP), -end[1] * _LANE - _TALL / 2
-    bend, path = _GAP * 0.4, [(x0, y0)]
+    x0, y0 = start[0] * (BOX + GAP) + BOX, -start[1] * LANE - TALL / 2
+    x1, y1 = end[0] * (BOX + GAP), -end[1] * LANE - TALL / 2
+    bend, path = GAP * 0.4, [(x0, y0)]
     if x1 < x0:
-        between = y1 + _TALL / 2 + 0.22
+        between = y1 + TALL / 2 + 0.22
         path += [(x0 + bend, y0), (x0 + bend, between), (x1 - bend * 1.5, between), (x1 - bend * 1.5, y1)]
     elif y0 != y1:
         path += [(x0 + bend, y0), (x0 + bend, y1)]

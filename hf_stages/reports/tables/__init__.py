@@ -1,1 +1,1 @@
-""""""
+"""Tables for the console."""

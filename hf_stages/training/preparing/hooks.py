@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer
 from transformers.utils.generic import can_return_loss, find_labels
 
-from hf_stages.core.batch import for_teacher, parted
+from hf_stages.core.batch import DRAWN, SOURCE
 from hf_stages.core.stage import Stage
 from hf_stages.data.collators.base import columns_read
 from hf_stages.data.drawing.blend import Blend
-from hf_stages.data.source_collator import SourceCollator
-from hf_stages.losses.objective.by_source import SOURCE
+from hf_stages.data.source_column import SourceCollator
 from hf_stages.models.method_patches import Patches
+from hf_stages.models.model_inputs import columns_for_teacher
 from hf_stages.training.preparing.prepared_data import PreparedData
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
@@ -122,7 +123,15 @@ class PreparingMixin(_Base):
     def teach_by(self, teacher: Any) -> None:
         """The stage's teacher, which may read columns that its student does not take."""
         self.stage_teacher, self._signature_columns = teacher, None
-        self._for_teacher = for_teacher(self.model, teacher)
+        self._for_teacher = columns_for_teacher(self.model, teacher)
+
+    def parted(self, inputs: Any) -> tuple[Any, Mapping[str, Any]]:
+        """The student's inputs, and what stands beside them for the losses alone."""
+        by_source = {SOURCE, DRAWN} if isinstance(self.data_collator, SourceCollator) else frozenset()
+        if not (apart := self._for_teacher | by_source):
+            return inputs, self._beside
+        inputs = dict(inputs)
+        return inputs, {key: inputs.pop(key) for key in apart & inputs.keys()}
 
     # ---- Trainer's hooks ------------------------------------------------------------------------------------------------
 
@@ -135,5 +144,5 @@ class PreparingMixin(_Base):
         columns.extend(sorted(more.difference(columns)))
 
     def _prepare_inputs(self, inputs):
-        inputs, self._beside = parted(self, super()._prepare_inputs(inputs))
+        inputs, self._beside = self.parted(super()._prepare_inputs(inputs))
         return inputs

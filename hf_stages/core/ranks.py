@@ -1,8 +1,9 @@
-"""Whether the processes that a launcher started together are one trainer's ranks."""
+"""A run's ranks: whether they belong together, and what all of them say."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -18,3 +19,13 @@ def check_launch(args: TrainingArguments) -> None:
         f"process would train alone, into the same output_dir. {how}Start it with torchrun or accelerate launch (which set RANK and "
         "LOCAL_RANK too) where the ranks can find each other. To train alone on purpose, unset WORLD_SIZE"
     )
+
+
+def all_ranks(value: Any, args: TrainingArguments) -> list[Any]:
+    if args.world_size == 1:
+        return [value]
+    import torch
+
+    gathered: list[Any] = [None] * args.world_size
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered

@@ -8,13 +8,10 @@ from typing import Any
 
 import torch
 
+from hf_stages.core.batch import DRAWN, SOURCE
 from hf_stages.data.collators.base import columns_read, pairs_in
 from hf_stages.data.drawing.scores import tokens_in
-from hf_stages.losses.objective.by_source import SOURCE
 from hf_stages.models.real_tokens import real_tokens, shape_of
-
-DRAWN = "drawn"
-"""In a batch: the source's number and the tokens of each row that it was made of; taken out again before the update."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""A stage's loss as named terms: sums and weights taken apart, each term adapted to the models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_stages.core.curves import Const, Curve
+from hf_stages.losses.base import Leaf, Loss
+from hf_stages.losses.objective.by_source import OnSource
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand with everything that multiplies it; ``name`` is unique within the stage."""
+
+    name: str
+    weights: tuple[Curve, ...]
+    loss: Loss
+    balance: int | None = None
+    """Which of the stage's ``Balanced`` groups it belongs to, in the order of ``groups_of``."""
+
+    def weight(self, t: float) -> float:
+        product = 1.0
+        for curve in self.weights:
+            product *= curve(t)
+        return product
+
+
+def terms_of(loss: Loss | Mapping[str, Loss], student: Any = None, teacher: Any = None) -> tuple[Term, ...]:
+    """Flatten sums and weights into named terms, each adapted to the models where they are given.
+
+    >>> from hf_stages.losses import TaskLoss
+    >>> [(t.name, t.weight(0)) for t in terms_of(2 * (TaskLoss() + 0.5 * TaskLoss()))]
+    [('TaskLoss', 2.0), ('TaskLoss_2', 1.0)]
+    """
+    seen: dict[str, int] = {}
+    terms = []
+    for weights, leaf, group in _leaves(loss, []):
+        seen[leaf.name] = count = seen.get(leaf.name, 0) + 1
+        name = leaf.name if count == 1 else f"{leaf.name}_{count}"
+        adapted = leaf.for_models(student, teacher) if student is not None else leaf
+        terms.append(Term(name, weights or (Const(1.0),), adapted, group))
+    return tuple(terms)
+
+
+def weighted(terms: Sequence[Term], t: float) -> tuple[Term, ...]:
+    """Those that are computed at ``t``: a term without weight is not, unless it is all there is."""
+    return tuple(term for term in terms if len(terms) == 1 or term.weight(t) != 0.0)
+
+
+def groups_of(loss: Any) -> tuple[Any, ...]:
+    """The ``Balanced`` parts of a loss, in the order that ``Term.balance`` counts them."""
+    groups: list[Any] = []
+    for _ in _leaves(loss, groups) if loss is not None else ():
+        pass
+    return tuple(groups)
+
+
+def sources_of(loss: Any) -> tuple[str, ...]:
+    """The sources that a loss by source tells apart, in the order of their numbers; none where it is one loss for all."""
+    return tuple(sorted(loss)) if isinstance(loss, Mapping) else ()
+
+
+def _leaves(loss: Any, groups: list[Any]) -> Iterator[Leaf]:
+    if not isinstance(loss, Mapping):
+        yield from loss.leaves((), groups, None)
+        return
+    sources = sources_of(loss)
+    for source, part in loss.items():
+        for weights, leaf, group in part.leaves((), groups, None):
+            yield weights, OnSource(leaf, source, sources.index(source)), group

@@ -1,0 +1,45 @@
+"""Models of the project's own type, built and read by what their config records: a plain model, and transforms replayed on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hf_stages.core.parts import part_from_dict
+from hf_stages.core.randomness import undisturbed
+from hf_stages.layers.own_type import record_of, unmarked
+
+
+def build(kind: Any, config: Any, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    """A model with random weights, as ``kind._from_config``; where the config is marked, with what its record says."""
+    record = record_of(config)
+    if record is None:
+        return kind._from_config(config, **options)
+    model = kind._from_config(unmarked(config), **options)
+    return _replay(model, record, trust_remote_code)
+
+
+def read(kind: Any, path: Any, *args: Any, config: Any, **options: Any) -> Any:
+    """``kind.from_pretrained`` for a marked config: the structure is the record's, the rest is transformers' own."""
+    record: Any = record_of(config)
+    if record is None:
+        return kind.from_pretrained(path, *args, config=config, **options)
+    trust = bool(options.get("trust_remote_code"))
+
+    class Shell(kind):
+        def __init__(self, config: Any, *args: Any, **options: Any) -> None:
+            super().__init__(unmarked(config), *args, **options)
+            _replay(self, record, trust)
+
+    # By class and module transformers knows how weights are named on disk.
+    Shell.__name__, Shell.__qualname__, Shell.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    made = Shell.from_pretrained(path, *args, config=config, **options)
+    model = made[0] if isinstance(made, tuple) else made
+    model.__class__ = kind
+    return made
+
+
+def _replay(model: Any, record: dict[str, Any], trust_remote_code: bool) -> Any:
+    with undisturbed():
+        for part in record["transforms"]:
+            model = part_from_dict(part, "transforms", trust_remote_code=trust_remote_code)(model)
+    return model

@@ -1,0 +1,36 @@
+"""Which teacher a stage has, as declared, as a structure, and at work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from hf_stages.core.stage import Stage
+from hf_stages.teachers.cache_reader import CacheReader, check_needs
+from hf_stages.teachers.declared import CachedTeacher, Teacher
+from hf_stages.teachers.live import BASE, BaseTeacher, LiveTeacher
+
+
+def teacher_of(run: Any, stage: Stage) -> Any:
+    """As declared: the stage's own, or that of the run (a recipe or a trainer)."""
+    return stage.teacher if stage.teacher is not None else run.teacher
+
+
+def at_work(source: Any, student: Any, needs: frozenset[str], device: torch.device) -> Any:
+    """What gives a stage's losses their signals; None without a teacher."""
+    if source is None:
+        return None
+    if isinstance(source, CachedTeacher):
+        check_needs(source, needs)
+        return CacheReader(source, needs)
+    return BaseTeacher(student, needs) if source == BASE else LiveTeacher(source, needs, device)
+
+
+def structure_of(source: Any, student: Any, *, trust_remote_code: bool = False) -> Any:
+    """A model that losses can be adapted to: the teacher itself, or its skeleton."""
+    if isinstance(source, Teacher):
+        return source.skeleton(student, trust_remote_code=trust_remote_code)
+    if isinstance(source, CachedTeacher):
+        return source.model
+    return student if source == BASE else source
