@@ -28,7 +28,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from tests import tiny
+from tests.support import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -77,7 +77,7 @@ def class_data() -> Dataset:
 def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """``run_python(code, *args, check=True, env={}, timeout=120)`` runs code in a process of its own, in ``tmp_path``.
 
-    It sees ``hf_stages``, ``tests.tiny`` and the examples of this tree. With ``check``, a failure shows its stderr.
+    It sees ``hf_stages``, ``tests.support.tiny`` and the examples of this tree. With ``check``, a failure shows its stderr.
     """
 
     def run(code: str, *args: str, check: bool = True, timeout: float = 120, env: dict[str, str] | None = None):
@@ -110,8 +110,8 @@ def quick_gc():
 
 @pytest.fixture(scope="session")
 def driver():
-    """``driver.run(out, kill=..., resume=...)`` trains ``tests.killable_run`` in a process that may die."""
-    from tests.driver import Driver
+    """``driver.run(out, kill=..., resume=...)`` trains ``tests.support.killable_run`` in a process that may die."""
+    from tests.support.driver import Driver
 
     driver = Driver()
     yield driver

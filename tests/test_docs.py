@@ -11,7 +11,7 @@ from hf_stages.planning.cautions import cautions
 from hf_stages.planning.plan import Plan
 from hf_stages.reports.tables import plan_table
 from hf_stages.training import runner
-from tests.pages import KINDS, PAGES, blocks_of, walk
+from tests.support.pages import KINDS, PAGES, blocks_of, walk
 
 
 def _has(page: Path, *, slow: bool) -> bool:

@@ -16,7 +16,7 @@ from hf_stages.data.collators import by_source as module
 from hf_stages.data.source_column import SourceCollator
 from hf_stages.data.stage_collator import for_source
 from hf_stages.recipes.files import dump, loads
-from tests import tiny
+from tests.support import tiny
 from tests.workers.cases import arguments
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"

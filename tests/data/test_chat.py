@@ -17,7 +17,7 @@ from transformers import (
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.data import CompletionOnly, Lengths, Packed, ToolCallsOnly
-from tests import tiny
+from tests.support import tiny
 
 HEAD = "{% if tools %}[tools {{ tools | tojson }}]{% endif %}{% for m in messages %}"
 SAID = "{{ m.content or '' }}{% for c in m.tool_calls or [] %}CALL {{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}<end>"

@@ -6,7 +6,7 @@ import torch
 from hf_stages.core.curves import Linear
 from hf_stages.data import DynamicMLM, Packed
 from hf_stages.recipes.files import dump, loads
-from tests import tiny
+from tests.support import tiny
 
 TOKENIZER = tiny.tokenizer()
 TEXT = torch.randint(3, 259, (200, 100), generator=torch.Generator().manual_seed(0))

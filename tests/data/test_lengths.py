@@ -6,7 +6,7 @@ from transformers import DataCollatorWithPadding
 
 from hf_stages.core.curves import Linear
 from hf_stages.data import DynamicMLM, Lengths, Packed
-from tests import tiny
+from tests.support import tiny
 
 ROWS = [{"input_ids": list(range(3, 3 + n)), "labels": list(range(3, 3 + n))} for n in (5, 2, 9)]
 

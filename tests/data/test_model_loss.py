@@ -7,7 +7,7 @@ import torch
 
 from hf_stages.data import ByDifficulty, ModelLoss
 from hf_stages.data.drawing.blend import blend
-from tests import tiny
+from tests.support import tiny
 
 
 def test_scores_are_the_models_loss_on_each_row(tmp_path):

@@ -37,7 +37,7 @@ from hf_stages.losses import TaskLoss
 from hf_stages.losses.objective.update_sums import tokens_in_batch
 from hf_stages.losses.target_logits import Targets
 from hf_stages.models.real_tokens import real_tokens
-from tests import tiny
+from tests.support import tiny
 
 SHAPE = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPE |= {"intermediate_size": 64, "max_position_embeddings": 64}

@@ -8,7 +8,7 @@ from hf_stages.data import Lengths, Packed, Preferences
 from hf_stages.data.collators.base import columns_read, pairs_in
 from hf_stages.data.collators.progress import AtProgress
 from hf_stages.data.source_column import SourceCollator
-from tests import tiny
+from tests.support import tiny
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 ASKED = [{"role": "user", "content": "hi?"}]

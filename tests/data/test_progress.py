@@ -18,7 +18,7 @@ from hf_stages.data import DynamicMLM, Lengths, Packed
 from hf_stages.data.collators.base import Collating
 from hf_stages.data.collators.progress import PlacedDataset, PlacedSampler, note, take
 from hf_stages.data.stage_collator import collator_at_work
-from tests import tiny
+from tests.support import tiny
 
 
 @dataclass(frozen=True)

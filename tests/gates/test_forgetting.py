@@ -17,7 +17,7 @@ from hf_stages.gates import Forgetting, History
 from hf_stages.recipes import files as recipes
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.transforms import AddLora
-from tests import tiny
+from tests.support import tiny
 
 BEFORE = {"eval_prose_loss": 2.0, "eval_code_loss": 3.0}
 

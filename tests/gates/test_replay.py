@@ -24,9 +24,9 @@ from hf_stages.planning.measure_data import plan_for
 from hf_stages.recipes import files as recipes
 from hf_stages.schedules import Fresh
 from hf_stages.training.from_recipe import prepare
-from tests import tiny
-from tests.sameness import plain
-from tests.versus_recipes import write
+from tests.support import tiny
+from tests.support.sameness import plain
+from tests.support.versus_recipes import write
 from tests.workers.cases import Pad, arguments
 
 

@@ -18,7 +18,7 @@ from transformers import (
 
 from hf_stages.layers import BinaryLinear, Quantizer, SplitLinear, StoredBits, TernaryLinear, stored_size
 from hf_stages.transforms import AddLora, Binarize, ReduceLayers, SplitTernary, Ternarize
-from tests import tiny
+from tests.support import tiny
 
 MIB = 2**20
 

@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 
 from hf_stages.layers import blocks_of, stacks_of
-from tests import tiny
+from tests.support import tiny
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 TOWER = {**SIZES, "image_size": 28, "patch_size": 14, "model_type": "clip_vision_model"}

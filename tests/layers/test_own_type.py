@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 
 from hf_stages.layers.own_type import mark_own_type, record_of, unmarked, with_mark
-from tests import tiny
+from tests.support import tiny
 
 
 @dataclass(frozen=True)

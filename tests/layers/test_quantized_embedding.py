@@ -16,8 +16,8 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 
 from hf_stages.layers import BinaryEmbedding, Quantizer, SplitEmbedding, TernaryEmbedding
 from hf_stages.transforms import Ternarize
-from tests import tiny
 from tests.conftest import ROOT
+from tests.support import tiny
 
 KINDS = [
     (BinaryEmbedding, "mean"),

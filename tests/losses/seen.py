@@ -17,7 +17,7 @@ from hf_stages.losses.objective.terms import terms_of
 from hf_stages.models.model_inputs import model_inputs
 from hf_stages.models.signals import Signals
 from hf_stages.teachers.live import LiveTeacher
-from tests import tiny
+from tests.support import tiny
 
 LENGTHS = (11, 4, 7)
 

@@ -10,8 +10,8 @@ from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation
 from hf_stages.losses.attention_scores import scores, visible
 from hf_stages.models.capture import Capture
 from hf_stages.models.model_inputs import model_inputs
-from tests import tiny
 from tests.losses import seen
+from tests.support import tiny
 
 MODELS = {
     "bert": (seen.bert, seen.text(), None),

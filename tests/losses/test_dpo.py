@@ -15,7 +15,7 @@ from hf_stages.core.curves import Linear
 from hf_stages.data import Preferences
 from hf_stages.losses import DPO, TaskLoss
 from hf_stages.models.signals import Head
-from tests import tiny
+from tests.support import tiny
 
 ROWS = [
     {"prompt": "one and one is ", "chosen": "two", "rejected": "eleven"},

@@ -8,7 +8,7 @@ from transformers import BertModel, LlamaModel
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.losses import EmbeddingCosine
-from tests import tiny
+from tests.support import tiny
 from tests.workers.cases import NO_DROPOUT, Pad, Rows, arguments, text
 
 

@@ -7,8 +7,8 @@ import torch
 import transformers as tf
 
 from hf_stages.losses import HiddenMSE
-from tests import tiny
 from tests.losses import seen
+from tests.support import tiny
 
 MODELS = {
     "bert": (seen.bert, seen.text(), None, ""),

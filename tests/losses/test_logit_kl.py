@@ -9,7 +9,7 @@ import transformers as tf
 from hf_stages.core.curves import Linear
 from hf_stages.losses import LogitKL, LogitMSE
 from hf_stages.models.signals import Head, Signals
-from tests import tiny
+from tests.support import tiny
 
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 MNLI = ["entailment", "neutral", "contradiction"]

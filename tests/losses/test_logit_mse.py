@@ -7,7 +7,7 @@ import torch
 
 from hf_stages.losses import LogitMSE
 from hf_stages.models.signals import Signals
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.mark.parametrize("labels", [1, 3])

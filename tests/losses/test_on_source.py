@@ -13,7 +13,7 @@ from hf_stages.data import Lengths, Packed, Preferences
 from hf_stages.data.collators.progress import AtProgress
 from hf_stages.data.source_column import SourceCollator
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
-from tests import tiny
+from tests.support import tiny
 from tests.workers.cases import CASES, Gradients, Pad, Rows, apart, arguments, bert, text
 from tests.workers.heads import bart, built, mixtral
 

@@ -7,7 +7,7 @@ import torch
 import transformers as tf
 
 from hf_stages.losses import TaskLoss
-from tests import tiny
+from tests.support import tiny
 
 
 def gpt2():

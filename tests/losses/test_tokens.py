@@ -25,8 +25,8 @@ from hf_stages.losses.objective.by_source import OnSource
 from hf_stages.losses.objective.update_sums import tokens_in_batch
 from hf_stages.models.model_inputs import model_inputs
 from hf_stages.models.real_tokens import Tokens, shape_of
-from tests import tiny
 from tests.losses import seen
+from tests.support import tiny
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 40}
 FEATURES = [HiddenMSE(), HiddenMSE(distance="cosine"), AttentionMSE(), AttentionKL(), AttentionRelation()]

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_stages.transforms import Binarize, InsertSubLN, ReduceWidth, SplitTernary, Ternarize
-from tests import tiny
+from tests.support import tiny
 
 IDS = torch.arange(12).reshape(2, 6)
 TIED = ["*embed_tokens", "lm_head", "*_proj"]

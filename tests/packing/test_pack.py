@@ -24,8 +24,8 @@ from hf_stages.layers.bits import stored_size
 from hf_stages.layers.quantized import Quantized
 from hf_stages.packing import PackedEmbedding, PackedLinear, pack
 from hf_stages.transforms import Binarize, SplitTernary, Ternarize
-from tests import tiny
 from tests.packing.models import IDS, KINDS, inputs, logits, quantized
+from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 AUTO = {

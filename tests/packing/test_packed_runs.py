@@ -13,8 +13,8 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.commands.cli import main
 from hf_stages.packing import pack
 from hf_stages.transforms import AddLora, Binarize
-from tests import tiny
 from tests.packing.models import IDS, logits
+from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 

@@ -7,8 +7,8 @@ import torch
 
 from hf_stages.packing import pack
 from hf_stages.transforms import Binarize, InsertSubLN, SplitTernary, Ternarize
-from tests import tiny
 from tests.packing.models import TIED, gpt2, logits
+from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 STOCK = """

@@ -17,7 +17,7 @@ from hf_stages.losses import LogitKL, TaskLoss
 from hf_stages.packing import pack
 from hf_stages.schedules import Resume, Rewarm
 from hf_stages.transforms import AddLora, InsertSubLN, MergeLora, Ternarize
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 IDS = torch.arange(10).reshape(2, 5) + 5

@@ -10,7 +10,7 @@ from hf_stages.core.curves import Linear
 from hf_stages.data import Mixture
 from hf_stages.data.drawing.blend import blend
 from hf_stages.reports.pages.plan_picture import BOX, GAP, LANE, TALL, draw_plan, places_of
-from tests.plans import chain, plan_of
+from tests.support.plans import chain, plan_of
 
 
 def mix(draws):

@@ -10,7 +10,7 @@ from hf_stages.planning.model_shapes import shape_of
 from hf_stages.reports.tables.plan_table import flops_of, peak_lr, plan_dict, plan_table
 from hf_stages.schedules import Fresh
 from hf_stages.transforms.freeze import Freeze
-from tests.plans import chain, plan_of, skeleton
+from tests.support.plans import chain, plan_of, skeleton
 
 LONG = "a-name-as-long-as-any-stage-may-be-called-and-then-some-more-abc"
 

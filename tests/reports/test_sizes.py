@@ -15,8 +15,8 @@ from hf_stages.planning.model_shapes import dry_run, shape_of
 from hf_stages.reports.tables.plan_table import plan_dict, plan_table
 from hf_stages.reports.tables.result_table import result_table
 from hf_stages.transforms import Binarize, ReduceLayers, SplitTernary, Ternarize
-from tests import tiny
-from tests.plans import plan_of
+from tests.support import tiny
+from tests.support.plans import plan_of
 
 
 @pytest.fixture(scope="module")

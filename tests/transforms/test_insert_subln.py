@@ -13,7 +13,7 @@ from hf_stages.layers import NormedLinear
 from hf_stages.models.optimizer_moments import load
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, InsertSubLN, MergeLora, ReduceLayers, SetTask
-from tests import tiny as models
+from tests.support import tiny as models
 from tests.transforms.conftest import SIZES
 
 MOE = {**SIZES, "num_local_experts": 2, "num_key_value_heads": 1, "head_dim": 8}

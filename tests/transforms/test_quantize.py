@@ -31,7 +31,7 @@ from hf_stages.transforms import (
     Ternarize,
     Unfreeze,
 )
-from tests import tiny as models
+from tests.support import tiny as models
 
 SIZES = {
     "vocab_size": 40,

@@ -12,7 +12,7 @@ from hf_stages.layers import stack_of
 from hf_stages.models.optimizer_moments import load
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, ReduceLayers
-from tests import tiny as models
+from tests.support import tiny as models
 
 GPT2 = tf.GPT2Config(n_embd=16, n_layer=4, n_head=2, vocab_size=64, bos_token_id=1, eos_token_id=2)
 DEEP = {

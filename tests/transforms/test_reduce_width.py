@@ -13,7 +13,7 @@ from hf_stages.layers import stacks_of
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE
 from hf_stages.planning.model_shapes import dry_run
 from hf_stages.transforms import AddLora, ReduceWidth
-from tests import tiny as models
+from tests.support import tiny as models
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2}

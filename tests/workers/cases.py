@@ -15,7 +15,7 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, LogitMSE, Loss, TaskLoss
 from hf_stages.transforms import SplitTernary, Ternarize
-from tests import tiny
+from tests.support import tiny
 
 ROWS = 8
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

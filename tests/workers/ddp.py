@@ -25,7 +25,7 @@ from hf_stages.gates import Above, Budget, Expect, Forgetting
 from hf_stages.losses import AttentionKL, AttentionMSE, HiddenMSE, LogitKL, Loss, TaskLoss
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, SplitTernary, Ternarize, Unfreeze
-from tests import tiny
+from tests.support import tiny
 from tests.workers.cases import CASES, Pad, Rows, arguments, gradient, text
 from tests.workers.heads import HEADS, update
 
@@ -217,7 +217,7 @@ def fused_heads(out: Path) -> dict[str, Any]:
 
 def fused_head_runs(out: Path, batch: int) -> dict[str, Any]:
     """TRL's own loss beside a teacher's terms, which cost a second forward or none: losses and tokens."""
-    from tests import test_sft as sft
+    from tests.training import test_sft as sft
 
     found = {}
     for name, loss in {"logits": TaskLoss() + LogitKL(), "features": TaskLoss() + 10 * HiddenMSE()}.items():

@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 
 from hf_stages import Stage, StagedTrainer
-from tests import tiny
+from tests.support import tiny
 from tests.workers.cases import (
     Gradients,
     Pad,

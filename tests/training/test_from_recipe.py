@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hf_stages import Recipe, Stage, StagedTrainer
+from hf_stages.data.collators.collator import Collator
+from hf_stages.data.source import Source
+from hf_stages.models.model_source import ModelSource
+from hf_stages.training.from_recipe import build_trainer, prepare, training_arguments
+from hf_stages.transforms.freeze import Freeze
+from tests.support import tiny
+
+CONFIG = {
+    key: getattr(tiny.llama_config(), key)
+    for key in [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    ]
+}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """``source(rows)`` is a Source over a file of that many token rows."""
+
+    def make(rows: int) -> Source:
+        path = tmp_path / f"{rows}.jsonl"
+        path.write_text("\n".join(json.dumps({"input_ids": [3, 4, 5], "labels": [3, 4, 5]}) for _ in range(rows)))
+        return Source("json", data_files=str(path))
+
+    return make
+
+
+@pytest.fixture
+def recipe(source, tmp_path):
+    """``recipe(**changes)``: two stages on two sources, a model from a config."""
+
+    def make(stages=None, **changes) -> Recipe:
+        given = {
+            "model": ModelSource(config={"model_type": "llama", **CONFIG}),
+            "args": {"output_dir": str(tmp_path / "out"), "use_cpu": True, "report_to": []},
+            "sources": {"small": source(8), "large": source(16)},
+            "train_dataset": "small",
+        }
+        default = [Stage("first", "1 epochs"), Stage("second", "2 epochs", train_dataset="large")]
+        return Recipe(stages or default, **{**given, **changes})
+
+    return make
+
+
+def test_names_become_datasets(recipe):
+    prepared = prepare(recipe(eval_dataset={"near": "small", "far": "large"}))
+    assert len(prepared.recipe.train_dataset) == 8
+    assert {name: len(data) for name, data in prepared.recipe.eval_dataset.items()} == {"near": 8, "far": 16}
+    assert prepared.recipe["second"].train_dataset == "large"  # recorded by its name
+    assert len(prepared.recipe.sources["large"]) == 16
+    assert prepared.data == {"first": "small", "second": "large"}
+    plan = prepared.plan()
+    assert [stage.steps for stage in plan.stages] == [1, 4]
+    assert [len(stage.stage.train_dataset) for stage in plan.stages] == [8, 16]
+
+
+def test_a_source_that_no_stage_uses_is_not_loaded(recipe, source):
+    missing = Source("json", data_files="nowhere.jsonl")
+    assert prepare(recipe(sources={"small": source(8), "large": source(16), "missing": missing}))
+    with pytest.raises(ValueError, match=r"^sources\.small: "):
+        prepare(recipe(sources={"small": missing, "large": source(8)}))
+
+
+def test_makes_the_trainer(recipe):
+    trainer = build_trainer(recipe(eval_dataset="large"))
+    assert isinstance(trainer, StagedTrainer)
+    assert [stage.steps for stage in trainer.plan().stages] == [1, 4]
+    assert len(trainer.eval_dataset) == 16
+
+
+def test_random_weights_are_the_same_each_time(recipe):
+    first, second = (build_trainer(recipe()).model.lm_head.weight for _ in range(2))
+    assert first.equal(second)
+
+
+def test_the_skeleton_has_no_weights(recipe):
+    assert prepare(recipe()).skeleton().device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_dataset": "smal"}, "train_dataset: no source is called 'smal'; did you mean 'small'?"),
+        ({"eval_dataset": {"a": "larg"}}, "eval_dataset.a: no source is called 'larg'; did you mean 'large'?"),
+        (
+            {"args": {"output_dir": "x", "learning_rat": 1}},
+            "args.learning_rat: TrainingArguments has no 'learning_rat'; did you mean",
+        ),
+        ({"args": {}}, "args: output_dir: missing"),
+        (
+            {"args": {"output_dir": "x", "eval_strategy": "sometimes"}},
+            "args.eval_strategy: expected one of no, steps, epoch, got .sometimes.",
+        ),
+        ({"model": None}, "model: expected .* got nothing"),
+        ({"model": "no/such-folder"}, "model: "),
+        ({"tokenizer": "no/such-folder"}, "tokenizer: "),
+        ({"teacher": "stage:first-one"}, "teacher: no stage is called 'first-one'; did you mean 'first'?"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(recipe, changes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        prepare(recipe(**changes)).skeleton()
+
+
+def test_a_stages_missing_teacher_and_source(recipe):
+    with pytest.raises(ValueError, match="stage 'b': teacher: no stage is called 'c'; there are a, b"):
+        prepare(recipe([Stage("a", "1 steps"), Stage("b", "1 steps", teacher="stage:c")]))
+    with pytest.raises(ValueError, match="stage 'a': train_dataset: no source is called 'tiny'"):
+        prepare(recipe([Stage("a", "1 steps", train_dataset="tiny")]))
+
+
+def test_output_dir_given_beside_the_recipe_wins():
+    assert training_arguments({"output_dir": "a"}, output_dir="b").output_dir == "b"
+
+
+def test_a_collator_without_its_tokenizer_is_refused(recipe):
+    with pytest.raises(ValueError, match="data_collator: DataCollatorWithPadding needs a tokenizer"):
+        build_trainer(recipe(data_collator=Collator("DataCollatorWithPadding")))
+
+
+def test_a_probe_times_equal_stages_once(recipe, monkeypatch):
+    from hf_stages.commands import time_estimate
+
+    timed = []
+    real = time_estimate._time_updates
+    monkeypatch.setattr(time_estimate, "_time_updates", lambda *args: timed.append(args) or real(*args))
+    stages = [
+        Stage("a", "1 steps"),
+        Stage("b", "3 steps"),
+        Stage("c", "1 steps", transforms=[Freeze("embed_tokens")], args={"gradient_accumulation_steps": 2}),
+    ]
+    prepared = prepare(recipe(stages))
+    seconds = time_estimate.probe_seconds(prepared.plan(), prepared)
+    assert len(timed) == 2
+    assert seconds["b"] == pytest.approx(3 * seconds["a"])
+    assert all(value > 0 for value in seconds.values())
