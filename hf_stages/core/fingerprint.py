@@ -12,6 +12,20 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 _LONG = 64
+_FIRST_PLACES = {
+    "hf_stages.core.curves": "hf_stages.curves",
+    "hf_stages.core.duration": "hf_stages.duration",
+    "hf_stages.core.stage": "hf_stages.stage",
+    "hf_stages.data.curricula": "hf_stages.data",
+    "hf_stages.data.collators": "hf_stages.data",
+    "hf_stages.data.augmentation": "hf_stages.data",
+    "hf_stages.evaluation.metrics": "hf_stages.metrics",
+    "hf_stages.losses.base": "hf_stages.losses._algebra",
+    "hf_stages.models.model_source": "hf_stages.model_source",
+    "hf_stages.packing.formats": "hf_stages.exporters",
+    "hf_stages.teachers.declared": "hf_stages.teacher_source",
+}
+"""Where parts stood when their fingerprints were first written. Moving a file must not make an old run's data other data."""
 
 
 def fingerprint(value: Any) -> str:
@@ -113,4 +127,8 @@ def _ends(dataset: Any) -> str:
 
 
 def _name(target: Any) -> str:
-    return f"{target.__module__}.{target.__qualname__}"
+    module = str(target.__module__)
+    for place, first in _FIRST_PLACES.items():
+        if f"{module}.".startswith(f"{place}."):
+            module = first + module.removeprefix(place)
+    return f"{module}.{target.__qualname__}"
