@@ -16,7 +16,7 @@ from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 from examples.distil_vit import SIZE, pictures
 from hf_stages import Stage, StagedTrainer
 from hf_stages.evaluation.metrics import Metrics
-from hf_stages.recipes.ready import single_stage
+from hf_stages.recipes import single_stage
 
 
 def main(out: Path, steps: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from hf_stages import StagedTrainer
 from hf_stages.data.sample_text import byte_tokenizer, code, prose
 from hf_stages.evaluation.metrics import Metrics
-from hf_stages.recipes.ready import three_stage
+from hf_stages.recipes import three_stage
 from hf_stages.transforms import ReduceLayers
 
 LENGTH = 32

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from hf_stages import Stage, StagedTrainer
 from hf_stages.data.sample_text import blocks, byte_tokenizer, prose
 from hf_stages.losses import AttentionRelation
-from hf_stages.recipes.ready import one_stage
+from hf_stages.recipes import one_stage
 
 TOKENIZER = byte_tokenizer()
 

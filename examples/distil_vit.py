@@ -16,7 +16,7 @@ from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.evaluation.metrics import Metrics
-from hf_stages.recipes.ready import one_stage
+from hf_stages.recipes import one_stage
 
 SIZE = 16
 

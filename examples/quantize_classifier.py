@@ -20,7 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, T
 from examples.distil_classifier import LENGTH, TOKENIZER, lines
 from hf_stages import StagedTrainer
 from hf_stages.evaluation.metrics import Metrics
-from hf_stages.recipes.ready import multi_stage, single_stage
+from hf_stages.recipes import multi_stage, single_stage
 
 
 def main(out: Path, steps: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ from examples.distil_trec import LABELS, accuracy, questions, read, tokenized, t
 from hf_stages import Recipe, Stage, StagedTrainer
 from hf_stages.data import Augment
 from hf_stages.evaluation.metrics import Metrics
-from hf_stages.recipes.ready import multi_stage, single_stage
+from hf_stages.recipes import multi_stage, single_stage
 from hf_stages.transforms import Binarize
 
 

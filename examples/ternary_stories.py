@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, default_data_collator
 
 from hf_stages import Recipe, Stage, StagedTrainer
-from hf_stages.recipes.ready import bitdistill
+from hf_stages.recipes import bitdistill
 from hf_stages.transforms import Ternarize
 
 TERNARY = Ternarize(method="absmean", per="tensor", embeddings=False)  # and 8-bit activations: as the recipe has it

@@ -276,5 +276,5 @@ def write_loss(loss: Any) -> Any:
     if isinstance(loss, Mapping):
         return {str(source): write_loss(part) for source, part in loss.items()}
     written = write_value(loss, "loss")
-    summed = isinstance(written, dict) and written.get("use") == "Sum" and len(written["losses"]) > 1
+    summed = isinstance(written, dict) and set(written) == {"use", "losses"} and len(written["losses"]) > 1
     return written["losses"] if summed else written

@@ -13,7 +13,7 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.core.curves import Linear
 from hf_stages.evaluation.metrics import Metrics
 from hf_stages.losses import HiddenMSE, LogitKL, LogitMSE
-from hf_stages.recipes.ready import bitdistill, multi_stage, single_stage
+from hf_stages.recipes import bitdistill, multi_stage, single_stage
 from hf_stages.transforms import Binarize, SplitTernary, Ternarize
 from tests.support import tiny
 
