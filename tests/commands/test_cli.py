@@ -215,8 +215,8 @@ def test_other_ranks_are_silent(faked, capsys, monkeypatch):
 STUBBORN = """
 import sys, time
 import pytest
-from tests import test_cli
-from hf_stages import cli
+from tests.commands import test_cli
+from hf_stages.commands import cli
 from hf_stages.core.stops import RunInterrupted
 
 def then(trainer):

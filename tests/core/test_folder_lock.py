@@ -196,7 +196,7 @@ ALONE = """
 import sys
 from transformers import TrainingArguments
 from hf_stages import Stage, StagedTrainer
-from tests import tiny
+from tests.support import tiny
 args = TrainingArguments(sys.argv[1], report_to=[], disable_tqdm=True, save_strategy="no")
 StagedTrainer(tiny.bert(), args, stages=[Stage("a", "1 step")], train_dataset=tiny.class_data(16)).train()
 """

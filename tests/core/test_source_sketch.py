@@ -47,7 +47,7 @@ def test_what_is_known_of_transformers():
 
 CODE = """
 import sys
-from hf_stages import cli
+from hf_stages.commands import cli
 code = cli.main(sys.argv[1:])
 print("torch" in sys.modules, "transformers" in sys.modules, code)
 """
