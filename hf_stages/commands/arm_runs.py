@@ -12,11 +12,12 @@ from typing import Any
 from transformers.utils import logging
 
 from hf_stages.commands.arms import Arm
+from hf_stages.core.differences import diff
 from hf_stages.core.fingerprint import fingerprint
 from hf_stages.core.folder_lock import one_writer
 from hf_stages.core.sealed_folders import RUN_FILE, SCHEMA, read_json, write_json
 from hf_stages.core.stage import Recipe
-from hf_stages.recipes.files import diff, to_dict
+from hf_stages.recipes.files import to_dict
 from hf_stages.reports.run_folder import read_run
 from hf_stages.training.from_recipe import Prepared, training_arguments
 

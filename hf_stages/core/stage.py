@@ -101,7 +101,7 @@ def _until(name: str, until: str | Duration) -> Duration:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A sequence of stages with what they share. Python and YAML are the same thing (see ``hf_stages.recipes.files``)."""
+    """A sequence of stages with what they share. Python and YAML are the same thing (see ``hf_stages.recipes``)."""
 
     stages: Sequence[Stage]
     """A list of stages, or a ready recipe: ``{use: three_stage, until: 9 epochs}``."""

@@ -1,5 +1,17 @@
-"""Ready recipes: functions that return a few plain stages, to run as they are or to print, edit and keep.
+"""Recipes: a run as a file, and ready runs. What a recipe's stages do stands in the rooms of their parts.
 
+``load`` reads a YAML file, ``loads`` YAML text and ``from_dict`` plain data; ``dump`` and ``to_dict`` write a recipe back.
+``part_from_dict`` and ``part_to_dict`` do the same for one part, ``stage_from_dict`` for one stage.
+
+>>> from hf_stages import recipes
+>>> recipe = recipes.loads("stages: [{name: main, until: 2 epochs, schedule: Resume}]")
+>>> print(recipes.dump(recipe), end="")
+stages:
+- name: main
+  until: 2 epochs
+  schedule: {use: Resume}
+
+Ready recipes are functions that return a few plain stages, to run as they are or to print, edit and keep.
 The distillations ``one_stage``, ``two_stage`` and ``three_stage`` take the same arguments:
 
 ``until``: the length of the whole run, split evenly into whole epochs, steps or tokens, the first stages taking what is
@@ -19,7 +31,17 @@ from typing import Any
 
 from hf_stages.core.exports import Exports
 
-_EXPORTS = Exports(__name__, ("recipes",))
+_FILES = ("load", "loads", "dump", "from_dict", "to_dict", "stage_from_dict")
+_EXPORTS = Exports(
+    __name__,
+    ("recipes",),
+    more={
+        **dict.fromkeys(_FILES, "hf_stages.recipes.files"),
+        "part_from_dict": "hf_stages.core.parts",
+        "part_to_dict": "hf_stages.core.parts",
+        "RecipeError": "hf_stages.core.registry",
+    },
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -24,15 +24,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hf_stages.core.did_you_mean import did_you_mean
-from hf_stages.core.differences import diff
-from hf_stages.core.fingerprint import fingerprint
 from hf_stages.core.origins import Origin
 from hf_stages.core.parts import (
     arguments_of,
     build,
     in_memory,
-    part_from_dict,
-    part_to_dict,
     read_argument,
     read_collator,
     read_loss,
@@ -56,21 +52,6 @@ from hf_stages.core.short_values import short
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.core.type_hints import hints_of
 from hf_stages.recipes import yaml_marks
-
-__all__ = [
-    "RecipeError",
-    "diff",
-    "dump",
-    "fingerprint",
-    "from_dict",
-    "load",
-    "loads",
-    "part_from_dict",
-    "part_to_dict",
-    "stage_from_dict",
-    "stage_to_dict",
-    "to_dict",
-]
 
 _LISTS = ("transforms", "monitors", "gates", "exporters")
 _DATASETS = ("train_dataset", "eval_dataset")
@@ -332,10 +313,6 @@ def to_dict(noun: Recipe | Stage) -> dict[str, Any]:
     if isinstance(noun, Recipe):
         written["stages"] = [to_dict(stage) for stage in noun.stages]
     return written
-
-
-def stage_to_dict(stage: Stage) -> dict[str, Any]:
-    return to_dict(stage)
 
 
 def _write(key: str, value: Any) -> Any:

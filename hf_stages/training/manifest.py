@@ -10,8 +10,10 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from hf_stages.core.differences import diff
 from hf_stages.core.fingerprint import fingerprint
 from hf_stages.core.ledger import Ledger
+from hf_stages.core.parts import part_to_dict
 from hf_stages.core.randomness import seed_data, undisturbed
 from hf_stages.core.sealed_folders import (
     RUN_FILE,
@@ -29,7 +31,7 @@ from hf_stages.data.drawing.blend import Blend
 from hf_stages.planning.measure_data import train_dataset_of
 from hf_stages.planning.plan import Plan
 from hf_stages.planning.stage_args import facts, stage_args
-from hf_stages.recipes.files import diff, part_to_dict, to_dict
+from hf_stages.recipes.files import to_dict
 
 _JUDGES = ("gates", "args", "eval_dataset", "compute_metrics", "exporters", "pack_on_save", "monitors", "parents")
 """What watches a stage without changing what it trains, and what is recorded in another form."""

@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers.trainer_callback import TrainerState
 
+from hf_stages.core.parts import part_to_dict
 from hf_stages.core.sealed_folders import (
     CARD,
     SCHEMA,
@@ -29,7 +30,7 @@ from hf_stages.models import optimizer_moments as moments_file
 from hf_stages.models.structure import save_weights
 from hf_stages.planning.domains import by_domain, domains_of, plain_name, trained_on
 from hf_stages.planning.plan import PlannedStage
-from hf_stages.recipes.files import part_to_dict, to_dict
+from hf_stages.recipes.files import to_dict
 from hf_stages.reports.cards.model_card import began_with, stage_card
 from hf_stages.training.progress_bar import without_bars
 from hf_stages.training.stage_rates import group_rates

@@ -9,13 +9,12 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from hf_stages import StagedTrainer
+from hf_stages import StagedTrainer, recipes
 from hf_stages.commands import cli
 from hf_stages.commands.arm_runs import Trainings, run_versus
 from hf_stages.commands.arms import LATE, arms_of
 from hf_stages.data import BySource, Lengths
 from hf_stages.planning.measure_data import plan_for
-from hf_stages.recipes import files as recipes
 from hf_stages.reports.arms import compare
 from hf_stages.training.from_recipe import prepare
 from tests.support.versus_recipes import write

@@ -15,8 +15,7 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.commands import cli
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.losses import LogitKL
-from hf_stages.recipes import three_stage
-from hf_stages.recipes.files import loads
+from hf_stages.recipes import loads, three_stage
 from tests.support.plans import plan_of, skeleton
 from tests.training.test_from_recipe import CONFIG
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
+from hf_stages import recipes
 from hf_stages.commands import cli
 from hf_stages.commands.arms import Sources
 from hf_stages.commands.lr_trials import probe_of, sources_at, trial_stage
 from hf_stages.data.curricula.replay import Replay
 from hf_stages.planning.measure_data import plan_for
-from hf_stages.recipes import files as recipes
 from hf_stages.reports.tables.probe_table import probe_table
 from hf_stages.reports.trials import Trial, Trials
 from hf_stages.training.from_recipe import prepare

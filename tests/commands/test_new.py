@@ -8,7 +8,7 @@ import pytest
 
 from hf_stages.commands.cli import main
 from hf_stages.commands.new import write_first_run
-from hf_stages.recipes.files import load
+from hf_stages.recipes import load
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_stages.core.curves import WSD, Const, Cosine, Curve, Join, Linear, Step, as_curve
-from hf_stages.recipes.files import part_from_dict, part_to_dict
+from hf_stages.recipes import part_from_dict, part_to_dict
 from tests.support.strategies import curves
 
 

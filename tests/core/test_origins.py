@@ -6,9 +6,9 @@ import json
 
 import pytest
 
+from hf_stages import recipes
 from hf_stages.core.origins import Origin
 from hf_stages.core.registry import RecipeError
-from hf_stages.recipes import files as recipes
 from hf_stages.training.from_recipe import prepare
 from tests.support import tiny
 

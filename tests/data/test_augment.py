@@ -20,9 +20,9 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from hf_stages import recipes
 from hf_stages.data import Augment, Source
 from hf_stages.data.augmentation import language_model
-from hf_stages.recipes import files as recipes
 from tests.support.tiny import llama
 
 NAMES = "cat dog bird fish horse runs sleeps eats jumps house tree river road red green blue small old snow ice"

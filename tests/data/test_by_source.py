@@ -15,7 +15,7 @@ from hf_stages.data import BySource, CompletionOnly, DynamicMLM, Lengths, Mixtur
 from hf_stages.data.collators import by_source as module
 from hf_stages.data.source_column import SourceCollator
 from hf_stages.data.stage_collator import for_source
-from hf_stages.recipes.files import dump, loads
+from hf_stages.recipes import dump, loads
 from tests.support import tiny
 from tests.workers.cases import arguments
 

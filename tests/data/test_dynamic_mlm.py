@@ -5,7 +5,7 @@ import torch
 
 from hf_stages.core.curves import Linear
 from hf_stages.data import DynamicMLM, Packed
-from hf_stages.recipes.files import dump, loads
+from hf_stages.recipes import dump, loads
 from tests.support import tiny
 
 TOKENIZER = tiny.tokenizer()

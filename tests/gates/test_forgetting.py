@@ -10,11 +10,10 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
-from hf_stages import Stage, StagedTrainer
+from hf_stages import Stage, StagedTrainer, recipes
 from hf_stages.core.curves import Const
 from hf_stages.core.ledger import Entry
 from hf_stages.gates import Forgetting, History
-from hf_stages.recipes import files as recipes
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.transforms import AddLora
 from tests.support import tiny

@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_stages import Stage, StagedTrainer
+from hf_stages import Stage, StagedTrainer, recipes
 from hf_stages.commands import cli
 from hf_stages.commands.arms import Sources, arms_of
 from hf_stages.commands.lr_trials import probe_of, trial_stage
@@ -21,7 +21,6 @@ from hf_stages.data import ByLength, BySource, Lengths, Mixture
 from hf_stages.gates import Forgetting, History
 from hf_stages.losses import TaskLoss
 from hf_stages.planning.measure_data import plan_for
-from hf_stages.recipes import files as recipes
 from hf_stages.schedules import Fresh
 from hf_stages.training.from_recipe import prepare
 from tests.support import tiny

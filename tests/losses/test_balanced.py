@@ -10,7 +10,7 @@ from hf_stages.core.curves import Const, Linear
 from hf_stages.losses import Balanced, Loss, TaskLoss
 from hf_stages.losses.base import Scaled, Sum
 from hf_stages.losses.objective.terms import groups_of, terms_of
-from hf_stages.recipes.files import dump, loads, part_from_dict, part_to_dict
+from hf_stages.recipes import dump, loads, part_from_dict, part_to_dict
 
 TWO = TaskLoss() + Linear(1, 0) * TaskLoss(shift=True)
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from hf_stages import recipes
 from hf_stages.commands.cli import main
 from hf_stages.core.registry import RecipeError
 from hf_stages.models.model_source import ModelSource
-from hf_stages.recipes import files as recipes
 from hf_stages.training.from_recipe import prepare
 from tests.support import tiny
 

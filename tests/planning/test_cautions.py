@@ -18,7 +18,7 @@ from hf_stages.planning.cautions import cautions
 from hf_stages.planning.measure_data import plan_for
 from hf_stages.planning.plan import Size, args_defaults, make_plan
 from hf_stages.planning.stage_args import stage_args
-from hf_stages.recipes.files import loads
+from hf_stages.recipes import loads
 from hf_stages.reports.tables.plan_table import plan_table
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.schedules.base import Defaults

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_stages.recipes.files import loads
+from hf_stages.recipes import loads
 from hf_stages.training.from_recipe import prepare
 from tests.support import tiny
 

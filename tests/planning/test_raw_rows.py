@@ -9,11 +9,10 @@ import torch
 from datasets import Dataset
 from transformers import BertForQuestionAnswering, TrainingArguments
 
-from hf_stages import Stage, StagedTrainer
+from hf_stages import Stage, StagedTrainer, recipes
 from hf_stages.core.registry import RecipeError
 from hf_stages.data import Mixture
 from hf_stages.losses import LogitKL
-from hf_stages.recipes import files as recipes
 from hf_stages.training.from_recipe import prepare
 from tests.support import tiny
 

@@ -16,7 +16,7 @@ from hf_stages.commands import cli
 from hf_stages.core.curves import Cosine
 from hf_stages.losses import LogitKL
 from hf_stages.planning.unused_args import unused_args
-from hf_stages.recipes.files import loads
+from hf_stages.recipes import loads
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from tests.support import tiny
 

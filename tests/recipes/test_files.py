@@ -16,6 +16,7 @@ import hf_stages
 from hf_stages import Recipe, Stage
 from hf_stages.core import registry
 from hf_stages.core.curves import Linear
+from hf_stages.core.differences import diff
 from hf_stages.core.fingerprint import fingerprint
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
@@ -24,9 +25,8 @@ from hf_stages.gates import Budget, Plateau
 from hf_stages.losses import Loss, TaskLoss
 from hf_stages.losses.base import Scaled, Sum
 from hf_stages.models.model_source import ModelSource
-from hf_stages.recipes.files import (
+from hf_stages.recipes import (
     RecipeError,
-    diff,
     dump,
     from_dict,
     load,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_stages import recipes
 from hf_stages.core.registry import RecipeError
-from hf_stages.recipes import files as recipes
 from hf_stages.recipes import yaml_marks
 
 SEEDS = [

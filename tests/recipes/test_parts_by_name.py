@@ -6,12 +6,11 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from hf_stages import Stage, StagedTrainer, Teacher
+from hf_stages import Stage, StagedTrainer, Teacher, recipes
 from hf_stages.data.collators.packed import Packed
 from hf_stages.evaluation.metrics import Metrics
 from hf_stages.gates import Plateau
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
-from hf_stages.recipes import files as recipes
 from hf_stages.schedules import Fresh, Rewarm
 from hf_stages.transforms import Freeze
 from tests.support import tiny
@@ -53,7 +52,7 @@ def trainer(tmp_path):
 def test_a_stages_parts(trainer, key, by_name, part):
     found = trainer(Stage("a", "1 steps", **{key: by_name}), teacher=tiny.llama(1)).recipe["a"]
     assert getattr(found, key) == part
-    assert recipes.stage_to_dict(found) == recipes.stage_to_dict(Stage("a", "1 steps", **{key: part}))
+    assert recipes.to_dict(found) == recipes.to_dict(Stage("a", "1 steps", **{key: part}))
 
 
 @pytest.mark.parametrize(

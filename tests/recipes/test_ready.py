@@ -11,8 +11,7 @@ from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses.objective.terms import terms_of
 from hf_stages.planning.plan import Size, steps_of
-from hf_stages.recipes import one_stage, three_stage, two_stage
-from hf_stages.recipes.files import RecipeError, dump, loads
+from hf_stages.recipes import RecipeError, dump, loads, one_stage, three_stage, two_stage
 
 ALL = [one_stage, two_stage, three_stage]
 EVERYTHING = ["HiddenMSE", "AttentionMSE", "LogitKL"]

@@ -8,8 +8,7 @@ from hf_stages import Stage
 from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE, LogitKL
 from hf_stages.losses.objective.terms import terms_of
-from hf_stages.recipes import bitdistill, multi_stage, single_stage
-from hf_stages.recipes.files import dump, loads
+from hf_stages.recipes import bitdistill, dump, loads, multi_stage, single_stage
 from hf_stages.transforms import Binarize, ReduceLayers, SetTask, SplitTernary, Ternarize
 
 FEATURES, LOGITS = ["HiddenMSE", "AttentionMSE"], ["LogitKL"]

@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 import yaml
 
+from hf_stages import recipes
 from hf_stages.commands.cli import main as hf_stages
-from hf_stages.recipes import files
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,6 +96,6 @@ def _read(block: Block) -> None:
     if data.keys() & {"gates", "loss", "transforms", "schedule", "until"}:  # the keys of a stage
         data = {"stages": [{**stage, **data}]}
     try:
-        files.from_dict({"stages": [stage], **data})
+        recipes.from_dict({"stages": [stage], **data})
     except ValueError as error:
         raise AssertionError(f"{block.page}:{block.line}: {error}") from error

@@ -12,9 +12,8 @@ import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from hf_stages import CachedTeacher, Stage, StagedTrainer, Teacher
+from hf_stages import CachedTeacher, Stage, StagedTrainer, Teacher, recipes
 from hf_stages.losses import AttentionKL, HiddenMSE, LogitKL, Loss, TaskLoss
-from hf_stages.recipes import files as recipes
 from hf_stages.teachers.cache_reader import CacheReader
 from hf_stages.teachers.live import LiveTeacher
 from tests.support import tiny

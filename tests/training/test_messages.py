@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from hf_stages import recipes
 from hf_stages.core.curves import Const, Step, as_curve
 from hf_stages.core.hub_names import taken_for_hub
 from hf_stages.core.registry import RecipeError
-from hf_stages.recipes import files as recipes
 from hf_stages.training.from_recipe import prepare
 
 LONG = "x" * 5000

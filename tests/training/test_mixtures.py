@@ -9,11 +9,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_stages import Stage, StagedTrainer
+from hf_stages import Stage, StagedTrainer, recipes
 from hf_stages.core.curves import Linear, Step
 from hf_stages.data import ByDifficulty, ByLength, Mixture, Ordered, Replay
 from hf_stages.losses import TaskLoss
-from hf_stages.recipes import files as recipes
 from tests.support import tiny
 from tests.support.sameness import plain
 from tests.workers.cases import Pad, arguments

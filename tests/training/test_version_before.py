@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_stages import CachedTeacher, StagedTrainer
+from hf_stages.core.fingerprint import fingerprint
 from hf_stages.models.stage_models import load_stage
 from hf_stages.packing import pack
-from hf_stages.recipes.files import dump, fingerprint, load, loads, part_to_dict, stage_from_dict, stage_to_dict
+from hf_stages.recipes import dump, load, loads, part_to_dict, stage_from_dict, to_dict
 from hf_stages.training.from_recipe import build_trainer
 from tests.version_before import runs
 
@@ -201,7 +202,7 @@ def test_parts_are_read_from_what_was_written(key):
         ):
             continue  # rows
         stage = {"name": "a", "until": "1 steps", key: [about["written"]] if several else about["written"]}
-        written = stage_to_dict(stage_from_dict(stage, trust_remote_code=True))[key]
+        written = to_dict(stage_from_dict(stage, trust_remote_code=True))[key]
         assert _with_use(written[0] if several else written) == _with_use(about["written"])
 
 

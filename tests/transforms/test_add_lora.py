@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from hf_stages.recipes.files import part_from_dict, part_to_dict
+from hf_stages.recipes import part_from_dict, part_to_dict
 from hf_stages.transforms import AddLora, Freeze
 
 pytest.importorskip("peft")

@@ -18,7 +18,7 @@ from hf_stages.layers.experts import QuantizedExperts
 from hf_stages.layers.quantized import WithStrength
 from hf_stages.models.structure import Blueprint, load_weights, replay, save_weights, torn_on_disk
 from hf_stages.planning.model_shapes import dry_models
-from hf_stages.recipes.files import part_from_dict, part_to_dict
+from hf_stages.recipes import part_from_dict, part_to_dict
 from hf_stages.transforms import (
     AddLora,
     Binarize,

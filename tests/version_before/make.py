@@ -32,9 +32,10 @@ from transformers import (
 
 import hf_stages
 from hf_stages import Stage, StagedTrainer, Teacher
+from hf_stages.core.fingerprint import fingerprint
 from hf_stages.models.stage_models import load_stage
 from hf_stages.packing import pack
-from hf_stages.recipes.files import dump, fingerprint, load, loads, part_to_dict
+from hf_stages.recipes import dump, load, loads, part_to_dict
 from hf_stages.training.from_recipe import build_trainer, prepare
 from hf_stages.transforms import AddLora, InsertSubLN, Ternarize
 from tests.version_before import runs

@@ -54,7 +54,7 @@ from hf_stages.losses import (
     TaskLoss,
 )
 from hf_stages.packing.formats import Gguf, Onnx
-from hf_stages.recipes.files import loads
+from hf_stages.recipes import loads
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.training.from_recipe import build_trainer
 from hf_stages.transforms import (

@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 import transformers as tf
 
-from hf_stages import Stage
+from hf_stages import Stage, recipes
 from hf_stages.layers import Quantizer, SplitLinear, TernaryLinear
 from hf_stages.packing.formats import Gguf, model_weights
 from hf_stages.packing.formats.gguf_blocks import blocks, type_of
 from hf_stages.packing.formats.gguf_models import rope_order
 from hf_stages.packing.formats.model_weights import levels_of
-from hf_stages.recipes import files
 from hf_stages.transforms import Binarize, InsertSubLN, SplitTernary, Ternarize
 from tests.packing.formats.folders import loaded, sentencepiece, trained
 from tests.support import tiny
@@ -251,5 +250,5 @@ def test_wrong_arguments(monkeypatch):
 
 def test_a_recipe_names_it():
     text = "stages: [{name: low, until: 1 steps, exporters: [{use: Gguf, strict: true}]}]"
-    (stage,) = files.loads(text).stages
+    (stage,) = recipes.loads(text).stages
     assert stage == Stage("low", "1 steps", exporters=[Gguf(strict=True)])

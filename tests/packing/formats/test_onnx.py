@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from hf_stages import Stage
+from hf_stages import Stage, recipes
 from hf_stages.layers import Activations, BinaryLinear, SplitLinear, TernaryEmbedding, TernaryLinear
 from hf_stages.packing.formats import Onnx, model_weights
 from hf_stages.packing.formats.onnx_graph import Graph
 from hf_stages.packing.formats.onnx_layers import Layers, block_of, rounded
-from hf_stages.recipes import files
 from hf_stages.transforms import Binarize, SplitTernary, Ternarize
 from tests.packing.formats.folders import loaded, trained, word_piece
 from tests.support import tiny
@@ -225,5 +224,5 @@ def test_what_it_refuses(tmp_path, monkeypatch):
 
 def test_a_recipe_names_it():
     text = "stages: [{name: low, until: 1 steps, exporters: [{use: Onnx, activations: blocks}]}]"
-    (stage,) = files.loads(text).stages
+    (stage,) = recipes.loads(text).stages
     assert stage == Stage("low", "1 steps", exporters=[Onnx(activations="blocks")])
