@@ -57,6 +57,7 @@ def recipe_reference() -> str:
         _section("Transforms", *_parts("transforms")),
         _section("Schedules", *_parts("schedules")),
         _section("Gates", *_parts("gates")),
+        *([_section("Monitors", *_parts("monitors"))] if classes_of("monitors") else []),
         _section("Metrics", _METRICS, _metrics()),
         _section("Exporters", *_parts("exporters")),
         _section("Ready recipes", _READY, _ready()),

@@ -110,14 +110,6 @@ def test_a_plan_is_printed_as_a_table(tmp_path):
     assert "Plan(" in repr(trainer_in(tmp_path).plan())
 
 
-def test_dir_shows_what_there_is(run_python):
-    code = "import hf_stages, sys; print(*dir(hf_stages)); print('torch' in sys.modules)"
-    names, torch = run_python(code).stdout.splitlines()
-    assert {"Stage", "StagedTrainer", "LogitKL", "Ternarize", "three_stage", "pack"} <= set(names.split())
-    assert "after_import" not in names.split()
-    assert torch == "False"
-
-
 class Own(StagedTrainer):
     def __init__(self, model, out):
         super().__init__(model, TrainingArguments(out))
