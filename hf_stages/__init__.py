@@ -15,7 +15,10 @@ from hf_stages.core.version import __version__ as __version__
 
 _EXPORTS = _Exports(
     __name__,
-    ("losses", "transforms", "schedules", "gates", "monitors", "data", "teachers", "exporters", "curves", "recipes"),
+    (
+        *("losses", "transforms", "schedules", "gates", "monitors", "data", "metrics", "teachers", "exporters"),
+        *("curves", "recipes"),
+    ),
     more={
         "ModelSource": "hf_stages.models.model_source",
         "Recipe": "hf_stages.core.stage",

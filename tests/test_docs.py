@@ -11,7 +11,8 @@ from hf_stages.planning.cautions import cautions
 from hf_stages.planning.plan import Plan
 from hf_stages.reports.tables import plan_table
 from hf_stages.training import runner
-from tests.support.pages import KINDS, PAGES, blocks_of, walk
+from tests.support.pages import KINDS, PAGES, ROOT, blocks_of, walk
+from tests.test_architecture import ROOMS
 
 
 def _has(page: Path, *, slow: bool) -> bool:
@@ -59,6 +60,12 @@ def test_no_page_imports_what_a_wheel_lacks(page: Path) -> None:
     code = "".join(block.code for block in blocks_of(page) if block.kind == "python")
     assert "from examples" not in code
     assert "from tests" not in code
+
+
+def test_the_tree_of_the_readme_is_the_list_of_rooms() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("```text\nhf_stages/\n")[2].partition("```")[0]
+    shown = re.findall(r"^  (\w+)/ ", tree, re.MULTILINE)
+    assert shown == [room for line in ROOMS for room in line.split()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
