@@ -24,7 +24,7 @@ from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.schedules.base import Defaults
 from hf_stages.transforms import AddLora, Freeze
 from tests.support.pages import PAGES, blocks_of
-from tests.training.test_trainer import staged
+from tests.support.runs import staged
 
 FLAT = Const(1)
 

@@ -14,7 +14,7 @@ from hf_stages.losses import TaskLoss
 from hf_stages.losses.objective.task_probe import find_reduction
 from hf_stages.models.reduction import Count, Reduction
 from tests.support import tiny
-from tests.training.test_trainer import StopAt
+from tests.support.runs import StopAt
 from tests.workers.cases import Pad, Rows, apart, arguments, text, uneven
 from tests.workers.heads import HEADS, Head, PadAll, begun, mixtral, update
 
