@@ -33,7 +33,7 @@ ROOMS = (
     "commands",  # hf-stages ...
 )
 LINE = {room: number for number, line in enumerate(ROOMS) for room in line.split()}
-CORE_MAY_IMPORT = {"torch", "numpy", "transformers", "xxhash", "filelock"}
+CORE_MAY_IMPORT = {"torch", "numpy", "transformers", "accelerate", "xxhash", "filelock"}
 FILE_LINES, FUNCTION_LINES = 420, 60  # aim at 400 and 40; docstrings of functions do not count
 MAY_PRINT = (
     "cli",

@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from hf_stages.core.ranks import all_ranks
+from hf_stages.core.ranks import from_all_ranks
 
 NAME = ".writer.lock"
 PATIENCE = 2.0
@@ -36,7 +36,7 @@ def one_writer(folder: Path, args: TrainingArguments) -> Iterator[None]:
                 held.enter_context(alone_in(folder))
             except ValueError as error:
                 problem = str(error)
-        said = next((text for text in all_ranks(problem, args) if text is not None), None)
+        said = next((text for text in from_all_ranks(problem, args) if text is not None), None)
         if said is not None:
             raise ValueError(said)
         yield

@@ -1,4 +1,4 @@
-"""A run's ranks: whether they belong together, and what all of them say."""
+"""A run's ranks: whether they belong together, and how they exchange plain values."""
 
 from __future__ import annotations
 
@@ -21,11 +21,19 @@ def check_launch(args: TrainingArguments) -> None:
     )
 
 
-def all_ranks(value: Any, args: TrainingArguments) -> list[Any]:
+def from_all_ranks(value: Any, args: TrainingArguments) -> list[Any]:
+    """Give every rank the values of all ranks, in the order of the ranks. Collective."""
     if args.world_size == 1:
         return [value]
-    import torch
+    from accelerate.utils import gather_object
 
-    gathered: list[Any] = [None] * args.world_size
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
+    return gather_object([value])
+
+
+def from_main_rank(value: Any, args: TrainingArguments) -> Any:
+    """Give every rank the value of rank 0. Collective."""
+    if args.world_size == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]

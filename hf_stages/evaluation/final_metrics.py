@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_stages.core.ranks import all_ranks
+from hf_stages.core.ranks import from_all_ranks
 from hf_stages.evaluation.last_evaluation import LastEvaluation
 from hf_stages.evaluation.per_domain import measured_as
 from hf_stages.planning.domains import domains_of, own_domains, same_task
@@ -33,10 +33,10 @@ def _own(runner: Any, run: Any) -> dict[str, float]:
 def _of_these_weights(trainer: Any, last: LastEvaluation) -> dict[str, float]:
     """The stage's last evaluation if it was of the weights at hand, else a new one; and where a callback changed them behind
     that as well, one more that callbacks do not hear of."""
-    if not all(all_ranks(last.holds(), trainer.args)):
+    if not all(from_all_ranks(last.holds(), trainer.args)):
         with last.measuring():
             last.keep(_evaluated(trainer))
-        if last.prints and not all(all_ranks(last.holds(), trainer.args)):
+        if last.prints and not all(from_all_ranks(last.holds(), trainer.args)):
             with last.measuring(), trainer.callback_handler.measuring():
                 last.keep(_evaluated(trainer))
     return last.metrics

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import set_seed
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -18,7 +17,7 @@ from transformers.utils import logging
 
 from hf_stages.core.ledger import Ledger
 from hf_stages.core.randomness import seed_of
-from hf_stages.core.ranks import all_ranks
+from hf_stages.core.ranks import from_all_ranks, from_main_rank
 from hf_stages.core.sealed_folders import disk_error, written_whole
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.data.drawing.blend import Blend
@@ -40,7 +39,7 @@ from hf_stages.planning.stage_args import stage_args
 from hf_stages.planning.teacher_agreement import probe
 from hf_stages.teachers.live import BaseTeacher, LiveTeacher
 from hf_stages.teachers.of_stage import at_work, structure_of
-from hf_stages.training.handover import Handover
+from hf_stages.training.handover import Handover, Transition
 from hf_stages.training.manifest import Manifest
 from hf_stages.training.rollback_states import forget, kept_folder
 from hf_stages.training.run_teachers import Teachers
@@ -49,7 +48,6 @@ from hf_stages.training.stage_rates import at_rate
 from hf_stages.training.stage_run import StageRun
 from hf_stages.training.trainer_counters import forget as forget_counts
 from hf_stages.training.trainer_counters import remember
-from hf_stages.training.transition import Transition
 
 logger = logging.get_logger(__name__)
 _OWN = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics", "args", "optimizer_cls_and_kwargs")
@@ -205,8 +203,7 @@ class Runner:
             summary = write_boundary(self, planned, run, metrics, change, moments)
         except Exception as error:
             raise _full(error, f"the stage folder {planned.folder}", self.out) from error
-        if args.world_size > 1:  # metrics with timings in them differ by rank; what is judged is what was written
-            summary = _from_main(summary, args)
+        summary = from_main_rank(summary, args)  # metrics with timings in them differ by rank: the written ones count
         self.manifest.finished(planned.name, summary)
         self.manifest.write("running", self.ledger)
         self.carried = trainer.state
@@ -250,7 +247,7 @@ class Runner:
 
     def _stop_if_asked(self, planned: PlannedStage) -> None:
         """A wish to stop that came too late for the stage's last update: the boundary is as good as a checkpoint."""
-        asked = [reason for reason in all_ranks(self.stop_request, self.args) if reason is not None]
+        asked = [reason for reason in from_all_ranks(self.stop_request, self.args) if reason is not None]
         if asked and planned is not self.plan.stages[-1]:
             raise RunInterrupted(
                 f"stopped at step {self.trainer.state.global_step}, after stage {planned.name!r}: {asked[0]}"
@@ -330,9 +327,7 @@ class Runner:
         if not teacher.capture.needs & {"final", "logits", "outputs"}:
             return
         where = f"stage {planned.name!r}: teacher"
-        wrong = probe(trainer, trainer.train_dataset, teacher, where)
-        if self.args.world_size > 1:
-            wrong = _from_main(wrong, self.args)
+        wrong = from_main_rank(probe(trainer, trainer.train_dataset, teacher, where), self.args)
         if wrong is not None:
             raise ValueError(f"{where}: {wrong}. If it is as it should be: trainer.probe_teacher = False")
 
@@ -393,12 +388,6 @@ class Runner:
         return TrainOutput(
             state.global_step, outputs[-1].training_loss, {**outputs[-1].metrics, "train_runtime": runtime}
         )
-
-
-def _from_main(value: Any, args: Any) -> Any:
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0, device=args.device)
-    return box[0]
 
 
 def _full(error: Exception, what: str, out: Path) -> Exception:

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_stages.core.ledger import Ledger
-from hf_stages.core.ranks import all_ranks
+from hf_stages.core.ranks import from_all_ranks, from_main_rank
 from hf_stages.data.collators.progress import PlacedDataset, PlacedSampler, PlacedStream
 from hf_stages.data.stage_collator import reads_progress
 from hf_stages.evaluation.last_evaluation import LastEvaluation
@@ -274,12 +273,8 @@ class StageRun:
 
     def agreed(self, gates: list[Any], history: History) -> list[Any]:
         """Rank 0's answers, on all ranks: timings and metrics with noise in them differ between ranks."""
-        answers: list[Any] = [None] * len(gates)
-        if self.args.process_index == 0:
-            answers = [gate(history) for gate in gates]
-        if self.args.world_size > 1:
-            torch.distributed.broadcast_object_list(answers, src=0, device=self.args.device)
-        return answers
+        main = self.args.process_index == 0
+        return from_main_rank([gate(history) for gate in gates] if main else None, self.args)
 
     def history(self, state: TrainerState, *more: dict[str, Any]) -> History:
         return History(
@@ -352,7 +347,7 @@ class StageRun:
         trainer = self.trainer
         assert self.objective is not None
         mine = {"tr_loss": trainer._tr_loss.item(), "objective": self.objective.state_dict()}
-        ranks = all_ranks({**mine, "evaluated": self.last_evaluation.state_dict()}, self.args)
+        ranks = from_all_ranks({**mine, "evaluated": self.last_evaluation.state_dict()}, self.args)
         return {
             "stage": self.planned.name,
             "index": self.planned.index,

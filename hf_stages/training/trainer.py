@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 
@@ -26,9 +22,7 @@ from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.data.stage_collator import collator_at_work
 from hf_stages.evaluation.evaluation_mixin import MeasuredMixin
-from hf_stages.hub.run_card import write_run_card
-from hf_stages.layers.quantized import is_range
-from hf_stages.losses.objective.micro_batch_loss import outermost, overrides, update_loss
+from hf_stages.losses.objective.micro_batch_loss import overrides
 from hf_stages.losses.objective.stage_losses import wants_teacher
 from hf_stages.models.method_patches import Patches, check_rebuilt
 from hf_stages.models.stage_models import load_stage
@@ -47,20 +41,21 @@ from hf_stages.planning.unused_args import unused_args
 from hf_stages.recipes.parts_by_name import at_hand, with_parts
 from hf_stages.reports.tables.plan_table import plan_table
 from hf_stages.training.callbacks import OneRun
-from hf_stages.training.checkpoints import load_checkpoint, save_checkpoint, without_token
+from hf_stages.training.loop_mixin import LoopMixin
 from hf_stages.training.preparing.deferred_data import held_back
 from hf_stages.training.preparing.hooks import PreparingMixin
 from hf_stages.training.progress_bar import StageProgress
 from hf_stages.training.run_teachers import check_declared
 from hf_stages.training.runner import Runner
+from hf_stages.training.saving_mixin import SavingMixin
 from hf_stages.training.shown_signature import signature_of
-from hf_stages.training.stage_rates import check_rates, take_rate
+from hf_stages.training.stage_rates import take_rate
 
 logger = logging.get_logger(__name__)
 _SHARED = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")
 
 
-class StagedMixin(MeasuredMixin, PreparingMixin):
+class StagedMixin(MeasuredMixin, PreparingMixin, LoopMixin, SavingMixin):
     """Stages for any subclass of Trainer that keeps Trainer's hooks: ``class StagedX(StagedMixin, XTrainer): ...``.
 
     Without ``stages`` nothing is changed: it is that trainer, bit for bit.
@@ -238,105 +233,6 @@ class StagedMixin(MeasuredMixin, PreparingMixin):
             )
         if self.is_fsdp_enabled and getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
             raise ValueError("FSDP version 1 cannot carry moments by name; set fsdp_version: 2")
-
-    # ---- Trainer's hooks ------------------------------------------------------------------------------------------------
-
-    def get_train_dataloader(self):
-        if self._stage is None:
-            return super().get_train_dataloader()
-        with self._stage.reading():
-            return super().get_train_dataloader()
-
-    def _get_train_sampler(self, train_dataset=None):
-        if self._stage is None:
-            return super()._get_train_sampler(train_dataset)
-        return self._stage.make_sampler(super()._get_train_sampler)
-
-    def create_scheduler(self, num_training_steps, optimizer=None):
-        if self._stage is None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        optimizer = optimizer if optimizer is not None else self.optimizer
-        check_rates(self, optimizer)
-        self._runner.handover.carry(optimizer)
-        multiplier = self._stage.multiplier
-        self.lr_scheduler = LambdaLR(optimizer, lambda step: multiplier(step))
-        return self.lr_scheduler
-
-    def _init_training_state(self, max_steps, num_update_steps_per_epoch, *args, **kwargs):
-        position = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args, **kwargs)
-        if self._stage is None:
-            return position
-        return self._stage.place(self, num_update_steps_per_epoch, self._runner.carried)
-
-    def _run_epoch(self, **kwargs):
-        return super()._run_epoch(**(kwargs if self._stage is None else self._stage.enter_epoch(kwargs)))
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        if self._stage is None:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = self._stage.refetch.take(epoch_iterator, num_batches)
-        self._stage.open_update(batches)
-        return batches, None
-
-    def training_step(self, *args, **kwargs):
-        if self._stage is None:
-            return super().training_step(*args, **kwargs)
-        with outermost(self, partial(update_loss, self)):
-            loss = super().training_step(*args, **kwargs)
-        if self.accelerator.sync_gradients:
-            self._stage.objective.close_update(loss)
-        return loss
-
-    def log(self, logs, *args, **kwargs):
-        if self._stage is not None:
-            logs["stage"] = self._stage.planned.index
-            if "loss" in logs:
-                logs.update(self._stage.watch(self.model))
-        super().log(logs, *args, **kwargs)
-
-    def _save_checkpoint(self, model, trial):
-        if self._stage is None:
-            return super()._save_checkpoint(model, trial)
-        inner = super()._save_checkpoint
-        save_checkpoint(self, lambda: inner(model, trial))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if self._stage is None:
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        inner = super()._load_from_checkpoint
-        with self._stage.losses.detached():
-            load_checkpoint(self, resume_from_checkpoint, lambda: inner(resume_from_checkpoint, model))
-        self._stage.losses.load(Path(resume_from_checkpoint))
-
-    def _load_best_model(self):
-        if self._stage is None:
-            return super()._load_best_model()
-        inner = super()._load_best_model
-        with self._stage.losses.detached():
-            load_checkpoint(self, self.state.best_model_checkpoint, inner)
-
-    def create_model_card(self, *args, **kwargs):
-        if self.recipe is None:
-            return super().create_model_card(*args, **kwargs)
-        return write_run_card(self, super().create_model_card, args, kwargs)
-
-    def get_decay_parameter_names(self, model):
-        names = super().get_decay_parameter_names(model)
-        # Decayed, a learned scale or range would shrink towards nothing, however large its weights are.
-        return names if self.recipe is None else [name for name in names if not is_range(name)]
-
-    def _save(self, output_dir=None, state_dict=None):
-        with self._stage.losses.detached() if self._stage is not None else nullcontext():
-            super()._save(output_dir, state_dict)
-        if self.recipe is not None and self.args.should_save:
-            without_token(Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME, self.args)
-
-    def _finalize_training(self, trial, num_train_samples, start_time):
-        if self._stage is not None:
-            # Trainer takes the share of all steps that this call trained; here that is the stage's, from its own start.
-            num_train_samples = self.state.max_steps * self.get_total_train_batch_size(self.args)
-            start_time -= self._stage.seconds_before
-        return super()._finalize_training(trial, num_train_samples, start_time)
 
 
 def _held(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:

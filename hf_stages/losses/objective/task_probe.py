@@ -18,6 +18,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForTo
 from transformers.utils import logging
 
 from hf_stages.core.randomness import undisturbed
+from hf_stages.core.ranks import from_main_rank
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses.objective.by_source_check import unlike_by_source
 from hf_stages.losses.objective.loss_calls import Call, LossCalls
@@ -52,13 +53,13 @@ def learn(trainer: Any, objective: Any, batches: Sequence[Mapping[str, Any]]) ->
         found = find_reduction(trainer, trainer.compute_loss, objective.tasks[0], batch, exactly=by_source)
         if found is not False:
             break
-    found = _of_main(found, trainer)
+    found = from_main_rank(found, trainer.args)
     if found is not False:
         objective.learn(found)
         # In shards all ranks must run forwards alike, and one without targets would run none.
         told = by_source and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
         problem = unlike_by_source(trainer, objective, batch, half=_is_half(trainer)) if told else None
-        if (problem := _of_main(problem, trainer)) is not None:
+        if (problem := from_main_rank(problem, trainer.args)) is not None:
             raise ValueError(f"stage {trainer._stage.planned.name!r}: {problem}")
         trainer._reductions = {**trainer._reductions, _kind(trainer, batches[0]): found}
 
@@ -68,7 +69,7 @@ def known_reduction(trainer: Any, inner: Callable[..., Any], task: TaskLoss, bat
     kind = _kind(trainer, batch)
     found = trainer._reductions.get(kind, False)
     if found is False or (found is not None and found.split):
-        found = _of_main(find_reduction(trainer, inner, task, batch), trainer)
+        found = from_main_rank(find_reduction(trainer, inner, task, batch), trainer.args)
         if found is not False:
             trainer._reductions = {**trainer._reductions, kind: found}
     return found
@@ -77,14 +78,6 @@ def known_reduction(trainer: Any, inner: Callable[..., Any], task: TaskLoss, bat
 def _kind(trainer: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
     tensors = {key: value for key, value in trainer.parted(batch)[0].items() if torch.is_tensor(value)}
     return tuple(sorted((key, str(value.dtype), value.dim()) for key, value in tensors.items()))
-
-
-def _of_main(found: Any, trainer: Any) -> Any:
-    if trainer.args.world_size == 1:
-        return found
-    box = [found]
-    torch.distributed.broadcast_object_list(box, src=0, device=trainer.args.device)
-    return box[0]
 
 
 def _to_look_at(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
