@@ -1,6 +1,6 @@
 """Two ranks on the CPU (torchrun, gloo): equal weights, every layer trained, and the numbers of a single process.
 
-One launch runs every scenario of ``tests/workers/ddp.py`` and ``fsdp.py``; each test reads what became of its own.
+One launch runs every scenario of ``tests/workers/scenarios.py``; each test reads what became of its own.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.workers import ddp, fsdp
+from tests.workers import drawing, fsdp, training
 from tests.workers.cases import CASES, apart, gradient
 from tests.workers.heads import HEADS, update
+from tests.workers.ranks import chain, staged
+from tests.workers.scenarios import SCENARIOS
 
 SAME = 1e-5
 COMPARED = (
@@ -42,7 +44,6 @@ SLOW = (
     "checkpointed_activations",
     "sharded_resumed",
 )
-# The sharded ones run last: accelerate leaves an environment variable behind.
 
 
 def launch(out: Path, *names: str, timeout: float = 280) -> dict:
@@ -68,13 +69,13 @@ def launch(out: Path, *names: str, timeout: float = 280) -> dict:
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    out = tmp_path_factory.mktemp("ddp")
-    return out, launch(out, *(name for name in ddp.SCENARIOS if name not in SLOW))
+    out = tmp_path_factory.mktemp("ranks")
+    return out, launch(out, *(name for name in SCENARIOS if name not in SLOW))
 
 
 @pytest.fixture(scope="module")
 def two_ranks_longer(tmp_path_factory):
-    out = tmp_path_factory.mktemp("ddp")
+    out = tmp_path_factory.mktemp("ranks")
     return out, launch(out, *SLOW)
 
 
@@ -87,21 +88,21 @@ def result(two_ranks, name: str):
     return results[name]["data"]
 
 
-@pytest.mark.parametrize("name", [name for name in ddp.SCENARIOS if name not in COMPARED and name not in SLOW])
-def test_two_ranks(two_ranks, name):
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name not in COMPARED and name not in SLOW])
+def test_the_scenario_holds_on_both_ranks(two_ranks, name):
     result(two_ranks, name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_two_ranks_longer(two_ranks_longer, name):
+def test_the_longer_scenario_holds_on_both_ranks(two_ranks_longer, name):
     result(two_ranks_longer, name)
 
 
 @pytest.mark.slow
 def test_a_fused_head_on_two_ranks_equals_one_process(two_ranks_longer, tmp_path):
     pytest.importorskip("trl")
-    found, alone = result(two_ranks_longer, "fused_heads"), ddp.fused_head_runs(tmp_path, 4)
+    found, alone = result(two_ranks_longer, "fused_heads"), training.fused_head_runs(tmp_path, 4)
     for name, seen in alone.items():
         assert {key: pytest.approx(values, rel=1e-4) for key, values in seen.items()} == found[name]
 
@@ -109,15 +110,15 @@ def test_a_fused_head_on_two_ranks_equals_one_process(two_ranks_longer, tmp_path
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("single")
-    ddp.staged(out / "8", ddp.chain(), 8).train()
-    ddp.staged(out / "2x4", ddp.chain(), 2, 4).train()
+    staged(out / "8", chain(), 8).train()
+    staged(out / "2x4", chain(), 2, 4).train()
     return out
 
 
 @pytest.mark.parametrize("cut", ["transitions", "transitions_accumulated"])
 def test_staged_run_on_two_ranks_equals_one_process(two_ranks, one_process, cut):
     result(two_ranks, cut)
-    for number, stage in enumerate(ddp.chain(), 1):
+    for number, stage in enumerate(chain(), 1):
         folder = f"{number:02d}-{stage.name}"
         whole, *others = (
             load_file(at / folder / "model.safetensors")
@@ -135,7 +136,7 @@ def test_staged_run_on_two_ranks_equals_one_process(two_ranks, one_process, cut)
 
 def test_distillation_on_two_ranks_equals_one_process(two_ranks, tmp_path):
     result(two_ranks, "distillation")
-    ddp.distilled(tmp_path, 8).train()
+    training.distilled(tmp_path, 8).train()
     for folder in sorted(tmp_path.glob("[0-9]*-*")):
         whole = load_file(folder / "model.safetensors")
         for cut in ("4", "2x2", "checkpointed"):
@@ -145,7 +146,7 @@ def test_distillation_on_two_ranks_equals_one_process(two_ranks, tmp_path):
 
 def test_quantized_run_on_two_ranks_equals_one_process(two_ranks, tmp_path):
     result(two_ranks, "quantized")
-    ddp.staged(tmp_path, ddp.quantized_chain(), 8).train()
+    staged(tmp_path, training.quantized_chain(), 8).train()
     for folder in ("01-ternary", "02-split"):
         whole, found = (
             load_file(at / folder / "model.safetensors") for at in (tmp_path, two_ranks[0] / "quantized" / "run")
@@ -161,10 +162,10 @@ def test_gradient_on_two_ranks_equals_one_process(two_ranks, name, tmp_path):
         assert apart(whole, load_file(two_ranks[0] / "gradients" / f"{cut}.safetensors")) < SAME, cut
 
 
-@pytest.mark.parametrize("name", ddp.HEADS_ON_RANKS)
+@pytest.mark.parametrize("name", training.HEADS_ON_RANKS)
 def test_heads_on_two_ranks_equal_one_process(two_ranks, name, tmp_path):
     result(two_ranks, "heads")
-    place, whole = ddp.HEADS_ON_RANKS.index(name), update(tmp_path, HEADS[name], 8)
+    place, whole = training.HEADS_ON_RANKS.index(name), update(tmp_path, HEADS[name], 8)
     for cut in (f"{place}", f"{place}.accumulated"):
         found = load_file(two_ranks[0] / "heads" / f"{cut}.safetensors")
         assert apart(whole, found, floor=0.02) < HEADS[name].same, cut
@@ -172,7 +173,7 @@ def test_heads_on_two_ranks_equal_one_process(two_ranks, name, tmp_path):
 
 def test_forgetting_on_two_ranks_decides_as_one_process(two_ranks, tmp_path):
     result(two_ranks, "forgetting")
-    ddp.forgetful(tmp_path, 8).train()
+    drawing.forgetful(tmp_path, 8).train()
     both = [
         json.loads((at / "02-two" / "stage.json").read_text()) for at in (tmp_path, two_ranks[0] / "forgetting" / "run")
     ]
@@ -188,7 +189,7 @@ def test_forgetting_on_two_ranks_decides_as_one_process(two_ranks, tmp_path):
 
 def test_what_a_gate_replays_does_not_depend_on_the_ranks(two_ranks, tmp_path):
     found = result(two_ranks, "replaying")
-    seen, said, _ = ddp.replayed(tmp_path, 8)
+    seen, said, _ = drawing.replayed(tmp_path, 8)
     alone = [[[list(row) for row in sorted(rows)] for rows in seen], said]
     assert found == {"4": alone, "2x2": alone}
     assert [kind for _, kind, _ in said[1]][:2] == ["replay"] * 2
@@ -196,18 +197,18 @@ def test_what_a_gate_replays_does_not_depend_on_the_ranks(two_ranks, tmp_path):
 
 def test_data_order_does_not_depend_on_the_ranks(two_ranks, tmp_path):
     found = result(two_ranks, "data_order")
-    alone = [[list(row) for row in sorted(rows)] for rows in ddp.order(tmp_path / "8", 8)]
+    alone = [[list(row) for row in sorted(rows)] for rows in drawing.order(tmp_path / "8", 8)]
     assert len({str(rows) for rows in alone}) > 3
     assert found["4"] == alone
     assert found["2x2"] == alone
-    stream = [[list(row) for row in sorted(rows)] for rows in ddp.order(tmp_path / "stream", 8, stream=True)]
+    stream = [[list(row) for row in sorted(rows)] for rows in drawing.order(tmp_path / "stream", 8, stream=True)]
     assert found["stream"] == stream
 
 
-@pytest.mark.parametrize("name", list(ddp.mixtures()))
+@pytest.mark.parametrize("name", list(drawing.mixtures()))
 def test_mixtures_do_not_depend_on_the_ranks(two_ranks, name, tmp_path):
     found = result(two_ranks, "mixture_order")
-    seen, drawn, shares = ddp.mixed(tmp_path / "alone", name, 8)
+    seen, drawn, shares = drawing.mixed(tmp_path / "alone", name, 8)
     alone = [[[list(row) for row in sorted(rows)] for rows in seen], drawn, shares]
     assert found[f"{name}1"] == alone
     assert found.get(f"{name}2", alone) == alone
@@ -219,7 +220,7 @@ def test_mixtures_do_not_depend_on_the_ranks(two_ranks, name, tmp_path):
 
 def test_sharded_run_equals_one_process(two_ranks, tmp_path):
     result(two_ranks, "sharded_transitions")
-    fsdp.staged(tmp_path, fsdp.chain(), 8).train()
+    staged(tmp_path, fsdp.chain(), 8).train()
     for number, stage in enumerate(fsdp.chain(), 1):
         path = f"{number:02d}-{stage.name}/model.safetensors"
         sharded = two_ranks[0] / "sharded_transitions" / "run" / path

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from hf_stages import Stage
 from hf_stages.transforms import Freeze
-from tests.workers.ddp import chain, staged
+from tests.workers.ranks import chain, staged
 
 
 class Moved(TrainerCallback):

@@ -19,14 +19,14 @@ from hf_stages.gates import Expect
 from hf_stages.models import optimizer_moments
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, Unfreeze
-from tests.workers import ddp
-from tests.workers.ddp import agree, classes, staged
+from tests.workers import ranks
+from tests.workers.ranks import agree, classes, scenario, staged
 
 FSDP = {
     "fsdp": True,
     "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"], "state_dict_type": "FULL_STATE_DICT"},
 }  # fmt: skip
-ADAM = {**FSDP, **ddp.ADAM, "max_grad_norm": 1.0}
+ADAM = {**FSDP, **ranks.ADAM, "max_grad_norm": 1.0}
 
 
 def allow_fsdp_on_cpu() -> None:
@@ -89,7 +89,7 @@ def sharded(out: Path, stages: list[Stage], batch: int = 4, accumulation: int = 
     return trainer, watch
 
 
-@ddp.scenario
+@scenario
 def sharded_transitions(out: Path) -> None:
     """Compared with a single process by the test."""
     trainer, watch = sharded(out / "run", chain(), 2, 2, **FSDP)
@@ -98,7 +98,7 @@ def sharded_transitions(out: Path) -> None:
     assert not any(watch.still.values()), watch.still
 
 
-@ddp.scenario
+@scenario
 def sharded_folders(out: Path) -> None:
     """Each stage folder is what stock transformers loads, with the moments that the ranks held."""
     held: dict[str, Any] = {}
@@ -129,7 +129,7 @@ def sharded_folders(out: Path) -> None:
     assert set(steps.values()) == {6.0}, steps  # three updates of "start" and three of its own
 
 
-@ddp.scenario
+@scenario
 def sharded_resumed(out: Path) -> None:
     """Cut in the midst of stages and at boundaries; resumed, the same weights, bit for bit."""
     whole, _ = sharded(out / "whole", chain(), 2, 2, **ADAM)
@@ -137,7 +137,7 @@ def sharded_resumed(out: Path) -> None:
     wanted = full(whole.model)
     for step in (0, 3, 7, 10, 14):  # in start, plain, resized, lora and classes
         folder = out / f"midst-{step}"
-        stop = ddp.AskToStop(1, step, "substep")
+        stop = ranks.AskToStop(1, step, "substep")
         stop.trainer, _ = sharded(folder, chain(), 2, 2, callbacks=[stop], **ADAM)
         try:
             stop.trainer.train()

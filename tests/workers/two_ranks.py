@@ -18,7 +18,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from tests.workers import fsdp
-from tests.workers.ddp import SCENARIOS
+from tests.workers.scenarios import SCENARIOS
 
 
 def main() -> None:
