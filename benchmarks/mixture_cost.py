@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from benchmarks.common import llama, say
 from hf_stages.core.curves import Linear
 from hf_stages.data import Mixture
-from hf_stages.data.drawing.blend import blend
+from hf_stages.data.drawing.blend import make_blend
 from hf_stages.data.drawing.drawn_rows import DrawnRows, Positions
 
 
@@ -34,7 +34,7 @@ class Rows(Dataset):
 def ramp(rows: int, draws: int):
     sources = {"language": Rows(int(rows * 0.6)), "code": Rows(int(rows * 0.3)), "tools": Rows(int(rows * 0.1))}
     part = Mixture({"language": Linear(1, 0.3), "code": Linear(0, 0.5), "tools": Linear(0, 0.2)}, sources)
-    return blend(part, lambda name, where: None, "benchmark").bind(draws, 1)
+    return make_blend(part, lambda name, where: None, "benchmark").bind(draws, 1)
 
 
 def first_batch(rows: int, draws: int, batch: int, step: int) -> float:

@@ -9,7 +9,7 @@ from accelerate import Accelerator, skip_first_batches
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from benchmarks.common import say
-from hf_stages.data.drawing.order import KeyedDataset, StageSampler, shuffled
+from hf_stages.data.drawing.order import SeededDataset, StageSampler, shuffled
 
 
 class Numbers(Dataset):
@@ -25,7 +25,7 @@ class Numbers(Dataset):
 
 def ours(rows: int, batch: int, step: int) -> float:
     sampler = StageSampler(rows, shuffled(rows, seed=1))
-    loader = DataLoader(KeyedDataset(Numbers(rows), 1), batch_size=batch, sampler=sampler)
+    loader = DataLoader(SeededDataset(Numbers(rows), 1), batch_size=batch, sampler=sampler)
     began = time.perf_counter()
     sampler.at(0, step * batch)
     next(iter(loader))

@@ -35,7 +35,7 @@ stages:
     schedule: Resume
     gates: [{use: Plateau, patience: 3}]
 ```"""
-_BASES = ("Curriculum", "Collating")
+_BASES = ("Curriculum", "BaseCollator")
 
 
 def recipe_reference() -> str:
@@ -51,7 +51,7 @@ def recipe_reference() -> str:
         _section("teacher", _TEACHER, *_parts("teachers")),
         _section("sources", _SOURCES, _class("hf_stages.data.source", "Source")),
         _section("Curricula", *_parts("data", lambda part: "Curriculum" in part.bases)),
-        _section("Collators", _COLLATORS, *_parts("data", lambda part: "Collating" in part.bases)),
+        _section("Collators", _COLLATORS, *_parts("data", lambda part: "BaseCollator" in part.bases)),
         _section("Other parts of data", *_parts("data", _is_other)),
         _section("Losses", _LOSSES, *_parts("losses")),
         _section("Transforms", *_parts("transforms")),

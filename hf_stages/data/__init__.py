@@ -4,7 +4,11 @@ from typing import Any
 
 from hf_stages.core.exports import Exports
 
-_EXPORTS = Exports(__name__, ("data",))
+_EXPORTS = Exports(
+    __name__,
+    ("data",),
+    more={"BaseCollator": "hf_stages.data.collators.base", "Curriculum": "hf_stages.data.curricula.base"},
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -82,7 +82,7 @@ class Source:
         if path not in _BUILDERS and os.path.exists(base / path):
             path = str(base / path)
         augment = self.augment if self.augment is None else self.augment.resolve(base)
-        return replace(self, path=path, data_files=_resolved(self.data_files, base), augment=augment)
+        return replace(self, path=path, data_files=_resolve_files(self.data_files, base), augment=augment)
 
     def load(self, tokenizer: Any = None, *, trust_remote_code: bool = False) -> Any:
         """A ``datasets.Dataset``, or an ``IterableDataset`` when streaming. ``datasets`` runs no code of a dataset."""
@@ -207,7 +207,9 @@ class Source:
         def tokenize(batch: Mapping[str, Any]) -> dict[str, Any]:
             texts = [batch[column] for column in columns]
             if self.chunk:
-                return {"input_ids": _blocks(tokenizer(*texts)["input_ids"], self.max_length, tokenizer.eos_token_id)}
+                return {
+                    "input_ids": _cut_blocks(tokenizer(*texts)["input_ids"], self.max_length, tokenizer.eos_token_id)
+                }
             return dict(tokenizer(*texts, truncation=True, max_length=self.max_length))
 
         options = {} if self.streaming else self._options(data, "tokens", (self, fingerprint(tokenizer)))
@@ -229,15 +231,15 @@ def _check_files(files: Any) -> None:
         raise ValueError(f"data_files: expected a file, a list of files or {{split: files}}, got {files!r}")
 
 
-def _resolved(files: Any, base: Path) -> Any:
+def _resolve_files(files: Any, base: Path) -> Any:
     if isinstance(files, Mapping):
-        return {key: _resolved(value, base) for key, value in files.items()}
+        return {key: _resolve_files(value, base) for key, value in files.items()}
     if isinstance(files, list | tuple):
-        return tuple(_resolved(file, base) for file in files)
+        return tuple(_resolve_files(file, base) for file in files)
     return files if files is None or "://" in str(files) else str(base / files)
 
 
-def _blocks(documents: list[list[int]], length: int, end: int | None) -> list[list[int]]:
+def _cut_blocks(documents: list[list[int]], length: int, end: int | None) -> list[list[int]]:
     """Equal blocks of the joined documents; what is left over at the end is dropped.
 
     >>> _blocks([[1, 2, 3], [4, 5]], 2, end=0)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from hf_stages.core.batch import DRAWN, SOURCE
-from hf_stages.data.collators.base import columns_read, pairs_in
-from hf_stages.data.drawing.scores import tokens_in
+from hf_stages.data.collators.base import columns_read, find_pair_collator
+from hf_stages.data.drawing.scores import count_tokens
 from hf_stages.models.real_tokens import real_tokens, shape_of
 
 
@@ -34,7 +34,7 @@ class SourceCollator:
         if self.sources:
             batch[SOURCE] = self._of_rows(torch.tensor(numbers), batch)
         if self.drawn and isinstance(batch, MutableMapping):
-            pairs = zip(names, _tokens(bare, batch), strict=True)
+            pairs = zip(names, _tokens_per_row(bare, batch), strict=True)
             batch[DRAWN] = torch.tensor(
                 [[self.drawn.index(name), tokens] for name, tokens in pairs if name in self.drawn]
             )
@@ -45,7 +45,7 @@ class SourceCollator:
         held = next((batch[key] for key in ("labels", "input_ids") if torch.is_tensor(batch.get(key))), None)
         if held is None or not held.dim() or len(held) == len(numbers):
             return numbers
-        if pairs_in(self.inner) is not None and len(held) == 2 * len(numbers):
+        if find_pair_collator(self.inner) is not None and len(held) == 2 * len(numbers):
             return numbers.repeat_interleave(2)
         raise ValueError(
             f"loss: it differs by source, and the data_collator makes {len(held)} rows of {len(numbers)} examples (it packs or splits), so no "
@@ -61,7 +61,7 @@ class SourceCollator:
         return self.sources.index(source)
 
 
-def _tokens(rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any]) -> list[int]:
+def _tokens_per_row(rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any]) -> list[int]:
     """Tokens of each row: as collated where a row of the batch (or a pair of rows) is one of the data, else as it came.
 
     Packed conversations say neither: their tokens are given to the rows in equal parts.
@@ -71,7 +71,7 @@ def _tokens(rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any]) -> list
     if told and len(mask) in (len(rows), 2 * len(rows)):
         return mask.reshape(len(rows), -1).sum(1).tolist()
     if all("input_ids" in row for row in rows):
-        return [tokens_in(row) for row in rows]
+        return [count_tokens(row) for row in rows]
     real = real_tokens(batch)
     total = int(real.sum()) if real is not None else 0
     return [total * (i + 1) // len(rows) - total * i // len(rows) for i in range(len(rows))]

@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hf_stages.data.collators.base import Collating, nested
+from hf_stages.data.collators.base import BaseCollator, nested_collators
 from hf_stages.data.collators.packed import Packed
 from hf_stages.data.collators.progress import AtProgress
 from hf_stages.data.source_column import SourceCollator
 
 
-def collator_at_work(collator: Any, processing_class: Any, model: Any, where: str = "") -> Any:
+def prepare_collator(collator: Any, processing_class: Any, model: Any, where: str = "") -> Any:
     """The collator for one stage. Those that are not ours stay as they are."""
     if isinstance(collator, SourceCollator):
-        return replace(collator, inner=collator_at_work(collator.inner, processing_class, model, where))
+        return replace(collator, inner=prepare_collator(collator.inner, processing_class, model, where))
     declared = collator.declared if isinstance(collator, AtProgress) else collator
-    if not isinstance(declared, Collating):
+    if not isinstance(declared, BaseCollator):
         return collator
-    return AtProgress(built_for(declared, processing_class, model, where), declared)
+    return AtProgress(build_for_stage(declared, processing_class, model, where), declared)
 
 
 def for_source(collator: Any, name: str) -> Any:
@@ -27,19 +27,19 @@ def for_source(collator: Any, name: str) -> Any:
         return replace(collator, inner=for_source(collator.inner, name))
     if isinstance(collator, AtProgress):
         return AtProgress(for_source(collator.collator, name), for_source(collator.declared, name))
-    return collator.for_source(name) if isinstance(collator, Collating) else collator
+    return collator.for_source(name) if isinstance(collator, BaseCollator) else collator
 
 
 def reads_progress(collator: Any) -> bool:
     return isinstance(collator, AtProgress) or isinstance(getattr(collator, "inner", None), AtProgress)
 
 
-def packed_in(collator: Any) -> Packed | None:
+def find_packed(collator: Any) -> Packed | None:
     """At any depth."""
-    return next((one for one in nested(collator) if isinstance(one, Packed)), None)
+    return next((one for one in nested_collators(collator) if isinstance(one, Packed)), None)
 
 
-def built_for(collator: Collating, processing_class: Any, model: Any, where: str) -> Any:
+def build_for_stage(collator: BaseCollator, processing_class: Any, model: Any, where: str) -> Any:
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     try:
         return collator.build(tokenizer, model)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from hf_stages.data.collators.base import pairs_in
-from hf_stages.data.stage_collator import packed_in
+from hf_stages.data.collators.base import find_pair_collator
+from hf_stages.data.stage_collator import find_packed
 from hf_stages.models.real_tokens import rows_of
 
 
@@ -20,9 +20,9 @@ def new_rows(trainer: Any, batch: Mapping[str, Any]) -> int | None:
     state, args = trainer.accelerator.gradient_state, trainer.args
     if args.world_size < 2 or not state.in_dataloader or not state.end_of_dataloader or state.remainder <= 0:
         return None
-    if packed_in(trainer.data_collator) is not None:
+    if find_packed(trainer.data_collator) is not None:
         return None
-    each = 1 if pairs_in(trainer.data_collator) is None else 2
+    each = 1 if find_pair_collator(trainer.data_collator) is None else 2
     if rows_of(batch) != each * args.eval_batch_size:
         return None
     return each * min(max(state.remainder - args.process_index * args.eval_batch_size, 0), args.eval_batch_size)

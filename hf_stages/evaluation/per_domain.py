@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from hf_stages.data.stage_collator import collator_at_work, for_source
+from hf_stages.data.stage_collator import for_source, prepare_collator
 from hf_stages.planning.domains import Domain, domains_of, own_domains
 
 
@@ -29,7 +29,7 @@ def measured_as(trainer: Any, domain: Domain) -> Iterator[None]:
         for name in held:
             theirs = getattr(domain.stage, name) if domain.stage is not None else None
             setattr(trainer, name, theirs if theirs is not None else own[name])
-        ready = collator_at_work(trainer.data_collator, trainer.processing_class, trainer.model)
+        ready = prepare_collator(trainer.data_collator, trainer.processing_class, trainer.model)
         trainer.data_collator = for_source(ready, domain.name)
         yield
     finally:

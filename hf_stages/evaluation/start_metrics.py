@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_stages.core.randomness import undisturbed
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.data.collators.base import nested
+from hf_stages.data.collators.base import nested_collators
 from hf_stages.data.collators.by_source import BySource
 from hf_stages.losses.objective.terms import terms_of
 from hf_stages.losses.task_loss import TaskLoss
@@ -104,7 +104,7 @@ def _measure(trainer: Any, stage: Stage, name: str) -> tuple[Any, ...] | None:
         terms = terms_of(stage.loss if stage.loss is not None else TaskLoss())
         if any(term.loss.uses_teacher for term in terms):
             return None  # evaluation adds them, and each stage's teacher is another's
-        if any(isinstance(one, BySource) for one in nested(collator)):
+        if any(isinstance(one, BySource) for one in nested_collators(collator)):
             bound = stage.train_dataset if isinstance(stage.train_dataset, str) else None  # whose collator it is then
     return trainer.eval_data(dataset, by if by is not None else stage), collator, metrics, bound
 

@@ -74,7 +74,7 @@ def trained_on(recipe: Recipe, stage: Stage) -> list[str]:
         data = train_dataset_of(recipe, stage)
     if isinstance(data, Curriculum):
         weights = getattr(data, "weights", None)
-        names += [*data.named(), *(weights if isinstance(weights, Mapping) else ())]
+        names += [*data.source_names(), *(weights if isinstance(weights, Mapping) else ())]
     elif isinstance(data, Mapping):
         names += [str(name) for name in data]
     return list(dict.fromkeys(names))

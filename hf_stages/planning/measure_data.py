@@ -10,12 +10,12 @@ from transformers import TrainingArguments
 
 from hf_stages.core.randomness import seed_of
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.data.collators.base import pairs_in
+from hf_stages.data.collators.base import find_pair_collator
 from hf_stages.data.curricula.base import Curriculum
 from hf_stages.data.curricula.mixture import Mixture
 from hf_stages.data.curricula.replay import Replay
-from hf_stages.data.drawing.blend import Blend, blend
-from hf_stages.data.drawing.scores import tokens_in
+from hf_stages.data.drawing.blend import Blend, make_blend
+from hf_stages.data.drawing.scores import count_tokens
 from hf_stages.planning.args_values import check_args
 from hf_stages.planning.plan import Plan, Size, args_defaults, make_plan
 from hf_stages.planning.replay_sources import Read, check_replay, examples_read, replay_gate, with_earlier
@@ -93,7 +93,7 @@ def train_dataset_of(recipe: Recipe, stage: Stage, read: Read | None = None) -> 
 
     def opened(dataset: Any) -> Any:
         return (
-            blend(dataset, lambda name, where: named(name, recipe, where), where)
+            make_blend(dataset, lambda name, where: named(name, recipe, where), where)
             if isinstance(dataset, Curriculum)
             else dataset
         )
@@ -178,7 +178,7 @@ def _rows_per_place(blend: Blend) -> float:
 
 def _in_pairs(recipe: Recipe, stage: Stage) -> int:
     collator = stage.data_collator if stage.data_collator is not None else recipe.data_collator
-    return 2 if pairs_in(collator) is not None else 1
+    return 2 if find_pair_collator(collator) is not None else 1
 
 
 def _tokens_per_example(dataset: Any, examples: int | None) -> float | None:
@@ -190,5 +190,5 @@ def _tokens_per_example(dataset: Any, examples: int | None) -> float | None:
     else:
         count = min(_PROBED, examples)
         probed = [dataset[i * examples // count] for i in range(count)]
-    lengths = [tokens_in(e) for e in probed if isinstance(e, Mapping) and "input_ids" in e]
+    lengths = [count_tokens(e) for e in probed if isinstance(e, Mapping) and "input_ids" in e]
     return sum(lengths) / len(lengths) if lengths else None

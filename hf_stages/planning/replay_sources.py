@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 from hf_stages.core.stage import Recipe, Stage, parents_of
-from hf_stages.data.collators.base import columns_read, nested
+from hf_stages.data.collators.base import columns_read, nested_collators
 from hf_stages.data.collators.by_source import BySource
 from hf_stages.data.curricula.base import Curriculum, check_source
 from hf_stages.data.curricula.mixture import Mixture
 from hf_stages.data.drawing.blend import Blend, mean_tokens
-from hf_stages.data.drawing.nodes import Leaf, below
+from hf_stages.data.drawing.nodes import Leaf, subtree
 from hf_stages.data.drawing.replayed import Replayed
 from hf_stages.planning.plan import PlannedStage
 
@@ -40,7 +40,7 @@ def with_earlier(
     name = given if isinstance(given, str) else _known_as(own, known) or stage.name
     if gate.source is not None:
         check_source(gate.source, where)
-        for called in gate.source.named() if isinstance(gate.source, Curriculum) else [gate.source]:
+        for called in gate.source.source_names() if isinstance(gate.source, Curriculum) else [gate.source]:
             if isinstance(called, str) and called not in known:
                 raise ValueError(f"{where}: no source is called {called!r}; there are {', '.join(known) or 'none'}")
         return Replayed(own, gate.source, name)
@@ -73,9 +73,9 @@ def examples_read(planned: PlannedStage, dataset: Any) -> list[float]:
     if not isinstance(dataset, Blend):
         return [examples]
     if not dataset.one_by_one:
-        return [float(count) for count in dataset.counts(dataset.draws)]
+        return [float(count) for count in dataset.draws_before(dataset.draws)]
     # Shares of tokens are as much larger in examples as these are shorter.
-    shares = dataset.declared(0, dataset.draws)
+    shares = dataset.declared_shares(0, dataset.draws)
     each = [share / (mean_tokens(leaf) or 1.0) for share, leaf in zip(shares, dataset.leaves, strict=True)]
     return [examples * one / sum(each) for one in each]
 
@@ -98,10 +98,10 @@ def check_replay(recipe: Recipe, stage: Stage, dataset: Blend) -> None:
 def _check_columns(recipe: Recipe, stage: Stage, dataset: Blend) -> None:
     """Rows of both kinds come in one batch: the columns that the collator or the model reads must be those of both."""
     collator = stage.data_collator if stage.data_collator is not None else recipe.data_collator
-    if any(isinstance(one, BySource) for one in nested(collator)):
+    if any(isinstance(one, BySource) for one in nested_collators(collator)):
         return  # each source's rows have a collator of their own
     read = {*_MODEL_READS, *columns_read(collator)}
-    own, earlier = ([node for node in below(child) if isinstance(node, Leaf)] for child in dataset.root.children())
+    own, earlier = ([node for node in subtree(child) if isinstance(node, Leaf)] for child in dataset.root.children())
     for new in own:
         for old in earlier:
             mine, theirs = _columns(new), _columns(old)

@@ -187,7 +187,7 @@ def _row(dataset: Any, place: int, by_source: bool) -> Any:
     """A row; of a mixture with the source's name, where the collator goes by it."""
     if not by_source or not isinstance(dataset, SizedBlend):
         return dataset[place]
-    name, row = dataset.named(place)
+    name, row = dataset.named_row(place)
     return {**row, SOURCE: name}
 
 

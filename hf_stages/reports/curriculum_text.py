@@ -19,9 +19,9 @@ def sources_of(planned: PlannedStage) -> dict[str, dict[str, Any]] | None:
     blend, batch = planned.blend, planned.size.global_batch
     if blend is None:
         return None
-    first = blend.declared(0, batch)
-    last = blend.declared(max(blend.draws - batch, 0), blend.draws)
-    drawn = [None] * len(blend.names) if blend.one_by_one else blend.counts(blend.draws)
+    first = blend.declared_shares(0, batch)
+    last = blend.declared_shares(max(blend.draws - batch, 0), blend.draws)
+    drawn = [None] * len(blend.names) if blend.one_by_one else blend.draws_before(blend.draws)
     return {
         leaf.name: {
             "available": leaf.n,
@@ -41,7 +41,7 @@ def sources_text(planned: PlannedStage) -> str | None:
         return None
     texts = []
     for name, about in found.items():
-        if name in planned.blend.in_reserve:
+        if name in planned.blend.replay_only:
             texts.append(f"{name} where the gate replays it")
             continue
         start, end = (f"{about[key]:.0%}".replace("%", " %") for key in ("first_share", "last_share"))
@@ -100,11 +100,11 @@ def _some(planned: PlannedStage) -> list[int]:
 
 def _held(blend: Any, updates: Sequence[int], batch: int) -> list[list[int]]:
     if not blend.one_by_one:
-        edges = [(blend.counts(u * batch), blend.counts((u + 1) * batch)) for u in updates]
+        edges = [(blend.draws_before(u * batch), blend.draws_before((u + 1) * batch)) for u in updates]
         return [[b - a for a, b in zip(before, after, strict=True)] for before, after in edges]
     wanted = set(updates)
     found: dict[int, list[int]] = {u: [0] * len(blend.names) for u in updates}
-    for position, (leaf, _) in enumerate(blend.drawn(blend.walk(), 0, (updates[-1] + 1) * batch)):
+    for position, (leaf, _) in enumerate(blend.draw_range(blend.walk(), 0, (updates[-1] + 1) * batch)):
         if position // batch in wanted:
             found[position // batch][leaf] += 1
     return [found[u] for u in updates]

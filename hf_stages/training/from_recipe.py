@@ -18,9 +18,9 @@ from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.hub_names import taken_for_hub
 from hf_stages.core.origins import Origin
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.data.collators.base import built
+from hf_stages.data.collators.base import build_collator
 from hf_stages.data.collators.collator import Collator
-from hf_stages.data.curricula.base import Curriculum, names_in
+from hf_stages.data.curricula.base import Curriculum, source_names_in
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source import Source
 from hf_stages.losses.objective.terms import terms_of
@@ -170,7 +170,7 @@ class Prepared:
 
     def collator(self) -> Any:
         """The recipe's own collator, without a model; None where Trainer chooses."""
-        return built(self._collator(self.recipe.data_collator, None), self.tokenizer, None)
+        return build_collator(self._collator(self.recipe.data_collator, None), self.tokenizer, None)
 
     def _model(self) -> ModelSource:
         return _model_source(self.recipe.model)
@@ -216,13 +216,13 @@ def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str 
         if isinstance(source, Mapping):
             return {key: load(value, f"{where}.{key}") for key, value in source.items()}
         if isinstance(source, Curriculum):
-            return source.mapped(lambda held: load(held, where))
+            return source.map_datasets(lambda held: load(held, where))
         if not isinstance(source, Source):
             return source
         return _named(where, source.load, tokenizer, trust_remote_code=trust_remote_code)
 
     used = {name for _, name in _names(recipe)}
-    while (deeper := {n for name in used for n in names_in(recipe.sources[name])}) - used:
+    while (deeper := {n for name in used for n in source_names_in(recipe.sources[name])}) - used:
         used |= deeper
     sources = {n: load(s, f"sources.{n}") if n in used else s for n, s in recipe.sources.items()}
 
@@ -291,14 +291,14 @@ def _names(recipe: Recipe) -> list[tuple[str, str]]:
         for key in ("train_dataset", "eval_dataset"):
             value = getattr(noun, key)
             entries = value.items() if isinstance(value, Mapping) else [("", value)]
-            found += [(f"{where}{key}{k and f'.{k}'}", name) for k, v in entries for name in names_in(v)]
+            found += [(f"{where}{key}{k and f'.{k}'}", name) for k, v in entries for name in source_names_in(v)]
         held = [(i, getattr(gate, "source", None)) for i, gate in enumerate(getattr(noun, "gates", ()))]
-        found += [(f"{where}gates.{i}.source", name) for i, source in held for name in names_in(source)]
+        found += [(f"{where}gates.{i}.source", name) for i, source in held for name in source_names_in(source)]
     return found
 
 
 def _check_sources(recipe: Recipe) -> None:
-    inside = [(f"sources.{key}", name) for key, source in recipe.sources.items() for name in names_in(source)]
+    inside = [(f"sources.{key}", name) for key, source in recipe.sources.items() for name in source_names_in(source)]
     for where, name in [*_names(recipe), *inside]:
         if name not in recipe.sources:
             known = recipe.sources

@@ -22,7 +22,7 @@ from hf_stages.core.sealed_folders import disk_error, written_whole
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source_column import SourceCollator
-from hf_stages.data.stage_collator import collator_at_work, for_source
+from hf_stages.data.stage_collator import for_source, prepare_collator
 from hf_stages.evaluation.final_metrics import settled_metrics
 from hf_stages.evaluation.teacher_terms import EvalTerms
 from hf_stages.gates.base import History
@@ -158,7 +158,7 @@ class Runner:
         """All that stands between the stage's losses and its first update."""
         trainer, losses, args = self.trainer, run.losses, run.args
         where = f"stage {planned.name!r}: "
-        trainer.data_collator = collator_at_work(trainer.data_collator, trainer.processing_class, trainer.model, where)
+        trainer.data_collator = prepare_collator(trainer.data_collator, trainer.processing_class, trainer.model, where)
         check_teacher(trainer.data_collator, losses.teacher, where)
         trainer.teach_by(losses.teacher)
         if state is None:

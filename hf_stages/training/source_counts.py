@@ -63,7 +63,7 @@ class Drawn:
         for counts in self.over_time:
             _add(totals, counts)
         shares, record = self._shares(totals), self._record(blend, updates)
-        declared = blend.declared(0, updates * self.global_batch) if updates else []
+        declared = blend.declared_shares(0, updates * self.global_batch) if updates else []
         if blend.one_by_one and record:  # shares of what was read in each stretch, which only the record knows
             read = [sum(tokens for _, tokens in counts) for counts in self.over_time if self._shares(counts)]
             declared = [
@@ -99,7 +99,7 @@ class Drawn:
         for counts, first, end in zip(self.over_time, edges, [*edges[1:], updates], strict=True):
             if shares := self._shares(counts):
                 last = min(max(end, first + 1), updates)
-                declared = blend.declared(first * self.global_batch, last * self.global_batch)
+                declared = blend.declared_shares(first * self.global_batch, last * self.global_batch)
                 record.append(
                     {
                         "t": round((first + last) / 2 / self.steps, 4),

@@ -11,9 +11,9 @@ from transformers import TrainingArguments
 from hf_stages.core.batch import SOURCE
 from hf_stages.core.randomness import undisturbed
 from hf_stages.data.drawing.blend import Blend
-from hf_stages.data.drawing.drawn_rows import DrawnRows, DrawnStream, OneByOne, Positions, Resolved
+from hf_stages.data.drawing.drawn_rows import DrawnRows, DrawnStream, OneByOnePositions, Positions, PositionsWithRows
 from hf_stages.data.drawing.endless_stream import EndlessStream
-from hf_stages.data.drawing.order import KeyedDataset, StageSampler, drawn_by, sequential, shuffled
+from hf_stages.data.drawing.order import SeededDataset, StageSampler, order_of_sampler, sequential, shuffled
 from hf_stages.data.drawing.replayed import Events
 from hf_stages.planning.measure_data import strategy_of
 from hf_stages.planning.plan import PlannedStage
@@ -29,7 +29,7 @@ class StageData:
         self.dataset, self.size, self.args, self.seed = dataset, planned.size, args, seed
         self.stream: EndlessStream | DrawnStream | None = None
         self.sampler: StageSampler | Positions | None = None
-        self.keyed: KeyedDataset | None = None
+        self.keyed: SeededDataset | None = None
         if isinstance(dataset, Blend):
             draws = planned.steps * self.size.global_batch
             shuffle = strategy_of(args) != "sequential"
@@ -44,24 +44,26 @@ class StageData:
 
         def few_columns(dataset: Any) -> Any:
             if not hasattr(dataset, "column_names"):
-                return dataset.over(few_columns(dataset.dataset)) if hasattr(dataset, "over") else dataset
+                return (
+                    dataset.with_dataset(few_columns(dataset.dataset)) if hasattr(dataset, "with_dataset") else dataset
+                )
             return trainer._remove_unused_columns(dataset, description="Training")
 
         if (blend := self.blend) is not None:
             with undisturbed():
                 for leaf in blend.leaves:
-                    leaf.open()  # here, not in a worker: it may be a model that scores
+                    leaf.sorted_rows()  # here, not in a worker: it may be a model that scores
             if blend.streams:
                 self.stream = DrawnStream(blend, self.seed, SOURCE)
                 return self.stream
             for leaf in blend.leaves:
-                leaf.rows_of = few_columns(leaf.dataset)
+                leaf.dataset_for_model = few_columns(leaf.dataset)
             return DrawnRows(blend, self.seed, self._epoch, SOURCE)
         if self.size.examples is None:
             self.stream = EndlessStream(self.dataset, self.seed)
             return self.stream
         dataset = few_columns(self.dataset) if hasattr(self.dataset, "column_names") else self.dataset
-        self.keyed = KeyedDataset(dataset, self.seed)
+        self.keyed = SeededDataset(dataset, self.seed)
         return self.keyed
 
     @property
@@ -74,9 +76,11 @@ class StageData:
         if (blend := self.blend) is not None:
             if self.sampler is None:  # else it came with the state of a checkpoint
                 every = self.size.global_batch
-                self.sampler = OneByOne(self._epoch, blend, every) if blend.one_by_one else Positions(self._epoch)
+                self.sampler = (
+                    OneByOnePositions(self._epoch, blend, every) if blend.one_by_one else Positions(self._epoch)
+                )
             if blend.replays and not blend.one_by_one:
-                self.sampler = Resolved(self._epoch, blend)
+                self.sampler = PositionsWithRows(self._epoch, blend)
             return self.sampler
         n = self.size.examples
         assert n is not None  # Trainer asks for a sampler only where there is a length
@@ -84,7 +88,7 @@ class StageData:
         if strategy == "random":
             order = shuffled(n, self.seed)
         else:
-            order = sequential(n) if strategy == "sequential" else drawn_by(theirs(self.dataset), self.seed)
+            order = sequential(n) if strategy == "sequential" else order_of_sampler(theirs(self.dataset), self.seed)
         rounds = self.size.batch * self.size.world if self.size.world > 1 and not self.size.drop_last else 1
         self.sampler = StageSampler(n, order, rounds=rounds)
         return self.sampler
@@ -107,7 +111,7 @@ class StageData:
 
     def state_dict(self, steps: int) -> dict[str, Any] | None:
         """Of the update that was last trained, whatever the loader has fetched since. None where positions say it all."""
-        if not isinstance(self.sampler, OneByOne):
+        if not isinstance(self.sampler, OneByOnePositions):
             return None
         return self.sampler.states[steps * self.size.global_batch]
 
@@ -115,5 +119,5 @@ class StageData:
         if state is None:
             return
         sampler = self.make_sampler(None)
-        assert isinstance(sampler, OneByOne)
+        assert isinstance(sampler, OneByOnePositions)
         sampler.states = {steps * self.size.global_batch: dict(state)}

@@ -19,7 +19,7 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_stages.core.ledger import Ledger
 from hf_stages.core.ranks import from_all_ranks, from_main_rank
-from hf_stages.data.collators.progress import PlacedDataset, PlacedSampler, PlacedStream
+from hf_stages.data.collators.progress import ProgressDataset, ProgressSampler, ProgressStream
 from hf_stages.data.stage_collator import reads_progress
 from hf_stages.evaluation.last_evaluation import LastEvaluation
 from hf_stages.evaluation.start_metrics import start_metrics
@@ -122,7 +122,7 @@ class StageRun:
         """While Trainer builds its dataloader."""
         view = self.data.view(self.trainer)
         if reads_progress(self.trainer.data_collator):
-            view = PlacedStream(view, self.place_of) if view is self.data.stream else PlacedDataset(view)
+            view = ProgressStream(view, self.place_of) if view is self.data.stream else ProgressDataset(view)
         self.trainer.train_dataset = view
         try:
             yield
@@ -131,7 +131,7 @@ class StageRun:
 
     def make_sampler(self, theirs: Any) -> Any:
         sampler = self.data.make_sampler(theirs)
-        return PlacedSampler(sampler, self.place_of) if reads_progress(self.trainer.data_collator) else sampler
+        return ProgressSampler(sampler, self.place_of) if reads_progress(self.trainer.data_collator) else sampler
 
     def place_of(self, epoch: int, position: int) -> float:
         """Progress of the update that takes the example at ``position`` of an epoch; by planned updates, for a stage in tokens."""

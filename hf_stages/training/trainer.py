@@ -20,7 +20,7 @@ from hf_stages.core.ranks import check_launch
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
-from hf_stages.data.stage_collator import collator_at_work
+from hf_stages.data.stage_collator import prepare_collator
 from hf_stages.evaluation.evaluation_mixin import MeasuredMixin
 from hf_stages.losses.objective.micro_batch_loss import overrides
 from hf_stages.losses.objective.stage_losses import wants_teacher
@@ -127,7 +127,7 @@ class StagedMixin(MeasuredMixin, PreparingMixin, LoopMixin, SavingMixin):
         check_args(self.args)
         take_rate(self)
         self._weighs_items = True
-        self.data_collator: Any = collator_at_work(self.data_collator, self.processing_class, self.model)
+        self.data_collator: Any = prepare_collator(self.data_collator, self.processing_class, self.model)
         for unused in unused_args(self.args, self.recipe):
             logger.warning(unused)
         self.model_init = None  # it has made the model; made again for each stage, it would undo the stages

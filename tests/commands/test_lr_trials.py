@@ -103,7 +103,7 @@ def test_a_trial_is_the_stage_at_another_rate(ready):
     assert tried.schedule.optimizer == "carry"  # as declared
     replayed = trial_stage(probe, plan, Sources(ready.recipe, plan), 1e-3, 0.25)
     assert isinstance(replayed.train_dataset, Replay)
-    assert replayed.train_dataset.named() == ("code", "language")
+    assert replayed.train_dataset.source_names() == ("code", "language")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ class Added:
 
 def part(base: str, module: str) -> str:
     """A part with a base class, and with arguments that the reference page shows."""
-    name = {"Curriculum": "MyCurriculum", "Collating": "MyCollator"}.get(base, f"My{base}")
+    name = {"Curriculum": "MyCurriculum", "BaseCollator": "MyCollator"}.get(base, f"My{base}")
     return f'''
 from dataclasses import dataclass
 from hf_stages.{module} import {base}
@@ -81,7 +81,9 @@ ADDED = (
         "data",
         "train_dataset",
     ),
-    Added("data/collators/my_collator.py", "MyCollator", part("Collating", "data.collators.base"), "data", "collator"),
+    Added(
+        "data/collators/my_collator.py", "MyCollator", part("BaseCollator", "data.collators.base"), "data", "collator"
+    ),
 )
 NAMES = [added.name for added in ADDED]
 

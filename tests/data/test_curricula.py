@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hf_stages.core.curves import Linear, Step
 from hf_stages.core.randomness import undisturbed
 from hf_stages.data import ByDifficulty, ByLength, Mixture, Ordered, Replay
-from hf_stages.data.drawing.blend import SizedBlend, blend
+from hf_stages.data.drawing.blend import SizedBlend, make_blend
 from hf_stages.data.drawing.drawn_rows import DrawnStream
-from hf_stages.data.drawing.scores import ranked
+from hf_stages.data.drawing.scores import sort_rows
 
 SIZES = {"a": 30, "b": 50, "tiny": 3}
 
@@ -41,7 +41,7 @@ def look_up(name, where):
 
 
 def made(part, draws=100, **options):
-    return blend(part, look_up, "stage 's': train_dataset").bind(draws, 7, **options)
+    return make_blend(part, look_up, "stage 's': train_dataset").bind(draws, 7, **options)
 
 
 def drawn(part, draws=100, **options):
@@ -80,7 +80,9 @@ def test_no_row_twice_before_its_source_is_exhausted(part):
             one_pass = own[start : start + SIZES[name]]
             assert len(set(one_pass)) == len(one_pass)
             assert len(one_pass) < SIZES[name] or set(one_pass) == set(range(SIZES[name]))
-    assert made(part, draws).counts(draws) == [sum(s == name for s, _ in found) for name in made(part, draws).names]
+    assert made(part, draws).draws_before(draws) == [
+        sum(s == name for s, _ in found) for name in made(part, draws).names
+    ]
 
 
 @settings(max_examples=8, deadline=None)
@@ -97,15 +99,15 @@ def test_any_position_is_reached_alone(part, start, width):
 
 def test_declared_shares_are_the_curves():
     found = made(Mixture({"a": Linear(1, 0.3), "b": Linear(0, 0.7)}), 1000)
-    assert found.declared(0, 1000) == pytest.approx([0.65, 0.35], abs=1e-3)
-    assert found.declared(900, 1000) == pytest.approx([0.335, 0.665], abs=1e-3)
+    assert found.declared_shares(0, 1000) == pytest.approx([0.65, 0.35], abs=1e-3)
+    assert found.declared_shares(900, 1000) == pytest.approx([0.335, 0.665], abs=1e-3)
 
 
 def test_by_size_and_temperature():
     flat = made(Mixture(["a", "tiny"], temperature=1e6))
-    assert flat.declared(0, 100) == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert flat.declared_shares(0, 100) == pytest.approx([0.5, 0.5], abs=1e-3)
     by_size = made(Mixture(["a", "tiny"]))
-    assert by_size.declared(0, 100) == pytest.approx([30 / 33, 3 / 33], abs=1e-3)
+    assert by_size.declared_shares(0, 100) == pytest.approx([30 / 33, 3 / 33], abs=1e-3)
     assert made(Mixture(["a", "b"])).n == 80
 
 
@@ -167,17 +169,17 @@ def test_token_weights_follow_the_curve():
     part = Mixture({"a": Linear(1, 0.5), "long": Linear(0, 0.5)}, {"long": long}, weigh="tokens")
     found = made(part, 600)
     walk, tokens, target = found.walk(), np.zeros(2), np.zeros(2)
-    for k, (leaf, row) in enumerate(found.drawn(walk, 0, 600)):
+    for k, (leaf, row) in enumerate(found.draw_range(walk, 0, 600)):
         size = len(found.leaves[leaf].dataset[row]["input_ids"])
         tokens[leaf] += size
         t = (k + 0.5) / 600
         target += size * np.array([1 - t / 2, t / 2])
         assert np.abs(tokens - target).max() <= 30  # never off by more than the longest row
     again = found.walk()
-    rows_ = list(found.drawn(again, 0, 250))
+    rows_ = list(found.draw_range(again, 0, 250))
     resumed = found.walk()
     resumed.load_state_dict(again.state_dict())
-    assert list(found.drawn(resumed, 250, 600)) == list(made(part, 600).drawn(found.walk(), 0, 600))[250:]
+    assert list(found.draw_range(resumed, 250, 600)) == list(made(part, 600).draw_range(found.walk(), 0, 600))[250:]
     assert len(rows_) == 250
 
 
@@ -292,7 +294,7 @@ def test_rows_beside_a_stream_are_transformed_anew_in_each_pass():
 
 
 def test_order_of_equal_and_of_large_scores():
-    assert ranked(np.array([2, 1, 2, 1]), descending=False).tolist() == [1, 3, 0, 2]
-    assert ranked(np.array([2, 1, 2, 1]), descending=True).tolist() == [0, 2, 1, 3]
-    assert ranked(np.array([2**62, 2**62 + 1]), descending=True).tolist() == [1, 0]
-    assert ranked(np.array([1, 3], dtype=np.uint32), descending=True).tolist() == [1, 0]
+    assert sort_rows(np.array([2, 1, 2, 1]), descending=False).tolist() == [1, 3, 0, 2]
+    assert sort_rows(np.array([2, 1, 2, 1]), descending=True).tolist() == [0, 2, 1, 3]
+    assert sort_rows(np.array([2**62, 2**62 + 1]), descending=True).tolist() == [1, 0]
+    assert sort_rows(np.array([1, 3], dtype=np.uint32), descending=True).tolist() == [1, 0]

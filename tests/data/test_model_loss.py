@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_stages.data import ByDifficulty, ModelLoss
-from hf_stages.data.drawing.blend import blend
+from hf_stages.data.drawing.blend import make_blend
 from tests.support import tiny
 
 
@@ -22,7 +22,7 @@ def test_scores_are_the_models_loss_on_each_row(tmp_path):
     model.save_pretrained(tmp_path / "model")
     part = ByDifficulty(rows, by=ModelLoss("model")).resolve(tmp_path)
     assert part.by.model == str(tmp_path / "model")
-    found = blend(part, lambda name, where: None, "stage").bind(7, 0)
+    found = make_blend(part, lambda name, where: None, "stage").bind(7, 0)
     assert found.at(list(range(7)))[1].tolist() == sorted(range(7), key=lambda i: scores[i])
 
 

@@ -32,7 +32,7 @@ from transformers import (
 
 from hf_stages.core.curves import Linear
 from hf_stages.data import Packed
-from hf_stages.data.collators.bins import rows_of
+from hf_stages.data.collators.bin_packing import assign_rows
 from hf_stages.losses import TaskLoss
 from hf_stages.losses.objective.update_sums import tokens_in_batch
 from hf_stages.losses.target_logits import Targets
@@ -151,11 +151,11 @@ def test_padding_counts_as_none(mask: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(20, 64))
 def test_rows_hold_everything_once_and_are_few(lengths: list[int], capacity: int) -> None:
-    rows = rows_of(lengths, capacity)
+    rows = assign_rows(lengths, capacity)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert max(sum(lengths[i] for i in row) for row in rows) <= capacity
     assert len(rows) <= 11 / 9 * -(-sum(lengths) // capacity) * 1.5 + 1
-    assert rows == rows_of(lengths, capacity)
+    assert rows == assign_rows(lengths, capacity)
 
 
 def test_a_wrapped_collator_makes_inputs_and_labels() -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_stages.data import Lengths, Packed, Preferences
-from hf_stages.data.collators.base import columns_read, pairs_in
+from hf_stages.data.collators.base import columns_read, find_pair_collator
 from hf_stages.data.collators.progress import AtProgress
 from hf_stages.data.source_column import SourceCollator
 from tests.support import tiny
@@ -124,6 +124,6 @@ def test_pairs_are_found_at_any_depth():
     """Whoever counts rows of a batch must know, whatever carries the collator."""
     inner = Preferences()
     for outer in (inner, SourceCollator(AtProgress(inner, inner)), Lengths(8, inner, longer="error")):
-        assert pairs_in(outer) is inner
+        assert find_pair_collator(outer) is inner
         assert {"chosen", "rejected"} <= columns_read(outer)
-    assert pairs_in(Lengths(8)) is None
+    assert find_pair_collator(Lengths(8)) is None

@@ -15,14 +15,14 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.core.curves import Curve, Linear
 from hf_stages.core.stops import RunInterrupted
 from hf_stages.data import DynamicMLM, Lengths, Packed
-from hf_stages.data.collators.base import Collating
-from hf_stages.data.collators.progress import PlacedDataset, PlacedSampler, note, take
-from hf_stages.data.stage_collator import collator_at_work
+from hf_stages.data.collators.base import BaseCollator
+from hf_stages.data.collators.progress import ProgressDataset, ProgressSampler, note_progress, take_progress
+from hf_stages.data.stage_collator import prepare_collator
 from tests.support import tiny
 
 
 @dataclass(frozen=True)
-class Seen(Collating):
+class Seen(BaseCollator):
     """Writes the progress it is given into the batch."""
 
     share: float | Curve = field(default=Linear(0, 1))
@@ -116,7 +116,7 @@ def test_ranks_see_the_same() -> None:
         epoch, start = 1, 4
 
     place = lambda epoch, position: (epoch * 5 + position // 8) / 100  # noqa: E731
-    sampler = PlacedSampler(Order(range(4, 40)), place)
+    sampler = ProgressSampler(Order(range(4, 40)), place)
     ranks = [list(BatchSamplerShard(BatchSampler(sampler, 2, False), 2, rank)) for rank in range(2)]
     firsts = [[batch[0][0] for batch in batches] for batches in ranks]
     assert firsts[0] == firsts[1] == [(5 + p // 8) / 100 for p in range(4, 40, 4)]
@@ -131,10 +131,10 @@ def test_it_is_taken_once() -> None:
         def __getitems__(self, indices):
             return indices
 
-    assert PlacedDataset(Rows()).__getitems__([(0.25, 1), (0.5, 2)]) == [1, 2]
-    assert (take(), take()) == (0.25, None)
-    note(0.5)
-    at_work = collator_at_work(Seen(), None, None)
+    assert ProgressDataset(Rows()).__getitems__([(0.25, 1), (0.5, 2)]) == [1, 2]
+    assert (take_progress(), take_progress()) == (0.25, None)
+    note_progress(0.5)
+    at_work = prepare_collator(Seen(), None, None)
     rows = [{"input_ids": [3]}]
     assert [int(at_work(rows)["position_ids"]) for _ in range(2)] == [500, 1000]
 

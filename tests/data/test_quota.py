@@ -21,7 +21,7 @@ curves = st.one_of(
 
 
 def quotas(given_curves, draws):
-    clock = Clock.over(draws)
+    clock = Clock.for_draws(draws)
     shares = np.array([[curve(t) for curve in given_curves] for t in clock.t])
     shares[shares.sum(1) == 0, 0] = 1.0
     shares /= shares.sum(1, keepdims=True)

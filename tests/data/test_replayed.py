@@ -7,7 +7,7 @@ import pytest
 
 from hf_stages.core.curves import Linear, Step
 from hf_stages.data import ByLength, Mixture, Ordered, Replay
-from hf_stages.data.drawing.blend import blend
+from hf_stages.data.drawing.blend import make_blend
 from hf_stages.data.drawing.replayed import Replayed
 
 SOURCES = {name: [{"input_ids": [1] * (3 + i % 4)} for i in range(n)] for name, n in (("a", 17), ("b", 40), ("old", 9))}
@@ -23,7 +23,7 @@ EARLIER = {"one": "old", "two": Mixture({"old": Linear(1, 0), "older": 1.0})}
 
 
 def bound(own, earlier="old", *, draws=600, seed=3):
-    found = blend(Replayed(own, earlier, "own"), lambda name, where: SOURCES[name], "stage 'two'")
+    found = make_blend(Replayed(own, earlier, "own"), lambda name, where: SOURCES[name], "stage 'two'")
     return found.bind(draws, seed)
 
 
@@ -42,15 +42,15 @@ def test_what_was_drawn_before_an_event_stays(own, earlier, draws):
     made = bound(part, EARLIER[earlier], draws=draws)
     draw = np.random.default_rng(len(own) + draws)
     events = random_events(draw, draws, 3)
-    before, counts = made.at(range(draws)), [made.counts(event[0]) for event in events]
+    before, counts = made.at(range(draws)), [made.draws_before(event[0]) for event in events]
     for number, (place, _) in enumerate(events):
         made.replay(events[: number + 1])
         after = made.at(range(draws))
         for was, now in zip(before, after, strict=True):
             assert np.array_equal(was[:place], now[:place])
-        assert made.counts(place) == (counts[0] if not number else counts[number])
+        assert made.draws_before(place) == (counts[0] if not number else counts[number])
         before = after
-        counts = [made.counts(event[0]) for event in events]
+        counts = [made.draws_before(event[0]) for event in events]
 
 
 @pytest.mark.parametrize("draws", [600, 20_000])
@@ -66,8 +66,8 @@ def test_shares_are_the_events(draws):
         share = next((value for place, value in reversed(events) if k >= place), 0.0)
         owed, had = owed + share, had + int(leaves[k] == 1)
         assert abs(had - owed) <= 0.51 + (0 if draws == 600 else block * 0.5)
-    assert made.declared(0, draws)[1] == pytest.approx(owed / draws, abs=block / draws)
-    assert made.declared(draws // 3 + block, draws // 2) == pytest.approx([0.75, 0.25])
+    assert made.declared_shares(0, draws)[1] == pytest.approx(owed / draws, abs=block / draws)
+    assert made.declared_shares(draws // 3 + block, draws // 2) == pytest.approx([0.75, 0.25])
     for leaf, size in ((0, 17), (1, 9)):  # each source is read on where it stands, pass after pass
         own = rows[leaves == leaf]
         for start in range(0, len(own) - size, size):
@@ -75,7 +75,7 @@ def test_shares_are_the_events(draws):
 
 
 def test_without_an_event_it_is_the_own_data():
-    alone = blend(OWN["ramp"], lambda name, where: SOURCES[name], "here").bind(600, 3)
+    alone = make_blend(OWN["ramp"], lambda name, where: SOURCES[name], "here").bind(600, 3)
     for mine, theirs in zip(bound(OWN["ramp"]).at(range(600)), alone.at(range(600)), strict=True):
         assert np.array_equal(mine, theirs)
     assert bound(OWN["ramp"]).n == alone.n
@@ -105,9 +105,9 @@ def test_an_event_behind_the_planned_end():
 def test_drawn_one_by_one_an_event_holds_from_its_position_on():
     own = Mixture({"a": Linear(1, 0.5), "b": Linear(0, 0.5)}, weigh="tokens")
     made = bound(own)
-    before = list(made.drawn(made.walk(), 0, 600))
+    before = list(made.draw_range(made.walk(), 0, 600))
     made.replay(((200, 0.3),))
-    after = list(made.drawn(made.walk(), 0, 600))
+    after = list(made.draw_range(made.walk(), 0, 600))
     assert before[:200] == after[:200]
     old = made.names.index("old")
     tokens = [(leaf, len(SOURCES[made.names[leaf]][row]["input_ids"])) for leaf, row in after[200:]]

@@ -235,7 +235,7 @@ def test_replays_what_the_stages_before_drew(tmp_path):
     blend = plan["second"].blend
     assert blend.names == ("code", "prose", "more")
     blend.replay(((0, 0.4),))
-    assert blend.declared(0, 400) == pytest.approx([0.6, 0.3, 0.1], abs=1e-3)
+    assert blend.declared_shares(0, 400) == pytest.approx([0.6, 0.3, 0.1], abs=1e-3)
 
 
 @pytest.mark.parametrize("source", ["more", Mixture({"more": 1, "prose": 1}), DATA["more"]])
@@ -420,7 +420,10 @@ def test_trials_and_arms_leave_the_gate_out_and_keep_the_data(recipe):
     sources = Sources(ready.recipe, plan)
     alone, replayed = (trial_stage(probe, plan, sources, 1e-3, share) for share in (0.0, 0.25))
     assert (alone.gates, replayed.gates) == ((), ())
-    assert (alone.train_dataset.named(), replayed.train_dataset.named()) == (("code",), ("code", "language"))
+    assert (alone.train_dataset.source_names(), replayed.train_dataset.source_names()) == (
+        ("code",),
+        ("code", "language"),
+    )
     own = plan_for(replace(ready.recipe, stages=[ready.recipe["language"], alone]), ready.args)["code"].blend
     assert [list(column) for column in own.at(range(24))] == [list(c) for c in plan["code"].blend.at(range(24))]
     arms = {arm.name: arm for arm in arms_of(ready.recipe, ready.args, ["joint", "replay"])}

@@ -8,14 +8,14 @@ import pytest
 from hf_stages import Stage
 from hf_stages.core.curves import Linear
 from hf_stages.data import Mixture
-from hf_stages.data.drawing.blend import blend
+from hf_stages.data.drawing.blend import make_blend
 from hf_stages.reports.pages.plan_picture import BOX, GAP, LANE, TALL, draw_plan, places_of
 from tests.support.plans import chain, plan_of
 
 
 def mix(draws):
     part = Mixture({"web": Linear(1, 0), "code": Linear(0, 1)}, {"web": [{}] * 5, "code": [{}] * 5})
-    return blend(part, lambda name, where: None, "stage").bind(draws, 0)
+    return make_blend(part, lambda name, where: None, "stage").bind(draws, 0)
 
 
 @pytest.mark.parametrize("count", [1, 4, 9, 30])

@@ -247,7 +247,7 @@ stages:
     recipe = recipes.loads(text)
     part = recipe.stages[0].train_dataset
     assert part.weights == {"a": Linear(1, 0.3), "b": Linear(0, 0.7), "rest": 0.1}
-    assert part.named() == ("a", "b")
+    assert part.source_names() == ("a", "b")
     again = recipes.loads(recipes.dump(recipe))
     assert again == recipe
     assert recipes.dump(again) == recipes.dump(recipe)

@@ -13,7 +13,7 @@ ABOUT = "augment.json"
 logger = logging.getLogger(__name__)
 
 
-def kept(cache: Path, address: str, settings: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+def cached_dataset(cache: Path, address: str, settings: Mapping[str, Any], make: Callable[[], Any]) -> Any:
     """The dataset at ``cache/address``, made if it is not there. Of several processes one makes it, the others wait."""
     from datasets import load_from_disk
     from filelock import FileLock

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from hf_stages.core.randomness import seed_of
 from hf_stages.data.augmentation._lexicon import Neighbours
 from hf_stages.data.augmentation._masked import MaskedWords
-from hf_stages.data.augmentation._words import Word, drawn, words_in
+from hf_stages.data.augmentation._words import Word, replace_words, words_in
 
 _CHUNK = 1024
 """Rows whose masked copies are sorted by length together."""
@@ -26,7 +26,7 @@ class Drawing(NamedTuple):
     seed: int
 
 
-def proposer(stopwords: Collection[str], masked: MaskedWords | None, near: Neighbours) -> Proposer:
+def make_proposer(stopwords: Collection[str], masked: MaskedWords | None, near: Neighbours) -> Proposer:
     """Candidates by the masked model where it gives any, else by nearest neighbours."""
 
     def propose(rows: Sequence[Texts]) -> list[list[list[Word]]]:
@@ -52,7 +52,7 @@ def copies_of(row: Texts, words: Sequence[Sequence[Word]], key: int, drawing: Dr
     new: dict[Texts, None] = {}
     for copy in range(drawing.n):
         made = tuple(
-            drawn(text, words[column], drawing.p, seed_of(key, copy, column)) for column, text in enumerate(row)
+            replace_words(text, words[column], drawing.p, seed_of(key, copy, column)) for column, text in enumerate(row)
         )
         if made != row:
             new.setdefault(made)
@@ -77,7 +77,7 @@ def rows_with_copies(
             yield number, row, copies_of(row, words, key, drawing)
 
 
-def augmented(
+def augment_rows(
     dataset: Any, columns: Sequence[str], propose: Proposer, drawing: Drawing, *, originals: bool, fingerprint: str
 ) -> tuple[Any, int]:
     """The new dataset, and how many of its rows are new. All other columns are copied."""

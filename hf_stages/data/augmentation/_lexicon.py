@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_stages.data.augmentation._words import chosen, fits
+from hf_stages.data.augmentation._words import is_usable_word, pick_candidates
 
 _ROOM = 4
 """So many times k are ranked: forms that differ in case alone count once, and the word itself not at all."""
@@ -30,7 +30,7 @@ class Lexicon:
         special = set(tokenizer.all_special_ids)
         ids = [i for i in sorted(tokenizer.get_vocab().values()) if i not in special]
         texts = [text.strip() for text in tokenizer.batch_decode([[i] for i in ids])]
-        known = {text: i for i, text in zip(ids, texts, strict=True) if fits(text, stopwords)}
+        known = {text: i for i, text in zip(ids, texts, strict=True) if is_usable_word(text, stopwords)}
         self.words: list[str] = []
         self.spaced: list[int] = []
         self.bare: list[int] = []
@@ -77,7 +77,7 @@ class Neighbours:
             scores = torch.nn.functional.normalize(vectors.float(), dim=-1) @ self.table.T
             ranks = scores.topk(min(_ROOM * self.k, len(self.words))).indices.tolist()
             for word, rank, not_these in zip(found, ranks, own, strict=True):
-                self.known[word] = chosen(word, (self.words[i] for i in rank if i not in not_these), self.k)
+                self.known[word] = pick_candidates(word, (self.words[i] for i in rank if i not in not_these), self.k)
 
 
 def by_embeddings(model: Any, lexicon: Lexicon, k: int) -> Neighbours:
@@ -100,7 +100,7 @@ def by_file(path: str | Path, stopwords: Collection[str], k: int) -> Neighbours:
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             word, _, rest = line.rstrip().partition(" ")
-            if (number == 1 and rest.strip().isdecimal()) or not fits(word, stopwords):
+            if (number == 1 and rest.strip().isdecimal()) or not is_usable_word(word, stopwords):
                 continue
             try:
                 rows[word] = np.array(rest.split(), np.float32)

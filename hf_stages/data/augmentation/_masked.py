@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hf_stages.data.augmentation._lexicon import _ROOM, Lexicon
-from hf_stages.data.augmentation._words import Word, chosen
+from hf_stages.data.augmentation._words import Word, pick_candidates
 
 Place = tuple[int, int, int]
 """(row, column, start of the word)."""
@@ -59,7 +59,7 @@ class MaskedWords:
                     continue
                 ranks = logits[mine][:, ids].topk(min(_ROOM * self.k, len(known))).indices.tolist()
                 for i, rank in zip(mine, ranks, strict=True):
-                    found[batch[i].place] = chosen(batch[i].word, (known[r] for r in rank), self.k)
+                    found[batch[i].place] = pick_candidates(batch[i].word, (known[r] for r in rank), self.k)
         self.model.train(training)
         return found
 
@@ -99,13 +99,13 @@ class MaskedWords:
         inputs = {key: torch.tensor(values, device=self.model.device) for key, values in filled.items()}
         rows = torch.arange(len(batch), device=self.model.device)
         at = torch.tensor([copy.at for copy in batch], device=self.model.device)
-        with _only_at(self.model, rows, at):
+        with _head_at_masked_places(self.model, rows, at):
             logits = self.model(**inputs).logits
         return logits[:, 0] if logits.shape[1] == 1 else logits[rows, at]
 
 
 @contextmanager
-def _only_at(model: Any, rows: torch.Tensor, at: torch.Tensor) -> Iterator[None]:
+def _head_at_masked_places(model: Any, rows: torch.Tensor, at: torch.Tensor) -> Iterator[None]:
     """The output layer sees the masked places alone: over whole texts its result would be 500 MB for 64 x 64 tokens."""
 
     def pick(module: Any, args: Any) -> Any:

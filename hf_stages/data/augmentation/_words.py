@@ -49,15 +49,15 @@ def words_in(text: str, stopwords: Collection[str] = STOPWORDS) -> list[Word]:
     []
     """
     found = [Word(m.start(), m.end(), m[0]) for m in _WORD.finditer(text)]
-    return [word for word in found if word.text.casefold() not in stopwords and not _accented(text, word)]
+    return [word for word in found if word.text.casefold() not in stopwords and not _followed_by_mark(text, word)]
 
 
-def fits(word: str, stopwords: Collection[str]) -> bool:
+def is_usable_word(word: str, stopwords: Collection[str]) -> bool:
     """Whether a word may stand in for another: letters alone, and no stopword."""
     return len(word) > 1 and word.isalpha() and word.casefold() not in stopwords
 
 
-def chosen(word: str, ranked: Iterable[str], k: int) -> tuple[str, ...]:
+def pick_candidates(word: str, ranked: Iterable[str], k: int) -> tuple[str, ...]:
     """The first ``k`` that are another word than ``word``, written as it is written.
 
     In the order of the alphabet: floats that differ in their last bits may exchange neighbours in the ranking, which
@@ -75,7 +75,7 @@ def chosen(word: str, ranked: Iterable[str], k: int) -> tuple[str, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
-def drawn(text: str, words: Sequence[Word], p: float, seed: int) -> str:
+def replace_words(text: str, words: Sequence[Word], p: float, seed: int) -> str:
     """The text with each word replaced with probability ``p`` by one of its candidates, all equally likely."""
     draw = random.Random(seed)
     parts, end = [], 0
@@ -96,6 +96,6 @@ def _cased(other: str, word: str) -> str:
     return other[0].upper() + other[1:] if word[0].isupper() else other
 
 
-def _accented(text: str, word: Word) -> bool:
+def _followed_by_mark(text: str, word: Word) -> bool:
     """Whether a combining mark follows, which is no letter: the run of letters is then not the whole word."""
     return word.end < len(text) and unicodedata.category(text[word.end]).startswith("M")

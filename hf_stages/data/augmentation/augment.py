@@ -99,14 +99,14 @@ class Augment:
     def __call__(self, dataset: Any) -> Any:
         """The ``datasets.Dataset`` with its copies; from the cache, if they were made before."""
         from hf_stages.core.fingerprint import fingerprint
-        from hf_stages.data.augmentation._cache import kept
+        from hf_stages.data.augmentation._cache import cached_dataset
 
         columns = self._columns(dataset)
         settings = self._settings(dataset, columns)
         address = fingerprint(settings)
         if self.cache is None:
             return self._made(dataset, columns, address)
-        return kept(Path(self.cache), address, settings, lambda: self._made(dataset, columns, address))
+        return cached_dataset(Path(self.cache), address, settings, lambda: self._made(dataset, columns, address))
 
     def preview(self, dataset: Any, rows: int = 3) -> str:
         """The first rows, each followed by its copies. Nothing is written."""
@@ -120,10 +120,10 @@ class Augment:
         return "\n".join(lines)
 
     def _made(self, dataset: Any, columns: Sequence[str], address: str) -> Any:
-        from hf_stages.data.augmentation._copies import augmented
+        from hf_stages.data.augmentation._copies import augment_rows
 
         start, rows = time.monotonic(), len(dataset)
-        result, new = augmented(dataset, columns, *self._how(), originals=self.originals, fingerprint=address)
+        result, new = augment_rows(dataset, columns, *self._how(), originals=self.originals, fingerprint=address)
         logger.warning(
             f"Augment: {rows} rows, {new} new ({rows * self.n - new} of {rows * self.n} came out as others did or unchanged, "
             f"and are left out): {len(result)} in all, {time.monotonic() - start:.1f} s"
@@ -147,11 +147,11 @@ class Augment:
             if not lexicon.words:
                 raise ValueError("Augment: tokenizer: none of its pieces is a whole word; it cannot name candidates")
             if by_mask:
-                length = language_model.longest(model, tokenizer, self.max_length)
+                length = language_model.longest_input(model, tokenizer, self.max_length)
                 masked = MaskedWords(model, lexicon, k=self.k, max_length=length, batch_size=self.batch_size)
             near = near or _lexicon.by_embeddings(model, lexicon, self.k)
         assert near is not None
-        return _copies.proposer(stop, masked, near), drawing
+        return _copies.make_proposer(stop, masked, near), drawing
 
     def _stopwords(self, words: Any) -> frozenset[str]:
         return words.STOPWORDS if self.stopwords is None else frozenset(word.casefold() for word in self.stopwords)
@@ -159,12 +159,12 @@ class Augment:
     def _settings(self, dataset: Any, columns: Sequence[str]) -> dict[str, Any]:
         """All that decides the content. Batch size and device are left out: they move last bits alone."""
         from hf_stages.data.augmentation import _words
-        from hf_stages.data.augmentation.language_model import address_of
+        from hf_stages.data.augmentation.language_model import identity_of
 
         if self.vectors is not None and not Path(self.vectors).is_file():
             raise ValueError(f"Augment: vectors: there is no file {self.vectors}")
         plain = {key: getattr(self, key) for key in ("n", "p", "k", "method", "originals", "seed", "max_length")}
-        things = {key: address_of(getattr(self, key)) for key in _NAMES}
+        things = {key: identity_of(getattr(self, key)) for key in _NAMES}
         data = {"data": dataset._fingerprint, "rows": len(dataset), "text": list(columns)}
         return {**plain, **things, **data, "stopwords": sorted(self._stopwords(_words)), "version": 1}
 

@@ -22,12 +22,12 @@ def load(model: Any, tokenizer: Any, *, masked: bool, device: str | None) -> tup
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     if masked and getattr(tokenizer, "mask_token_id", None) is None:
         raise ValueError(
-            f"Augment: tokenizer: {_kind(tokenizer)} has no mask token, so its model fills no gaps; give a masked language "
+            f"Augment: tokenizer: {_class_name(tokenizer)} has no mask token, so its model fills no gaps; give a masked language "
             "model (BERT, RoBERTa), or method='embeddings'"
         )
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
-            f"Augment: tokenizer: expected a fast one, which says where tokens stand, got {_kind(tokenizer)}"
+            f"Augment: tokenizer: expected a fast one, which says where tokens stand, got {_class_name(tokenizer)}"
         )
     if isinstance(model, str | Path):
         model = _from_path(model, masked, device)
@@ -52,9 +52,9 @@ def _from_path(path: str | Path, masked: bool, device: str | None) -> Any:
 
 
 def _check(model: Any, tokenizer: Any, masked: bool) -> None:
-    if masked and (not _fills_gaps(model) or model.get_output_embeddings() is None):
+    if masked and (not _predicts_masked_tokens(model) or model.get_output_embeddings() is None):
         raise ValueError(
-            f"Augment: model: {_kind(model)} does not predict masked tokens; give an AutoModelForMaskedLM, or "
+            f"Augment: model: {_class_name(model)} does not predict masked tokens; give an AutoModelForMaskedLM, or "
             "method='embeddings'"
         )
     rows, pad = model.get_input_embeddings().weight.shape[0], getattr(model.config, "pad_token_id", None)
@@ -68,14 +68,14 @@ def _check(model: Any, tokenizer: Any, masked: bool) -> None:
     raise ValueError(f"Augment: tokenizer: not the model's own: {found}; give the one it was trained with")
 
 
-def _fills_gaps(model: Any) -> bool:
+def _predicts_masked_tokens(model: Any) -> bool:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as known
 
     names = {cls.__name__ for cls in type(model).__mro__}
     return any(name.endswith("ForMaskedLM") for name in names) or not names.isdisjoint(known.values())
 
 
-def longest(model: Any, tokenizer: Any, max_length: int) -> int:
+def longest_input(model: Any, tokenizer: Any, max_length: int) -> int:
     """``max_length``, or what the model has positions for. RoBERTa's positions begin behind the padding token's number."""
     limit = getattr(model.config, "max_position_embeddings", None) or max_length
     for name, module in model.named_modules():
@@ -84,7 +84,7 @@ def longest(model: Any, tokenizer: Any, max_length: int) -> int:
     return min(max_length, limit, tokenizer.model_max_length)
 
 
-def address_of(thing: Any) -> str | None:
+def identity_of(thing: Any) -> str | None:
     """Equal for equal models, tokenizers and files. A name on the Hub is known by its commit."""
     if thing is None:
         return None
@@ -109,5 +109,5 @@ def _commit(name: str) -> str:
         raise ValueError(f"Augment: {name!r} is no folder here, and could not be had from the Hub: {error}") from error
 
 
-def _kind(value: Any) -> str:
+def _class_name(value: Any) -> str:
     return type(value).__name__

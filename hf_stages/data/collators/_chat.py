@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_stages.data.collators.base import IGNORED, Collating, batched
+from hf_stages.data.collators.base import IGNORED, BaseCollator, pad_batch
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Messages = Sequence[Mapping[str, Any]]
@@ -32,7 +32,7 @@ def check_template(where: str, tokenizer: Any) -> None:
         )
 
 
-def conversation(where: str, row: Any, key: str) -> tuple[list[dict[str, Any]], Any]:
+def read_conversation(where: str, row: Any, key: str) -> tuple[list[dict[str, Any]], Any]:
     """Messages and tools of a row, without the empty fields that a table adds to rows that lack them."""
     if not isinstance(row, Mapping) or key not in row:
         has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
@@ -52,7 +52,7 @@ def read_tools(where: str, value: Any) -> Any:
     """Tools, all of them or each as JSON text; None where there are none."""
     if isinstance(value, str) and not value.strip():
         return None
-    tools = _json(where, "tools", value) if isinstance(value, str) else _filled(value)
+    tools = _json(where, "tools", value) if isinstance(value, str) else _without_empty_fields(value)
     if isinstance(tools, list):
         tools = [_json(where, "tools", tool) if isinstance(tool, str) else tool for tool in tools]
     return tools or None
@@ -61,7 +61,7 @@ def read_tools(where: str, value: Any) -> Any:
 def read_answer(value: Any) -> Any:
     """Messages or text; a table may hold messages as JSON text. Text that is JSON of anything else is text."""
     if not isinstance(value, str):
-        return _filled(value)
+        return _without_empty_fields(value)
     try:
         found = json.loads(value) if value.lstrip()[:1] == "[" else None
     except ValueError:
@@ -76,7 +76,7 @@ def _are_messages(value: Any) -> bool:
 def _messages(where: str, key: str, value: Any) -> Any:
     """JSON means what it says, also null in the arguments of a call; of a message's own keys null is none."""
     if not isinstance(value, str):
-        return _filled(value)
+        return _without_empty_fields(value)
     found = _json(where, key, value)
     whole = isinstance(found, list) and all(isinstance(message, dict) for message in found)
     return [{k: v for k, v in message.items() if v is not None} for message in found] if whole else found
@@ -89,29 +89,33 @@ def _json(where: str, key: str, text: str) -> Any:
         raise ValueError(f"{where}: {key}: expected a list or its JSON text, got {text[:80]!r} ({error})") from error
 
 
-def _filled(value: Any) -> Any:
+def _without_empty_fields(value: Any) -> Any:
     """Without the keys that have no value, which a table adds."""
     if isinstance(value, Mapping):
-        return {key: _filled(item) for key, item in value.items() if item is not None}
-    return [_filled(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _without_empty_fields(item) for key, item in value.items() if item is not None}
+    return [_without_empty_fields(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def rendered(where: str, tokenizer: Any, messages: Messages, tools: Any, wanted: Wanted) -> Rendered:
+def render(where: str, tokenizer: Any, messages: Messages, tools: Any, wanted: Wanted) -> Rendered:
     """The conversation's tokens, and which of them are of the messages that are wanted.
 
     A template that marks what the assistant says with ``{% generation %}`` is believed. Else the text is rendered up to
     each wanted message with the prompt for an answer, and up to its end: what lies between is learned.
     """
     if _GENERATION.search(tokenizer.get_chat_template(tools=tools)):
-        found = _by_marks(where, tokenizer, messages, tools, wanted)
+        found = _from_generation_marks(where, tokenizer, messages, tools, wanted)
         if found is not None:
             return found
-    return _by_prefixes(where, tokenizer, messages, tools, wanted)
+    return _from_prefixes(where, tokenizer, messages, tools, wanted)
 
 
-def _by_marks(where: str, tokenizer: Any, messages: Messages, tools: Any, wanted: Wanted) -> Rendered | None:
+def _from_generation_marks(
+    where: str, tokenizer: Any, messages: Messages, tools: Any, wanted: Wanted
+) -> Rendered | None:
     """None where the marked stretches are not one for each assistant message, and only some are wanted."""
-    done = _asked(where, tokenizer, messages, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    done = _apply_template(
+        where, tokenizer, messages, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
     ids, marked = list(done["input_ids"]), [bool(m) for m in done["assistant_masks"]]
     answers = [w for w, message in zip(wanted, messages, strict=True) if message["role"] == "assistant"]
     if any(answers) and not any(marked):
@@ -129,12 +133,12 @@ def _by_marks(where: str, tokenizer: Any, messages: Messages, tools: Any, wanted
     return Rendered(ids, learned) if number + 1 == len(answers) else None
 
 
-def _by_prefixes(where: str, tokenizer: Any, messages: Messages, tools: Any, wanted: Wanted) -> Rendered:
-    whole = _asked(where, tokenizer, messages, tools, tokenize=False)
+def _from_prefixes(where: str, tokenizer: Any, messages: Messages, tools: Any, wanted: Wanted) -> Rendered:
+    whole = _apply_template(where, tokenizer, messages, tools, tokenize=False)
     spans = []
     for i in (i for i, w in enumerate(wanted) if w):
-        before = _asked(where, tokenizer, messages[:i], tools, tokenize=False, add_generation_prompt=True)
-        until = _asked(where, tokenizer, messages[: i + 1], tools, tokenize=False)
+        before = _apply_template(where, tokenizer, messages[:i], tools, tokenize=False, add_generation_prompt=True)
+        until = _apply_template(where, tokenizer, messages[: i + 1], tools, tokenize=False)
         if not (until.startswith(before) and whole.startswith(until)):
             raise ValueError(_inconsistent(where, i, until.startswith(before)))
         spans.append((len(before), len(until)))
@@ -160,7 +164,7 @@ def _inconsistent(where: str, i: int, prompt_fits: bool) -> str:
     )
 
 
-def _asked(where: str, tokenizer: Any, messages: Messages, tools: Any, **how: Any) -> Any:
+def _apply_template(where: str, tokenizer: Any, messages: Messages, tools: Any, **how: Any) -> Any:
     try:
         return tokenizer.apply_chat_template(list(messages), tools=tools, **how)
     except Exception as error:  # jinja's, and whatever a template's own code raises
@@ -168,26 +172,28 @@ def _asked(where: str, tokenizer: Any, messages: Messages, tools: Any, **how: An
         raise ValueError(f"{where}: the chat template cannot render a conversation{end}: {error}") from error
 
 
-def collated(collating: Any, rows: Sequence[Any], wanted: Callable[[Messages], Wanted]) -> dict[str, torch.Tensor]:
+def collate_conversations(
+    collating: Any, rows: Sequence[Any], wanted: Callable[[Messages], Wanted]
+) -> dict[str, torch.Tensor]:
     """A batch whose labels are -100 outside of the wanted messages."""
     where, tokenizer = type(collating).__name__, collating.tokenizer
     check_template(where, tokenizer)
     made = []
     for row in rows:
-        messages, tools = conversation(where, row, collating.messages)
-        ids, learned = rendered(where, tokenizer, messages, tools, wanted(messages))
+        messages, tools = read_conversation(where, row, collating.messages)
+        ids, learned = render(where, tokenizer, messages, tools, wanted(messages))
         labels = [token if learn else IGNORED for token, learn in zip(ids, learned, strict=True)]
         made.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
     if collating.collator is None:
-        return batched([{key: torch.tensor(row[key]) for key in ("input_ids", "labels")} for row in made], tokenizer)
-    if isinstance(collating.collator, Collating):
+        return pad_batch([{key: torch.tensor(row[key]) for key in ("input_ids", "labels")} for row in made], tokenizer)
+    if isinstance(collating.collator, BaseCollator):
         return collating.collator(made)
     # Some pad no labels, some write their own over them: they get none.
     batch = collating.collator([{key: row[key] for key in ("input_ids", "attention_mask")} for row in made])
-    return {**batch, "labels": _placed(where, collating.collator, batch, made)}
+    return {**batch, "labels": _labels_where_tokens_are(where, collating.collator, batch, made)}
 
 
-def _placed(
+def _labels_where_tokens_are(
     where: str, collator: Any, batch: Mapping[str, Any], made: Sequence[Mapping[str, list[int]]]
 ) -> torch.Tensor:
     """The rows' labels where the collator put their tokens."""

@@ -14,10 +14,10 @@ IGNORED = -100
 LONGER = ("error", "split", "truncate")
 Document = dict[str, torch.Tensor]
 """One example: tensors with one entry per token, ``input_ids`` among them."""
-_T = TypeVar("_T", bound="Collating")
+_T = TypeVar("_T", bound="BaseCollator")
 
 
-class Collating:
+class BaseCollator:
     """Base: a frozen dataclass. What it lacks the trainer supplies (``build``); curves become numbers (``at``)."""
 
     in_pairs = False
@@ -33,7 +33,7 @@ class Collating:
         if "tokenizer" in names and getattr(self, "tokenizer", None) is None:
             own["tokenizer"] = tokenizer
         if "collator" in names:
-            own["collator"] = built(getattr(self, "collator", None), tokenizer, model)
+            own["collator"] = build_collator(getattr(self, "collator", None), tokenizer, model)
         return replace(self, **own)  # type: ignore[type-var]
 
     def at(self: _T, t: float | None) -> _T:
@@ -42,22 +42,22 @@ class Collating:
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, Curve):
-                own[field.name] = number(value, t, whole="int" in str(field.type))
-            elif isinstance(value, Collating):
+                own[field.name] = value_at(value, t, whole="int" in str(field.type))
+            elif isinstance(value, BaseCollator):
                 own[field.name] = value.at(t)
         return replace(self, **own) if own else self  # type: ignore[type-var]
 
     def for_source(self: _T, name: str) -> _T:
         """The collator where rows that name no source are of this one; see ``BySource``."""
         inner = getattr(self, "collator", None)
-        return replace(self, collator=inner.for_source(name)) if isinstance(inner, Collating) else self  # type: ignore[type-var]
+        return replace(self, collator=inner.for_source(name)) if isinstance(inner, BaseCollator) else self  # type: ignore[type-var]
 
 
-def built(collator: Any, tokenizer: Any, model: Any) -> Any:
+def build_collator(collator: Any, tokenizer: Any, model: Any) -> Any:
     return collator.build(tokenizer, model) if hasattr(collator, "build") else collator
 
 
-def nested(collator: Any) -> Iterator[Any]:
+def nested_collators(collator: Any) -> Iterator[Any]:
     """The collator and those in it, from the outside in."""
     while collator is not None:
         yield collator
@@ -66,10 +66,10 @@ def nested(collator: Any) -> Iterator[Any]:
 
 def columns_read(collator: Any) -> frozenset[str]:
     """Columns that a collator reads and the model does not, at any depth."""
-    return frozenset().union(*(getattr(one, "columns", ()) for one in nested(collator)))
+    return frozenset().union(*(getattr(one, "columns", ()) for one in nested_collators(collator)))
 
 
-def number(value: float | Curve, t: float | None, *, whole: bool) -> Any:
+def value_at(value: float | Curve, t: float | None, *, whole: bool) -> Any:
     found = value(1.0 if t is None else t) if isinstance(value, Curve) else value
     return max(round(found), 1) if whole else found
 
@@ -94,14 +94,14 @@ def check_length(where: str, length: Any) -> None:
         raise ValueError(f"{where}: length: expected a whole number of tokens or a curve of them, got {length!r}")
 
 
-def pairs_in(collator: Any) -> Any:
+def find_pair_collator(collator: Any) -> Any:
     """The collator, at any depth, that gives pairs of rows; None where there is none."""
-    return next((one for one in nested(collator) if getattr(one, "in_pairs", False)), None)
+    return next((one for one in nested_collators(collator) if getattr(one, "in_pairs", False)), None)
 
 
-def check_pairs(where: str, collator: Any) -> None:
+def refuse_pairs(where: str, collator: Any) -> None:
     """Collators that make more or fewer rows of a batch would tear pairs of rows apart, and no loss would notice."""
-    if (found := pairs_in(collator)) is not None:
+    if (found := find_pair_collator(collator)) is not None:
         raise ValueError(
             f"{where}: collator: {type(found).__name__} gives pairs of rows, which this would take apart or cut short; leave it out: "
             "Preferences(max_length=...) cuts pairs, and Lengths(longer='error') only pads"
@@ -116,10 +116,10 @@ def check_choice(where: str, key: str, value: Any, known: Sequence[str]) -> None
 # ---- examples as runs of tokens -------------------------------------------------------------------------------------
 
 
-def documents(where: str, rows: Sequence[Any], collator: Any) -> tuple[list[Document], dict[str, torch.Tensor]]:
+def read_documents(where: str, rows: Sequence[Any], collator: Any) -> tuple[list[Document], dict[str, torch.Tensor]]:
     """The examples without padding, as ``collator`` makes them (None: as they are), and what there is one of per row."""
     if collator is None:
-        return _plain(where, rows)
+        return _read_plain_rows(where, rows)
     batch = dict(collator(rows))
     ids: Any = batch.get("input_ids")
     if not torch.is_tensor(ids) or ids.dim() != 2:
@@ -138,7 +138,7 @@ def documents(where: str, rows: Sequence[Any], collator: Any) -> tuple[list[Docu
     return [{key: value[i][real[i]] for key, value in tokens.items()} for i in range(len(ids))], apart
 
 
-def _plain(where: str, rows: Sequence[Any]) -> tuple[list[Document], dict[str, torch.Tensor]]:
+def _read_plain_rows(where: str, rows: Sequence[Any]) -> tuple[list[Document], dict[str, torch.Tensor]]:
     found: list[Document] = []
     apart: dict[str, list[torch.Tensor]] = {}
     for row in rows:
@@ -162,7 +162,7 @@ def _plain(where: str, rows: Sequence[Any]) -> tuple[list[Document], dict[str, t
     return found, {key: torch.stack(values) for key, values in apart.items()}
 
 
-def fitted(where: str, document: Document, length: int, longer: str) -> list[Document]:
+def cut_to_length(where: str, document: Document, length: int, longer: str) -> list[Document]:
     """The pieces of a document that are at most ``length`` long; none where it is empty."""
     count = len(document["input_ids"])
     if count > length and longer == "error":
@@ -174,11 +174,11 @@ def fitted(where: str, document: Document, length: int, longer: str) -> list[Doc
     return [{key: value[i : min(i + length, end)] for key, value in document.items()} for i in range(0, end, length)]
 
 
-def filled(key: str, pad: int) -> int:
+def padding_value(key: str, pad: int) -> int:
     return pad if key == "input_ids" else (IGNORED if key == "labels" else 0)
 
 
-def padded(runs: Sequence[torch.Tensor], width: int, value: int, *, left: bool = False) -> torch.Tensor:
+def pad_runs(runs: Sequence[torch.Tensor], width: int, value: int, *, left: bool = False) -> torch.Tensor:
     """(runs, width) with ``value`` where a run has ended.
 
     >>> padded([torch.tensor([1, 2]), torch.tensor([3])], 3, 0).tolist()
@@ -191,13 +191,13 @@ def padded(runs: Sequence[torch.Tensor], width: int, value: int, *, left: bool =
     return out
 
 
-def batched(runs: Sequence[Document], tokenizer: Any, width: int | None = None) -> dict[str, torch.Tensor]:
+def pad_batch(runs: Sequence[Document], tokenizer: Any, width: int | None = None) -> dict[str, torch.Tensor]:
     """One row for each run, padded on the tokenizer's side, with its attention_mask."""
     left = getattr(tokenizer, "padding_side", "right") == "left"
     runs = [{**run, "attention_mask": torch.ones_like(run["input_ids"])} for run in runs]
     width = max(len(run["input_ids"]) for run in runs) if width is None else width
-    fills = {key: filled(key, pad_id(tokenizer)) for key in runs[0]}
-    return {key: padded([run[key] for run in runs], width, fill, left=left) for key, fill in fills.items()}
+    fills = {key: padding_value(key, pad_id(tokenizer)) for key in runs[0]}
+    return {key: pad_runs([run[key] for run in runs], width, fill, left=left) for key, fill in fills.items()}
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -6,8 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_stages.data.collators._joined import Part, joined
-from hf_stages.data.collators.base import Collating, batched, built, columns_read, documents, nested, pad_id
+from hf_stages.data.collators._join_batches import Part, join_batches
+from hf_stages.data.collators.base import (
+    BaseCollator,
+    build_collator,
+    columns_read,
+    nested_collators,
+    pad_batch,
+    pad_id,
+    read_documents,
+)
 from hf_stages.data.collators.lengths import Lengths
 from hf_stages.data.collators.packed import Packed
 from hf_stages.data.collators.preferences import Preferences
@@ -17,7 +25,7 @@ _SOURCE = "source"
 
 
 @dataclass(frozen=True)
-class BySource(Collating):
+class BySource(BaseCollator):
     """``BySource({"language": Lengths(512), "tools": ToolCallsOnly()})``: a batch may hold rows of both, padded to the widest.
 
     Rows of a ``Mixture`` (or any other curriculum) say their source, others by a column ``source``. A stage on one source by
@@ -45,7 +53,7 @@ class BySource(Collating):
             here = f"BySource: {name!r}" if name is not None else "BySource: collator"
             if collator is not None and not callable(collator) and not hasattr(collator, "build"):
                 raise ValueError(f"{here}: expected a collator, got {collator!r}")
-            _check_rows_stay(here, collator)
+            _check_one_row_each(here, collator)
 
     @property
     def columns(self) -> frozenset[str]:
@@ -56,13 +64,13 @@ class BySource(Collating):
         own = {}
         for name, collator in self.collators.items():
             try:
-                own[name] = built(collator, tokenizer, model)
+                own[name] = build_collator(collator, tokenizer, model)
             except ValueError as error:
                 raise ValueError(f"BySource: {name!r}: {error}") from error
         return replace(ready, collators=own)
 
     def at(self, t: float | None) -> BySource:
-        own = {name: c.at(t) if isinstance(c, Collating) else c for name, c in self.collators.items()}
+        own = {name: c.at(t) if isinstance(c, BaseCollator) else c for name, c in self.collators.items()}
         return replace(super().at(t), collators=own)
 
     def for_source(self, name: str) -> BySource:
@@ -78,10 +86,12 @@ class BySource(Collating):
         for name, own in places.items():  # in the declared order: collators that draw at random draw in this one
             if own:
                 collator = self.collator if name is None else self.collators[name]
-                parts.append(Part(name or "other rows", own, self._collated(collator, [_bare(rows[i]) for i in own])))
+                parts.append(
+                    Part(name or "other rows", own, self._collated(collator, [_without_source(rows[i]) for i in own]))
+                )
         if len(parts) == 1:
             return parts[0].batch
-        return joined(
+        return join_batches(
             "BySource",
             parts,
             pad_id(self.tokenizer),
@@ -91,17 +101,17 @@ class BySource(Collating):
     def _collated(self, collator: Any, rows: Sequence[Any]) -> Any:
         if collator is not None:
             return collator(rows)
-        found, apart = documents("BySource", rows, None)
-        return {**batched(found, self.tokenizer), **apart}
+        found, apart = read_documents("BySource", rows, None)
+        return {**pad_batch(found, self.tokenizer), **apart}
 
 
-def _bare(row: Any) -> Any:
+def _without_source(row: Any) -> Any:
     return {key: value for key, value in row.items() if key != _SOURCE} if isinstance(row, Mapping) else row
 
 
-def _check_rows_stay(here: str, collator: Any) -> None:
+def _check_one_row_each(here: str, collator: Any) -> None:
     """Refuse what makes more or fewer rows than it is given, at any depth."""
-    for one in nested(collator):
+    for one in nested_collators(collator):
         if isinstance(one, Packed) or (isinstance(one, Lengths) and one.longer == "split"):
             what = type(one).__name__ if isinstance(one, Packed) else "Lengths(longer='split')"
             raise ValueError(

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from hf_stages.data.collators._chat import check_template, collated
-from hf_stages.data.collators.base import Collating
+from hf_stages.data.collators._chat import check_template, collate_conversations
+from hf_stages.data.collators.base import BaseCollator
 
 
 @dataclass(frozen=True)
-class CompletionOnly(Collating):
+class CompletionOnly(BaseCollator):
     """Renders conversations through the tokenizer's chat template; only the assistant's tokens have labels.
 
     Rows hold ``messages`` (and ``tools``, where there are some), as ``apply_chat_template`` takes them, or as JSON text.
@@ -39,7 +39,7 @@ class CompletionOnly(Collating):
         return ready
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
-        return collated(self, rows, self._wanted)
+        return collate_conversations(self, rows, self._wanted)
 
     def _wanted(self, messages: Sequence[Mapping[str, Any]]) -> list[bool]:
         answers = [message["role"] == "assistant" for message in messages]

@@ -10,11 +10,11 @@ import torch
 import xxhash
 
 from hf_stages.core.curves import Curve
-from hf_stages.data.collators.base import IGNORED, Collating, batched, documents, number, read_curve
+from hf_stages.data.collators.base import IGNORED, BaseCollator, pad_batch, read_curve, read_documents, value_at
 
 
 @dataclass(frozen=True)
-class DynamicMLM(Collating):
+class DynamicMLM(BaseCollator):
     """Masked language modelling: a share ``rate`` of the tokens is to be predicted; the others' labels are -100.
 
     Of those chosen, 80 % become the mask token, 10 % another token and 10 % stay (BERT, arXiv 1810.04805), drawn anew in
@@ -62,13 +62,13 @@ class DynamicMLM(Collating):
             raise ValueError(
                 "DynamicMLM: tokenizer: missing, or one without a mask token; use DynamicMLM(...).build(tokenizer), or give tokenizer="
             )
-        found, apart = documents("DynamicMLM", rows, self.collator)
+        found, apart = read_documents("DynamicMLM", rows, self.collator)
         apart = {key: value for key, value in apart.items() if key != "labels"}
         if not any(len(document["input_ids"]) for document in found):
             raise ValueError(
                 f"DynamicMLM: a micro-batch of {len(rows)} examples without a single token; drop empty examples"
             )
-        batch = batched(found, self.tokenizer)
+        batch = pad_batch(found, self.tokenizer)
         special = torch.isin(batch["input_ids"], torch.tensor(self.tokenizer.all_special_ids))
         special |= batch.pop("special_tokens_mask", torch.zeros(())).bool()
         ids, labels = self._mask(batch["input_ids"], batch["attention_mask"].bool() & ~special)
@@ -76,7 +76,7 @@ class DynamicMLM(Collating):
 
     def _mask(self, ids: torch.Tensor, eligible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Masked inputs and their labels. Three draws per token, whatever is chosen."""
-        rate = number(self.rate, None, whole=False)
+        rate = value_at(self.rate, None, whole=False)
         digest = xxhash.xxh3_64_intdigest(ids.numpy().tobytes()) >> 1
         seed = digest if self.fixed else int(torch.randint(2**62, ()))  # from the seed that the batch was fetched under
         generator = torch.Generator().manual_seed(seed)

@@ -11,20 +11,20 @@ import torch
 from hf_stages.core.curves import Curve
 from hf_stages.data.collators.base import (
     LONGER,
-    Collating,
-    batched,
+    BaseCollator,
     check_choice,
     check_length,
-    check_pairs,
-    documents,
-    fitted,
-    number,
+    cut_to_length,
+    pad_batch,
     read_curve,
+    read_documents,
+    refuse_pairs,
+    value_at,
 )
 
 
 @dataclass(frozen=True)
-class Lengths(Collating):
+class Lengths(BaseCollator):
     """Cuts examples to ``length`` tokens, which may grow with the stage, and pads a batch no wider than it has to be.
 
     Short sequences first saves attention's square and steadies large learning rates (arXiv 2108.06084). ``truncate`` loses
@@ -52,7 +52,7 @@ class Lengths(Collating):
         check_length("Lengths", self.length)
         check_choice("Lengths", "longer", self.longer, LONGER)
         if self.longer != "error":  # the end of a pair is its answer
-            check_pairs(f"Lengths(longer={self.longer!r})", self.collator)
+            refuse_pairs(f"Lengths(longer={self.longer!r})", self.collator)
         if isinstance(self.steps_of, bool) or not isinstance(self.steps_of, int) or self.steps_of < 1:
             raise ValueError(f"Lengths: steps_of: expected a whole number of at least 1, got {self.steps_of!r}")
         object.__setattr__(self, "widths", tuple(sorted(self.widths)))
@@ -60,10 +60,10 @@ class Lengths(Collating):
             raise ValueError(f"Lengths: widths: expected whole numbers of tokens, got {list(self.widths)}")
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
-        found, apart = documents("Lengths", rows, self.collator)
-        length = number(self.length, None, whole=True)
+        found, apart = read_documents("Lengths", rows, self.collator)
+        length = value_at(self.length, None, whole=True)
         length = max(length // self.steps_of, 1) * self.steps_of
-        runs = [run for document in found for run in fitted("Lengths", document, length, self.longer)]
+        runs = [run for document in found for run in cut_to_length("Lengths", document, length, self.longer)]
         if len(runs) < len(found) and (apart or not runs):
             raise ValueError("Lengths: an example without a single token; drop empty examples")
         if len(runs) > len(found) and apart:
@@ -71,7 +71,7 @@ class Lengths(Collating):
                 f"Lengths: longer: expected 'truncate' or 'error' where {', '.join(apart)} is one per example, got 'split'"
             )
         width = self._width(max(len(run["input_ids"]) for run in runs))
-        return {**batched(runs, self.tokenizer, width), **apart}
+        return {**pad_batch(runs, self.tokenizer, width), **apart}
 
     def _width(self, longest: int) -> int:
         for width in self.widths:

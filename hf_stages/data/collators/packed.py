@@ -11,32 +11,32 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_stages.core.curves import Curve
-from hf_stages.data.collators._blocks import (
+from hf_stages.data.collators._packing_layouts import (
     MASKED,
     Layout,
+    attention_window,
     block_mask,
     check_layout,
     find_layout,
     positions_of,
-    window_of,
 )
 from hf_stages.data.collators.base import (
     IGNORED,
     LONGER,
-    Collating,
+    BaseCollator,
     Document,
     check_choice,
     check_length,
-    check_pairs,
-    documents,
-    filled,
-    fitted,
-    number,
+    cut_to_length,
     pad_id,
-    padded,
+    pad_runs,
+    padding_value,
     read_curve,
+    read_documents,
+    refuse_pairs,
+    value_at,
 )
-from hf_stages.data.collators.bins import rows_of
+from hf_stages.data.collators.bin_packing import assign_rows
 
 _UNSHIFTED = {"XLMWithLMHeadModel", "XLNetLMHeadModel", "FlaubertWithLMHeadModel"}
 """Causal in transformers' mapping, but their labels stay put."""
@@ -44,7 +44,7 @@ MASKS = ("auto", "positions", "flat", "blocks", "additive")
 
 
 @dataclass(frozen=True)
-class Packed(Collating):
+class Packed(BaseCollator):
     """Packs the examples of a micro-batch into rows of at most ``length`` tokens. Losses and gradients are those of the
     examples one by one: positions begin anew with each, attention stays inside it, and no example's first token is
     predicted from the one before it.
@@ -81,7 +81,7 @@ class Packed(Collating):
         check_length("Packed", self.length)
         check_choice("Packed", "longer", self.longer, LONGER)
         check_choice("Packed", "mask", self.mask, MASKS)
-        check_pairs("Packed", self.collator)
+        refuse_pairs("Packed", self.collator)
 
     def build(self, tokenizer: Any = None, model: Any = None) -> Packed:
         ready = super().build(tokenizer, model)
@@ -92,7 +92,7 @@ class Packed(Collating):
                 f"Packed: {type(model).__name__} is an encoder with a decoder; packing one is not supported"
             )
         if ready.shift is None:
-            ready = replace(ready, shift=_shifts(model))
+            ready = replace(ready, shift=_shifts_labels(model))
         if ready.mask == "auto":
             ready = replace(ready, **find_layout(model)._asdict())
             _check_window(ready, model)
@@ -109,16 +109,16 @@ class Packed(Collating):
                 "Packed: it has not met its model, so it does not know how to mask; StagedTrainer introduces them; elsewhere use "
                 "Packed(...).build(tokenizer, model), or give shift= and mask="
             )
-        found, apart = documents("Packed", rows, self.collator)
-        _refuse_apart(apart)
-        length = number(self.length, None, whole=True)
-        runs = [self._targets(run) for doc in found for run in fitted("Packed", doc, length, self.longer)]
+        found, apart = read_documents("Packed", rows, self.collator)
+        _refuse_values_per_example(apart)
+        length = value_at(self.length, None, whole=True)
+        runs = [self._targets(run) for doc in found for run in cut_to_length("Packed", doc, length, self.longer)]
         if not runs:
             raise ValueError(
                 f"Packed: a micro-batch of {len(rows)} examples without a single token; drop empty examples"
             )
         counts = [len(run["input_ids"]) for run in runs]
-        packed = [list(range(len(runs)))] if self.mask == "flat" else rows_of(counts, length)
+        packed = [list(range(len(runs)))] if self.mask == "flat" else assign_rows(counts, length)
         return self._batch(runs, packed, [[counts[i] for i in row] for row in packed])
 
     def _targets(self, run: Document) -> Document:
@@ -131,8 +131,10 @@ class Packed(Collating):
     def _batch(self, runs: list[Document], rows: list[list[int]], counts: list[list[int]]) -> dict[str, torch.Tensor]:
         width = max(map(sum, counts))
         batch = {
-            key: padded(
-                [torch.cat([runs[i][key] for i in row]) for row in rows], width, filled(key, pad_id(self.tokenizer))
+            key: pad_runs(
+                [torch.cat([runs[i][key] for i in row]) for row in rows],
+                width,
+                padding_value(key, pad_id(self.tokenizer)),
             )
             for key in runs[0]
         }
@@ -143,7 +145,7 @@ class Packed(Collating):
         return batch
 
 
-def _refuse_apart(apart: dict[str, torch.Tensor]) -> None:
+def _refuse_values_per_example(apart: dict[str, torch.Tensor]) -> None:
     if apart:
         raise ValueError(
             f"Packed: {', '.join(apart)}: expected one value per token, got one per example; a packed row holds many examples, and "
@@ -152,7 +154,7 @@ def _refuse_apart(apart: dict[str, torch.Tensor]) -> None:
 
 
 def _check_window(packed: Packed, model: Any) -> None:
-    window, length = window_of(model.config), packed.length
+    window, length = attention_window(model.config), packed.length
     most = length if isinstance(length, int) else max(length(i / 64) for i in range(65))
     if packed.mask in MASKED and window is not None and most > window:
         raise ValueError(
@@ -161,7 +163,7 @@ def _check_window(packed: Packed, model: Any) -> None:
         )
 
 
-def _shifts(model: Any) -> bool:
+def _shifts_labels(model: Any) -> bool:
     base = getattr(model, "get_base_model", lambda: model)()
     values = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
     named = {n for v in values for n in ([v] if isinstance(v, str) else v)} - _UNSHIFTED

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from hf_stages.data.collators._chat import check_template, read_answer, read_tools, rendered
-from hf_stages.data.collators.base import IGNORED, Collating, batched
+from hf_stages.data.collators._chat import check_template, read_answer, read_tools, render
+from hf_stages.data.collators.base import IGNORED, BaseCollator, pad_batch
 
 
 @dataclass(frozen=True)
-class Preferences(Collating):
+class Preferences(BaseCollator):
     """For ``DPO``: rows 2i and 2i + 1 of the batch are the chosen and the rejected answer of example i; labels are the answers'.
 
     Columns as preference datasets have them: ``chosen`` and ``rejected``, with a ``prompt`` or (conversations) beginning alike. Text is
@@ -50,7 +50,7 @@ class Preferences(Collating):
         return ready
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
-        return batched([run for row in rows for run in self._pair(row)], self.tokenizer)
+        return pad_batch([run for row in rows for run in self._pair(row)], self.tokenizer)
 
     def _pair(self, row: Any) -> list[dict[str, torch.Tensor]]:
         for key in (self.chosen, self.rejected):
@@ -85,11 +85,11 @@ class Preferences(Collating):
         check_template("Preferences", self.tokenizer)
         for name, value in ((self.prompt, prompt or []), (key, answer), (against, other)):
             _check_messages(name, value)
-        same = 0 if prompt else _alike(answer, other)
+        same = 0 if prompt else _common_messages(answer, other)
         messages = [*(prompt or []), *answer]
         given = len(prompt or []) + same
         wanted = [i >= given and message["role"] == "assistant" for i, message in enumerate(messages)]
-        done = rendered("Preferences", self.tokenizer, messages, read_tools("Preferences", row.get("tools")), wanted)
+        done = render("Preferences", self.tokenizer, messages, read_tools("Preferences", row.get("tools")), wanted)
         return done.ids, done.learned
 
     def _text(self, prompt: Any, answer: str) -> tuple[list[int], list[bool]]:
@@ -117,7 +117,7 @@ def _check_messages(name: str, value: Any) -> None:
         )
 
 
-def _alike(one: Sequence[Any], other: Sequence[Any]) -> int:
+def _common_messages(one: Sequence[Any], other: Sequence[Any]) -> int:
     """How many messages both begin with; the last of each is an answer whatever it says."""
     same = 0
     for a, b in zip(one[:-1], other[:-1], strict=False):

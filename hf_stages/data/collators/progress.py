@@ -14,27 +14,27 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
-Place = Callable[[int, int], float]
+ProgressAt = Callable[[int, int], float]
 """(epoch, position of an example in it) -> progress t of the update that the example is of."""
 
 _noted = threading.local()
 
 
-def note(t: float | None) -> None:
+def note_progress(t: float | None) -> None:
     _noted.t = t
 
 
-def take() -> float | None:
+def take_progress() -> float | None:
     """The progress of the batch that was fetched last in this thread, once; None where no stage is training on it."""
     t = getattr(_noted, "t", None)
     _noted.t = None
     return t
 
 
-class PlacedSampler(Sampler[tuple[float, Any]]):
+class ProgressSampler(Sampler[tuple[float, Any]]):
     """(t, index) for each index of a sampler that has an ``epoch`` and a ``start``."""
 
-    def __init__(self, sampler: Any, place: Place) -> None:
+    def __init__(self, sampler: Any, place: ProgressAt) -> None:
         self.sampler, self.place = sampler, place
 
     def __len__(self) -> int:
@@ -46,8 +46,8 @@ class PlacedSampler(Sampler[tuple[float, Any]]):
             yield self.place(epoch, position), index
 
 
-class PlacedDataset(Dataset):
-    """Reads what ``PlacedSampler`` sends: the indices go to the dataset, the first one's progress is noted."""
+class ProgressDataset(Dataset):
+    """Reads what ``ProgressSampler`` sends: the indices go to the dataset, the first one's progress is noted."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -57,21 +57,21 @@ class PlacedDataset(Dataset):
 
     def __getitems__(self, places: list[tuple[float, Any]]) -> list[Any]:
         rows = self.dataset.__getitems__([index for _, index in places])
-        note(places[0][0])
+        note_progress(places[0][0])
         return rows
 
 
-class PlacedStream(IterableDataset):
+class ProgressStream(IterableDataset):
     """A stream from ``start`` on; the progress of a batch's first example is noted."""
 
-    def __init__(self, stream: Any, place: Place) -> None:
+    def __init__(self, stream: Any, place: ProgressAt) -> None:
         self.stream, self.place = stream, place
 
     def __iter__(self) -> Iterator[Any]:
-        take()
+        take_progress()
         for position, row in enumerate(self.stream, self.stream.start):
             if getattr(_noted, "t", None) is None:
-                note(self.place(0, position))
+                note_progress(self.place(0, position))
             yield row
 
 
@@ -84,4 +84,4 @@ class AtProgress:
     """The collator before it met the stage's tokenizer and model: the next stage starts from it."""
 
     def __call__(self, rows: Any) -> Any:
-        return self.collator.at(take())(rows)
+        return self.collator.at(take_progress())(rows)

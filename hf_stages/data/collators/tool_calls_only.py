@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from hf_stages.data.collators._chat import check_template, collated
-from hf_stages.data.collators.base import Collating
+from hf_stages.data.collators._chat import check_template, collate_conversations
+from hf_stages.data.collators.base import BaseCollator
 
 
 @dataclass(frozen=True)
-class ToolCallsOnly(Collating):
+class ToolCallsOnly(BaseCollator):
     """Renders conversations through the tokenizer's chat template; of the assistant's messages, only those with ``tool_calls``
     have labels.
 
@@ -38,7 +38,7 @@ class ToolCallsOnly(Collating):
         return ready
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
-        return collated(self, rows, _wanted)
+        return collate_conversations(self, rows, _wanted)
 
 
 def _wanted(messages: Sequence[Mapping[str, Any]]) -> list[bool]:

@@ -30,11 +30,11 @@ class Curriculum:
     def node(self, make: Make, name: str | None, where: str) -> Node:
         raise NotImplementedError(f"{type(self).__name__} must define node(make, name, where)")
 
-    def named(self) -> tuple[str, ...]:
+    def source_names(self) -> tuple[str, ...]:
         """Names of sources that it draws from, deeper ones too."""
-        return tuple(dict.fromkeys(name for value in self._held() for name in names_in(value)))
+        return tuple(dict.fromkeys(name for value in self._held_sources() for name in source_names_in(value)))
 
-    def mapped(self: _Own, change: Callable[[Any], Any]) -> _Own:
+    def map_datasets(self: _Own, change: Callable[[Any], Any]) -> _Own:
         """The same with every dataset that it holds itself changed; names stay names."""
 
         def one(value: Any) -> Any:
@@ -42,7 +42,7 @@ class Curriculum:
                 return value
             if type(value) is dict:
                 return {key: one(item) for key, item in value.items()}
-            return value.mapped(change) if isinstance(value, Curriculum) else change(value)
+            return value.map_datasets(change) if isinstance(value, Curriculum) else change(value)
 
         def several(value: Any) -> Any:
             if isinstance(value, Mapping):
@@ -54,9 +54,9 @@ class Curriculum:
 
     def resolve(self: _Own, base: str | Path) -> _Own:
         """Relative paths of sources that it holds, taken from ``base``."""
-        return self.mapped(lambda value: value.resolve(base) if hasattr(value, "resolve") else value)
+        return self.map_datasets(lambda value: value.resolve(base) if hasattr(value, "resolve") else value)
 
-    def _held(self) -> Iterator[Any]:
+    def _held_sources(self) -> Iterator[Any]:
         for key in self._SOURCES:
             value = getattr(self, key)
             if isinstance(value, Mapping):
@@ -67,13 +67,13 @@ class Curriculum:
                 yield value
 
 
-def names_in(value: Any) -> tuple[str, ...]:
+def source_names_in(value: Any) -> tuple[str, ...]:
     """Names of sources in what stands for a dataset: a name, a curriculum, several by name."""
     if isinstance(value, str):
         return (value,)
     if type(value) is dict:
-        return tuple(name for item in value.values() for name in names_in(item))
-    return value.named() if isinstance(value, Curriculum) else ()
+        return tuple(name for item in value.values() for name in source_names_in(item))
+    return value.source_names() if isinstance(value, Curriculum) else ()
 
 
 def check_source(value: Any, where: str) -> None:
@@ -83,7 +83,7 @@ def check_source(value: Any, where: str) -> None:
         raise ValueError(f"{where}: expected the name of a source, a dataset or a curriculum, got {value!r}")
 
 
-def leaf_of(node: Node, what: str, where: str) -> Leaf:
+def single_source(node: Node, what: str, where: str) -> Leaf:
     """For curricula that order the rows of one source."""
     if not isinstance(node, Leaf):
         raise ValueError(
@@ -117,6 +117,6 @@ def misplaced(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str | Non
     ]
     for path, value in held:
         bare = isinstance(value, str) and "gates" in path
-        for name in names_in(value) if (bare or isinstance(value, Curriculum)) and recipe.sources else ():
+        for name in source_names_in(value) if (bare or isinstance(value, Curriculum)) and recipe.sources else ():
             if name not in recipe.sources:
                 yield path, name, f"no source is called {name!r}"

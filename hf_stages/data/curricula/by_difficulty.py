@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.fingerprint import fingerprint
-from hf_stages.data.curricula.base import Curriculum, Make, check_source, leaf_of
+from hf_stages.data.curricula.base import Curriculum, Make, check_source, single_source
 from hf_stages.data.drawing.nodes import Node
-from hf_stages.data.drawing.scores import columns_of, kept, named, ranked, scores
+from hf_stages.data.drawing.scores import cached_order, columns_of, score_identity, score_rows, sort_rows
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,23 @@ class ByDifficulty(Curriculum):
 
     def node(self, make: Make, name: str | None, where: str) -> Node:
         where = f"{where}: ByDifficulty"
-        leaf = leaf_of(make(self.source, name, where), "ByDifficulty", where)
+        leaf = single_source(make(self.source, name, where), "ByDifficulty", where)
         if isinstance(self.by, str):
             wanted = "input_ids" if self.by == "length" else self.by
             if wanted not in (known := columns_of(leaf.dataset)):
                 raise ValueError(f"{where}: by: {leaf.name!r} has no column {wanted!r}; there are {', '.join(known)}")
 
         def order() -> Any:
-            about = (fingerprint(leaf.dataset), leaf.n, named(self.by, shared=self.cache is not None), self.descending)
+            about = (
+                fingerprint(leaf.dataset),
+                leaf.n,
+                score_identity(self.by, shared=self.cache is not None),
+                self.descending,
+            )
             folder = make.folder() if self.cache is None else Path(self.cache)
-            return kept(folder, about, lambda: ranked(scores(leaf.dataset, self.by, where), descending=self.descending))
+            return cached_order(
+                folder, about, lambda: sort_rows(score_rows(leaf.dataset, self.by, where), descending=self.descending)
+            )
 
-        leaf.order, leaf.window, leaf.ever = order, self.window, self.again
+        leaf.order, leaf.window, leaf.sort_every_pass = order, self.window, self.again
         return leaf

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_stages.data.curricula.base import Curriculum, Make, check_source, leaf_of
+from hf_stages.data.curricula.base import Curriculum, Make, check_source, single_source
 from hf_stages.data.drawing.nodes import Leaf, Node
-from hf_stages.data.drawing.scores import lengths, ranked
+from hf_stages.data.drawing.scores import row_lengths, sort_rows
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class ByLength(Curriculum):
 
     def node(self, make: Make, name: str | None, where: str) -> Node:
         where = f"{where}: ByLength"
-        leaf = leaf_of(make(self.source, name, where), "ByLength", where)
-        rows = lengths(leaf.dataset, where)
+        leaf = single_source(make(self.source, name, where), "ByLength", where)
+        rows = row_lengths(leaf.dataset, where)
         if self.tokens is None:
-            leaf.order, leaf.window = lambda: ranked(rows, descending=self.descending), self.window
+            leaf.order, leaf.window = lambda: sort_rows(rows, descending=self.descending), self.window
             return leaf
         if (longest := int(rows.max())) > self.tokens:
             raise ValueError(
                 f"{where}: tokens: a row of {leaf.name!r} has {longest} tokens and does not fit {self.tokens}; cut the rows, or "
                 f"let tokens be at least {longest}"
             )
-        groups = _Groups.of(leaf.dataset, rows, self.tokens)
+        groups = _Groups.fill(leaf.dataset, rows, self.tokens)
         places = np.arange(len(groups), dtype=np.uint32)
         own = Leaf(leaf.name, groups, len(groups), order=lambda: places[::-1] if self.descending else places)
         own.window = self.window
@@ -66,8 +66,8 @@ class _Groups:
         self.dataset, self.order, self.starts, self.tokens = dataset, order, starts, tokens
 
     @classmethod
-    def of(cls, dataset: Any, rows: np.ndarray, tokens: int) -> _Groups:
-        order = ranked(rows, descending=False)
+    def fill(cls, dataset: Any, rows: np.ndarray, tokens: int) -> _Groups:
+        order = sort_rows(rows, descending=False)
         ascending = rows[order].astype(np.int64)
         starts, at, n = [0], 0, len(ascending)
         while at < n:
@@ -83,7 +83,7 @@ class _Groups:
         held = np.add.reduceat(ascending, edges[:-1])
         return cls(dataset, order, edges, held)
 
-    def over(self, dataset: Any) -> _Groups:
+    def with_dataset(self, dataset: Any) -> _Groups:
         """The same rows of a dataset whose columns were changed."""
         return _Groups(dataset, self.order, self.starts, self.tokens)
 

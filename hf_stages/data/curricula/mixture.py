@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from hf_stages.core.curves import Curve, as_curve
 from hf_stages.data.curricula.base import Curriculum, Make, check_source
-from hf_stages.data.drawing.nodes import Leaf, Mixed, Node, below
+from hf_stages.data.drawing.nodes import Leaf, Mixed, Node, subtree
 
 
 @dataclass(frozen=True, eq=True)
@@ -86,7 +86,7 @@ class Mixture(Curriculum):
                 raise ValueError(f"sources: {name!r} has no weight; there are weights for {', '.join(self.weights)}")
             check_source(source, f"sources: {name!r}")
 
-    def _held(self) -> Iterator[Any]:
+    def _held_sources(self) -> Iterator[Any]:
         yield from (self._source(name) for name in self.weights)
 
     def _source(self, name: str) -> Any:
@@ -123,7 +123,7 @@ class Mixture(Curriculum):
 
     def _stop(self, child: Node) -> None:
         """Of a curriculum, each source; what a mixture inside says of its own goes before."""
-        for leaf in (node for node in below(child) if isinstance(node, Leaf)):
+        for leaf in (node for node in subtree(child) if isinstance(node, Leaf)):
             leaf.may_stop = True
-            if leaf.n is not None and leaf.allowed is None:
-                leaf.allowed = leaf.n * (self.max_repeats or 1)
+            if leaf.n is not None and leaf.most_draws is None:
+                leaf.most_draws = leaf.n * (self.max_repeats or 1)

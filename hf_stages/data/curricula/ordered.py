@@ -44,6 +44,6 @@ class Ordered(Curriculum):
                     f"{where}: Ordered: number {number} is a stream without a length, so nobody knows when the next begins; put it last"
                 )
             if isinstance(child, Leaf):
-                child.own_order = not self.shuffle
+                child.keep_order = not self.shuffle
             children.append(child)
         return children[0] if alone else Chained(children)

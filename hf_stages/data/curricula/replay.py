@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_stages.core.curves import Curve, as_curve
-from hf_stages.data.curricula.base import Curriculum, Make, check_source, names_in
+from hf_stages.data.curricula.base import Curriculum, Make, check_source, source_names_in
 from hf_stages.data.drawing.nodes import Mixed, Node
 
 
@@ -17,7 +17,7 @@ class Replay(Curriculum):
     5 % have kept the old domain at a mild shift, 25 % at a strong one (arXiv 2403.08763, table 2). An epoch is one
     pass over ``into``.
 
-    >>> Replay("language", 0.05, into="code").named()
+    >>> Replay("language", 0.05, into="code").source_names()
     ('code', 'language')
     """
 
@@ -50,12 +50,14 @@ class Replay(Curriculum):
             )
         where = f"{where}: Replay"
         told = {
-            "into": None if names_in(self.into) else name or "new",
-            "source": None if names_in(self.source) else "replay",
+            "into": None if source_names_in(self.into) else name or "new",
+            "source": None if source_names_in(self.source) else "replay",
         }
         children = {key: make(getattr(self, key), told[key], f"{where}: {key}") for key in ("into", "source")}
         share = as_curve(self.share)
-        node = Mixed(children, {"into": _Rest(share), "source": share}, temperature=1.0, by_tokens=False, where=where)
+        node = Mixed(
+            children, {"into": _Remainder(share), "source": share}, temperature=1.0, by_tokens=False, where=where
+        )
         new = children["into"].n
         kept = sum(1 - share((t + 0.5) / 100) for t in range(100)) / 100
         node.n = None if new is None or node.n is None else max(round(new / kept), 1)
@@ -63,7 +65,7 @@ class Replay(Curriculum):
 
 
 @dataclass(frozen=True)
-class _Rest(Curve):
+class _Remainder(Curve):
     """What a share leaves."""
 
     share: Curve

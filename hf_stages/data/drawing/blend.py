@@ -12,10 +12,10 @@ import numpy as np
 from hf_stages.core.fingerprint import fingerprint
 from hf_stages.data.curricula.base import Curriculum
 from hf_stages.data.curricula.mixture import Mixture
-from hf_stages.data.drawing.nodes import Leaf, Node, Walk, below
+from hf_stages.data.drawing.nodes import Leaf, Node, Walk, subtree
 from hf_stages.data.drawing.quotas import FRACTION, Clock
 from hf_stages.data.drawing.replayed import Events, ReplayedNode
-from hf_stages.data.drawing.scores import lengths, tokens_in
+from hf_stages.data.drawing.scores import count_tokens, row_lengths
 
 _PROBED = 64
 _FEW = 8
@@ -45,7 +45,7 @@ class Blend:
 
     def _check(self) -> None:
         """What parts that are right by themselves cannot be together."""
-        if self.one_by_one and any(node.limit is not None for node in below(self.root)):
+        if self.one_by_one and any(node.limit is not None for node in subtree(self.root)):
             raise ValueError(
                 f"{self.where}: max_repeats: a mixture here goes by tokens, and then nobody knows beforehand which source will be read too "
                 "often; say on_dry='stop', or weigh='examples' in all of them"
@@ -56,7 +56,7 @@ class Blend:
                 "out, or save the stream first"
             )
 
-    def over(self, change: Callable[[Any], Any]) -> Blend:
+    def with_datasets(self, change: Callable[[Any], Any]) -> Blend:
         """The same over datasets that were changed; of rows that are taken together each by itself."""
         changed: dict[int, Any] = {}
 
@@ -65,9 +65,9 @@ class Blend:
 
         def look_up(name: str, where: str) -> Any:
             found = self._look_up(name, where)
-            return found.mapped(once) if isinstance(found, Curriculum) else once(found)
+            return found.map_datasets(once) if isinstance(found, Curriculum) else once(found)
 
-        return blend(self.part.mapped(once), look_up, self.where)
+        return make_blend(self.part.map_datasets(once), look_up, self.where)
 
     @property
     def n(self) -> int | None:
@@ -84,15 +84,15 @@ class Blend:
         return isinstance(self.root, ReplayedNode)
 
     @property
-    def in_reserve(self) -> tuple[str, ...]:
+    def replay_only(self) -> tuple[str, ...]:
         """Sources that are drawn from only where a gate says so."""
-        nodes = below(self.root.children()[1]) if self.replays else ()
+        nodes = subtree(self.root.children()[1]) if self.replays else ()
         return tuple(node.name for node in nodes if isinstance(node, Leaf))
 
     @property
     def one_by_one(self) -> bool:
         """Whether a mixture counts tokens, so that what comes depends on all that came before."""
-        return any(node.by_tokens for node in below(self.root))
+        return any(node.by_tokens for node in subtree(self.root))
 
     @property
     def _fingerprint(self) -> str:
@@ -100,7 +100,7 @@ class Blend:
 
     def described(self) -> dict[str, Any]:
         """What it is made of, as far as that decides what is drawn."""
-        bare = self.part.mapped(lambda dataset: None if dataset is None else fingerprint(dataset))
+        bare = self.part.map_datasets(lambda dataset: None if dataset is None else fingerprint(dataset))
         return {"of": fingerprint(bare), **{leaf.name: fingerprint(leaf.dataset) for leaf in self.leaves}}
 
     # ---- making -------------------------------------------------------------------------------------------------------
@@ -168,23 +168,23 @@ class Blend:
     def bind(self, draws: int, seed: int, *, shuffle: bool = True, folder: Path | None = None) -> Blend:
         """Prepare for a stage of so many draws. Weights that cannot be drawn by are found here."""
         self.draws, self._cache, self._order = draws, folder, (seed, shuffle)
-        self.root.bind(Clock.over(draws), seed, shuffle)
+        self.root.bind(Clock.for_draws(draws), seed, shuffle)
         return self
 
     def replay(self, events: Events) -> None:
         """Draw by these events from now on; what comes before the last of them stays what it was."""
         assert isinstance(self.root, ReplayedNode)
         self.root.events = events
-        self.root.bind(Clock.over(self.draws), *self._order)
+        self.root.bind(Clock.for_draws(self.draws), *self._order)
 
     def check_dry(self) -> None:
         """A source that is to be read no further and would be, before a step is taken."""
         if self.one_by_one:
             return  # found while training
-        for leaf, count in zip(self.leaves, self.counts(self.draws), strict=True):
-            if leaf.allowed is not None and count > leaf.allowed and leaf.n:
+        for leaf, count in zip(self.leaves, self.draws_before(self.draws), strict=True):
+            if leaf.most_draws is not None and count > leaf.most_draws and leaf.n:
                 raise ValueError(
-                    f"{self.where}: {leaf.name!r} runs dry: the stage draws {count:,} of it, and {leaf.allowed:,.0f} are allowed "
+                    f"{self.where}: {leaf.name!r} runs dry: the stage draws {count:,} of it, and {leaf.most_draws:,.0f} are allowed "
                     f"({leaf.n:,} examples). Give it less weight, shorten the stage, or allow more: on_dry='repeat', or max_repeats="
                     f"{count / leaf.n:.2g}"
                 )
@@ -193,16 +193,16 @@ class Blend:
         """(leaf, row) at positions of the stage."""
         return self.root.at(np.asarray(positions, dtype=np.int64))
 
-    def counts(self, position: int) -> list[int]:
+    def draws_before(self, position: int) -> list[int]:
         """Draws of every leaf before a position."""
-        return _counts(self.root, position, [0] * len(self.leaves))
+        return _draws_before(self.root, position, [0] * len(self.leaves))
 
-    def declared(self, first: int, last: int) -> list[float]:
+    def declared_shares(self, first: int, last: int) -> list[float]:
         """The declared shares of the leaves over positions ``first`` to ``last``: of tokens, where a mixture counts these."""
         if self.one_by_one:
-            middle = [self.root.mean_shares((k + 0.5) / self.draws) for k in _spread(first, last)]
+            middle = [self.root.mean_shares((k + 0.5) / self.draws) for k in _spread_positions(first, last)]
             return [sum(shares.get(i, 0.0) for shares in middle) / len(middle) for i in range(len(self.leaves))]
-        clock = self.root.clock if isinstance(self.root, ReplayedNode) else Clock.over(self.draws)
+        clock = self.root.clock if isinstance(self.root, ReplayedNode) else Clock.for_draws(self.draws)
         edges = clock.edges / (1 << FRACTION)
         had = [np.interp([first, last], edges, leaf.clock.edges / (1 << FRACTION)) for leaf in self.leaves]
         return [float(end - start) / max(last - first, 1) for start, end in had]
@@ -210,24 +210,24 @@ class Blend:
     def walk(self, read: Callable[[Leaf, int], int] | None = None) -> Walk:
         """For drawing one by one."""
         if read is None:
-            held = {leaf.number: lengths(leaf.dataset, self.where) for leaf in self.leaves}
+            held = {leaf.number: row_lengths(leaf.dataset, self.where) for leaf in self.leaves}
 
             def read(leaf: Leaf, row: int) -> int:
                 return int(held[leaf.number][row])
 
         return Walk(read)
 
-    def drawn(self, walk: Walk, first: int, last: int) -> Iterator[tuple[int, int]]:
+    def draw_range(self, walk: Walk, first: int, last: int) -> Iterator[tuple[int, int]]:
         """(leaf, row) at positions from ``first`` on, by a walk that stands there."""
         for position in range(first, last):
             leaf, row, _ = self.root.draw(walk, (position + 0.5) / self.draws)
-            if leaf.allowed is not None and walk.counts[leaf.key] > leaf.allowed:
+            if leaf.most_draws is not None and walk.counts[leaf.key] > leaf.most_draws:
                 raise ValueError(
                     f"{self.where}: {leaf.name!r} ran dry at example {position:,} of the stage; on_dry='repeat' would go on"
                 )
             yield leaf.number, row
 
-    def some(self, count: int) -> list[Any]:
+    def sample_rows(self, count: int) -> list[Any]:
         """A few rows, from all sources in turn."""
         each = -(-count // len(self.leaves))
         rows: list[Any] = []
@@ -240,7 +240,7 @@ class Blend:
         return rows[:count]
 
     def take(self, count: int) -> list[Any]:
-        return self.some(count)
+        return self.sample_rows(count)
 
 
 class SizedBlend(Blend):
@@ -250,9 +250,9 @@ class SizedBlend(Blend):
         return sum(leaf.n or 0 for leaf in self.leaves)
 
     def __getitem__(self, index: int) -> Any:
-        return self.named(index)[1]
+        return self.named_row(index)[1]
 
-    def named(self, index: int) -> tuple[str, Any]:
+    def named_row(self, index: int) -> tuple[str, Any]:
         """The source's name and the row."""
         for leaf in self.leaves:
             assert leaf.n is not None
@@ -263,21 +263,21 @@ class SizedBlend(Blend):
         raise IndexError(index)
 
 
-def blend(part: Curriculum, look_up: Callable[[str, str], Any], where: str) -> Blend:
+def make_blend(part: Curriculum, look_up: Callable[[str, str], Any], where: str) -> Blend:
     made = Blend(part, look_up, where)
     return made if made.streams else SizedBlend(part, look_up, where)
 
 
-def _counts(node: Node, draws: int, counts: list[int]) -> list[int]:
+def _draws_before(node: Node, draws: int, counts: list[int]) -> list[int]:
     if isinstance(node, Leaf):
         counts[node.number] = draws
     else:
         for child, own in zip(node.children(), node.before(draws), strict=True):
-            _counts(child, own, counts)
+            _draws_before(child, own, counts)
     return counts
 
 
-def _spread(first: int, last: int) -> list[int]:
+def _spread_positions(first: int, last: int) -> list[int]:
     return sorted({first + (last - first) * k // 64 for k in range(64)})
 
 
@@ -287,5 +287,5 @@ def mean_tokens(leaf: Leaf) -> float | None:
     else:
         count = min(_PROBED, leaf.n)
         few = [leaf.dataset[i * leaf.n // count] for i in range(count)]
-    found = [tokens_in(row) for row in few if isinstance(row, Mapping | list)]
+    found = [count_tokens(row) for row in few if isinstance(row, Mapping | list)]
     return sum(found) / len(found) if any(found) else None

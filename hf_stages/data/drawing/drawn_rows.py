@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 from hf_stages.core.randomness import seed_data, seed_of
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.drawing.nodes import Leaf, Walk
-from hf_stages.data.drawing.scores import tokens_in
+from hf_stages.data.drawing.scores import count_tokens
 
 _KEPT = 1024
 
@@ -43,7 +43,7 @@ class DrawnRows(Dataset):
         found: list[Any] = [None] * len(positions)
         for number in np.unique(leaves).tolist():
             leaf, where = self.blend.leaves[number], np.flatnonzero(leaves == number).tolist()
-            for place, row in zip(where, _fetched(leaf, rows[where].tolist()), strict=True):
+            for place, row in zip(where, _fetch(leaf, rows[where].tolist()), strict=True):
                 found[place] = [
                     _with_source(one, self.column, leaf.name) for one in (row if isinstance(row, list) else [row])
                 ]
@@ -82,7 +82,7 @@ class Positions(Sampler[int]):
         yield from range(self.first, self.end)
 
 
-class Resolved(Positions):
+class PositionsWithRows(Positions):
     """Positions with what is drawn there, found out where the events are known: a worker may hold the blend of before one."""
 
     def __init__(self, length: int, blend: Blend) -> None:
@@ -96,7 +96,7 @@ class Resolved(Positions):
             yield from zip(positions.tolist(), leaves.tolist(), rows.tolist(), strict=True)
 
 
-class OneByOne(Positions):
+class OneByOnePositions(Positions):
     """Positions with what is drawn there, where that depends on all draws before. Its few numbers are kept for each update."""
 
     def __init__(self, length: int, blend: Blend, every: int) -> None:
@@ -108,7 +108,7 @@ class OneByOne(Positions):
     def __iter__(self) -> Iterator[Any]:
         walk = self.blend.walk()
         walk.load_state_dict(self.states[self.first])
-        drawn = self.blend.drawn(walk, self.first, self.end)
+        drawn = self.blend.draw_range(walk, self.first, self.end)
         for position, (leaf, row) in enumerate(drawn, start=self.first):
             yield position, leaf, row
             if (position + 1) % self.every == 0:
@@ -139,11 +139,11 @@ class DrawnStream(IterableDataset):
 
             def read(leaf: Leaf, row: int) -> int:
                 found[0] = readers[leaf.number].read(row, position)
-                return tokens_in(found[0])
+                return count_tokens(found[0])
 
             walk, position = self.blend.walk(read), 0
             while True:
-                for leaf, _ in self.blend.drawn(walk, position, position + 1):
+                for leaf, _ in self.blend.draw_range(walk, position, position + 1):
                     yield position, leaf, found[0]
                 position += 1
         position = self.start  # what was drawn before it, every source knows for itself
@@ -201,9 +201,9 @@ class _Reader:
         self.rows = iter(self.leaf.dataset)
 
 
-def _fetched(leaf: Leaf, rows: list[int]) -> list[Any]:
-    fetch = getattr(leaf.rows_of, "__getitems__", None)
-    return list(fetch(rows)) if fetch is not None else [leaf.rows_of[row] for row in rows]
+def _fetch(leaf: Leaf, rows: list[int]) -> list[Any]:
+    fetch = getattr(leaf.dataset_for_model, "__getitems__", None)
+    return list(fetch(rows)) if fetch is not None else [leaf.dataset_for_model[row] for row in rows]
 
 
 def _with_source(row: Any, column: str, name: str) -> Any:

@@ -52,7 +52,7 @@ class Node:
     by_tokens = False
     limit: float | None = None
     """Draws that a mixture takes of it before its share goes to the others; None is without end."""
-    allowed: float | None = None
+    most_draws: float | None = None
     """Draws after which it is dry, which is an error."""
     may_stop = False
     """Whether a stream that ends is dry, and not read again."""
@@ -80,11 +80,11 @@ class Node:
         raise NotImplementedError
 
 
-def below(node: Node) -> Iterator[Node]:
+def subtree(node: Node) -> Iterator[Node]:
     """The node and all that it is made of."""
     yield node
     for child in node.children():
-        yield from below(child)
+        yield from subtree(child)
 
 
 class Leaf(Node):
@@ -94,16 +94,16 @@ class Leaf(Node):
         self, name: str, dataset: Any, n: int | None, *, order: Callable[[], np.ndarray] | None = None
     ) -> None:
         self.name, self.dataset, self.n = name, dataset, n
-        self.rows_of = dataset
+        self.dataset_for_model = dataset
         """The dataset with the columns that a model takes."""
         self.number = 0
         self.order = order
         """Makes or opens the rows sorted; None where they are shuffled or taken as they come."""
         self._sorted: np.ndarray | None = None
         self.window = 1
-        self.ever = True
+        self.sort_every_pass = True
         """Whether passes after the first are sorted, too."""
-        self.own_order = False
+        self.keep_order = False
         """Rows are taken as they come, whatever the run does elsewhere."""
         self._ahead: tuple[int, np.ndarray] | None = None
 
@@ -112,7 +112,7 @@ class Leaf(Node):
         """Whether a draw is several rows, as of ``ByLength(tokens=...)``."""
         return isinstance(getattr(self.dataset, "tokens", None), np.ndarray)
 
-    def open(self) -> np.ndarray | None:
+    def sorted_rows(self) -> np.ndarray | None:
         """The rows sorted. Not before the first draw, or the stage's begin: a plan need not score anything."""
         if self._sorted is None and self.order is not None:
             self._sorted = self.order()
@@ -120,7 +120,7 @@ class Leaf(Node):
 
     def bind(self, clock: Clock, seed: int, shuffle: bool) -> None:
         self.clock, self.seed, self._ahead = clock, seed_of(seed, self.name), None
-        self.shuffle = shuffle and not self.own_order
+        self.shuffle = shuffle and not self.keep_order
 
     def at(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.full(len(draws), self.number), self.rows(draws)
@@ -132,13 +132,13 @@ class Leaf(Node):
         if self.order is None:
             return permute(places, self.n, self._keys(passes)) if self.shuffle else places
         rows = self._by_order(passes, places)
-        if not self.ever and (later := passes > 0).any():
+        if not self.sort_every_pass and (later := passes > 0).any():
             rows[later] = permute(places[later], self.n, self._keys(passes[later]))
         return rows
 
     def _by_order(self, passes: np.ndarray, places: np.ndarray) -> np.ndarray:
         """The sorted rows, shuffled among so many neighbours; a window that is not full at the end has fewer."""
-        order = self.open()
+        order = self.sorted_rows()
         assert self.n is not None
         assert order is not None
         window = min(self.window, self.n)
@@ -180,10 +180,10 @@ class Mixed(Node):
         by_tokens: bool,
         where: str,
     ) -> None:
-        self.named = dict(children)
-        self.curves: list[Curve] = [as_curve(weights[name]) for name in self.named]
+        self.children_by_name = dict(children)
+        self.curves: list[Curve] = [as_curve(weights[name]) for name in self.children_by_name]
         self.temperature, self.by_tokens, self.where = temperature, by_tokens, where
-        self._children = list(self.named.values())
+        self._children = list(self.children_by_name.values())
         sizes = [child.n for child in self._children]
         self.n = None if None in sizes else sum(size for size in sizes if size is not None)
 
@@ -194,7 +194,9 @@ class Mixed(Node):
         """The children's shares at progress t."""
         weights = [curve(t) for curve in self.curves]
         if any(not 0 <= w < float("inf") for w in weights):
-            name, weight = next((n, w) for n, w in zip(self.named, weights, strict=True) if not 0 <= w < float("inf"))
+            name, weight = next(
+                (n, w) for n, w in zip(self.children_by_name, weights, strict=True) if not 0 <= w < float("inf")
+            )
             raise ValueError(
                 f"{self.where}: weights: {name!r} weighs {weight:.4g} at t={t:.4g}; expected numbers of at least 0, "
                 "so let its curve end at 0"
@@ -214,7 +216,7 @@ class Mixed(Node):
         if any(child.limit is not None for child in self._children):
             slack = ((len(shares[0]) - 1).bit_length() - 1) / 2  # by what a quota may be exceeded
             limits = [None if child.limit is None else max(child.limit - slack, 0.0) for child in self._children]
-            shares = _capped(shares, clock, limits, self)
+            shares = _cap_repeats(shares, clock, limits, self)
         self.quotas = Quotas(clock, shares)
         for child, own in zip(self._children, self.quotas.clocks, strict=True):
             child.bind(own, seed, shuffle)
@@ -307,15 +309,15 @@ class Chained(Node):
         return found
 
 
-def _capped(shares: np.ndarray, clock: Clock, caps: Sequence[float | None], node: Mixed) -> np.ndarray:
+def _cap_repeats(shares: np.ndarray, clock: Clock, caps: Sequence[float | None], node: Mixed) -> np.ndarray:
     """Shares where a source that has been read as often as it may gives way to the others."""
     left = np.array([np.inf if cap is None else cap for cap in caps])
     result = shares.copy()
     for block, span in enumerate(clock.spans):
-        poured = _poured(span, shares[block], left) if span else None
-        if poured is not None:
-            result[block] = poured / span
-            left = np.maximum(left - poured, 0.0)
+        given = _distribute(span, shares[block], left) if span else None
+        if given is not None:
+            result[block] = given / span
+            left = np.maximum(left - given, 0.0)
         elif span and clock.t[block] < 1.0:
             raise ValueError(
                 f"{node.where}: max_repeats: at t={clock.t[block]:.3g} every source that weighs something has been read as often as "
@@ -324,9 +326,9 @@ def _capped(shares: np.ndarray, clock: Clock, caps: Sequence[float | None], node
     return result
 
 
-def _poured(span: float, shares: np.ndarray, left: np.ndarray) -> np.ndarray | None:
+def _distribute(span: float, shares: np.ndarray, left: np.ndarray) -> np.ndarray | None:
     """A block's draws over children that hold so many more; None where they do not hold as many together."""
-    poured, open_, rest = np.zeros(len(shares)), shares > 0, float(span)
+    given, open_, rest = np.zeros(len(shares)), shares > 0, float(span)
     while rest > 1e-9 * span:
         total = shares[open_].sum()
         if not total > 0:
@@ -334,8 +336,8 @@ def _poured(span: float, shares: np.ndarray, left: np.ndarray) -> np.ndarray | N
         wanted = np.where(open_, shares * (rest / total), 0.0)
         full = open_ & (wanted >= left)
         if not full.any():
-            return poured + wanted
-        poured[full] = left[full]
+            return given + wanted
+        given[full] = left[full]
         rest -= float(left[full].sum())
         open_ &= ~full
-    return poured
+    return given

@@ -27,7 +27,7 @@ def sequential(n: int) -> Order:
     return lambda epoch, positions: positions.tolist()
 
 
-def drawn_by(sampler: Any, seed: int) -> Order:
+def order_of_sampler(sampler: Any, seed: int) -> Order:
     """The order that another sampler draws, under a generator keyed by the epoch (drawn once per epoch)."""
     drawn: dict[int, np.ndarray] = {}
 
@@ -66,7 +66,7 @@ class StageSampler(Sampler[int]):
             yield from self.order(self.epoch, positions)
 
 
-class KeyedDataset(Dataset):
+class SeededDataset(Dataset):
     """A map-style dataset whose random transforms and collator draw from a seed of (stage, epoch, the batch).
 
     Without this, a batch fetched ahead of a checkpoint would be masked or augmented differently after a resume.

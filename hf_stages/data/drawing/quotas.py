@@ -34,7 +34,7 @@ class Clock:
     t: np.ndarray
 
     @classmethod
-    def over(cls, draws: int) -> Clock:
+    def for_draws(cls, draws: int) -> Clock:
         """The clock of a whole stage of so many draws."""
         draws = max(int(draws), 1)
         blocks = min(max(BLOCKS, -(-draws // _SPAN)), draws)
@@ -60,7 +60,7 @@ class _Split:
     """The left half's share in each block, a whole number of 2**-22."""
 
     @classmethod
-    def of(cls, edges: np.ndarray, wanted: np.ndarray) -> _Split:
+    def from_shares(cls, edges: np.ndarray, wanted: np.ndarray) -> _Split:
         """``wanted`` is the left half's share in each block; what rounding leaves over is made good in the next."""
         left, exact = 0, 0.0
         lefts, shares = [0], []
@@ -89,7 +89,7 @@ class Quotas:
         self.children = shares.shape[1]
         self.end = int(clock.edges[-1])
         edges: list[np.ndarray] = [clock.edges] * self.children
-        self._tree = _grow(clock.edges, shares, 0, self.children, edges)
+        self._tree = _build_tree(clock.edges, shares, 0, self.children, edges)
         self.clocks = [Clock(own, clock.t) for own in edges]
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +125,7 @@ class Quotas:
         self._walk(right, where[~goes_left], (draws - before)[~goes_left], child, own)
 
 
-def _grow(edges: np.ndarray, shares: np.ndarray, first: int, last: int, clocks: list[np.ndarray]) -> tuple:
+def _build_tree(edges: np.ndarray, shares: np.ndarray, first: int, last: int, clocks: list[np.ndarray]) -> tuple:
     """(split, first child, last child, left, right); a leaf has no split."""
     if last - first == 1:
         clocks[first] = edges
@@ -134,12 +134,12 @@ def _grow(edges: np.ndarray, shares: np.ndarray, first: int, last: int, clocks: 
     left, whole = shares[:, first:middle].sum(1), shares[:, first:last].sum(1)
     conditional = np.divide(left, whole, out=np.zeros_like(left), where=whole > 0)
     conditional[(left > 0) & (shares[:, middle:last].sum(1) == 0)] = 1.0  # sums of floats may miss it
-    split = _Split.of(edges, conditional)
+    split = _Split.from_shares(edges, conditional)
     right = edges - split.left_edges
     return (
         split,
         first,
         last,
-        _grow(split.left_edges, shares, first, middle, clocks),
-        _grow(right, shares, middle, last, clocks),
+        _build_tree(split.left_edges, shares, first, middle, clocks),
+        _build_tree(right, shares, middle, last, clocks),
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_stages.data.curricula.base import Curriculum, Make, names_in
-from hf_stages.data.drawing.nodes import Mixed, Node, below
+from hf_stages.data.curricula.base import Curriculum, Make, source_names_in
+from hf_stages.data.drawing.nodes import Mixed, Node, subtree
 from hf_stages.data.drawing.quotas import FRACTION, Clock, Quotas
 
 Events = tuple[tuple[int, float], ...]
@@ -29,8 +29,8 @@ class Replayed(Curriculum):
     _SOURCES = ("own", "earlier")
 
     def node(self, make: Make, name: str | None, where: str) -> Node:
-        own = make(self.own, None if names_in(self.own) else self.name, where)
-        earlier = make(self.earlier, None if names_in(self.earlier) else "replay", f"{where}: what is replayed")
+        own = make(self.own, None if source_names_in(self.own) else self.name, where)
+        earlier = make(self.earlier, None if source_names_in(self.earlier) else "replay", f"{where}: what is replayed")
         return ReplayedNode(own, earlier, where)
 
 
@@ -42,7 +42,7 @@ class ReplayedNode(Mixed):
     """
 
     def __init__(self, own: Node, earlier: Node, where: str) -> None:
-        by_tokens = any(node.by_tokens for child in (own, earlier) for node in below(child))
+        by_tokens = any(node.by_tokens for child in (own, earlier) for node in subtree(child))
         children = {"own": own, "earlier": earlier}
         super().__init__(children, {"own": 1.0, "earlier": 0.0}, temperature=1.0, by_tokens=by_tokens, where=where)
         self.n = None if self.n is None else own.n
@@ -50,7 +50,7 @@ class ReplayedNode(Mixed):
         self.draws = 0
 
     def bind(self, clock: Clock, seed: int, shuffle: bool) -> None:
-        clock, self.draws = _finer(clock)
+        clock, self.draws = _with_blocks_after_end(clock)
         self.clock = clock
         starts = clock.edges[:-1] >> FRACTION
         share = np.zeros(len(starts))
@@ -68,7 +68,7 @@ class ReplayedNode(Mixed):
         return [1.0 - share, share]
 
 
-def _finer(clock: Clock) -> tuple[Clock, int]:
+def _with_blocks_after_end(clock: Clock) -> tuple[Clock, int]:
     """A stage's clock with small blocks behind its end as well, and its planned draws."""
     inside = int((clock.t < 1.0).sum())
     start, end = int(clock.edges[inside]) >> FRACTION, int(clock.edges[-1]) >> FRACTION

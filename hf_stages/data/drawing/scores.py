@@ -19,7 +19,7 @@ _TOKENS = "input_ids"
 _lengths: weakref.WeakKeyDictionary[Any, np.ndarray] = weakref.WeakKeyDictionary()
 
 
-def lengths(dataset: Any, where: str) -> np.ndarray:
+def row_lengths(dataset: Any, where: str) -> np.ndarray:
     """Tokens of every row. Read from Arrow's offsets where the rows lie there, else row by row; kept while the dataset lives."""
     try:
         known = _lengths.get(dataset)
@@ -38,16 +38,16 @@ def columns_of(dataset: Any) -> list[str]:
     return list(first) if isinstance(first, Mapping) else []
 
 
-def tokens_in(row: Any) -> int:
+def count_tokens(row: Any) -> int:
     """Tokens of one row, or of the rows that a batch takes as one."""
     if isinstance(row, list):
-        return sum(tokens_in(one) for one in row)
-    return _count(row[_TOKENS]) if isinstance(row, Mapping) and _TOKENS in row else 0
+        return sum(count_tokens(one) for one in row)
+    return _count_ids(row[_TOKENS]) if isinstance(row, Mapping) and _TOKENS in row else 0
 
 
-def _count(ids: Any) -> int:
+def _count_ids(ids: Any) -> int:
     """Of the choices of a multiple-choice example all tokens."""
-    return sum(map(_count, ids)) if len(ids) and hasattr(ids[0], "__len__") and np.ndim(ids[0]) else len(ids)
+    return sum(map(_count_ids, ids)) if len(ids) and hasattr(ids[0], "__len__") and np.ndim(ids[0]) else len(ids)
 
 
 def _read_lengths(dataset: Any, where: str) -> np.ndarray:
@@ -69,13 +69,15 @@ def _read_lengths(dataset: Any, where: str) -> np.ndarray:
         if found is not None:
             chosen = getattr(dataset, "_indices", None)
             return found if chosen is None else found[chosen.column(0).to_numpy()]
-    return np.fromiter((_count(dataset[i][_TOKENS]) for i in range(len(dataset))), dtype=np.uint32, count=len(dataset))
+    return np.fromiter(
+        (_count_ids(dataset[i][_TOKENS]) for i in range(len(dataset))), dtype=np.uint32, count=len(dataset)
+    )
 
 
-def scores(dataset: Any, by: str | Callable[[list[Any]], Any], where: str) -> np.ndarray:
+def score_rows(dataset: Any, by: str | Callable[[list[Any]], Any], where: str) -> np.ndarray:
     """A number for every row: a column, ``"length"``, or what a function says of a list of rows."""
     if by == "length":
-        return lengths(dataset, where)
+        return row_lengths(dataset, where)
     n = len(dataset)
     if isinstance(by, str):
         if hasattr(dataset, "with_format"):
@@ -99,7 +101,7 @@ def scores(dataset: Any, by: str | Callable[[list[Any]], Any], where: str) -> np
     return found
 
 
-def ranked(values: np.ndarray, *, descending: bool) -> np.ndarray:
+def sort_rows(values: np.ndarray, *, descending: bool) -> np.ndarray:
     """Rows from the lowest to the highest; equal ones stay in their order."""
     if not descending:
         return np.argsort(values, kind="stable").astype(np.uint32)
@@ -107,7 +109,7 @@ def ranked(values: np.ndarray, *, descending: bool) -> np.ndarray:
     return (len(values) - 1 - np.argsort(values[::-1], kind="stable")[::-1]).astype(np.uint32)
 
 
-def kept(folder: Path | None, about: tuple[Any, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
+def cached_order(folder: Path | None, about: tuple[Any, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
     """An array in ``folder``, made if it is not there, as a memory map. Of several processes one makes it, the others wait."""
     if folder is None:
         return make()
@@ -123,7 +125,7 @@ def kept(folder: Path | None, about: tuple[Any, ...], make: Callable[[], np.ndar
     return np.load(path, mmap_mode="r")
 
 
-def named(by: str | Callable[..., Any], *, shared: bool) -> str:
+def score_identity(by: str | Callable[..., Any], *, shared: bool) -> str:
     """What a score is called where it is kept; of a function its code counts, too.
 
     In a folder that runs share, so does what a function holds (a model). In a run's own folder it does not: it may have

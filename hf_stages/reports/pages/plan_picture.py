@@ -182,7 +182,7 @@ def _weights(planned: PlannedStage) -> list[dict[str, float]] | None:
         return None
     edges = [min(blend.draws * k // _SAMPLES, blend.draws - 1) for k in range(_SAMPLES + 1)]
     width = max(blend.draws // _SAMPLES, 1)
-    return [dict(zip(blend.names, blend.declared(edge, edge + width), strict=True)) for edge in edges]
+    return [dict(zip(blend.names, blend.declared_shares(edge, edge + width), strict=True)) for edge in edges]
 
 
 def _has_mixture(plan: Plan) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from transformers.trainer_utils import has_length
 
-from hf_stages.data.curricula.base import Curriculum, names_in
+from hf_stages.data.curricula.base import Curriculum, source_names_in
 
 
 def held_back(
@@ -57,6 +57,6 @@ def _first_dataset(data: Any, sources: Mapping[str, Any]) -> Any:
     if not isinstance(data, Curriculum):
         return data
     held: list[Any] = []
-    data.mapped(lambda dataset: held.append(dataset) or dataset)  # type: ignore[func-returns-value]
-    held += [sources[name] for name in names_in(data) if name in sources]
+    data.map_datasets(lambda dataset: held.append(dataset) or dataset)  # type: ignore[func-returns-value]
+    held += [sources[name] for name in source_names_in(data) if name in sources]
     return _first_dataset(held[0], sources) if held else None

@@ -80,7 +80,7 @@ class PreparingMixin(_Base):
     def train_data(self, dataset: Any, stage: Stage) -> Any:
         """What a stage trains on: its dataset, or the sources of its curriculum, through the hook."""
         if isinstance(dataset, Blend):
-            return dataset.over(lambda source: self.train_data(source, stage))
+            return dataset.with_datasets(lambda source: self.train_data(source, stage))
         return self._once("train", dataset, stage, self.stage_dataset)
 
     def eval_data(self, dataset: Any, stage: Stage) -> Any:

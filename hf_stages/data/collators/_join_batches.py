@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hf_stages.data.collators.base import IGNORED, filled
+from hf_stages.data.collators.base import IGNORED, padding_value
 
 
 class Part(NamedTuple):
@@ -18,7 +18,7 @@ class Part(NamedTuple):
     batch: Mapping[str, Any]
 
 
-def joined(where: str, parts: Sequence[Part], pad: int, *, left: bool = False) -> dict[str, torch.Tensor]:
+def join_batches(where: str, parts: Sequence[Part], pad: int, *, left: bool = False) -> dict[str, torch.Tensor]:
     """One batch with the rows where they stood, every part padded to the widest.
 
     >>> one = Part("a", [1], {"input_ids": torch.tensor([[5, 6]])})
@@ -26,13 +26,13 @@ def joined(where: str, parts: Sequence[Part], pad: int, *, left: bool = False) -
     >>> {key: value.tolist() for key, value in joined("", [one, two], 0).items()}
     {'input_ids': [[7, 0], [5, 6]], 'attention_mask': [[1, 0], [1, 1]]}
     """
-    batches = [_checked(where, part) for part in parts]
-    _check_alike(where, parts, batches)
+    batches = [_check_part(where, part) for part in parts]
+    _check_same_keys(where, parts, batches)
     width = max(batch["input_ids"].shape[1] for batch in batches)
     back = torch.tensor([place for part in parts for place in part.places]).argsort()
     found = {}
     for key in batches[0]:
-        values = [_wide(key, batch, width, pad, left) for batch in batches]
+        values = [_pad_to_width(key, batch, width, pad, left) for batch in batches]
         if len({value.shape[1:] for value in values}) > 1:
             shapes = ", ".join(f"{tuple(v.shape)} of {p.name!r}" for v, p in zip(values, parts, strict=True))
             raise ValueError(f"{where}: {key}: cannot stand in one batch: {shapes}")
@@ -40,7 +40,7 @@ def joined(where: str, parts: Sequence[Part], pad: int, *, left: bool = False) -
     return found
 
 
-def _checked(where: str, part: Part) -> dict[str, torch.Tensor]:
+def _check_part(where: str, part: Part) -> dict[str, torch.Tensor]:
     """The part with an attention_mask, if it is rows of tokens as they came."""
     batch, here = dict(part.batch), f"{where}: {part.name!r}"
     ids: Any = batch.get("input_ids")
@@ -63,7 +63,7 @@ def _checked(where: str, part: Part) -> dict[str, torch.Tensor]:
     return batch
 
 
-def _check_alike(where: str, parts: Sequence[Part], batches: Sequence[Mapping[str, Any]]) -> None:
+def _check_same_keys(where: str, parts: Sequence[Part], batches: Sequence[Mapping[str, Any]]) -> None:
     for part, batch in zip(parts[1:], batches[1:], strict=True):
         if apart := sorted(batches[0].keys() ^ batch.keys()):
             name, other = (part.name, parts[0].name) if apart[0] in batch else (parts[0].name, part.name)
@@ -73,10 +73,10 @@ def _check_alike(where: str, parts: Sequence[Part], batches: Sequence[Mapping[st
             )
 
 
-def _wide(key: str, batch: Mapping[str, torch.Tensor], width: int, pad: int, left: bool) -> torch.Tensor:
+def _pad_to_width(key: str, batch: Mapping[str, torch.Tensor], width: int, pad: int, left: bool) -> torch.Tensor:
     value, ids = batch[key], batch["input_ids"]
     if value.shape[:2] != ids.shape or ids.shape[1] == width:
         return value
-    fill = IGNORED if key.endswith("labels") else filled(key, pad)
+    fill = IGNORED if key.endswith("labels") else padding_value(key, pad)
     more = value.new_full((len(ids), width - ids.shape[1], *value.shape[2:]), fill)
     return torch.cat([more, value] if left else [value, more], dim=1)

@@ -7,7 +7,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 
-def rows_of(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def assign_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Numbers of the examples in each row: as few rows as best fit finds, then as even as they get.
 
     Best fit takes the longest first, each to the row it fills best (never over 11/9 of the fewest rows, Johnson 1973). A
@@ -19,7 +19,7 @@ def rows_of(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     fits = _best_fit(lengths, order, capacity)
-    even = _evened(lengths, order, len(fits))
+    even = _spread_evenly(lengths, order, len(fits))
     rows = min(even, fits, key=lambda rows: max((sum(lengths[i] for i in row) for row in rows), default=0))
     return sorted(sorted(row) for row in rows)
 
@@ -40,7 +40,7 @@ def _best_fit(lengths: Sequence[int], order: Sequence[int], capacity: int) -> li
     return rows
 
 
-def _evened(lengths: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
+def _spread_evenly(lengths: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
     rows: list[list[int]] = [[] for _ in range(count)]
     load = [(0, row) for row in range(count)]
     for i in order:

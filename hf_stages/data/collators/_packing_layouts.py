@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-_A, _B = (7, 3, 9, 4), (5, 8, 6)
-_OTHER = (2, 6, 3, 8)
+_NEIGHBOUR, _DOCUMENT = (7, 3, 9, 4), (5, 8, 6)
+_OTHER_NEIGHBOUR = (2, 6, 3, 8)
 MASKED = ("blocks", "additive")
 
 
@@ -63,9 +63,9 @@ def find_layout(model: Any) -> Layout:
     recurrences) and cannot be packed.
     """
     found = []
-    with _quietly(model):
+    with _evaluated_without_gradient(model):
         for layout in _candidates(model, _is_causal(model)):
-            found.append(_fault(model, layout))
+            found.append(_find_fault(model, layout))
             if found[-1] is None:
                 return layout
     raise ValueError(
@@ -76,8 +76,8 @@ def find_layout(model: Any) -> Layout:
 
 def check_layout(model: Any, layout: Layout) -> None:
     """Of a second model, which reads the same rows."""
-    with _quietly(model):
-        fault = _fault(model, layout)
+    with _evaluated_without_gradient(model):
+        fault = _find_fault(model, layout)
     if fault is not None:
         raise ValueError(
             f"Packed: in {type(model).__name__} {fault[1]}; it is told by mask={layout.mask!r}, as suits the student: load both with the "
@@ -85,7 +85,7 @@ def check_layout(model: Any, layout: Layout) -> None:
         )
 
 
-def _fault(model: Any, layout: Layout) -> tuple[float, str] | None:
+def _find_fault(model: Any, layout: Layout) -> tuple[float, str] | None:
     """What goes wrong with packed rows of this layout, and by how much."""
     limit = 1e-3 if _dtype(model) == torch.float32 else 0.05
     mixed, moved = _difference(model, layout)
@@ -107,31 +107,39 @@ def _candidates(model: Any, causal: bool) -> list[Layout]:
 
 def _difference(model: Any, layout: Layout) -> tuple[float, float]:
     """How far a document's logits move with its neighbour, and away from what they are alone; shares of their size."""
-    alone = _logits(model, {"input_ids": torch.tensor([_B])})
+    alone = _logits(model, {"input_ids": torch.tensor([_DOCUMENT])})
     try:
-        one, other = (_logits(model, _inputs(before, layout))[:, len(before) :] for before in (_A, _OTHER))
+        one, other = (
+            _logits(model, _inputs(before, layout))[:, len(before) :] for before in (_NEIGHBOUR, _OTHER_NEIGHBOUR)
+        )
     except (TypeError, ValueError, RuntimeError, IndexError):
         return float("inf"), float("inf")
     size = alone.abs().max().clamp_min(1e-12)
     return float((one - other).abs().max() / size), float((one - alone).abs().max() / size)
 
 
-def window_of(config: Any) -> int | None:
+def attention_window(config: Any) -> int | None:
     """How far layers of local attention see. A mask of 4 dimensions overrides theirs, which a few tokens cannot tell."""
     known = (getattr(config, name, None) for name in ("sliding_window", "local_attention", "window_size"))
     return min((w for w in known if isinstance(w, int)), default=None)
 
 
 def _inputs(before: tuple[int, ...], layout: Layout) -> dict[str, torch.Tensor]:
-    counts, width = [[len(before), len(_B)]], len(before) + len(_B)
-    inputs = {"input_ids": torch.tensor([[*before, *_B]]), "position_ids": positions_of(counts, width, layout.first)}
+    counts, width = [[len(before), len(_DOCUMENT)]], len(before) + len(_DOCUMENT)
+    inputs = {
+        "input_ids": torch.tensor([[*before, *_DOCUMENT]]),
+        "position_ids": positions_of(counts, width, layout.first),
+    }
     if layout.mask in MASKED:
         inputs["attention_mask"] = block_mask(counts, width, causal=layout.causal, additive=layout.mask == "additive")
     return inputs
 
 
 def _is_causal(model: Any) -> bool:
-    one, other = (_logits(model, {"input_ids": torch.tensor([[*_B, last]])})[:, : len(_B)] for last in _A[:2])
+    one, other = (
+        _logits(model, {"input_ids": torch.tensor([[*_DOCUMENT, last]])})[:, : len(_DOCUMENT)]
+        for last in _NEIGHBOUR[:2]
+    )
     return bool((one - other).abs().max() <= 1e-3 * one.abs().max().clamp_min(1e-12))
 
 
@@ -148,7 +156,7 @@ def _dtype(model: Any) -> torch.dtype:
 
 
 @contextmanager
-def _quietly(model: Any) -> Iterator[None]:
+def _evaluated_without_gradient(model: Any) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
