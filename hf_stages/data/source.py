@@ -242,7 +242,7 @@ def _resolve_files(files: Any, base: Path) -> Any:
 def _cut_blocks(documents: list[list[int]], length: int, end: int | None) -> list[list[int]]:
     """Equal blocks of the joined documents; what is left over at the end is dropped.
 
-    >>> _blocks([[1, 2, 3], [4, 5]], 2, end=0)
+    >>> _cut_blocks([[1, 2, 3], [4, 5]], 2, end=0)
     [[1, 2], [3, 0], [4, 5]]
     """
     stream: list[int] = []

@@ -63,7 +63,7 @@ def pick_candidates(word: str, ranked: Iterable[str], k: int) -> tuple[str, ...]
     In the order of the alphabet: floats that differ in their last bits may exchange neighbours in the ranking, which
     must not change what is drawn.
 
-    >>> chosen("Paris", ["paris", "rome", "Rome", "oslo", "bonn"], 2)
+    >>> pick_candidates("Paris", ["paris", "rome", "Rome", "oslo", "bonn"], 2)
     ('Oslo', 'Rome')
     """
     found: dict[str, str] = {}

@@ -23,7 +23,7 @@ def join_batches(where: str, parts: Sequence[Part], pad: int, *, left: bool = Fa
 
     >>> one = Part("a", [1], {"input_ids": torch.tensor([[5, 6]])})
     >>> two = Part("b", [0], {"input_ids": torch.tensor([[7]])})
-    >>> {key: value.tolist() for key, value in joined("", [one, two], 0).items()}
+    >>> {key: value.tolist() for key, value in join_batches("", [one, two], 0).items()}
     {'input_ids': [[7, 0], [5, 6]], 'attention_mask': [[1, 0], [1, 1]]}
     """
     batches = [_check_part(where, part) for part in parts]

@@ -181,7 +181,7 @@ def padding_value(key: str, pad: int) -> int:
 def pad_runs(runs: Sequence[torch.Tensor], width: int, value: int, *, left: bool = False) -> torch.Tensor:
     """(runs, width) with ``value`` where a run has ended.
 
-    >>> padded([torch.tensor([1, 2]), torch.tensor([3])], 3, 0).tolist()
+    >>> pad_runs([torch.tensor([1, 2]), torch.tensor([3])], 3, 0).tolist()
     [[1, 2, 0], [3, 0, 0]]
     """
     out = runs[0].new_full((len(runs), width, *runs[0].shape[1:]), value)

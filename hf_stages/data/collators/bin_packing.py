@@ -14,7 +14,7 @@ def assign_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     batch is as wide as its widest row, so the same examples are then dealt out to that many rows, the longest to the
     emptiest, where that is narrower. Both depend on the lengths alone.
 
-    >>> rows_of([5, 4, 3, 3, 2], 9)
+    >>> assign_rows([5, 4, 3, 3, 2], 9)
     [[0, 3], [1, 2, 4]]
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
