@@ -128,6 +128,19 @@ def test_what_is_private_stays_in_its_room(path: Path) -> None:
             assert not _private(module, name), f"{path.relative_to(ROOT)}:{line}: {module}.{name} is another room's own"
 
 
+# Folders of tests that are no room: shared helpers, processes of their own, whole examples, a run of the version before.
+TEST_FOLDERS = {"support", "workers", "examples", "version_before"}
+
+
+def test_the_tests_mirror_the_rooms() -> None:
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/*.py")}
+    assert folders <= {*LINE, *TEST_FOLDERS}, f"tests/: no room is called {folders - {*LINE, *TEST_FOLDERS}}"
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        room, *inner = path.relative_to(ROOT / "tests").parts[:-1] or ["core"]
+        if room in LINE:
+            assert PACKAGE.joinpath(room, *inner).is_dir(), f"{path.relative_to(ROOT)}: hf_stages has no such folder"
+
+
 def test_no_imports_in_a_circle() -> None:
     """Imports inside functions count: they hide a circle, they do not open it."""
     seen: set[str] = set()
