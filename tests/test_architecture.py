@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_stages.core.registry import classes_of
+from hf_stages.core.registry import list_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_stages"
@@ -161,7 +161,7 @@ def test_no_imports_in_a_circle() -> None:
     "kind", ["losses", "transforms", "schedules", "gates", "monitors", "data", "metrics", "exporters"]
 )
 def test_a_part_has_a_file_of_its_own(kind: str) -> None:
-    for module, name in classes_of(kind):
+    for module, name in list_parts(kind):
         body = TREES[MODULES[module]].body
         public = [n.name for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name[0] != "_"]
         assert public == [name], f"{module}: {name} shares its file with {', '.join(set(public) - {name})}"

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from hf_stages.commands.arms import Arm
 from hf_stages.core.differences import diff
 from hf_stages.core.fingerprint import fingerprint
-from hf_stages.core.folder_lock import one_writer
+from hf_stages.core.folder_lock import lock_folder_on_all_ranks
 from hf_stages.core.sealed_folders import RUN_FILE, SCHEMA, read_json, write_json
 from hf_stages.core.stage import Recipe
 from hf_stages.recipes.files import to_dict
@@ -73,7 +73,7 @@ def run_versus(trainings: Trainings, arms: Sequence[Arm], seeds: Sequence[int], 
         raise ValueError(f"seeds: expected numbers that differ, such as 0 1 2, got {list(seeds)}")
     updates = arms[0].updates
     folders = []
-    with one_writer(out, trainings.prepared.args):
+    with lock_folder_on_all_ranks(out, trainings.prepared.args):
         for seed in seeds:
             for arm in arms:
                 folder = out / f"seed-{seed}" / arm.name

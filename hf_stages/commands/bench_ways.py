@@ -18,7 +18,7 @@ from hf_stages.core.sealed_folders import STAGE_FILE
 from hf_stages.layers.quantized import Quantized
 from hf_stages.models.own_models import read
 from hf_stages.models.stage_models import load_stage
-from hf_stages.packing.convert import to_packed, unpack
+from hf_stages.packing.convert import pack_in_place, unpack
 from hf_stages.packing.packed_weight import PackedWeight
 
 
@@ -66,7 +66,7 @@ def _packed(model: Any) -> Any:
     if not any(isinstance(module, Quantized) for module in model.modules()):
         raise _NotHere
     made = copy.deepcopy(model)
-    to_packed(made, torch.float32, "int8")
+    pack_in_place(made, torch.float32, "int8")
     return made
 
 
@@ -74,7 +74,7 @@ def _plain(model: Any) -> Any:
     """The dequantized model: ``nn.Linear`` with the effective weights, activations as they come."""
     made = copy.deepcopy(model)
     if any(isinstance(module, Quantized) for module in made.modules()):
-        to_packed(made, torch.float32, None)
+        pack_in_place(made, torch.float32, None)
         unpack(made, torch.float32)
     elif getattr(made, "hf_quantizer", None) is not None:
         made.dequantize(torch.float32)

@@ -266,7 +266,7 @@ def resume_command(options: argparse.Namespace) -> str:
 
 def _ready(options: argparse.Namespace) -> int:
     from hf_stages.commands.reference import recipe_reference
-    from hf_stages.core.registry import classes_of
+    from hf_stages.core.registry import list_parts
     from hf_stages.core.source_sketch import module_doc
     from hf_stages.recipes import files as recipes
 
@@ -274,7 +274,7 @@ def _ready(options: argparse.Namespace) -> int:
         print(recipe_reference(), end="")
         return OK
     if options.name is None:
-        for module, name in classes_of("recipes"):
+        for module, name in list_parts("recipes"):
             print(f"{name:<12} {module_doc(module)}")
         return OK
     try:

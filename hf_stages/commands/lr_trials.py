@@ -17,8 +17,8 @@ from hf_stages.commands.arm_collators import collators_of
 from hf_stages.commands.arm_runs import ARM_FILE, Trainings
 from hf_stages.commands.arms import Sources, own_part, with_replay
 from hf_stages.core.curves import Step
-from hf_stages.core.folder_lock import one_writer
-from hf_stages.core.sealed_folders import SCHEMA, STAGE_FILE, broken, read_json, write_json
+from hf_stages.core.folder_lock import lock_folder_on_all_ranks
+from hf_stages.core.sealed_folders import SCHEMA, STAGE_FILE, find_damage, read_json, write_json
 from hf_stages.core.stage import Recipe, Stage, parents_of
 from hf_stages.core.stops import StageStopped
 from hf_stages.gates.base import Decision, Gate, History
@@ -175,7 +175,7 @@ def run_probe(trainings: Trainings, probe: Probe) -> list[Path]:
     out = Path(prepared.args.output_dir)
     _reach_boundary(trainings, [out / planned.folder for planned in before])
     trials, folders = out / f"probe-{probe.stage}", []
-    with one_writer(trials, prepared.args):
+    with lock_folder_on_all_ranks(trials, prepared.args):
         for share in probe.replays:
             for rate in probe.rates:
                 folder = trials / probe.folder(rate, share)
@@ -188,7 +188,7 @@ def run_probe(trainings: Trainings, probe: Probe) -> list[Path]:
 
 def _reach_boundary(trainings: Trainings, folders: Sequence[Path]) -> None:
     """Train up to the boundary in the run's own folder, where it is not there yet."""
-    if all((folder / STAGE_FILE).is_file() and broken(folder) is None for folder in folders):
+    if all((folder / STAGE_FILE).is_file() and find_damage(folder) is None for folder in folders):
         return
     prepared = trainings.prepared
     last = len(folders) - 1

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterable
 
 from hf_stages.core.duration import MULTIPLES, SCALES, UNITS
-from hf_stages.core.registry import classes_of
-from hf_stages.core.source_docs import Argument, Documented
+from hf_stages.core.registry import list_parts
+from hf_stages.core.source_docs import DocumentedArgument, DocumentedClass
 from hf_stages.core.source_sketch import module_doc
 from hf_stages.planning.args_by_stage import KINDS, ONE_RUN, REASONS
 from hf_stages.reports.markdown import table
@@ -57,7 +57,7 @@ def recipe_reference() -> str:
         _section("Transforms", *_parts("transforms")),
         _section("Schedules", *_parts("schedules")),
         _section("Gates", *_parts("gates")),
-        *([_section("Monitors", *_parts("monitors"))] if classes_of("monitors") else []),
+        *([_section("Monitors", *_parts("monitors"))] if list_parts("monitors") else []),
         _section("Metrics", _METRICS, _metrics()),
         _section("Exporters", *_parts("exporters")),
         _section("Ready recipes", _READY, _ready()),
@@ -84,22 +84,22 @@ def _section(title: str, *texts: str) -> str:
     return "\n\n".join([f"## {title}", *texts])
 
 
-def _parts(folder: str, wanted: Callable[[Documented], bool] = lambda part: True) -> list[str]:
-    found = [Documented(module, name) for module, name in classes_of(folder)]
+def _parts(folder: str, wanted: Callable[[DocumentedClass], bool] = lambda part: True) -> list[str]:
+    found = [DocumentedClass(module, name) for module, name in list_parts(folder)]
     return [f"### {part.name}\n\n{_class(part.module, part.name)}" for part in found if wanted(part)]
 
 
-def _is_other(part: Documented) -> bool:
+def _is_other(part: DocumentedClass) -> bool:
     elsewhere = part.name in ("Source", "Collator")  # the latter is how a recipe holds a collator of transformers
     return not elsewhere and not set(part.bases) & set(_BASES)
 
 
 def _class(module: str, name: str) -> str:
-    part = Documented(module, name)
+    part = DocumentedClass(module, name)
     return "\n\n".join(filter(None, [_prose(part.doc), _arguments(part.arguments)]))
 
 
-def _arguments(arguments: Iterable[Argument]) -> str:
+def _arguments(arguments: Iterable[DocumentedArgument]) -> str:
     rows = [
         (f"`{a.name}`", f"`{a.hint}`", "-" if a.default is None else f"`{a.default}`", _prose(a.doc)) for a in arguments
     ]
@@ -144,8 +144,8 @@ def _args() -> str:
 
 
 def _metrics() -> str:
-    found = [(module, name) for module, name in classes_of("metrics") if name != "Metrics"]
-    rows = [(f"`{module.rsplit('.', 1)[1]}`", _prose(Documented(module, name).doc)) for module, name in found]
+    found = [(module, name) for module, name in list_parts("metrics") if name != "Metrics"]
+    rows = [(f"`{module.rsplit('.', 1)[1]}`", _prose(DocumentedClass(module, name).doc)) for module, name in found]
     return (
         "\n".join(table(["name", "what it is"], rows))
         + "\n\n"
@@ -154,5 +154,5 @@ def _metrics() -> str:
 
 
 def _ready() -> str:
-    rows = [(f"`{name}`", _prose(module_doc(module).split("\n")[0])) for module, name in classes_of("recipes")]
+    rows = [(f"`{name}`", _prose(module_doc(module).split("\n")[0])) for module, name in list_parts("recipes")]
     return "\n".join(table(["name", "what it is"], rows))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.stage import parents_of
 from hf_stages.planning.plan import Plan, PlannedStage
 
@@ -31,7 +31,7 @@ def probe_seconds(plan: Plan, prepared: Any) -> dict[str, float]:
         chain = _chain(plan, planned, parents)
         key = (repr(chain), id(planned.stage.train_dataset), planned.size.batch, planned.size.accumulation)
         if key not in known:
-            with undisturbed():
+            with preserve_random_state():
                 known[key] = _seconds_per_update(planned, chain, prepared)
         seconds[planned.name] = known[key] * planned.steps
     return seconds

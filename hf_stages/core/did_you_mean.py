@@ -24,13 +24,13 @@ def did_you_mean(name: object, known: Iterable[str], *, there_are: str = "expect
     near = begun if len(begun) == 1 else difflib.get_close_matches(text, lower, n=1)
     if near:
         return f"did you mean {lower[near[0]]!r}?"
-    return f"{there_are} {listed(name, known)}"
+    return f"{there_are} {list_names(name, known)}"
 
 
-def listed(name: object, known: Iterable[str], most: int = _MOST) -> str:
+def list_names(name: object, known: Iterable[str], most: int = _MOST) -> str:
     """All known names in their order; of many the nearest ones, and how many more there are.
 
-    >>> listed("query", ["down_proj", "q_proj", "up_proj"], most=2)
+    >>> list_names("query", ["down_proj", "q_proj", "up_proj"], most=2)
     'q_proj, up_proj and 1 more'
     """
     known = list(known)
@@ -38,14 +38,14 @@ def listed(name: object, known: Iterable[str], most: int = _MOST) -> str:
         return "nothing"
     if len(known) <= most:
         return ", ".join(known)
-    return f"{', '.join(nearest(name, known)[:most])} and {len(known) - most} more"
+    return f"{', '.join(sort_by_likeness(name, known)[:most])} and {len(known) - most} more"
 
 
-def nearest(name: object, known: Iterable[str]) -> list[str]:
+def sort_by_likeness(name: object, known: Iterable[str]) -> list[str]:
     """Most alike first: letters in common, above all at the beginning. Of dotted names the most alike part counts, and
     of those that differ only in their numbers (blocks of a model) the first stands for all.
 
-    >>> nearest("query", ["model.layers.0.mlp", "model.layers.0.q_proj", "model.layers.1.q_proj"])
+    >>> sort_by_likeness("query", ["model.layers.0.mlp", "model.layers.0.q_proj", "model.layers.1.q_proj"])
     ['model.layers.0.q_proj', 'model.layers.0.mlp']
     """
     forms: dict[str, str] = {}

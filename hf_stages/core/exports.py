@@ -40,6 +40,6 @@ class Exports:
 
     def names(self) -> list[str]:
         """For a package's ``__dir__``."""
-        from hf_stages.core.registry import classes_of
+        from hf_stages.core.registry import list_parts
 
-        return sorted({*self.more, *(name for kind in self.kinds for _, name in classes_of(kind))})
+        return sorted({*self.more, *(name for kind in self.kinds for _, name in list_parts(kind))})

@@ -44,7 +44,7 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(_describe(value).encode()).hexdigest()[:16]
 
 
-def kind(value: Any) -> str:
+def describe_kind(value: Any) -> str:
     """What an object that exists only in memory is called in a dump."""
     if is_model(value):
         return "model"

@@ -27,13 +27,13 @@ logger = logging.get_logger(__name__)
 
 
 @contextmanager
-def one_writer(folder: Path, args: TrainingArguments) -> Iterator[None]:
+def lock_folder_on_all_ranks(folder: Path, args: TrainingArguments) -> Iterator[None]:
     """The process that writes takes the folder; where it cannot, all ranks hear of it together."""
     with ExitStack() as held:
         problem = None
         if args.should_save:
             try:
-                held.enter_context(alone_in(folder))
+                held.enter_context(lock_folder(folder))
             except ValueError as error:
                 problem = str(error)
         said = next((text for text in from_all_ranks(problem, args) if text is not None), None)
@@ -43,7 +43,7 @@ def one_writer(folder: Path, args: TrainingArguments) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; ValueError where another process, or another run of this one, holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     path, owner = folder / NAME, os.getpid()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def taken_for_hub(name: str) -> Iterator[None]:
+def explain_hub_lookup(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:

@@ -26,7 +26,7 @@ class Ledger:
 
     >>> ledger = Ledger()
     >>> ledger.note(10, "language", "end", "eval_loss 3.1 is below 3.2", by="Below")
-    >>> [e.reason for e in ledger.of("language", "end")]
+    >>> [e.reason for e in ledger.select("language", "end")]
     ['eval_loss 3.1 is below 3.2']
     """
 
@@ -35,7 +35,7 @@ class Ledger:
     def note(self, step: int, stage: str, kind: str, reason: str, *, by: str = "", value: float | None = None) -> None:
         self._entries.append(Entry(step, stage, kind, reason, by, value))
 
-    def of(self, stage: str | None = None, kind: str | None = None) -> list[Entry]:
+    def select(self, stage: str | None = None, kind: str | None = None) -> list[Entry]:
         return [e for e in self._entries if stage in (None, e.stage) and kind in (None, e.kind)]
 
     def __iter__(self) -> Iterator[Entry]:
@@ -47,12 +47,12 @@ class Ledger:
     def to_list(self) -> list[dict]:
         return [{k: v for k, v in asdict(entry).items() if k != "value" or v is not None} for entry in self._entries]
 
-    def rate(self, stages: Collection[str], step: int) -> float:
+    def lr_factor(self, stages: Collection[str], step: int) -> float:
         """What the learning rates of these stages are multiplied by after ``step`` updates of the run.
 
         >>> ledger = Ledger()
         >>> ledger.note(10, "code", "cut_lr", "prose rose", value=0.5)
-        >>> ledger.rate(["code"], 9), ledger.rate(["code"], 10)
+        >>> ledger.lr_factor(["code"], 9), ledger.lr_factor(["code"], 10)
         (1.0, 0.5)
         """
         cuts = (e for e in self._entries if e.kind != "replay" and e.stage in stages and e.step <= step)

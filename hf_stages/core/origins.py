@@ -28,16 +28,16 @@ class Origin:
     file: str = ""
 
     @contextmanager
-    def placing(self) -> Iterator[None]:
+    def locate_errors(self) -> Iterator[None]:
         """Put file, line and column in front of a ValueError whose message begins with a place, as all of ours do."""
         try:
             yield
         except ValueError as error:
             if type(error) is not ValueError:  # a RecipeError has its place already
                 raise
-            raise RecipeError(self.placed(str(error))) from error
+            raise RecipeError(self.locate(str(error))) from error
 
-    def placed(self, message: str) -> str:
+    def locate(self, message: str) -> str:
         path = self._path_in(message)
         if not path:
             return f"{self.file}: {message}" if self.file else message

@@ -13,18 +13,18 @@ from typing import Any
 from hf_stages.core.curves import as_curve
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.duration import Duration
-from hf_stages.core.fingerprint import fingerprint, is_model, kind
+from hf_stages.core.fingerprint import describe_kind, fingerprint, is_model
 from hf_stages.core.registry import (
-    FOLDERS,
+    KIND_OF_KEY,
     Where,
     check_arguments,
     find_class,
     find_custom,
-    has_class,
+    has_part,
     importable_as,
     parameters_of,
 )
-from hf_stages.core.source_sketch import names_in
+from hf_stages.core.source_sketch import classes_and_functions
 from hf_stages.core.type_hints import convert_scalar, hints_of, keeps_list, key_type, takes_text
 
 Writer = Callable[..., Any]
@@ -33,7 +33,7 @@ _MISSING = object()
 _ALGEBRA = "hf_stages.losses.base"
 _COLLATORS = "transformers.data.data_collator"
 _OF_COLLATORS = re.compile(r"DataCollator(?!Mixin)|^default_data_collator$")
-SUPPLIED = ("tokenizer", "processing_class", "model")
+SUPPLIED_ARGUMENTS = ("tokenizer", "processing_class", "model")
 """Arguments of a collator that the trainer gives, because a recipe cannot hold them."""
 _BARE = frozenset({"loss", "losses", "transforms", "schedule", "gates", "monitors", "exporters"})
 """Keys under which text is the name of a class; under others (``teacher``, ``sources``) it may be another name."""
@@ -46,7 +46,7 @@ def part_from_dict(data: Mapping[str, Any] | str, key: str, *, trust_remote_code
     Above(metric='eval_f1', value=0.9)
     """
     where = Where(path=(key,), trusted=trust_remote_code)
-    return read_loss(data, where) if key == "loss" else read_part(data, [FOLDERS[key]], where)
+    return read_loss(data, where) if key == "loss" else read_part(data, [KIND_OF_KEY[key]], where)
 
 
 def part_to_dict(part: Any, key: str) -> Any:
@@ -59,7 +59,7 @@ def read_part(value: Any, folders: Sequence[str], where: Where) -> Any:
     use, arguments = split_use(value, where)
     if "losses" in folders:
         return _read_loss_part(use, arguments, folders, where)
-    return build(find(use, folders, where), arguments, folders, where)
+    return build_part(find_target(use, folders, where), arguments, folders, where)
 
 
 def split_use(value: Any, where: Where) -> tuple[str, dict[str, Any]]:
@@ -83,11 +83,11 @@ def refuse_in_memory(value: Mapping[str, Any], where: Where) -> None:
         )
 
 
-def find(use: str, folders: Sequence[str], where: Where) -> Any:
+def find_target(use: str, folders: Sequence[str], where: Where) -> Any:
     return find_custom(use, where) if ":" in use else find_class(use, folders, where)
 
 
-def build(target: Any, arguments: Mapping[str, Any], folders: Sequence[str], where: Where) -> Any:
+def build_part(target: Any, arguments: Mapping[str, Any], folders: Sequence[str], where: Where) -> Any:
     """Call a class with arguments read as far down as they go. A function is the part itself."""
     if not isinstance(target, type):
         if arguments:
@@ -102,7 +102,7 @@ def build(target: Any, arguments: Mapping[str, Any], folders: Sequence[str], whe
 
 def read_argument(key: str, value: Any, hint: Any, folders: Sequence[str], where: Where) -> Any:
     """One argument of a part: a part, curve, list, mapping or plain value."""
-    inner = [FOLDERS[key], "curves"] if key in FOLDERS else ["curves", *(f for f in folders if f != "curves")]
+    inner = [KIND_OF_KEY[key], "curves"] if key in KIND_OF_KEY else ["curves", *(f for f in folders if f != "curves")]
     if key == "loss" and not (isinstance(value, str) and takes_text(hint)):
         return read_loss(value, where)
     if key == "collator" and (isinstance(value, str) or (isinstance(value, Mapping) and "use" in value)):
@@ -144,9 +144,9 @@ def read_loss(value: Any, where: Where) -> Any:
 def read_collator(value: Any, where: Where) -> Any:
     """A collator of ours, or one of transformers' by its name."""
     use, arguments = split_use(value, where)
-    if ":" in use or has_class(use, ["data"]):
+    if ":" in use or has_part(use, ["data"]):
         return read_part(value, ["data"], where)
-    known = [n for n in names_in(_COLLATORS) if _OF_COLLATORS.search(n)]
+    known = [n for n in classes_and_functions(_COLLATORS) if _OF_COLLATORS.search(n)]
     if use not in known:
         raise where.error(f"unknown part {use!r} in hf_stages.data or transformers; {did_you_mean(use, known)}")
     for key, argument in arguments.items():
@@ -154,16 +154,16 @@ def read_collator(value: Any, where: Where) -> Any:
             refuse_in_memory(argument, where / key)
     target = where.load(_COLLATORS, use)
     if use == "default_data_collator":  # a function stands for itself, also where it is sketched as a class
-        return target if where.sketched else build(target, arguments, [], where)
-    check_arguments(target, arguments, where, supplied=SUPPLIED)
+        return target if where.sketched else build_part(target, arguments, [], where)
+    check_arguments(target, arguments, where, supplied=SUPPLIED_ARGUMENTS)
     return where.load("hf_stages.data.collators.collator", "Collator")(use, arguments)
 
 
 def _read_loss_part(use: str, arguments: dict[str, Any], folders: Sequence[str], where: Where) -> Any:
-    target = where.load(_ALGEBRA, use) if use in ("Sum", "Scaled") else find(use, folders, where)
+    target = where.load(_ALGEBRA, use) if use in ("Sum", "Scaled") else find_target(use, folders, where)
     own = isinstance(target, type) and "weight" in parameters_of(target)
     weight = _MISSING if own else arguments.pop("weight", _MISSING)
-    loss = build(target, arguments, folders, where)
+    loss = build_part(target, arguments, folders, where)
     return loss if weight is _MISSING else where.load(_ALGEBRA, "Scaled")(read_weight(weight, where / "weight"), loss)
 
 
@@ -189,13 +189,13 @@ def write_value(value: Any, key: str = "", folders: Sequence[str] = ()) -> Any:
         return {str(k): write_value(v, key, folders) for k, v in value.items()}
     if isinstance(value, list | tuple):
         if key in ("source", "sources", "into") and any(isinstance(item, Mapping) for item in value):
-            return in_memory(value)  # rows
+            return record_in_memory(value)  # rows
         return [write_value(item, key, folders) for item in value]
     if isinstance(value, set | frozenset):
         return sorted((write_value(item, key, folders) for item in value), key=repr)
     if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         return value.item()
-    return _write_object(value, [FOLDERS[key], "curves"] if key in FOLDERS else ["curves", *folders])
+    return _write_object(value, [KIND_OF_KEY[key], "curves"] if key in KIND_OF_KEY else ["curves", *folders])
 
 
 def _write_object(value: Any, folders: Sequence[str]) -> Any:
@@ -206,21 +206,21 @@ def _write_object(value: Any, folders: Sequence[str]) -> Any:
         if value.__module__.startswith("transformers.data.data_collator"):
             return value.__name__
         name = importable_as(value)
-        return {"use": name} if name else in_memory(value)
+        return {"use": name} if name else record_in_memory(value)
     name = _use_of(type(value), folders) if is_part(value) else None
     if name is None:
-        return in_memory(value)
+        return record_in_memory(value)
     try:
         arguments = dict(arguments_of(value))
     except AttributeError:  # not every class keeps its arguments under their own names
-        return in_memory(value)
+        return record_in_memory(value)
     if _is_collator(value):
         name = type(value).__name__
     return {"use": name, **{k: write_value(v, k, [f for f in folders if f != "curves"]) for k, v in arguments.items()}}
 
 
-def in_memory(value: Any) -> dict[str, str]:
-    return {"in_memory": kind(value), "fingerprint": fingerprint(value)}
+def record_in_memory(value: Any) -> dict[str, str]:
+    return {"in_memory": describe_kind(value), "fingerprint": fingerprint(value)}
 
 
 def is_part(value: Any) -> bool:
@@ -242,7 +242,7 @@ def _is_collator(value: Any) -> bool:
 def _use_of(cls: type, folders: Sequence[str]) -> str | None:
     if cls.__module__ == "hf_stages.losses.base" and "losses" in folders:
         return cls.__name__
-    if cls.__module__.split(".")[0] == "hf_stages" and has_class(cls.__name__, folders):
+    if cls.__module__.split(".")[0] == "hf_stages" and has_part(cls.__name__, folders):
         return cls.__name__ if find_class(cls.__name__, folders, Where()) is cls else importable_as(cls)
     return importable_as(cls)
 

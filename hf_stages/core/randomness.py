@@ -28,7 +28,7 @@ def seed_data(seed: int) -> None:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def preserve_random_state() -> Iterator[None]:
     """Run a block without moving the generators that training draws from."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.did_you_mean import did_you_mean
-from hf_stages.core.short_values import shortened
-from hf_stages.core.source_sketch import fields_of, sketch, unknown
+from hf_stages.core.short_values import shorten_message
+from hf_stages.core.source_sketch import dataclass_fields, sketch, sketch_of_anything
 
 _PACKAGE = Path(__file__).parents[1]
 
-FOLDERS = {
+KIND_OF_KEY = {
     "loss": "losses",
     "losses": "losses",
     "transforms": "transforms",
@@ -61,7 +61,7 @@ class RecipeError(ValueError):
     """A recipe that cannot be read: where, what was expected, what was found, how to mend it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(shortened(message))
+        super().__init__(shorten_message(message))
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def find_class(name: str, kinds: Iterable[str], where: Where) -> type:
             f"unknown part {name!r}: this version of hf_stages has no {' and no '.join(missing)} of its own; "
             f"name your own class as 'module:{name}', or leave it out"
         )
-    known = [found for kind in kinds for found in names_of(kind)]
+    known = [found for kind in kinds for found in part_names(kind)]
     raise where.error(
         f"unknown part {name!r} in {' or '.join(f'hf_stages.{k}' for k in kinds)}; {did_you_mean(name, known)}"
     )
@@ -137,24 +137,24 @@ def find_ready(name: str, where: Where = Where()) -> Any:
     """A ready recipe: the function of that name in the file of that name."""
     module = module_of(name, "recipes")
     if module is None:
-        raise where.error(f"unknown recipe {name!r} in hf_stages.recipes; {did_you_mean(name, names_of('recipes'))}")
+        raise where.error(f"unknown recipe {name!r} in hf_stages.recipes; {did_you_mean(name, part_names('recipes'))}")
     return where.load(module, name)
 
 
-def has_class(name: str, kinds: Iterable[str]) -> bool:
+def has_part(name: str, kinds: Iterable[str]) -> bool:
     return any(module_of(name, kind) is not None for kind in kinds)
 
 
 def module_of(name: str, kind: str) -> str | None:
     """The module of the part of that name; None where there is none of this kind."""
-    return next((module for module, known in classes_of(kind) if known == name), None)
+    return next((module for module, known in list_parts(kind) if known == name), None)
 
 
-def names_of(kind: str) -> list[str]:
-    return [name for _, name in classes_of(kind)]
+def part_names(kind: str) -> list[str]:
+    return [name for _, name in list_parts(kind)]
 
 
-def classes_of(kind: str) -> list[tuple[str, str]]:
+def list_parts(kind: str) -> list[tuple[str, str]]:
     """(module, name) of every part of a kind, in the order of the files. A ready recipe is a function, any other part a class."""
     found = []
     for path in _files(kind):
@@ -195,7 +195,7 @@ def find_custom(use: str, where: Where) -> Any:
     if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
         raise where.error(f"use: expected 'package.module:Class', got {use!r}")
     if where.sketched:
-        return unknown(name)
+        return sketch_of_anything(name)
     try:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
@@ -247,7 +247,7 @@ def check_arguments(target: Any, given: Iterable[str], where: Where, *, supplied
 
 def check_training_arguments(given: Iterable[str], where: Where) -> None:
     """Refuse fields that transformers' TrainingArguments does not have, without importing it."""
-    known = fields_of("transformers.training_args", "TrainingArguments")
+    known = dataclass_fields("transformers.training_args", "TrainingArguments")
     for key in given:
         if key not in known:
             raise (where / key).error(f"TrainingArguments has no {key!r}; {did_you_mean(key, known)}")

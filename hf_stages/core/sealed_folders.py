@@ -73,7 +73,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return data
 
 
-def checksum(path: Path) -> str:
+def checksum_file(path: Path) -> str:
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -81,11 +81,11 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def seal(folder: Path) -> str:
+def seal_folder(folder: Path) -> str:
     """Write everything through to the disk, then the seal. Returns the seal's own checksum: the folder's identity."""
     paths = _files(folder)
     with ThreadPoolExecutor(2) as pool:  # checksums are the processor's work, syncing is the disk's: both at once
-        digests = pool.map(checksum, paths)
+        digests = pool.map(checksum_file, paths)
         for path in paths:
             _sync_file(path)
         found = zip(paths, digests, strict=True)
@@ -93,10 +93,10 @@ def seal(folder: Path) -> str:
     for path in [p for p in folder.rglob("*") if p.is_dir()]:
         _sync_folder(path)
     write_json(folder / SEAL, {"schema": SCHEMA, "files": files})
-    return checksum(folder / SEAL)
+    return checksum_file(folder / SEAL)
 
 
-def broken(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """Why a folder cannot be trusted, or None where it is whole."""
     try:
         files = read_json(folder / SEAL, "a seal")["files"]
@@ -110,20 +110,20 @@ def broken(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, expected {size}"
-        if checksum(path) != digest:
+        if checksum_file(path) != digest:
             return f"{name} was changed after it was written (its checksum differs)"
     return None
 
 
 @contextmanager
-def written_whole(final: Path) -> Iterator[Path]:
+def write_sealed_folder(final: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``final``, sealed, in one rename. On any error nothing is left behind."""
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        seal(temporary)
+        seal_folder(temporary)
         if final.exists():  # left by an earlier attempt at the same stage, which the manifest does not count
             shutil.rmtree(final)
         os.replace(temporary, final)
@@ -141,10 +141,10 @@ def checkpoints(out: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def newest_whole(out: Path, wanted: Callable[[dict], bool], say: Callable[[str], None]) -> Path | None:
+def newest_intact_checkpoint(out: Path, wanted: Callable[[dict], bool], say: Callable[[str], None]) -> Path | None:
     """The newest intact checkpoint whose stage state is wanted; says which ones it passed over and why."""
     for _, folder in checkpoints(out):
-        problem = broken(folder)
+        problem = find_damage(folder)
         if problem is None and not (folder / STATE_FILE).is_file():
             problem = f"it has no {STATE_FILE}"
         if problem is not None:
@@ -165,11 +165,11 @@ def _best_lost(folder: Path, state: dict[str, Any]) -> str | None:
     best = state.get("best")
     if best is None or best == folder.name or not state["declared"]["args"]["load_best_model_at_end"]:
         return None
-    problem = broken(folder.parent / best)
+    problem = find_damage(folder.parent / best)
     return f"the best model so far is in {best}, but {problem}" if problem is not None else None
 
 
-def disk_error(error: BaseException) -> bool:
+def is_disk_error(error: BaseException) -> bool:
     """Whether an error is the disk's: torch and safetensors wrap the system's own in types of theirs."""
     if isinstance(error, OSError) and error.errno in _DISK:
         return True  # not every OSError: a failed push to the Hub is one, too

@@ -10,19 +10,19 @@ _LONG = re.compile(r"'[^'\n]{300,}'|\"[^\"\n]{300,}\"|\[[^\[\]]{600,}\]|\{[^{}]{
 _KEPT, _MOST = 80, 4000
 
 
-def shortened(message: str) -> str:
+def shorten_message(message: str) -> str:
     """The message with long values cut: what stands at their beginning tells which they are.
 
-    >>> shortened("expected text, got '" + 400 * "ab" + "'; leave it out")[:40]
+    >>> shorten_message("expected text, got '" + 400 * "ab" + "'; leave it out")[:40]
     "expected text, got 'abababababababababab"
     """
     cut = _LONG.sub(lambda found: f"{found[0][:_KEPT]}... ({len(found[0])} characters)", message)
     return cut if len(cut) <= _MOST else f"{cut[:_MOST]}... ({len(cut)} characters)"
 
 
-def short(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """
-    >>> short({"a": 1, "b": 2}), short([1, 2]), short(None), short("x")
+    >>> describe_value({"a": 1, "b": 2}), describe_value([1, 2]), describe_value(None), describe_value("x")
     ('a mapping of a, b', 'a list of 2', 'nothing', "'x'")
     """
     if isinstance(value, Mapping):

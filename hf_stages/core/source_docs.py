@@ -6,11 +6,11 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hf_stages.core.source_sketch import tree_of
+from hf_stages.core.source_sketch import parse_module
 
 
 @dataclass(frozen=True)
-class Argument:
+class DocumentedArgument:
     """One argument of a class, in the words of its source."""
 
     name: str
@@ -21,10 +21,10 @@ class Argument:
 
 
 @dataclass(frozen=True)
-class Documented:
+class DocumentedClass:
     """A class of ours as its file has it; arguments that it inherits stand first.
 
-    >>> Documented("hf_stages.gates.below", "Below").arguments[0].name
+    >>> DocumentedClass("hf_stages.gates.below", "Below").arguments[0].name
     'metric'
     """
 
@@ -41,25 +41,25 @@ class Documented:
         return [ast.unparse(base) for base in self._node.bases]
 
     @property
-    def arguments(self) -> list[Argument]:
+    def arguments(self) -> list[DocumentedArgument]:
         """As ``dataclass`` has them; those by keyword alone come last."""
         fields = self._fields()
         return [argument for last in (False, True) for keyword, argument in fields.values() if keyword is last]
 
     @property
     def _node(self) -> ast.ClassDef:
-        return next(n for n in tree_of(self.module).body if isinstance(n, ast.ClassDef) and n.name == self.name)
+        return next(n for n in parse_module(self.module).body if isinstance(n, ast.ClassDef) and n.name == self.name)
 
-    def _fields(self) -> dict[str, tuple[bool, Argument]]:
+    def _fields(self) -> dict[str, tuple[bool, DocumentedArgument]]:
         node, found = self._node, {}
         for base in node.bases:
             if isinstance(base, ast.Name) and (module := _home(self.module, base.id)) is not None:
-                found.update(Documented(module, base.id)._fields())
+                found.update(DocumentedClass(module, base.id)._fields())
         if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
             found.update(self._own())
         return found
 
-    def _own(self) -> Iterator[tuple[str, tuple[bool, Argument]]]:
+    def _own(self) -> Iterator[tuple[str, tuple[bool, DocumentedArgument]]]:
         body = self._node.body
         for line, following in zip(body, [*body[1:], None], strict=True):
             if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
@@ -68,7 +68,9 @@ class Documented:
             if "ClassVar" in ast.unparse(line.annotation) or ast.unparse(options.get("init", _TRUE)) == "False":
                 continue
             keyword = ast.unparse(options.get("kw_only", _TRUE)) == "True" and "kw_only" in options
-            argument = Argument(line.target.id, self._hint(line.annotation), self._default(options), _text(following))
+            argument = DocumentedArgument(
+                line.target.id, self._hint(line.annotation), self._default(options), _text(following)
+            )
             yield argument.name, (keyword, argument)
 
     def _hint(self, hint: ast.expr) -> str:
@@ -108,7 +110,7 @@ def _constant(module: str, node: ast.expr) -> ast.expr | None:
     if not isinstance(node, ast.Name):
         return None
     home = _home(module, node.id)
-    for line in tree_of(home).body if home is not None else ():
+    for line in parse_module(home).body if home is not None else ():
         if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == node.id:
             return line.value
     return None
@@ -116,7 +118,7 @@ def _constant(module: str, node: ast.expr) -> ast.expr | None:
 
 def _home(module: str, name: str) -> str | None:
     """The module of ours in which a class or a constant stands, by the names that a module has."""
-    for line in tree_of(module).body:
+    for line in parse_module(module).body:
         if isinstance(line, ast.ClassDef) and line.name == name:
             return module
         if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == name:

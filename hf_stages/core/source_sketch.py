@@ -30,28 +30,28 @@ Parameters = tuple[inspect.Parameter, ...]
 @lru_cache(maxsize=256)
 def sketch(module: str, name: str) -> type:
     """The sketch of ``name`` in a module, ours or another's."""
-    tree = tree_of(module)
+    tree = parse_module(module)
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name), None)
     if node is None:
-        return unknown(name)
+        return sketch_of_anything(name)
     return _made(name, _of_function(node) if isinstance(node, ast.FunctionDef) else _of_class(module, node) or ())
 
 
-def unknown(name: str) -> type:
+def sketch_of_anything(name: str) -> type:
     """One that takes any arguments: code of the user's, which is not read."""
     return _made(name, _OPEN)
 
 
-def names_in(module: str) -> list[str]:
+def classes_and_functions(module: str) -> list[str]:
     """The classes and functions of a module, in the order of its file."""
-    return [node.name for node in tree_of(module).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    return [node.name for node in parse_module(module).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
 
 
 def module_doc(module: str) -> str:
-    return ast.get_docstring(tree_of(module)) or ""
+    return ast.get_docstring(parse_module(module)) or ""
 
 
-def fields_of(module: str, name: str) -> list[str]:
+def dataclass_fields(module: str, name: str) -> list[str]:
     """The fields of a dataclass, such as transformers' TrainingArguments."""
     return list(inspect.signature(sketch(module, name)).parameters)
 
@@ -66,7 +66,7 @@ def _made(name: str, parameters: Parameters) -> type:
 
 
 @lru_cache(maxsize=256)
-def tree_of(module: str) -> ast.Module:
+def parse_module(module: str) -> ast.Module:
     """The source of a module, ours or another's, which is not imported."""
     return ast.parse(_file(module).read_text(encoding="utf-8"))
 
@@ -106,7 +106,7 @@ def _of_base(module: str, base: ast.expr) -> Parameters | None:
 
 def _named(module: str, name: str) -> Parameters | None:
     """Of a class that stands in the module, or that another module of the same package gives to it."""
-    for line in tree_of(module).body:
+    for line in parse_module(module).body:
         if isinstance(line, ast.ClassDef) and line.name == name:
             return _of_class(module, line)
         if isinstance(line, ast.ImportFrom) and any((a.asname or a.name) == name for a in line.names):

@@ -24,23 +24,23 @@ def hints_of(target: Any) -> dict[str, Any]:
         return {}
 
 
-def members(hint: Any) -> tuple[Any, ...]:
+def union_members(hint: Any) -> tuple[Any, ...]:
     if get_origin(hint) in (Union, types.UnionType):
-        return tuple(member for part in get_args(hint) for member in members(part))
+        return tuple(member for part in get_args(hint) for member in union_members(part))
     return () if hint is None else (hint,)
 
 
 def takes_text(hint: Any) -> bool:
-    return any(m is str or get_origin(m) is Literal for m in members(hint))
+    return any(m is str or get_origin(m) is Literal for m in union_members(hint))
 
 
 def keeps_list(hint: Any) -> bool:
-    return any(m is list or get_origin(m) is list for m in members(hint))
+    return any(m is list or get_origin(m) is list for m in union_members(hint))
 
 
 def key_type(hint: Any) -> type:
     """The type of a mapping's keys; YAML and JSON have text only."""
-    for member in members(hint):
+    for member in union_members(hint):
         origin, arguments = get_origin(member), get_args(member)
         if isinstance(origin, type) and issubclass(origin, Mapping) and arguments and arguments[0] is int:
             return int
@@ -49,7 +49,7 @@ def key_type(hint: Any) -> type:
 
 def convert_scalar(value: Any, hint: Any, where: Where) -> Any:
     """Text of a curve or a duration becomes one where the hint says so; what fits no member is refused."""
-    known = members(hint)
+    known = union_members(hint)
     if isinstance(value, str) and Curve in known and value.split("(")[0].strip() in CURVES and "(" in value:
         return _parsed(as_curve, value, where)
     if isinstance(value, str) and Duration in known:
@@ -58,8 +58,8 @@ def convert_scalar(value: Any, hint: Any, where: Where) -> Any:
     if number and Curve in known and not {float, int, str} & set(known):
         return as_curve(value)
     plain = all(m in _SHOWN or get_origin(m) is Literal for m in known)
-    if known and plain and not any(fits(value, m) for m in known):
-        raise where.error(f"expected {' or '.join(map(shown, known))}, got {value!r}")
+    if known and plain and not any(value_fits(value, m) for m in known):
+        raise where.error(f"expected {' or '.join(map(describe_hint, known))}, got {value!r}")
     return value
 
 
@@ -68,7 +68,7 @@ def _parsed(parse: Any, text: str, where: Where) -> Any:
         return parse(text)
 
 
-def fits(value: Any, member: Any) -> bool:
+def value_fits(value: Any, member: Any) -> bool:
     if get_origin(member) is Literal:
         return any(type(value) is type(a) and value == a for a in get_args(member))
     if member is float:
@@ -78,7 +78,7 @@ def fits(value: Any, member: Any) -> bool:
     return isinstance(value, member)
 
 
-def shown(member: Any) -> str:
+def describe_hint(member: Any) -> str:
     if get_origin(member) is Literal:
         return "one of " + ", ".join(repr(a) for a in get_args(member))
     return _SHOWN[member]

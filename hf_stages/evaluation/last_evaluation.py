@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hf_stages.losses.objective.stage_losses import NAME
-from hf_stages.models.state_checksum import weights_print
+from hf_stages.models.state_checksum import state_checksum
 
 
 class LastEvaluation:
@@ -45,7 +45,7 @@ class LastEvaluation:
         return bool(self.prints) and set(self.prints) == {self._print()}
 
     def _print(self) -> str:
-        return weights_print(self.trainer.model, leave_out=NAME)
+        return state_checksum(self.trainer.model, leave_out=NAME)
 
     def state_dict(self) -> dict[str, Any]:
         return {"metrics": self.metrics, "prints": self.prints}

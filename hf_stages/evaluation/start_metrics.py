@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.base import nested_collators
 from hf_stages.data.collators.by_source import BySource
@@ -32,7 +32,7 @@ def start_metrics(run: Any) -> dict[str, float]:
     if sets is None:
         return {}
     known = _unchanged(run)
-    with undisturbed(), trainer.callback_handler.measuring():
+    with preserve_random_state(), trainer.callback_handler.measuring():
         if not known:
             return _numbers(trainer.evaluate(metric_key_prefix=START))
         found: dict[str, float] = {}

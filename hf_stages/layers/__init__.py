@@ -19,7 +19,7 @@ _EXPORTS = Exports(
         "TernaryEmbedding": "hf_stages.layers.ternary_embedding",
         "TernaryLinear": "hf_stages.layers.ternary_linear",
         "blocks_of": "hf_stages.layers.blocks",
-        "is_range": "hf_stages.layers.quantized",
+        "is_range_parameter": "hf_stages.layers.quantized",
         "stack_of": "hf_stages.layers.blocks",
         "stacks_of": "hf_stages.layers.blocks",
         "stored_size": "hf_stages.layers.bits",

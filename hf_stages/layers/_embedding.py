@@ -11,7 +11,7 @@ from torch import nn
 from typing_extensions import Self
 
 from hf_stages.layers._through import FakeQuantize
-from hf_stages.layers.quantized import Quantized, begun, latents_of
+from hf_stages.layers.quantized import Quantized, initial_latents, latents_of
 from hf_stages.layers.quantizers import METHOD, Quantizer
 
 
@@ -31,10 +31,10 @@ class QuantizedEmbedding(Quantized, nn.Embedding):
     ) -> None:
         plain = nn.Embedding(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
         quantizer = Quantizer(self.levels, method or METHOD[self.levels], per)
-        self._build(plain, quantizer, *begun(plain.weight, quantizer, self.split))
+        self._build(plain, quantizer, *initial_latents(plain.weight, quantizer, self.split))
 
     @classmethod
-    def of(
+    def from_layer(
         cls,
         layer: nn.Module,
         quantizer: Quantizer,

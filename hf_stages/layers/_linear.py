@@ -15,7 +15,7 @@ from typing_extensions import Self
 from hf_stages.layers._through import QuantizedLinear as _Function
 from hf_stages.layers._through import Rounded
 from hf_stages.layers.activations import Activations
-from hf_stages.layers.quantized import CLIP, Quantized, as_activations, begun, latents_of
+from hf_stages.layers.quantized import CLIP, Quantized, as_activations, initial_latents, latents_of
 from hf_stages.layers.quantizers import METHOD, Quantizer
 
 
@@ -36,11 +36,11 @@ class QuantizedLinear(Quantized, nn.Linear):
     ) -> None:
         plain = nn.Linear(in_features, out_features, bias, device=device, dtype=dtype)
         quantizer = Quantizer(self.levels, method or METHOD[self.levels], per)
-        latents, scales = begun(plain.weight, quantizer, self.split)
+        latents, scales = initial_latents(plain.weight, quantizer, self.split)
         self._build(quantizer, latents, scales, plain.bias, as_activations(activations))
 
     @classmethod
-    def of(
+    def from_layer(
         cls,
         layer: nn.Module,
         quantizer: Quantizer,
@@ -75,7 +75,7 @@ class QuantizedLinear(Quantized, nn.Linear):
         self.register_parameter("bias", bias)
         self.register_parameter(CLIP, None)
         if activations is not None and activations.clip is not None:
-            clip = activations.initial().to(latents[0].device, latents[0].dtype)
+            clip = activations.initial_range().to(latents[0].device, latents[0].dtype)
             self.register_parameter(CLIP, nn.Parameter(clip, requires_grad=self.latents[0].requires_grad))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

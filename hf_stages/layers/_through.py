@@ -37,7 +37,7 @@ def total(
     for latent, own, threshold in zip(latents, measures[::2], measures[1::2], strict=True):
         latent = latent.detach()
         rows = latent.mT if transposed else latent
-        levels = quantizer.filled(rows, own, threshold)
+        levels = quantizer.quantize_with(rows, own, threshold)
         levels = levels.mT if transposed else levels
         if strength is not None:
             levels = torch.lerp(latent, levels, strength.to(latent.dtype))

@@ -45,7 +45,7 @@ class Activations:
         """The largest code: codes run from -top to top (symmetric), else from 0 to top."""
         return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
 
-    def initial(self) -> torch.Tensor:
+    def initial_range(self) -> torch.Tensor:
         """The learned range at the start: (clip,), or (low, high) where it is not symmetric."""
         assert self.clip is not None
         return torch.tensor([self.clip] if self.symmetric else [-self.clip, self.clip])

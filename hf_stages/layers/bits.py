@@ -32,7 +32,7 @@ def stored_size(model: nn.Module) -> StoredSize:
     >>> size.bytes, round(size.bits_per_weight, 2), round(size.ratio(), 1)
     (384, 1.48, 21.7)
     """
-    place_of = places_of(model)
+    place_of = part_of_parameters(model)
     parts: dict[str, PartSize] = {}
     for name, size in _pieces(model, place_of):
         parts[name] = parts.get(name, PartSize()) + size
@@ -40,7 +40,7 @@ def stored_size(model: nn.Module) -> StoredSize:
     return StoredSize({name: parts[name] for name in order if name in parts})
 
 
-def known_size(model: nn.Module) -> StoredSize | None:
+def stored_size_or_none(model: nn.Module) -> StoredSize | None:
     """None where it cannot be told."""
     try:
         return stored_size(model)
@@ -82,7 +82,7 @@ def _pieces(model: nn.Module, place_of: dict[int, str]) -> Iterator[tuple[str, P
                 yield BUFFERS, PartSize(0, 8 * buffer.element_size() * buffer.numel(), 0, {FULL: 1})
 
 
-def places_of(model: nn.Module) -> dict[int, str]:
+def part_of_parameters(model: nn.Module) -> dict[int, str]:
     """The part that each parameter belongs to, by id, whatever its shape."""
     base = base_of(model)
     words, output = word_embeddings_of(base), _output_of(base)

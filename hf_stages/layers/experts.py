@@ -38,7 +38,7 @@ class QuantizedExperts(WithStrength):
     _held: dict[str, torch.Tensor] | None
 
     @staticmethod
-    def of(module: Any, levels: str, quantizer: Quantizer, activations: Activations | None = None) -> None:
+    def quantize(module: Any, levels: str, quantizer: Quantizer, activations: Activations | None = None) -> None:
         """Quantize in place: ``module`` changes its class, so that whoever holds it need not know."""
         names, transposed = layout_of(module)
         ours = isinstance(module, QuantizedExperts)
@@ -50,7 +50,7 @@ class QuantizedExperts(WithStrength):
             )
         latents = {name: [getattr(module, f"{name}_latent") if ours else getattr(module, name)] for name in names}
         for name in names:
-            quantizer.group_of(_rows(latents[name][0], transposed).shape)
+            quantizer.group_size(_rows(latents[name][0], transposed).shape)
         _become(module, _class_of(plain, levels, False, names), latents, {}, quantizer, transposed)
         _set_activations(module, activations)
 
@@ -88,7 +88,7 @@ class QuantizedExperts(WithStrength):
         if self.quantizer.learned:
             names += _parts(name, "scale", self.split)
         experts, *one = _rows(latents[0], self.transposed).shape
-        found = StoredBits.of(names, self.quantizer, tuple(one), halves=len(latents))
+        found = StoredBits.from_quantizer(names, self.quantizer, tuple(one), halves=len(latents))
         return replace(found, weights=experts * found.weights, scales=experts * found.scales)
 
     def effective(self, name: str) -> torch.Tensor:
@@ -190,7 +190,7 @@ def _become(module: Any, kind: Any, latents: dict, scales: dict, quantizer: Quan
     kept = dict(module._parameters)
     module._parameters.clear()
     module.__class__ = kind
-    module.quantizer, module.transposed, module._held, module.governor = quantizer, transposed, None, None
+    module.quantizer, module.transposed, module._held, module.strength_owner = quantizer, transposed, None, None
     stacks = {form: name for name in kind.stacks for form in (name, f"{name}_latent")}
     old = {f"{name}_scale" for name in kind.stacks}
     for key, parameter in kept.items():
@@ -202,7 +202,9 @@ def _become(module: Any, kind: Any, latents: dict, scales: dict, quantizer: Quan
             if quantizer.learned and not own:
                 rows = _rows(latents[name][0], transposed)
                 own = [
-                    nn.Parameter(quantizer.initial(rows).to(rows.dtype), requires_grad=latents[name][0].requires_grad)
+                    nn.Parameter(
+                        quantizer.initial_scales(rows).to(rows.dtype), requires_grad=latents[name][0].requires_grad
+                    )
                 ]
             module._parameters.update(zip(_parts(name, "latent", kind.split), latents[name], strict=True))
             if quantizer.learned:
@@ -216,7 +218,7 @@ def _set_activations(module: Any, activations: Activations | None) -> None:
         module._parameters.pop(f"{name}_activation_clip", None)
         if activations is not None and activations.clip is not None:
             latent = module.latents_of(name)[0]
-            clip = nn.Parameter(activations.initial().to(latent.device), requires_grad=latent.requires_grad)
+            clip = nn.Parameter(activations.initial_range().to(latent.device), requires_grad=latent.requires_grad)
             module.register_parameter(f"{name}_activation_clip", clip)
 
 

@@ -25,7 +25,7 @@ class WithStrength(nn.Module):
     """Two latent weights, whose quantized values are added up."""
     strength: torch.Tensor | None = None
     """None is full strength. No buffer: DDP would send it with every step, and fails when its last buffer becomes None."""
-    governor: Any = None
+    strength_owner: Any = None
     """The transform that made this layer and sets its strength."""
 
     def set_strength(self, strength: float) -> None:
@@ -72,9 +72,9 @@ class Quantized(WithStrength):
         """Take over weights; those that are parameters already stay the same objects (ties, optimizers)."""
         self.quantizer = quantizer
         rows = [latent.t() if self.transposed else latent for latent in latents]
-        quantizer.group_of(rows[0].shape)
+        quantizer.group_size(rows[0].shape)
         if quantizer.learned and not scales:
-            scales = [quantizer.initial(row) for row in rows]
+            scales = [quantizer.initial_scales(row) for row in rows]
         for name, tensor in zip(self.latent_names, latents, strict=True):
             self.register_parameter(name, tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor))
         trained = self.latents[0].requires_grad
@@ -116,7 +116,7 @@ class Quantized(WithStrength):
         rows, columns = self.latents[0].shape
         shape = (columns, rows) if self.transposed else (rows, columns)
         names = (*self.latent_names, *self.scale_names)
-        return (StoredBits.of(names, self.quantizer, shape, halves=len(self.latents)),)
+        return (StoredBits.from_quantizer(names, self.quantizer, shape, halves=len(self.latents)),)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         # First, as in the layer that this one stands for.
@@ -150,7 +150,7 @@ class Quantized(WithStrength):
         """Latents for a full-precision weight; what else such a model lacks is put into ``state_dict``."""
         if weight.shape != self.latents[0].shape:
             return [weight] * len(self.latents)  # torch says what does not fit
-        latents, scales = begun(weight, self.quantizer, self.split, self.transposed)
+        latents, scales = initial_latents(weight, self.quantizer, self.split, self.transposed)
         state_dict.update({f"{prefix}{name}": scale for name, scale in zip(self.scale_names, scales, strict=True)})
         clip = self._parameters.get(CLIP)
         if clip is not None:
@@ -159,7 +159,7 @@ class Quantized(WithStrength):
 
     def _begin(self, weight: torch.Tensor) -> None:
         """All anew from a full-precision weight."""
-        latents, scales = begun(weight, self.quantizer, self.split, self.transposed)
+        latents, scales = initial_latents(weight, self.quantizer, self.split, self.transposed)
         with torch.no_grad():
             for old, new in zip((*self.latents, *self.scales), (*latents, *scales), strict=True):
                 old.copy_(new)
@@ -173,16 +173,16 @@ class Quantized(WithStrength):
         return about
 
 
-def begun(
+def initial_latents(
     weight: torch.Tensor, quantizer: Quantizer, split: bool, transposed: bool = False
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Latents and learned scales that training begins with, from a full-precision weight."""
     rows = weight.detach().t() if transposed else weight.detach()
     if not split:
-        return [weight], [quantizer.initial(rows)] if quantizer.learned else []
+        return [weight], [quantizer.initial_scales(rows)] if quantizer.learned else []
     # Two equal halves would stay equal, since they get the same gradient; so it is made ternary and split.
     ternary = Quantizer("ternary", "learned" if quantizer.learned else "twn", quantizer.per)
-    return _split(rows, ternary, ternary.initial(rows) if ternary.learned else None, transposed)
+    return _split(rows, ternary, ternary.initial_scales(rows) if ternary.learned else None, transposed)
 
 
 def _split(
@@ -212,7 +212,7 @@ def as_activations(given: Any) -> Activations | None:
     raise ValueError(f"activations: expected 8, 4, Activations(...) or None, got {given!r}")
 
 
-def halves_of(layer: Quantized) -> tuple[Quantizer, list[torch.Tensor], list[torch.Tensor]]:
+def split_in_halves(layer: Quantized) -> tuple[Quantizer, list[torch.Tensor], list[torch.Tensor]]:
     """What a ternary layer is split into: the halves' quantizer, latents and (where they must be stored) scales."""
     if layer.split or layer.levels != "ternary":
         raise ValueError(f"split: expected a ternary layer, got a {type(layer).__name__}")
@@ -224,10 +224,10 @@ def halves_of(layer: Quantized) -> tuple[Quantizer, list[torch.Tensor], list[tor
     return binary, [nn.Parameter(latent, requires_grad=trained) for latent in latents], scales
 
 
-def is_range(name: str) -> bool:
+def is_range_parameter(name: str) -> bool:
     """A parameter that says how far levels reach, not what is learned: a learned scale, a learned range of activations.
 
-    >>> is_range("q.weight_scale"), is_range("experts.down_proj_scale_2"), is_range("q.weight_latent")
+    >>> is_range_parameter("q.weight_scale"), is_range_parameter("experts.down_proj_scale_2"), is_range_parameter("q.weight_latent")
     (True, True, False)
     """
     leaf = name.rpartition(".")[2].removesuffix("_1").removesuffix("_2")

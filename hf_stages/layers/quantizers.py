@@ -63,9 +63,9 @@ class Quantizer:
         experts have it, is quantized matrix by matrix."""
         if self.per == "tensor":
             return weight.reshape(weight.shape[0] if weight.dim() == 3 else 1, -1)
-        return weight if self.per == "row" and weight.dim() == 2 else weight.reshape(-1, self.group_of(weight.shape))
+        return weight if self.per == "row" and weight.dim() == 2 else weight.reshape(-1, self.group_size(weight.shape))
 
-    def group_of(self, shape: torch.Size | tuple[int, ...]) -> int:
+    def group_size(self, shape: torch.Size | tuple[int, ...]) -> int:
         """How many weights of a matrix of this shape share a scale; ValueError where groups do not fill its rows."""
         columns = shape[-1]
         if self.per == "tensor":
@@ -81,12 +81,12 @@ class Quantizer:
 
     def __call__(self, weight: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
         """The effective weight, of the same shape and dtype. ``scale`` holds learned scales, one for each group."""
-        return self.filled(weight, *self.scales(self.grouped(weight.detach()), scale))
+        return self.quantize_with(weight, *self.scales(self.grouped(weight.detach()), scale))
 
-    def filled(self, weight: torch.Tensor, scales: torch.Tensor, threshold: torch.Tensor | None) -> torch.Tensor:
+    def quantize_with(self, weight: torch.Tensor, scales: torch.Tensor, threshold: torch.Tensor | None) -> torch.Tensor:
         """The effective weight from scales and threshold that are known already."""
         groups = self.grouped(weight.detach())
-        return self.at(groups, scales.to(groups.dtype), threshold).reshape(weight.shape)
+        return self.quantize_groups(groups, scales.to(groups.dtype), threshold).reshape(weight.shape)
 
     def scales(
         self, groups: torch.Tensor, scale: torch.Tensor | None = None
@@ -112,7 +112,9 @@ class Quantizer:
         count = kept.sum(-1, keepdim=True, dtype=mean.dtype).clamp(min=1)
         return size.mul_(kept).sum(-1, keepdim=True, dtype=mean.dtype) / count, threshold
 
-    def at(self, weight: torch.Tensor, scales: torch.Tensor, threshold: torch.Tensor | None) -> torch.Tensor:
+    def quantize_groups(
+        self, weight: torch.Tensor, scales: torch.Tensor, threshold: torch.Tensor | None
+    ) -> torch.Tensor:
         """Quantize with given scales. A binary zero counts as its sign bit says: +0 is up, -0 is down."""
         signed = torch.copysign(scales, weight)
         if threshold is None:
@@ -123,10 +125,10 @@ class Quantizer:
         """Levels -1, 0 and 1 in the weight's shape (int8), and the scales (groups,) that they are multiplied with."""
         groups = self.grouped(weight.detach())
         scales, threshold = self.scales(groups, scale)
-        levels = self.at(groups, torch.ones_like(scales), threshold)
+        levels = self.quantize_groups(groups, torch.ones_like(scales), threshold)
         return levels.reshape(weight.shape).to(torch.int8), scales.reshape(-1)
 
-    def initial(self, weight: torch.Tensor) -> torch.Tensor:
+    def initial_scales(self, weight: torch.Tensor) -> torch.Tensor:
         """Where learned scales begin, one for each group: mean |w| for binary, two thirds of max |w| for ternary.
 
         ParetoQ writes its ternary levels as 2/3 of a clipping value that begins at max |w|; here the scale is the level.
@@ -149,7 +151,7 @@ class Quantizer:
         assert scale is not None
         groups, inner = wide(self.grouped(weight.detach())), wide(self.grouped(grad))
         scales, threshold = self.scales(groups, scale)
-        levels = self.at(groups, torch.ones_like(scales), threshold)
+        levels = self.quantize_groups(groups, torch.ones_like(scales), threshold)
         ratio = groups / scales
         slope = levels
         of_latent = inner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing_extensions import Self
 
 from hf_stages.layers._embedding import QuantizedEmbedding
-from hf_stages.layers.quantized import halves_of
+from hf_stages.layers.quantized import split_in_halves
 
 
 class SplitEmbedding(QuantizedEmbedding):
@@ -15,7 +15,7 @@ class SplitEmbedding(QuantizedEmbedding):
     split = True
 
     @classmethod
-    def of_ternary(cls, layer: QuantizedEmbedding) -> Self:
+    def from_ternary(cls, layer: QuantizedEmbedding) -> Self:
         """The same rows as ``layer``'s, as the sum of two binary ones."""
-        quantizer, latents, scales = halves_of(layer)
-        return cls.of(layer, quantizer, latents, scales)
+        quantizer, latents, scales = split_in_halves(layer)
+        return cls.from_layer(layer, quantizer, latents, scales)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing_extensions import Self
 
 from hf_stages.layers._linear import QuantizedLinear
-from hf_stages.layers.quantized import halves_of
+from hf_stages.layers.quantized import split_in_halves
 
 
 class SplitLinear(QuantizedLinear):
@@ -17,7 +17,7 @@ class SplitLinear(QuantizedLinear):
     split = True
 
     @classmethod
-    def of_ternary(cls, layer: QuantizedLinear) -> Self:
+    def from_ternary(cls, layer: QuantizedLinear) -> Self:
         """The same function as ``layer``, with halves that keep its scales (see ``split_ternary``)."""
-        quantizer, latents, scales = halves_of(layer)
-        return cls.of(layer, quantizer, layer.activations, latents, scales)
+        quantizer, latents, scales = split_in_halves(layer)
+        return cls.from_layer(layer, quantizer, layer.activations, latents, scales)

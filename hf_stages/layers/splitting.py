@@ -26,7 +26,7 @@ def split_ternary(
     working = groups.double()  # a and b are differences of long sums
     # Which weights are zero, and the scale, are those that the layer computes in its own precision.
     scales, threshold = quantizer.scales(groups, scale)
-    ternary = quantizer.at(groups, scales, threshold)
+    ternary = quantizer.quantize_groups(groups, scales, threshold)
     zero = ternary == 0
     if quantizer.method == "twn":
         first, second = equal_means(working, zero)

@@ -31,15 +31,17 @@ class StoredBits:
         return f"{self.bits}-bit" if self.halves == 1 else f"{self.halves} x {self.bits}-bit"
 
     @classmethod
-    def of(cls, names: tuple[str, ...], quantizer: Quantizer, shape: tuple[int, ...], halves: int = 1) -> StoredBits:
+    def from_quantizer(
+        cls, names: tuple[str, ...], quantizer: Quantizer, shape: tuple[int, ...], halves: int = 1
+    ) -> StoredBits:
         """
-        >>> StoredBits.of(("weight_latent",), Quantizer("binary", "mean", "row"), (3, 8))
+        >>> StoredBits.from_quantizer(("weight_latent",), Quantizer("binary", "mean", "row"), (3, 8))
         StoredBits(names=('weight_latent',), weights=24, bits=1, scales=3, halves=1)
         """
         weights = 1
         for length in shape:
             weights *= length
-        scales = halves * (weights // quantizer.group_of(shape))
+        scales = halves * (weights // quantizer.group_size(shape))
         return cls(names, weights, _BITS[quantizer.levels], scales, halves)
 
 

@@ -11,7 +11,7 @@ import torch
 from hf_stages.losses import _layers
 from hf_stages.losses._width import heads_of
 from hf_stages.losses.base import Loss, adapted
-from hf_stages.models.real_tokens import Tokens, tokens_of
+from hf_stages.models.real_tokens import Tokens, tokens_entering
 from hf_stages.models.signals import Attention, key_of
 
 _HIDDEN = -1e9
@@ -78,7 +78,7 @@ def mapped(loss: Any, student: Any, teacher: Any, *, same_heads: bool = True) ->
     return adapted(
         loss,
         pairs=found,
-        tokens=tokens_of(student, loss.stack),
+        tokens=tokens_entering(student, loss.stack),
         parts=_layers.names_of(found),
         needs=frozenset(key_of("attention", s, loss.stack) for s, _ in found),
         teacher_needs=frozenset(key_of("attention", t, loss.stack) for _, t in found),

@@ -73,7 +73,7 @@ class AttentionRelation(Loss):
         layers = []
         for mine, theirs in _attention.layers_of(self, student, teacher):
             weights = self.tokens.weights(batch, mine.query.transpose(1, 2))
-            apart = self.tokens.together(batch)
+            apart = self.tokens.same_example(batch)
             real = (weights > 0)[:, None, None, :] if apart is None else apart[:, None]
             found: Any = 0.0
             for letter in self.relations:

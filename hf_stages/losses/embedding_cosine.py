@@ -10,7 +10,7 @@ import torch
 
 from hf_stages.losses._width import width_of
 from hf_stages.losses.base import Loss, adapted
-from hf_stages.models.real_tokens import Tokens, tokens_of
+from hf_stages.models.real_tokens import Tokens, tokens_entering
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class EmbeddingCosine(Loss):
                 f"EmbeddingCosine: the student's embeddings have {mine} numbers, the teacher's {theirs}; expected the same, or use "
                 "HiddenMSE(project='each')"
             )
-        return adapted(self, tokens=tokens_of(student, None))
+        return adapted(self, tokens=tokens_entering(student, None))
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         return self.tokens.rows(batch)

@@ -12,7 +12,7 @@ from torch import nn
 from hf_stages.losses import _layers
 from hf_stages.losses._width import width_of
 from hf_stages.losses.base import Loss, adapted
-from hf_stages.models.real_tokens import Tokens, tokens_of
+from hf_stages.models.real_tokens import Tokens, tokens_entering
 from hf_stages.models.signals import key_of
 
 
@@ -58,7 +58,7 @@ class HiddenMSE(Loss):
         return adapted(
             self,
             pairs=found,
-            tokens=tokens_of(student, self.stack),
+            tokens=tokens_entering(student, self.stack),
             parts=_layers.names_of(found),
             modules=modules,
             needs=frozenset(key_of("hidden", s, self.stack) for s, _ in found),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.models.real_tokens import before_next, real_tokens
+from hf_stages.models.real_tokens import continues_example, real_tokens
 
 _FIELDS = ("labels", "input_ids", "pixel_values", "input_features", "input_values", "inputs_embeds")
 
@@ -65,7 +65,7 @@ class Targets:
         shifted, labels = _tensor(batch, "shift_labels"), _tensor(batch, "labels")
         if self.on == "tokens" or (shifted is None and labels is None):
             real = _real(batch)
-            goes_on = before_next(batch)
+            goes_on = continues_example(batch)
             moved = _moved(real) & real
             return moved if goes_on is None else torch.cat((moved[..., :-1] & goes_on, moved[..., -1:]), -1)
         wanted = shifted.ne(-100) if shifted is not None else _moved(labels.ne(-100))

@@ -10,7 +10,7 @@ import torch
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from hf_stages.losses.base import Loss, adapted
-from hf_stages.models.outputs import causal_names
+from hf_stages.models.outputs import causal_model_names
 from hf_stages.models.real_tokens import rows_of
 from hf_stages.models.reduction import Reduction
 
@@ -36,7 +36,7 @@ class TaskLoss(Loss):
             return self
         base = getattr(student, "get_base_model", lambda: student)()
         causal = LOSS_MAPPING.get(getattr(base, "loss_type", None)) is ForCausalLMLoss
-        causal = causal or not causal_names().isdisjoint(cls.__name__ for cls in type(base).__mro__)
+        causal = causal or not causal_model_names().isdisjoint(cls.__name__ for cls in type(base).__mro__)
         decoder = getattr(getattr(base, "config", None), "is_encoder_decoder", False)
         return adapted(self, _shift=causal and not decoder)
 

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.models.adapters import (
     Layout,
     adapter_names,
+    adapter_tensors,
     base_names,
     base_prefix,
     is_peft,
@@ -18,8 +19,7 @@ from hf_stages.models.adapters import (
     meta_copy,
     note_layout,
     plain_copy,
-    rebuilding,
-    tensors_of,
+    structure_only_config,
 )
 
 logger = logging.get_logger(__name__)
@@ -42,7 +42,7 @@ def check_adapter(model: Any, where: str, *, sharded: bool = False) -> None:
             f"{where}: expected an adapter whose base can be saved on its own, got {kind}: {error}; use another kind of adapter"
         ) from error
     _refuse_shared(model, where)
-    with undisturbed(), torch.no_grad():
+    with preserve_random_state(), torch.no_grad():
         state = _told_apart(model)
         layout = Layout(_stock_differs(model, plain, state), not _peft_brings_back(model, state))
     if layout.apart is not None and layout != layout_of(model):
@@ -88,7 +88,7 @@ def _stock_differs(model: Any, plain: Any, state: dict[str, torch.Tensor]) -> st
     if len(model.peft_config) > 1:
         return f"it has {len(model.peft_config)} adapters"
     name = next(iter(model.peft_config))
-    config = rebuilding(model.peft_config[name])
+    config = structure_only_config(model.peft_config[name])
     if getattr(config, "alora_invocation_tokens", None):
         return "its adapter acts behind certain tokens of the input, for which PEFT alone looks"
     if not hasattr(plain, "load_adapter"):
@@ -97,7 +97,9 @@ def _stock_differs(model: Any, plain: Any, state: dict[str, torch.Tensor]) -> st
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        plain.load_adapter(peft_config=config, adapter_state_dict=tensors_of(model, name, state), adapter_name=name)
+        plain.load_adapter(
+            peft_config=config, adapter_state_dict=adapter_tensors(model, name, state), adapter_name=name
+        )
     except Exception as error:  # whatever it stumbles over, it stumbles over in the user's hands, too
         return str(error).partition("\n")[0]
     finally:
@@ -113,7 +115,7 @@ def _peft_brings_back(model: Any, state: dict[str, torch.Tensor]) -> bool:
     empty = meta_copy(model, but=adapter_names(model))
     try:
         for name in model.peft_config:
-            tensors = tensors_of(model, name, state)
+            tensors = adapter_tensors(model, name, state)
             set_peft_model_state_dict(empty, tensors, adapter_name=name)
     except Exception as error:
         logger.info(f"{type(error).__name__}: {error}")

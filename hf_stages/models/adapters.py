@@ -115,7 +115,7 @@ def _lay(memo: dict[int, Any], tensor: torch.Tensor, device: str) -> None:
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def tensors_of(model: Any, name: str, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+def adapter_tensors(model: Any, name: str, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """One adapter as its file holds it."""
     from peft import get_peft_model_state_dict
 
@@ -135,9 +135,9 @@ def save_adapters(model: Any, folder: Path, state: dict[str, torch.Tensor] | Non
         tensors = load_file(place / _FILE)
         if (full := _told_in_full(tensors, model, name)).keys() != tensors.keys():
             save_file(full, place / _FILE, metadata={"format": "pt"})
-    settle_adapters(model, folder)
+    normalize_adapter_configs(model, folder)
     if layout_of(model).own:
-        save_own(model, folder, state)
+        save_adapter_state(model, folder, state)
 
 
 def load_adapters(model: Any, folder: Path) -> None:
@@ -159,7 +159,7 @@ def load_adapters(model: Any, folder: Path) -> None:
             raise ValueError(f"{place}: the adapter does not fit the model: unexpected {wrong[:3]}")
 
 
-def save_own(model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+def save_adapter_state(model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
     """All of the adapter by the names that the model itself has for it."""
     state = model.state_dict() if state is None else state
     own: dict[str, torch.Tensor] = {}
@@ -172,7 +172,7 @@ def save_own(model: Any, folder: Path, state: dict[str, torch.Tensor] | None = N
     save_file(own, folder / _OWN)
 
 
-def rebuilding(config: Any) -> Any:
+def structure_only_config(config: Any) -> Any:
     """A copy of an adapter's config that builds its structure alone: no start from the weights, which are read after."""
     config = copy.deepcopy(config)
     if isinstance(getattr(config, "init_lora_weights", None), str):
@@ -182,7 +182,7 @@ def rebuilding(config: Any) -> Any:
     return config
 
 
-def settle_adapters(model: Any, folder: Path) -> None:
+def normalize_adapter_configs(model: Any, folder: Path) -> None:
     for name, place in _places(model, folder):
         path = place / _CONFIG
         _settle(path if path.is_file() else folder / name / _CONFIG)

@@ -39,7 +39,7 @@ def attention_module(block: nn.Module, where: str) -> nn.Module:
     return taking[0]
 
 
-def tap(module: nn.Module, note: Callable[[Attention], None]) -> Callable[[], None]:
+def capture_attention(module: nn.Module, note: Callable[[Attention], None]) -> Callable[[], None]:
     """Have ``note`` called with what ``module``'s attention gets. Returns what takes it off again."""
     taps = module.__dict__.get(_MARK)
     if taps is None:

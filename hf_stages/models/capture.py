@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.layers.blocks import base_of, blocks_of
-from hf_stages.models.attention_capture import attention_module, tap
+from hf_stages.models.attention_capture import attention_module, capture_attention
 from hf_stages.models.signals import Attention, Head
 
 WHOLE = frozenset({"loss", "logits", "outputs"})
@@ -82,7 +82,7 @@ class Capture:
 
         handle = self.head.register_forward_hook(plant)
         try:
-            with torch.no_grad(), evaluating(self.model), undisturbed(), self.collecting(now=self.now):
+            with torch.no_grad(), evaluating(self.model), preserve_random_state(), self.collecting(now=self.now):
                 found = _logits(run())
         finally:
             handle.remove()
@@ -141,7 +141,7 @@ class Capture:
             self._add(blocks[layer - 1].register_forward_hook(self._keep_output(key)))
         else:
             module = attention_module(blocks[layer - 1], f"{key} of {type(base_of(self.model)).__name__}")
-            self._undo.append(tap(module, self._keep_attention(key)))
+            self._undo.append(capture_attention(module, self._keep_attention(key)))
 
     def _keep_input(self, key: str) -> Callable[..., None]:
         def hook(module: Any, args: Any, kwargs: Any) -> None:

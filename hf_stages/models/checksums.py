@@ -15,7 +15,7 @@ _IDLE = ("transformers_version", "_name_or_path", "name_or_path", "architectures
 """Config fields that say where a model came from or how it is called, not what it computes."""
 
 
-def print_of(model: Any) -> str:
+def checksum_of(model: Any) -> str:
     """Of config and every weight, on whatever device and in whatever dtype they are."""
     kind, config = class_and_config(model)
     config = {key: value for key, value in config.items() if key not in _IDLE}

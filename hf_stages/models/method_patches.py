@@ -28,7 +28,7 @@ class Patches:
     """Whether embeddings were told to give outputs that require a gradient (checkpointing under an adapter)."""
 
     @classmethod
-    def of(cls, model: Any) -> Patches:
+    def read(cls, model: Any) -> Patches:
         base = base_of(model)
         return cls(_methods(base), tuple(vars(base).get(_TAGS) or ()), _INPUT_GRADS in vars(base))
 
@@ -94,7 +94,7 @@ def _maker(method: Any) -> tuple[Callable[..., Any], dict[str, Any]] | None:
     return (maker, {name: cells[name] for name in settings}) if known else None
 
 
-def check_rebuilt(trainer: Any, plan: Any) -> None:
+def check_rebuilt_model(trainer: Any, plan: Any) -> None:
     """A branch starts from a model that is built anew: before the first step, see that it gets what was replaced on the first."""
     before = [None, *(planned.name for planned in plan.stages)]
     branch = next((p for p, last in zip(plan.stages, before, strict=False) if p.parent != last), None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.did_you_mean import did_you_mean
-from hf_stages.core.hub_names import taken_for_hub
+from hf_stages.core.hub_names import explain_hub_lookup
 from hf_stages.models.config_errors import check_sizes, naming_fields
 
 
@@ -115,7 +115,7 @@ class ModelSource:
             return _config_from(self.config)
         assert self.path is not None
         options = {"revision": self.revision or "main", "trust_remote_code": trust_remote_code}
-        with taken_for_hub(self.path):
+        with explain_hub_lookup(self.path):
             config = AutoConfig.from_pretrained(self.path, **options)
         _check_keys(self.overrides, config, "overrides")
         check_sizes(self.overrides, config, "overrides")

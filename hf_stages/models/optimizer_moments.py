@@ -26,7 +26,7 @@ class Moments:
 
 
 @dataclass
-class Carried:
+class CarriedMoments:
     """What became of the moments at a transition."""
 
     carried: list[str] = field(default_factory=list)
@@ -48,13 +48,13 @@ def collect(optimizer: Any, model: nn.Module) -> Moments:
     return Moments(_kind(raw), state, shapes)
 
 
-def restore(optimizer: Any, model: nn.Module, moments: Moments, moves: Mapping[str, list[str]]) -> Carried:
+def restore(optimizer: Any, model: nn.Module, moments: Moments, moves: Mapping[str, list[str]]) -> CarriedMoments:
     """Put moments into a freshly built optimizer, following ``moves`` from old names to new ones.
 
     The optimizer takes the tensors over: ``moments`` is spent.
     """
     raw = _unwrapped(optimizer)
-    report = Carried()
+    report = CarriedMoments()
     names = _names(model)
     parameters = [p for group in raw.param_groups for p in group["params"]]
     source = {new: old for old, news in moves.items() for new in news}

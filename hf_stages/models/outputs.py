@@ -115,7 +115,7 @@ def _kind(base: Any, config: Any, where: str) -> tuple[str | None, bool]:
         return "tokens", False
     if task == "ForMaskedLM":
         return "tokens", True
-    if task in _LANGUAGE or names & causal_names():
+    if task in _LANGUAGE or names & causal_model_names():
         return "decoder" if decoder else "next", True
     if task is not None:
         raise ValueError(
@@ -127,7 +127,7 @@ def _kind(base: Any, config: Any, where: str) -> tuple[str | None, bool]:
     return None, False
 
 
-def causal_names() -> set[str]:
+def causal_model_names() -> set[str]:
     """Classes whose labels are moved by one; GPT2LMHeadModel and others do not say so in a ``loss_type``."""
     found: set[str] = set()
     for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hf_stages.core.parts import part_from_dict
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.layers.own_type import record_of, unmarked
 
 
@@ -39,7 +39,7 @@ def read(kind: Any, path: Any, *args: Any, config: Any, **options: Any) -> Any:
 
 
 def _replay(model: Any, record: dict[str, Any], trust_remote_code: bool) -> Any:
-    with undisturbed():
+    with preserve_random_state():
         for part in record["transforms"]:
             model = part_from_dict(part, "transforms", trust_remote_code=trust_remote_code)(model)
     return model

@@ -77,7 +77,7 @@ class Tokens:
         lengths, width = (self.shortened(torch.as_tensor(n)) for n in (mask.ne(0).sum(-1), mask.shape[-1]))
         return torch.arange(int(width), device=mask.device) < lengths[:, None]
 
-    def together(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
+    def same_example(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
         """(rows, tokens, tokens): which real tokens are of one example; None where the batch does not say.
 
         Rows of one example each say no more than their padding; packed ones tell their examples apart as ``real_tokens`` has it.
@@ -92,7 +92,7 @@ class Tokens:
         if torch.is_tensor(mask) and mask.dim() == 4:
             sees = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0].eq(0)
             return both & (sees | sees.transpose(1, 2))  # a causal mask shows half of it
-        goes_on = before_next(batch) if mask is None else None
+        goes_on = continues_example(batch) if mask is None else None
         if goes_on is None:
             return both
         number = torch.nn.functional.pad((~goes_on).cumsum(-1), (1, 0))
@@ -117,7 +117,7 @@ class Tokens:
         return len(entering) if torch.is_tensor(entering) and entering.dim() else rows_of(batch)
 
 
-def tokens_of(model: Any, stack: str | None) -> Tokens:
+def tokens_entering(model: Any, stack: str | None) -> Tokens:
     """Read off the innermost module around the stack that says what enters it."""
     base, path = base_of(model), stack_of(model, stack)[0].split(".")
     around = [base.get_submodule(".".join(path[:end])) for end in range(len(path) - 1, -1, -1)]
@@ -164,7 +164,7 @@ def real_tokens(batch: Mapping[str, Any]) -> torch.Tensor | None:
     return real
 
 
-def before_next(batch: Mapping[str, Any]) -> torch.Tensor | None:
+def continues_example(batch: Mapping[str, Any]) -> torch.Tensor | None:
     """(rows, tokens - 1): whether the next token goes on with the same example; None where no positions say so."""
     positions: Any = batch.get("position_ids")
     if not torch.is_tensor(positions) or (positions.dim() != 2 and positions.shape != shape_of(batch)):

@@ -42,7 +42,7 @@ class Count:
         elif self.shift:
             target = target[..., 1:]
         if self.inside:
-            return target.clamp(min=0).lt(tokens_of(batch)).sum()
+            return target.clamp(min=0).lt(token_width(batch)).sum()
         if self.ignore is None:
             return target.numel()
         kept = target.ne(self.ignore)
@@ -77,11 +77,11 @@ class Reduction:
     def items(self, batch: Mapping[str, Any]) -> Any:
         """Over what the whole of it is a mean; of parts that differ rows, as far as anything counts in them."""
         if not self.split:
-            return self.of(batch)[0] if self.counts[0] is not None else rows_of(batch)
+            return self.items_by_part(batch)[0] if self.counts[0] is not None else rows_of(batch)
         rows = rows_of(batch)
-        return torch.as_tensor(rows * any(bool(n > 0) for n in self.of(batch)))
+        return torch.as_tensor(rows * any(bool(n > 0) for n in self.items_by_part(batch)))
 
-    def of(self, batch: Mapping[str, Any]) -> list[Any]:
+    def items_by_part(self, batch: Mapping[str, Any]) -> list[Any]:
         """The items of each part in a batch; of a sum rows."""
         return [rows_of(batch) if count is None else count(batch) for count in self.counts]
 
@@ -99,7 +99,7 @@ def _count(given: Mapping[str, Any]) -> Count:
     return replace(Count(**given), weights=None if weights is None else tuple(weights))
 
 
-def tokens_of(batch: Mapping[str, Any]) -> int | None:
+def token_width(batch: Mapping[str, Any]) -> int | None:
     """How many tokens wide a batch is; None where it holds none."""
     for key in ("input_ids", "inputs_embeds", "bbox"):
         if torch.is_tensor(batch.get(key)):

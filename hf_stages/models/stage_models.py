@@ -8,7 +8,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from hf_stages.core.parts import part_from_dict
-from hf_stages.core.sealed_folders import STAGE_FILE, TRAINING_STATE, broken, read_json
+from hf_stages.core.sealed_folders import STAGE_FILE, TRAINING_STATE, find_damage, read_json
 from hf_stages.models.structure import Blueprint, load_weights, replay
 
 
@@ -16,7 +16,7 @@ def load_stage(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
     """The model of a stage folder and its tokenizer or processor (None where the run had none)."""
     folder = Path(folder)
     summary = read_json(folder / STAGE_FILE, "a stage folder of hf_stages")
-    if (folder / TRAINING_STATE).is_dir() and (problem := broken(folder)) is not None:
+    if (folder / TRAINING_STATE).is_dir() and (problem := find_damage(folder)) is not None:
         raise ValueError(f"{folder}: {problem}")
     blueprint = Blueprint.from_dict(summary["base"], trust_remote_code=trust_remote_code)
     transforms = [

@@ -13,7 +13,7 @@ _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Whole numbers of as many bytes: their sum is exact, and one bit that changes changes it."""
 
 
-def weights_print(model: Any, leave_out: str = "") -> str:
+def state_checksum(model: Any, leave_out: str = "") -> str:
     """Over weights, buffers, and the numbers and tensors that modules hold as plain attributes (a strength, a scale).
 
     ``leave_out`` names a child of the model that is no part of it. Nothing is copied off the device but a number for each

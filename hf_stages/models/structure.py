@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_stages.core.parts import part_from_dict, part_to_dict
-from hf_stages.core.randomness import undisturbed
-from hf_stages.layers.bits import known_size
+from hf_stages.core.randomness import preserve_random_state
+from hf_stages.layers.bits import stored_size_or_none
 from hf_stages.layers.own_type import with_mark
 from hf_stages.layers.quantized import WithStrength
 from hf_stages.models import own_models
@@ -31,8 +31,8 @@ from hf_stages.models.adapters import (
     layout_of,
     load_adapters,
     plain_copy,
-    rebuilding,
     save_adapters,
+    structure_only_config,
 )
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -53,12 +53,12 @@ class Blueprint:
     """What earlier runs made of it: those of the stage folder that it was read from."""
 
     def __init__(self, model: nn.Module) -> None:
-        size = known_size(model)
+        size = stored_size_or_none(model)
         self.weights = None if size is None else size.weights
         self.adapter, self.adapter_name, self.trusted = None, "default", True
         if is_peft(model) and len(model.peft_config) == 1:
             self.adapter_name, adapter = next(iter(model.peft_config.items()))
-            self.adapter = rebuilding(adapter)
+            self.adapter = structure_only_config(adapter)
         check_adapter(model, "model")
         parameters, outer = dict(model.named_parameters()), model
         model = model.get_base_model() if self.adapter is not None else model
@@ -158,7 +158,7 @@ class Blueprint:
                 f"cannot build a second {self.kind.__name__}: only an unquantized transformers model that is as its config says "
                 "can be built from it; make the trainer anew to resume, and start no stage from an earlier one than the last"
             )
-        with undisturbed(), torch.device(device):
+        with preserve_random_state(), torch.device(device):
             model = own_models.build(
                 self.kind, copy.deepcopy(self.config), dtype=self.dtype, trust_remote_code=self.trusted
             )
@@ -167,7 +167,7 @@ class Blueprint:
         if self.adapter is not None:
             from peft import get_peft_model
 
-            with undisturbed():
+            with preserve_random_state():
                 model = get_peft_model(model, copy.deepcopy(self.adapter), adapter_name=self.adapter_name)
         with torch.device(device):
             model = replay(model, self.transforms)
@@ -205,7 +205,7 @@ def _structure(model: nn.Module) -> dict[str, Any]:
 
 def replay(model: Any, transforms: Iterable[Any]) -> Any:
     """Give a fresh structure the shape that earlier stages gave it. Values do not matter: weights are loaded after."""
-    with undisturbed():
+    with preserve_random_state():
         for transform in transforms:
             model = transform(model)
     return model
@@ -292,7 +292,7 @@ def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[s
     return found | {name: tensor for name, tensor in merged.items() if name in own or not latent}
 
 
-def torn_on_disk(model: Any) -> str | None:
+def latent_split_on_disk(model: Any) -> str | None:
     """A latent weight that transformers would store in pieces, as it does the weight beside it; None where there is none.
 
     transformers 5.19 takes ``gate_up_proj_latent`` of a mixture of experts for ``gate_up_proj``; 5.23 does not.

@@ -18,7 +18,7 @@ from hf_stages.layers.packed_levels import pack_levels
 from hf_stages.packing._reshaped import reshaped
 from hf_stages.packing._sizes import PackedSize, packed_size
 from hf_stages.packing._write import rewrite
-from hf_stages.packing.convert import to_packed, unpack_one
+from hf_stages.packing.convert import pack_in_place, unpack_one
 from hf_stages.packing.packed_embedding import PackedEmbedding
 from hf_stages.packing.packed_weight import PackedWeight
 
@@ -26,7 +26,7 @@ from hf_stages.packing.packed_weight import PackedWeight
 def write_portable(model: Any, out: Path, rest: torch.dtype, embeddings: str | None, max_shard_size: str) -> PackedSize:
     """ValueError where the layout has no room for what the model is."""
     # A table that is tied stays dense here, so that int8 would only round it.
-    specs = to_packed(model, rest, None if model.all_tied_weights_keys else embeddings)
+    specs = pack_in_place(model, rest, None if model.all_tied_weights_keys else embeddings)
     if record_of(model.config) is not None or reshaped(model):
         raise ValueError(
             "portable: the structure of this model was changed beyond what its config says (InsertSubLN, ReduceWidth); "

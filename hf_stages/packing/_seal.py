@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from hf_stages.core.sealed_folders import checksum
+from hf_stages.core.sealed_folders import checksum_file
 from hf_stages.packing._words import STOP, STOP_KEY
 
 KEY = "seal"
@@ -87,12 +87,12 @@ def _check(file: Path, sums: Any) -> None:
         raise ValueError(f"{file} is missing, its seal in {_CONFIG} lists it; {_MEND}")
     if file.stat().st_size != size:
         raise ValueError(f"{file} has {file.stat().st_size} bytes, its seal in {_CONFIG} says {size}; {_MEND}; {own}")
-    if checksum(file) != digest:
+    if checksum_file(file) != digest:
         raise ValueError(f"{file} was changed after it was written (its checksum differs); {_MEND}; {own}")
 
 
 def _sums(files: Sequence[Path]) -> dict[str, Any]:
-    return {file.name: [file.stat().st_size, checksum(file)] for file in files}
+    return {file.name: [file.stat().st_size, checksum_file(file)] for file in files}
 
 
 def _digest(config: Mapping[str, Any]) -> str:

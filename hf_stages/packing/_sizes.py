@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_stages.layers.bits import BUFFERS, OTHER, VECTORS, places_of
+from hf_stages.layers.bits import BUFFERS, OTHER, VECTORS, part_of_parameters
 from hf_stages.packing._header import header_of
 from hf_stages.packing.packed_weight import PackedWeight
 
@@ -53,7 +53,7 @@ class PackedSize:
 
 def packed_size(model: Any, files: Iterable[Path], names: Mapping[str, str] | None = None) -> PackedSize:
     """Of a packed model and the files that it was saved to; ``names``: the model's own for those in the files."""
-    places = places_of(model)
+    places = part_of_parameters(model)
     part_of: dict[str, str] = {}
     weights, seen = 0, set()
     for path, module in model.named_modules():

@@ -13,12 +13,12 @@ from hf_stages.packing._reshaped import reshaped
 from hf_stages.packing._seal import seal
 from hf_stages.packing._sizes import PackedSize, packed_size
 from hf_stages.packing._spec import to_layers
-from hf_stages.packing.convert import to_packed
+from hf_stages.packing.convert import pack_in_place
 from hf_stages.packing.quantizer import PackedConfig, PackedQuantizer
 
 
 def write_packed(model: Any, out: Path, rest: torch.dtype, embeddings: str | None, max_shard_size: str) -> PackedSize:
-    specs = to_packed(model, rest, embeddings)
+    specs = pack_in_place(model, rest, embeddings)
     model.hf_quantizer = _ToBeSealed(PackedConfig(to_layers(specs), reshaped(model)))
     model.config.quantization_config = model.hf_quantizer.quantization_config
     model.save_pretrained(out, max_shard_size=max_shard_size)

@@ -44,7 +44,7 @@ def check_packable(model: Any) -> None:
         )
 
 
-def to_packed(model: Any, rest: torch.dtype, embeddings: str | None) -> dict[str, PackedSpec]:
+def pack_in_place(model: Any, rest: torch.dtype, embeddings: str | None) -> dict[str, PackedSpec]:
     """In place: layers packed, all else in ``rest``; what is packed, by name."""
     check_packable(model)
     specs = convert(model, embeddings)

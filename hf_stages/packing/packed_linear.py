@@ -45,7 +45,7 @@ class PackedLinear(PackedWeight, nn.Linear):
         self.register_parameter("bias", bias if isinstance(bias, nn.Parameter) else None)
         activations = spec.activations
         if activations is not None and activations.clip is not None:
-            clip = activations.initial().to(device) if clip is None else clip.detach().float()
+            clip = activations.initial_range().to(device) if clip is None else clip.detach().float()
             self.register_parameter(CLIP, nn.Parameter(clip, requires_grad=False))
         else:
             self.register_parameter(CLIP, None)

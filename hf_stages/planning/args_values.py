@@ -12,7 +12,7 @@ from typing import Any, get_origin
 
 from transformers import TrainingArguments
 
-from hf_stages.core.type_hints import fits, hints_of, members, shown
+from hf_stages.core.type_hints import describe_hint, hints_of, union_members, value_fits
 
 _AT_LEAST_ONE = frozenset(
     {
@@ -36,7 +36,7 @@ def check_types(given: Mapping[str, Any], where: str) -> None:
     """ValueError where a value is not of its field's type; unknown fields are left to others."""
     hints = _hints()
     for key, value in given.items():
-        known = (*members(hints.get(key)), *_ALSO.get(key, ()))
+        known = (*union_members(hints.get(key)), *_ALSO.get(key, ()))
         if any(_is_enum(member) for member in known):  # "SchedulerType | str": the text is one of its values
             known = tuple(member for member in known if member is not str)
         if known and not any(_fits(value, member) for member in known):
@@ -90,11 +90,11 @@ def _fits(value: Any, member: Any) -> bool:
         return isinstance(value, Mapping)
     if _is_enum(kind):
         return isinstance(value, kind) or value in [one.value for one in kind]
-    return fits(value, member)
+    return value_fits(value, member)
 
 
 def _is_numeric(hint: Any) -> bool:
-    kinds = {*members(hint)} - {type(None)}
+    kinds = {*union_members(hint)} - {type(None)}
     return bool(kinds) and kinds <= {int, float}
 
 
@@ -106,4 +106,4 @@ def _show(member: Any) -> str:
     kind = get_origin(member) or member
     if _is_enum(kind):
         return f"one of {', '.join(str(one.value) for one in kind)}"
-    return {list: "a list", dict: "a mapping"}.get(kind) or shown(member)
+    return {list: "a list", dict: "a mapping"}.get(kind) or describe_hint(member)

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 
 from hf_stages.core.curves import Curve
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.losses.objective.by_source import OnSource
 from hf_stages.losses.objective.stage_losses import adapted_terms, teacher_needs_of, wants_teacher
@@ -21,7 +21,7 @@ from hf_stages.losses.objective.terms import Term, groups_of, terms_of
 from hf_stages.models.adapters import is_peft, trained_in_base
 from hf_stages.models.capture import WHOLE, Capture
 from hf_stages.models.model_source import ModelSource
-from hf_stages.models.structure import torn_on_disk
+from hf_stages.models.structure import latent_split_on_disk
 from hf_stages.planning.describe_teaching import taught
 from hf_stages.planning.domains import domains_of, earlier_domains
 from hf_stages.planning.plan import Plan, Taught
@@ -47,7 +47,7 @@ def check_stages(
     for stage in recipe.stages:
         check_teacher(recipe, stage)
         check_stage(recipe, args, stage)
-        if stage.name in skeletons and (name := torn_on_disk(skeletons[stage.name])) is not None:
+        if stage.name in skeletons and (name := latent_split_on_disk(skeletons[stage.name])) is not None:
             raise ValueError(
                 f"stage {stage.name!r}: {name}: transformers {transformers.__version__} would store it in pieces and not put it "
                 'together again; use a newer one (5.23 stores it whole), or leave the experts out: exclude="experts"'
@@ -194,7 +194,7 @@ def check_losses(
         teacher = _structure(stage, declared, student, skeletons, read) if wanted else None
         if teacher is None and wanted:
             continue
-        with undisturbed(), torch.device("meta"):
+        with preserve_random_state(), torch.device("meta"):
             terms = adapted_terms(stage, student, teacher)
         _check_needs(args, stage, terms, student, own_loss)
         if isinstance(declared, CachedTeacher):

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.stage import Recipe, Stage, parents_of
-from hf_stages.layers.bits import known_size, stored_bits_of
+from hf_stages.layers.bits import stored_bits_of, stored_size_or_none
 from hf_stages.layers.storage import StoredSize
 
 _ADAM_BYTES = 8  # two fp32 moments
@@ -71,7 +71,7 @@ def shape_of(model: nn.Module) -> StageShape:
         trainable=trainable,
         non_embedding=sum(p.numel() for p in parameters if id(p) not in looked_up - multiplied),
         bytes=sum(p.numel() * p.element_size() for p in parameters) + _effective_bytes(model) + _ADAM_BYTES * trainable,
-        stored=known_size(model),
+        stored=stored_size_or_none(model),
     )
 
 
@@ -87,7 +87,7 @@ def _effective_bytes(model: nn.Module) -> int:
 def _transformed(model: Any, stage: Stage) -> Any:
     for index, transform in enumerate(stage.transforms):
         try:
-            with undisturbed():
+            with preserve_random_state():
                 model = transform(model)
         except (ValueError, TypeError, ImportError, AttributeError, KeyError) as error:
             name = type(transform).__name__

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import DataCollatorWithPadding, default_data_collator
 from transformers.utils.generic import can_return_loss, find_labels
 
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.base import columns_read
 from hf_stages.data.drawing.blend import Blend
@@ -100,7 +100,7 @@ def _datasets(recipe: Recipe) -> Iterator[tuple[Stage, str, Any]]:
 
 def _first(dataset: Any) -> Any:
     """The first row; None where reading it would take it from somebody else."""
-    with undisturbed():
+    with preserve_random_state():
         if isinstance(dataset, Sized) and hasattr(dataset, "__getitem__"):
             return dataset[0] if len(dataset) else None
         return next(iter(dataset.take(1)), None) if hasattr(dataset, "take") else None

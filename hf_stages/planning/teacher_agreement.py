@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from hf_stages.core.batch import SOURCE
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.stage import Recipe
 from hf_stages.data.collators.base import columns_read
 from hf_stages.data.drawing.blend import SizedBlend
@@ -115,7 +115,7 @@ def folder_of(teacher: Any) -> Path | None:
 def probe(trainer: Any, dataset: Any, teacher: Any, where: str) -> str | None:
     """Run a live teacher on some of a stage's rows; says what is wrong with its answers, or None."""
     try:
-        with undisturbed(), torch.no_grad(), trainer.accelerator.autocast():
+        with preserve_random_state(), torch.no_grad(), trainer.accelerator.autocast():
             kind, found = _answers(trainer, dataset, teacher)
     except Exception as error:  # rows that only this stage's model takes, a model that gives no logits: not judged here
         logger.info(f"{where}: the teacher was not probed ({error})")

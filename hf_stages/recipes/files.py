@@ -27,28 +27,28 @@ from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.origins import Origin
 from hf_stages.core.parts import (
     arguments_of,
-    build,
-    in_memory,
+    build_part,
     read_argument,
     read_collator,
     read_loss,
     read_part,
+    record_in_memory,
     refuse_in_memory,
     split_use,
     write_loss,
     write_value,
 )
 from hf_stages.core.registry import (
-    FOLDERS,
+    KIND_OF_KEY,
     RecipeError,
     Where,
     check_arguments,
     check_training_arguments,
     find_custom,
     find_ready,
-    has_class,
+    has_part,
 )
-from hf_stages.core.short_values import short
+from hf_stages.core.short_values import describe_value
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.core.type_hints import hints_of
 from hf_stages.recipes import yaml_marks
@@ -128,7 +128,7 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
 
 def _read_recipe(data: Any, where: Where) -> Recipe:
     if not isinstance(data, Mapping):
-        raise where.error(f"expected a mapping with a list of stages, got {short(data)}")
+        raise where.error(f"expected a mapping with a list of stages, got {describe_value(data)}")
     _check_keys(data, _RECIPE_KEYS, "a recipe", where)
     if "stages" not in data:
         raise where.error("'stages' is missing: expected a list of stages, each with a name and until")
@@ -152,7 +152,7 @@ def _read_stages(value: Any, where: Where) -> tuple[Stage, ...]:
     if isinstance(value, list | tuple):
         return tuple(_read_stage(stage, where / i) for i, stage in enumerate(value))
     if not isinstance(value, Mapping) or "use" not in value:
-        found = short(value)
+        found = describe_value(value)
         raise where.error(
             f"expected a list of stages (lines that begin with '- '), got {found}; a ready recipe is {{use: three_stage}}"
         )
@@ -162,7 +162,7 @@ def _read_stages(value: Any, where: Where) -> tuple[Stage, ...]:
     hints = hints_of(make)
     read = {}
     for key, given in arguments.items():
-        bare = isinstance(given, str) and has_class(given, ["losses"])
+        bare = isinstance(given, str) and has_part(given, ["losses"])
         at = where / key
         read[key] = read_loss(given, at) if bare else read_argument(key, given, hints.get(key), ["losses"], at)
     with where.wrap(arguments):
@@ -172,7 +172,7 @@ def _read_stages(value: Any, where: Where) -> tuple[Stage, ...]:
 
 def _read_stage(data: Any, where: Where) -> Stage:
     if not isinstance(data, Mapping):
-        raise where.error(f"expected a stage such as {{name: main, until: 2 epochs}}, got {short(data)}")
+        raise where.error(f"expected a stage such as {{name: main, until: 2 epochs}}, got {describe_value(data)}")
     _check_keys(data, _STAGE_KEYS, "a stage", where)
     for key in ("name", "until"):
         if key not in data:
@@ -180,7 +180,7 @@ def _read_stage(data: Any, where: Where) -> Stage:
     if not isinstance(data["name"], str):
         plain = isinstance(data["name"], int | float)
         quoted = f'; write it in quotes: "{data["name"]}"' if plain else ", such as {name: main, until: 2 epochs}"
-        raise (where / "name").error(f"expected text, got {short(data['name'])}{quoted}")
+        raise (where / "name").error(f"expected text, got {describe_value(data['name'])}{quoted}")
     read = {key: _read_value(key, value, where / key) for key, value in data.items()}
     with where.wrap(data):
         return Stage(**read)
@@ -200,15 +200,15 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
         if isinstance(value, str) or (isinstance(value, Mapping) and "use" in value):
             value = [value]
         if not isinstance(value, list | tuple):
-            raise where.error(f"expected a list of parts, got {short(value)}")
-        return tuple(read_part(part, [FOLDERS[key]], where / i) for i, part in enumerate(value))
+            raise where.error(f"expected a list of parts, got {describe_value(value)}")
+        return tuple(read_part(part, [KIND_OF_KEY[key]], where / i) for i, part in enumerate(value))
     if key == "loss":
         return read_loss(value, where)
     if key == "schedule":
         return read_part(value, ["schedules"], where)
     if key in ("args", "sources"):
         if not isinstance(value, Mapping):
-            raise where.error(f"expected a mapping, got {short(value)}")
+            raise where.error(f"expected a mapping, got {describe_value(value)}")
         if key == "args" and where.sketched and where.file:  # other text need not be of a run
             check_training_arguments(value, where)
         return dict(value) if key == "args" else {k: _read_source(v, where / k) for k, v in value.items()}
@@ -219,7 +219,7 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
     if isinstance(value, Mapping):
         refuse_in_memory(value, where)
     if key == "tokenizer" and not isinstance(value, str):
-        raise where.error(f"expected a folder or a name on the Hub, got {short(value)}")
+        raise where.error(f"expected a folder or a name on the Hub, got {describe_value(value)}")
     return value
 
 
@@ -229,11 +229,11 @@ def _read_source(value: Any, where: Where, *, named: bool = False) -> Any:
     if not isinstance(value, Mapping):
         hint = "; several go by name: {prose: ..., code: ...}" if named else ""
         hint = f"; a string would be {{path: {value}}}" if isinstance(value, str) else hint
-        raise where.error(f"expected {{path: ..., ...}}, got {short(value)}{hint}")
+        raise where.error(f"expected {{path: ..., ...}}, got {describe_value(value)}{hint}")
     refuse_in_memory(value, where)
     if "use" in value:
         return read_part(value, ["data"], where)
-    return build(where.load("hf_stages.data.source", "Source"), value, ["data"], where)
+    return build_part(where.load("hf_stages.data.source", "Source"), value, ["data"], where)
 
 
 def _read_several(value: Any, where: Where) -> Any:
@@ -248,7 +248,7 @@ def _read_model(value: Any, where: Where) -> Any:
     if isinstance(value, str):
         return value
     if not isinstance(value, Mapping):
-        raise where.error(f"expected a name, {{path: ...}} or {{config: {{...}}}}, got {short(value)}")
+        raise where.error(f"expected a name, {{path: ...}} or {{config: {{...}}}}, got {describe_value(value)}")
     refuse_in_memory(value, where)
     if "use" in value:
         return read_part(value, ["teachers", "models"], where)
@@ -265,7 +265,7 @@ def read_metrics(value: Any, where: Where) -> Any:
         return read_part(value, ["metrics"], where)
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-        raise where.error(f"expected a list of metric names such as [accuracy, f1], got {short(value)}")
+        raise where.error(f"expected a list of metric names such as [accuracy, f1], got {describe_value(value)}")
     with where.wrap():
         return where.load("hf_stages.evaluation.metrics.metrics", "Metrics")(tuple(names))
 
@@ -331,5 +331,5 @@ def _write(key: str, value: Any) -> Any:
         written = write_value(value, key)
         return written["names"] if set(written) == {"use", "names"} else written
     if key in (*_DATASETS, "tokenizer") and isinstance(value, list | tuple | Mapping):
-        return in_memory(value)
+        return record_in_memory(value)
     return write_value(value, key)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from hf_stages.core.parts import read_collator, read_loss, read_part
-from hf_stages.core.registry import FOLDERS, Where
+from hf_stages.core.registry import KIND_OF_KEY, Where
 from hf_stages.core.stage import Recipe
 from hf_stages.data.collators.collator import Collator
 from hf_stages.losses.base import Sum
@@ -58,7 +58,7 @@ def _opened(key: str, value: Any, where: Where) -> Any:
     if key == "loss":
         return _loss(value, where)
     if key in _LISTS:
-        read: Callable[..., Any] = lambda part, at: read_part(part, [FOLDERS[key]], at)  # noqa: E731
+        read: Callable[..., Any] = lambda part, at: read_part(part, [KIND_OF_KEY[key]], at)  # noqa: E731
         return tuple(read(part, where / i) if _is_named(part) else part for i, part in enumerate(value))
     if key == "compute_metrics":
         return read_metrics(value, where) if _is_named(value) or isinstance(value, list | tuple) else value

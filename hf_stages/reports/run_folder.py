@@ -17,7 +17,7 @@ from hf_stages.core.sealed_folders import (
     TRAINING_STATE,
     NewerSchema,
     checkpoints,
-    checksum,
+    checksum_file,
     read_json,
 )
 
@@ -141,7 +141,7 @@ def _problem(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes, expected {size}"
-        if path.suffix == ".json" and checksum(path) != digest:
+        if path.suffix == ".json" and checksum_file(path) != digest:
             return f"{name} was changed after it was written (its checksum differs)"
     return None
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import xxhash
 
-from hf_stages.core.sealed_folders import SEAL, broken, checksum
+from hf_stages.core.sealed_folders import SEAL, checksum_file, find_damage
 from hf_stages.teachers.row_keys import DECODER, ROWS, TOKENS
 
 SCHEMA = 1
@@ -124,18 +124,18 @@ class CacheFolder:
     def verify(self) -> None:
         """Read all of it: every checksum must hold."""
         for number, _ in self._shards():
-            if (problem := broken(self.folder / shard_name(number))) is not None:
+            if (problem := find_damage(self.folder / shard_name(number))) is not None:
                 raise _damaged(self.folder, f"{shard_name(number)}: {problem}")
 
     def _check_sizes(self) -> None:
         """The index's checksum, the shards' seals and the sizes of their files: without reading the files themselves."""
         for name, (size, digest) in self.manifest["index"].items():
             path = self.folder / name
-            if not path.is_file() or path.stat().st_size != size or checksum(path) != digest:
+            if not path.is_file() or path.stat().st_size != size or checksum_file(path) != digest:
                 raise _damaged(self.folder, f"{name} is missing or was changed")
         for number, about in self._shards():
             folder = self.folder / shard_name(number)
-            if not (folder / SEAL).is_file() or checksum(folder / SEAL) != about["seal"]:
+            if not (folder / SEAL).is_file() or checksum_file(folder / SEAL) != about["seal"]:
                 raise _damaged(self.folder, f"{folder.name} is missing or is of another cache")
             for name, (size, _) in json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"].items():
                 if not (folder / name).is_file() or (folder / name).stat().st_size != size:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hf_stages.models.capture import parse
-from hf_stages.models.checksums import print_of, vocabulary_of
+from hf_stages.models.checksums import checksum_of, vocabulary_of
 from hf_stages.models.signals import Head, Signals
 from hf_stages.teachers.cache_folder import CacheFolder
 from hf_stages.teachers.declared import CachedTeacher, Teacher
@@ -155,7 +155,7 @@ def check_same_teacher(cached: CachedTeacher) -> None:
         model = Teacher(model)
     if isinstance(model, Teacher):
         model = model.load(cached.model)
-    if print_of(model) != cached.store.manifest["request"]["teacher"]["fingerprint"]:
+    if checksum_of(model) != cached.store.manifest["request"]["teacher"]["fingerprint"]:
         raise ValueError(
             f"{cached.folder}: the teacher's cache is stale: it was written with other weights or another config than "
             "the model given as `of`; write it anew with Teacher.cache"

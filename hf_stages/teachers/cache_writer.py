@@ -22,11 +22,11 @@ from transformers.utils import logging
 
 from hf_stages.core.differences import diff
 from hf_stages.core.fingerprint import fingerprint
-from hf_stages.core.randomness import undisturbed
-from hf_stages.core.sealed_folders import SEAL, broken, checksum, read_json, write_json, written_whole
+from hf_stages.core.randomness import preserve_random_state
+from hf_stages.core.sealed_folders import SEAL, checksum_file, find_damage, read_json, write_json, write_sealed_folder
 from hf_stages.layers.blocks import blocks_of
 from hf_stages.models.capture import parse
-from hf_stages.models.checksums import class_and_config, print_of, vocabulary_of
+from hf_stages.models.checksums import checksum_of, class_and_config, vocabulary_of
 from hf_stages.models.model_inputs import columns_of
 from hf_stages.models.signals import key_of
 from hf_stages.teachers.cache_folder import (
@@ -102,11 +102,11 @@ class Job:
     def _request(self, keys: Sequence[str]) -> dict[str, Any]:
         rows, batch = len(self.dataset), self.batch_size
         shard = self.shard_rows if self.shard_rows is not None else max(1024, rows // 500)
-        with undisturbed():
+        with preserve_random_state():
             data = {"fingerprint": fingerprint(self.dataset), "rows": rows}
         kind, config = class_and_config(self.model)
         return {
-            "teacher": {"class": kind, "config": config, "fingerprint": print_of(self.model)},
+            "teacher": {"class": kind, "config": config, "fingerprint": checksum_of(self.model)},
             "data": data,
             "collator": fingerprint(self.collator) if self.collator is not None else None,
             "tokenizer": vocabulary_of(self.tokenizer),
@@ -135,7 +135,7 @@ class Job:
     def _shards(self, work: Path, keys: Sequence[str]) -> None:
         request = read_json(work / "plan.json", "the plan of a cache")["request"]
         size, total = request["shard_rows"], len(self.dataset)
-        missing = [i for i in range(-(-total // size)) if broken(work / shard_name(i)) is not None]
+        missing = [i for i in range(-(-total // size)) if find_damage(work / shard_name(i)) is not None]
         todo = sum(min(size, total - i * size) for i in missing)
         if todo < total:
             logger.warning(f"{self.folder}: {total - todo} of {total} rows are there already; going on behind them")
@@ -147,8 +147,8 @@ class Job:
             for shard in missing:
                 part = range(shard * size, min((shard + 1) * size, total))
                 with (
-                    written_whole(work / shard_name(shard)) as new,
-                    undisturbed(),
+                    write_sealed_folder(work / shard_name(shard)) as new,
+                    preserve_random_state(),
                     _Shard(new, shard, keys, self) as writer,
                 ):
                     for batch in self._batches(part, device):
@@ -305,8 +305,8 @@ def finish(work: Path, request: Mapping[str, Any]) -> None:
         "bytes": size,
         "kept": sum(about["kept"] for about in abouts) / positions if positions else None,
         "least": min(about["least"] for about in abouts) if positions else None,
-        "shards": [{"seal": checksum(folder / SEAL)} for folder in folders],
-        "index": {name: [(work / name).stat().st_size, checksum(work / name)] for name in (KEYS, PLACES)},
+        "shards": [{"seal": checksum_file(folder / SEAL)} for folder in folders],
+        "index": {name: [(work / name).stat().st_size, checksum_file(work / name)] for name in (KEYS, PLACES)},
     }
     write_json(work / MANIFEST, manifest)
     (work / "plan.json").unlink()

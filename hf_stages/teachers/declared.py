@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_stages.core.hub_names import taken_for_hub
+from hf_stages.core.hub_names import explain_hub_lookup
 from hf_stages.models.model_source import ModelSource
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Teacher:
             from transformers import AutoConfig
 
             options = {"revision": self.revision or "main", "trust_remote_code": trust_remote_code}
-            with taken_for_hub(self.model):
+            with explain_hub_lookup(self.model):
                 config = AutoConfig.from_pretrained(self.model, **options)
             auto = _auto_class(next(iter(config.architectures or ()), ""))
         return ModelSource(

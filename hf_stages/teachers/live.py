@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.layers.blocks import base_of
 from hf_stages.models.capture import Capture, evaluating
 from hf_stages.models.model_inputs import model_inputs
@@ -65,7 +65,7 @@ class BaseTeacher:
         self.capture = Capture(model, needs, stop=True, defer_head=not adapted)
 
     def __call__(self, batch: Mapping[str, Any]) -> Signals:
-        with adapters_off(self.model), undisturbed():
+        with adapters_off(self.model), preserve_random_state():
             return _run(self.model, self.capture, batch)
 
     def remove(self) -> None:

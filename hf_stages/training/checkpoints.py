@@ -14,9 +14,16 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.trainer_utils import rotate_checkpoints
 
-from hf_stages.core.sealed_folders import SCHEMA, STATE_FILE, disk_error, seal, write_json
+from hf_stages.core.sealed_folders import SCHEMA, STATE_FILE, is_disk_error, seal_folder, write_json
 from hf_stages.models.adapter_base import check_base, note_base
-from hf_stages.models.adapters import is_peft, layout_of, load_adapters, save_own, settle_adapters, trained_in_base
+from hf_stages.models.adapters import (
+    is_peft,
+    layout_of,
+    load_adapters,
+    normalize_adapter_configs,
+    save_adapter_state,
+    trained_in_base,
+)
 from hf_stages.models.structure import load_weights
 
 _BESIDE = "trained_beside_adapter.safetensors"
@@ -50,11 +57,11 @@ def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
             stage.losses.save(folder)
             best = trainer.state.best_model_checkpoint
             write_json(folder / STATE_FILE, {**state, "best": Path(best).name if best else None})
-            seal(folder)
+            seal_folder(folder)
     except Exception as error:
         if args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
-        if not disk_error(error):
+        if not is_disk_error(error):
             raise
         raise OSError(
             f"{folder} could not be written ({error}); every checkpoint and stage saved before it is whole. Free space on "
@@ -92,8 +99,8 @@ def _save_beside_adapter(model: Any, folder: Path) -> None:
     if trained:
         save_file({name: state[name].detach().contiguous().cpu() for name in trained}, folder / _BESIDE)
     if layout_of(model).own:
-        save_own(model, folder)
-    settle_adapters(model, folder)
+        save_adapter_state(model, folder)
+    normalize_adapter_configs(model, folder)
     note_base(model, folder)
 
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from hf_stages.core.did_you_mean import did_you_mean
-from hf_stages.core.hub_names import taken_for_hub
+from hf_stages.core.hub_names import explain_hub_lookup
 from hf_stages.core.origins import Origin
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.base import build_collator
@@ -52,7 +52,7 @@ def _placing(work: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(work)
     def placed(recipe: Any, *args: Any, **options: Any) -> Any:
-        with recipe.origin.placing() if recipe.origin is not None else nullcontext():
+        with recipe.origin.locate_errors() if recipe.origin is not None else nullcontext():
             return work(recipe, *args, **options)
 
     return placed
@@ -316,7 +316,7 @@ def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> Any:
     """The tokenizer; one without a padding token (GPT-2's, Llama's) gets one, since batches are padded."""
     if not isinstance(recipe.tokenizer, str):
         return recipe.tokenizer
-    load = taken_for_hub(recipe.tokenizer)(AutoTokenizer.from_pretrained)
+    load = explain_hub_lookup(recipe.tokenizer)(AutoTokenizer.from_pretrained)
     tokenizer = _named("tokenizer", load, recipe.tokenizer, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         # The unknown token where there is one: padding is masked from labels, and the end should be learned.

@@ -37,12 +37,12 @@ class Steering:
             self.chain.append(trainer._runner.plan[self.chain[-1]].parent)
 
     def rate(self, step: int) -> float:
-        return self.run.ledger.rate(self.chain, self.run.first_step + step)
+        return self.run.ledger.lr_factor(self.chain, self.run.first_step + step)
 
     def replayed(self) -> tuple[tuple[int, float], ...]:
         """(position, share) of each decision to replay: the ledger, in examples."""
         run = self.run
-        entries, batch = run.ledger.of(run.planned.name, "replay"), run.planned.size.global_batch
+        entries, batch = run.ledger.select(run.planned.name, "replay"), run.planned.size.global_batch
         return tuple(((e.step - run.first_step) * batch, e.value) for e in entries)
 
     def begin(self) -> None:
@@ -115,7 +115,7 @@ class Steering:
     def _notice_rise(self, now: dict[str, Any], when: str) -> None:
         """Once per stage: near its boundary a stage should still be close to what its parent was."""
         run = self.run
-        if any(e.by == "boundary" for e in run.ledger.of(run.planned.name, "notice")):
+        if any(e.by == "boundary" for e in run.ledger.select(run.planned.name, "notice")):
             return
         for key, start in run.before.items():
             if key.startswith("eval_") and key.endswith("loss") and now.get(key, start) > start + FAR * abs(start):

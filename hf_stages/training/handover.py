@@ -12,8 +12,8 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging
 
-from hf_stages.core.randomness import seed_of, undisturbed
-from hf_stages.core.sealed_folders import broken, written_whole
+from hf_stages.core.randomness import preserve_random_state, seed_of
+from hf_stages.core.sealed_folders import find_damage, write_sealed_folder
 from hf_stages.layers.activations import Activations
 from hf_stages.models import optimizer_moments as moments_file
 from hf_stages.models.adapter_folders import check_adapter
@@ -82,7 +82,7 @@ class Handover:
     def saved(self, name: str, model: Any = None) -> Any:
         """The model of a finished stage, from its folder."""
         folder = self.out / self.plan[name].folder
-        if (problem := broken(folder)) is not None:
+        if (problem := find_damage(folder)) is not None:
             raise ValueError(f"{folder}: {problem}; move it away and resume to train that stage again")
         model = replay(model if model is not None else self.trainer.blueprint.build(), self.transforms_up_to(name))
         load_weights(model, folder)
@@ -147,7 +147,7 @@ class Handover:
         """A later stage that starts from the initial model needs it kept."""
         again = any(planned.parent is None for planned in self.plan.stages[1:])
         if again and self.args.should_save and not (self.out / _INITIAL).exists():
-            with written_whole(self.out / _INITIAL) as folder:
+            with write_sealed_folder(self.out / _INITIAL) as folder:
                 save_weights(self.trainer.model, folder)
 
 
@@ -195,7 +195,7 @@ def _probe(trainer: Any, planned: PlannedStage) -> Any:
         return None
     few = torch.utils.data.Subset(dataset, range(min(_PROBED, len(dataset))))
     try:
-        with undisturbed():
+        with preserve_random_state():
             return next(iter(trainer.get_eval_dataloader(few)))
     except Exception as error:  # the stage's data may fit only the model it is about to become
         logger.info(f"stage {planned.name!r}: no batch to check the transforms on ({error})")
@@ -211,7 +211,7 @@ def _outputs(model: Any, batch: Any) -> torch.Tensor | None:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), undisturbed(), _unrounded(model):
+        with torch.no_grad(), preserve_random_state(), _unrounded(model):
             return _logits(model(**batch)).float()
     except Exception as error:
         logger.info(f"no output to compare: {error}")

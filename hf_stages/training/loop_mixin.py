@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
-from hf_stages.layers.quantized import is_range
+from hf_stages.layers.quantized import is_range_parameter
 from hf_stages.losses.objective.micro_batch_loss import outermost, update_loss
 from hf_stages.training.stage_rates import check_rates
 
@@ -79,7 +79,7 @@ class LoopMixin(_Base):
     def get_decay_parameter_names(self, model):
         names = super().get_decay_parameter_names(model)
         # Decayed, a learned scale or range would shrink towards nothing, however large its weights are.
-        return names if self.recipe is None else [name for name in names if not is_range(name)]
+        return names if self.recipe is None else [name for name in names if not is_range_parameter(name)]
 
     def _finalize_training(self, trial, num_train_samples, start_time):
         if self._stage is not None:

@@ -14,15 +14,15 @@ from hf_stages.core.differences import diff
 from hf_stages.core.fingerprint import fingerprint
 from hf_stages.core.ledger import Ledger
 from hf_stages.core.parts import part_to_dict
-from hf_stages.core.randomness import seed_data, undisturbed
+from hf_stages.core.randomness import preserve_random_state, seed_data
 from hf_stages.core.sealed_folders import (
     RUN_FILE,
     SCHEMA,
     STAGE_FILE,
     STATE_FILE,
-    broken,
     checkpoints,
-    newest_whole,
+    find_damage,
+    newest_intact_checkpoint,
     read_json,
     write_json,
 )
@@ -59,7 +59,7 @@ class Manifest:
         """Everything that decides what a stage does, with what it takes from the recipe and the args."""
         if name not in self._declared:
             # Fingerprints read examples, which may be augmented at random: under a fixed seed they are always the same.
-            with undisturbed():
+            with preserve_random_state():
                 seed_data(0)
                 self._declared[name] = self._declare(name)
         return self._declared[name]
@@ -131,7 +131,7 @@ class Manifest:
             folder = self.folder_of(planned.name)
             if not (folder / STAGE_FILE).is_file():
                 continue
-            if (problem := broken(folder)) is not None:
+            if (problem := find_damage(folder)) is not None:
                 logger.warning(f"{folder} is passed over: {problem}; its stage will be trained again")
                 break  # stages after a lost one stand on nothing
             summary = read_json(folder / STAGE_FILE, "a stage folder of hf_stages")
@@ -188,9 +188,9 @@ class Manifest:
             return bool(waiting) and state["resumable"] and state["stage"] == waiting[0]
 
         if isinstance(resume, bool):
-            return newest_whole(self.out, wanted, logger.warning)
+            return newest_intact_checkpoint(self.out, wanted, logger.warning)
         folder = Path(resume)
-        if (problem := broken(folder)) is not None:
+        if (problem := find_damage(folder)) is not None:
             raise ValueError(f"resume_from_checkpoint: {folder}: {problem}")
         if not wanted(read_json(folder / STATE_FILE, "a stage state")):
             raise ValueError(

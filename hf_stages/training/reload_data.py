@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any
 
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 
 
 class Refetch:
@@ -39,7 +39,7 @@ class Refetch:
 
     def take(self, theirs: Iterator[Any], count: int) -> list[Any]:
         """The micro-batches of the next update; ``theirs`` is the iterator that Trainer made."""
-        with undisturbed():
+        with preserve_random_state():
             if self._stale:
                 _close(self._batches if self._batches is not None else theirs)
                 self._renew()
@@ -48,7 +48,7 @@ class Refetch:
 
     def _renew(self) -> None:
         """A loader that stands at the next update."""
-        with undisturbed():
+        with preserve_random_state():
             _stop(self._loader)
             self._loader = self.run.trainer.get_train_dataloader()
             self.run.data_at_next()

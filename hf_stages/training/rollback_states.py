@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.core.sealed_folders import STATE_FILE, broken, checkpoints, read_json, written_whole
+from hf_stages.core.sealed_folders import STATE_FILE, checkpoints, find_damage, read_json, write_sealed_folder
 
 _FILE = "kept.pt"
 
@@ -26,7 +26,7 @@ def keep(trainer: Any, folder: Path, step: int) -> None:
     if not trainer.args.should_save:
         return
     state = {"weights": _weights(trainer.model), "optimizer": trainer.optimizer.state_dict()}
-    with written_whole(folder / str(step)) as place:
+    with write_sealed_folder(folder / str(step)) as place:
         torch.save(state, place / _FILE)
     wanted = {step, *_remembered(folder.parent)}
     for other in folder.iterdir():
@@ -37,7 +37,7 @@ def keep(trainer: Any, folder: Path, step: int) -> None:
 def go_back(trainer: Any, folder: Path, step: int) -> None:
     """Put the kept weights and moments into the trainer's own."""
     place = folder / str(step)
-    if (problem := broken(place)) is not None:
+    if (problem := find_damage(place)) is not None:
         raise ValueError(
             f"{place}: {problem}; the stage cannot go back to it. Remove its checkpoints and resume: the stage is trained again"
         )

@@ -9,7 +9,7 @@ from typing import Any
 from transformers.utils import logging
 
 from hf_stages.core.batch import SOURCE
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.stage import Stage
 from hf_stages.data.collators.base import columns_read
 from hf_stages.planning.measure_data import train_dataset_of
@@ -76,7 +76,7 @@ def _check_rows(trainer: Any, stage: Stage, cached: CachedTeacher) -> None:
         return  # which collator a row is for, only drawing it tells
     trainer.teach_by(cached)
     try:
-        with undisturbed():
+        with preserve_random_state():
             if hasattr(dataset, "column_names"):
                 dataset = trainer._remove_unused_columns(dataset, description="Training")
             else:

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from hf_stages.core.ledger import Ledger
 from hf_stages.core.randomness import seed_of
 from hf_stages.core.ranks import from_all_ranks, from_main_rank
-from hf_stages.core.sealed_folders import disk_error, written_whole
+from hf_stages.core.sealed_folders import is_disk_error, write_sealed_folder
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source_column import SourceCollator
@@ -221,7 +221,7 @@ class Runner:
         stage, source = planned.stage, self.out / planned.folder
         if not (stage.exporters or stage.pack_on_save) or not self.args.should_save or target.exists():
             return
-        with written_whole(target) as folder:
+        with write_sealed_folder(target) as folder:
             if stage.pack_on_save:
                 pack(source, folder / "packed")
             for exporter in stage.exporters:
@@ -234,7 +234,7 @@ class Runner:
             decision = gate(history) if gate.on == "end" else None
             if decision is None:
                 continue
-            known = [e for e in self.ledger.of(name) if e.reason == decision.reason]
+            known = [e for e in self.ledger.select(name) if e.reason == decision.reason]
             if not known:
                 self.ledger.note(summary["global_step"], name, decision.action, decision.reason, by=type(gate).__name__)
             logger.warning(f"stage {name!r}: {decision.reason}")
@@ -391,7 +391,7 @@ class Runner:
 
 
 def _full(error: Exception, what: str, out: Path) -> Exception:
-    if not disk_error(error):
+    if not is_disk_error(error):
         return error
     return OSError(
         f"{what} could not be written ({error}); every folder saved before it is whole. Free space on {out} and resume with "

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_stages.core.batch import SOURCE
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.drawing.drawn_rows import DrawnRows, DrawnStream, OneByOnePositions, Positions, PositionsWithRows
 from hf_stages.data.drawing.endless_stream import EndlessStream
@@ -50,7 +50,7 @@ class StageData:
             return trainer._remove_unused_columns(dataset, description="Training")
 
         if (blend := self.blend) is not None:
-            with undisturbed():
+            with preserve_random_state():
                 for leaf in blend.leaves:
                     leaf.sorted_rows()  # here, not in a worker: it may be a model that scores
             if blend.streams:

@@ -19,13 +19,13 @@ from hf_stages.core.sealed_folders import (
     SEAL,
     STAGE_FILE,
     TRAINING_STATE,
-    checksum,
+    checksum_file,
     read_json,
     write_json,
-    written_whole,
+    write_sealed_folder,
 )
 from hf_stages.core.version import __version__
-from hf_stages.layers.bits import known_size
+from hf_stages.layers.bits import stored_size_or_none
 from hf_stages.models import optimizer_moments as moments_file
 from hf_stages.models.structure import save_weights
 from hf_stages.planning.domains import by_domain, domains_of, plain_name, trained_on
@@ -63,10 +63,10 @@ def write_boundary(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     state_dict = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     summary = _summary(runner, planned, run, metrics, change)
-    size = known_size(model)
+    size = stored_size_or_none(model)
     summary["size"] = None if size is None else size.to_dict(trainer.blueprint.weights)
     if trainer.args.should_save:
-        with written_whole(runner.out / planned.folder) as folder:
+        with write_sealed_folder(runner.out / planned.folder) as folder:
             with without_bars():
                 save_weights(model, folder, state_dict=state_dict)
             if trainer.processing_class is not None:
@@ -103,7 +103,7 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
     parents = []
     if planned.parent is not None:
         folder = runner.out / runner.plan[planned.parent].folder
-        parents = [{"name": planned.parent, "folder": folder.name, "seal": checksum(folder / SEAL)}]
+        parents = [{"name": planned.parent, "folder": folder.name, "seal": checksum_file(folder / SEAL)}]
     transforms = [part_to_dict(transform, "transforms") for transform in runner.handover.transforms_up_to(planned.name)]
     return {
         "schema": SCHEMA,

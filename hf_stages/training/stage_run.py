@@ -284,7 +284,7 @@ class StageRun:
             logs=[*state.log_history[self.history_start :], *more],
             before=self.steering.before,
             earlier=self.steering.earlier,
-            entries=self.ledger.of(self.planned.name),
+            entries=self.ledger.select(self.planned.name),
         )
 
     def note_silent_gates(self, state: TrainerState) -> None:

@@ -15,7 +15,7 @@ from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 
-from hf_stages.core.folder_lock import one_writer
+from hf_stages.core.folder_lock import lock_folder_on_all_ranks
 from hf_stages.core.ranks import check_launch
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.collator import Collator
@@ -24,7 +24,7 @@ from hf_stages.data.stage_collator import prepare_collator
 from hf_stages.evaluation.evaluation_mixin import MeasuredMixin
 from hf_stages.losses.objective.micro_batch_loss import overrides
 from hf_stages.losses.objective.stage_losses import wants_teacher
-from hf_stages.models.method_patches import Patches, check_rebuilt
+from hf_stages.models.method_patches import Patches, check_rebuilt_model
 from hf_stages.models.stage_models import load_stage
 from hf_stages.models.structure import Blueprint
 from hf_stages.packing.checks import check_packed_stages
@@ -131,7 +131,7 @@ class StagedMixin(MeasuredMixin, PreparingMixin, LoopMixin, SavingMixin):
         for unused in unused_args(self.args, self.recipe):
             logger.warning(unused)
         self.model_init = None  # it has made the model; made again for each stage, it would undo the stages
-        self.blueprint, self._patches = Blueprint(self.model), Patches.of(self.model)
+        self.blueprint, self._patches = Blueprint(self.model), Patches.read(self.model)
         self._fresh = True
         self.callback_handler: Any = OneRun.around(self.callback_handler)
         for callback in [c for c in self.callback_handler.callbacks if type(c) is ProgressCallback]:
@@ -145,7 +145,7 @@ class StagedMixin(MeasuredMixin, PreparingMixin, LoopMixin, SavingMixin):
         if self.recipe is None:
             raise ValueError("plan: expected a trainer with stages")
         plan = plan_for(self.recipe, self.args, self.train_data if self.prepares else None)
-        check_rebuilt(self, plan)
+        check_rebuilt_model(self, plan)
         for stage, dataset in evaluated(self.recipe) if self.prepares else ():
             self.eval_data(dataset, stage)
         if not self.blueprint.buildable:
@@ -177,7 +177,7 @@ class StagedMixin(MeasuredMixin, PreparingMixin, LoopMixin, SavingMixin):
             raise ValueError("hyperparameter search: expected a trainer without stages; search one stage at a time")
         self._runner = Runner(self, self.plan())
         try:
-            with one_writer(Path(self.args.output_dir), self.args):
+            with lock_folder_on_all_ranks(Path(self.args.output_dir), self.args):
                 return self._runner.run(
                     resume_from_checkpoint,
                     lambda checkpoint: inner(checkpoint, ignore_keys_for_eval=ignore_keys_for_eval, **kwargs),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from hf_stages.core.did_you_mean import nearest
+from hf_stages.core.did_you_mean import sort_by_likeness
 
 
 def match_names(patterns: Iterable[str], names: Iterable[str], *, where: str) -> list[str]:
@@ -22,7 +22,7 @@ def match_names(patterns: Iterable[str], names: Iterable[str], *, where: str) ->
         hits = [name for name in names if _matches(pattern, name)]
         if not hits:
             raise ValueError(
-                f"{where}: the pattern {pattern!r} matches nothing; there are names such as {', '.join(nearest(pattern, names)[:5])}"
+                f"{where}: the pattern {pattern!r} matches nothing; there are names such as {', '.join(sort_by_likeness(pattern, names)[:5])}"
             )
         found.update(hits)
     return [name for name in names if name in found]

@@ -113,7 +113,7 @@ class Quantize(Transform):
         """The strength at progress ``t``, in the layers that this transform made."""
         strength = as_curve(self.strength)(t)
         for module in model.modules():
-            if isinstance(module, WithStrength) and module.governor == self:
+            if isinstance(module, WithStrength) and module.strength_owner == self:
                 module.set_strength(1.0 if strength >= _FULL else strength)
 
     def check(self, model: Any) -> None:
@@ -147,24 +147,24 @@ class Quantize(Transform):
         if odd is not None:
             raise ValueError(f"expected a full-precision weight, got {odd.dtype} ({type(odd).__name__})")
         if kind_of(module) == "experts":
-            QuantizedExperts.of(module, self.levels, quantizer, activations)
-            module.governor = self
+            QuantizedExperts.quantize(module, self.levels, quantizer, activations)
+            module.strength_owner = self
             return module
         linear, embedding = self.layers
         # Tied weights share learned scales as well.
         shared = scales.get(id(weights[0]), ())
         if isinstance(module, nn.Embedding):
-            layer = embedding.of(module, quantizer, weights, shared)
+            layer = embedding.from_layer(module, quantizer, weights, shared)
         else:
-            layer = linear.of(module, quantizer, activations, weights, shared)
+            layer = linear.from_layer(module, quantizer, activations, weights, shared)
             if layer.activation_clip is not None:
                 layer.activation_clip.requires_grad_(weights[0].requires_grad)
         scales[id(weights[0])] = layer.scales
-        layer.governor = self
+        layer.strength_owner = self
         return layer
 
     def _release(self, model: Any) -> None:
         """What an equal transform made in an earlier stage stays at full strength."""
         for module in model.modules():
-            if isinstance(module, WithStrength) and module.governor == self:
-                module.governor = None
+            if isinstance(module, WithStrength) and module.strength_owner == self:
+                module.strength_owner = None

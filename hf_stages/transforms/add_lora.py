@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_stages.core.did_you_mean import listed, nearest
+from hf_stages.core.did_you_mean import list_names, sort_by_likeness
 from hf_stages.layers.quantized import WithStrength
 from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._peft import base_name, import_peft, refuse_adapters
@@ -143,7 +143,7 @@ def _check_target(model: nn.Module, target: str, key: str) -> None:
     ends = dict.fromkeys(name.rpartition(".")[2] for name in (heavy or names) if name and not name[-1].isdigit())
     raise ValueError(
         f"AddLora: {key}: expected the end of a module's name in {type(model).__name__}, got {target!r}, which matches "
-        f"none; there are modules such as {listed(target, nearest(target, ends))}"
+        f"none; there are modules such as {list_names(target, sort_by_likeness(target, ends))}"
     )
 
 

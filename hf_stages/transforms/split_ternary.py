@@ -90,12 +90,12 @@ def _split(layer: Any, halves: dict[int, Any]) -> nn.Module:
     kind: Any = SplitEmbedding if isinstance(layer, nn.Embedding) else SplitLinear
     key = id(layer.latents[0])
     if key not in halves:
-        made = kind.of_ternary(layer)
+        made = kind.from_ternary(layer)
         halves[key] = (made.quantizer, made.latents, made.scales)
     else:
         quantizer, latents, scales = halves[key]
         of = (quantizer, latents, scales) if kind is SplitEmbedding else (quantizer, layer.activations, latents, scales)
-        made = kind.of(layer, *of)
+        made = kind.from_layer(layer, *of)
     if getattr(layer, "activation_clip", None) is not None:
         made.activation_clip = layer.activation_clip  # where training has brought it
     return made

@@ -10,8 +10,8 @@ import pytest
 
 from hf_stages.commands.cli import main
 from hf_stages.commands.reference import recipe_reference
-from hf_stages.core.registry import classes_of
-from hf_stages.core.source_docs import Documented
+from hf_stages.core.registry import list_parts
+from hf_stages.core.source_docs import DocumentedClass
 from hf_stages.core.source_sketch import sketch
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.source import Source
@@ -32,7 +32,7 @@ FOLDERS = [
     "teacher_source",
     "model_source",
 ]
-PARTS = [part for folder in FOLDERS for part in classes_of(folder)]
+PARTS = [part for folder in FOLDERS for part in list_parts(folder)]
 NOUNS = [("hf_stages.core.stage", "Stage"), ("hf_stages.core.stage", "Recipe")]
 
 
@@ -59,7 +59,7 @@ def test_every_field_stands_in_its_section(noun, title):
 
 @pytest.mark.parametrize("noun", [Recipe, Stage, Source, ModelSource, Teacher, CachedTeacher])
 def test_fields_and_defaults_are_those_of_the_class(noun):
-    told = {a.name: a.default for a in Documented(noun.__module__, noun.__name__).arguments}
+    told = {a.name: a.default for a in DocumentedClass(noun.__module__, noun.__name__).arguments}
     assert list(told) == list(inspect.signature(noun).parameters)
     for field in fields(noun):
         made = field.default_factory() if field.default_factory is not MISSING else field.default
@@ -68,7 +68,7 @@ def test_fields_and_defaults_are_those_of_the_class(noun):
 
 @pytest.mark.parametrize(("module", "name"), [*PARTS, *NOUNS], ids=lambda value: value.rsplit(".", 1)[-1])
 def test_arguments_are_those_that_a_recipe_may_give_and_each_is_explained(module, name):
-    part = Documented(module, name)
+    part = DocumentedClass(module, name)
     assert part.doc
     if "evaluate.Metric" in part.bases:
         return
@@ -84,13 +84,13 @@ def test_every_part_has_its_entry(module, name):
 
 
 def test_inherited_arguments_and_names_of_constants():
-    binarize = {a.name: a for a in Documented("hf_stages.transforms.binarize", "Binarize").arguments}
+    binarize = {a.name: a for a in DocumentedClass("hf_stages.transforms.binarize", "Binarize").arguments}
     assert binarize["method"].default == "'mean'"  # its own
     assert binarize["strength"].hint == "float | Curve"  # its base's, in another file
     assert "curve has to end at 1" in binarize["strength"].doc
-    lora = {a.name: a.default for a in Documented("hf_stages.transforms.add_lora", "AddLora").arguments}
+    lora = {a.name: a.default for a in DocumentedClass("hf_stages.transforms.add_lora", "AddLora").arguments}
     assert lora["alpha"] == "16.0"
-    direction = {a.name: a.hint for a in Documented("hf_stages.losses.logit_kl", "LogitKL").arguments}["direction"]
+    direction = {a.name: a.hint for a in DocumentedClass("hf_stages.losses.logit_kl", "LogitKL").arguments}["direction"]
     assert direction == "Literal['forward', 'reverse', 'jsd']"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hf_stages import Stage
-from hf_stages.core.did_you_mean import did_you_mean, listed, nearest
+from hf_stages.core.did_you_mean import did_you_mean, list_names, sort_by_likeness
 from hf_stages.models.model_source import ModelSource
 from hf_stages.transforms import AddLora, Freeze, Ternarize
 from tests.support import tiny
@@ -13,7 +13,7 @@ from tests.support import tiny
 
 def test_short_lists_stay_whole_and_in_order():
     assert did_you_mean("x", ["b", "a"]) == "expected one of b, a"
-    assert listed("x", []) == "nothing"
+    assert list_names("x", []) == "nothing"
 
 
 def test_a_beginning_is_near():
@@ -23,14 +23,14 @@ def test_a_beginning_is_near():
 
 def test_long_lists_lose_the_farthest():
     names = [f"name_{letter}" for letter in "abcdefghijklmnop"]
-    shown = listed("zz_p", [*names, "zz"], most=3)
+    shown = list_names("zz_p", [*names, "zz"], most=3)
     assert shown.startswith("zz, name_p, ")
     assert shown.endswith(" and 14 more")
 
 
 def test_blocks_that_differ_in_their_number_stand_once():
     names = [f"model.layers.{i}.{part}.weight" for i in range(4) for part in ("mlp", "self_attn.q_proj")]
-    assert nearest("query", names) == ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.weight"]
+    assert sort_by_likeness("query", names) == ["model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.weight"]
 
 
 @pytest.mark.parametrize(

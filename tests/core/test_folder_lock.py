@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 from hf_stages import Stage, StagedTrainer
 from hf_stages.commands.arm_runs import Trainings, run_versus
 from hf_stages.core import folder_lock
-from hf_stages.core.folder_lock import NAME, alone_in
+from hf_stages.core.folder_lock import NAME, lock_folder
 from hf_stages.core.stops import StageStopped
 from hf_stages.gates import Expect
 from hf_stages.packing import pack, pack_folder
@@ -47,8 +47,8 @@ def trainer(out, stages=("a",), **kwargs):
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from hf_stages.core.folder_lock import alone_in
-with alone_in(Path(sys.argv[1])):
+from hf_stages.core.folder_lock import lock_folder
+with lock_folder(Path(sys.argv[1])):
     if sys.argv[2] == "forked" and not os.fork():
         time.sleep(100)
     print("held", flush=True)
@@ -118,7 +118,7 @@ def test_it_is_given_back_however_a_run_ends(tmp_path):
         trainer(tmp_path / "out", [judged, "b"]).train()
     with pytest.raises(ValueError, match="already holds a run"):
         trainer(tmp_path / "out").train()
-    with alone_in(tmp_path / "out"):
+    with lock_folder(tmp_path / "out"):
         pass
     assert not (tmp_path / "out" / NAME).exists()
 
@@ -159,7 +159,10 @@ def test_one_packs_while_another_has_written(tmp_path, monkeypatch):
 def test_comparisons_and_trials_take_their_folder(tmp_path):
     """Between two of their runs too, where no trainer holds it."""
     prepared = SimpleNamespace(args=arguments(tmp_path / "out"))
-    with alone_in(tmp_path / "versus"), pytest.raises(ValueError, match=r"versus: process .* writes into this folder"):
+    with (
+        lock_folder(tmp_path / "versus"),
+        pytest.raises(ValueError, match=r"versus: process .* writes into this folder"),
+    ):
         run_versus(Trainings(prepared), [SimpleNamespace(updates=1, name="staged")], [0], tmp_path / "versus")
     assert not list((tmp_path / "versus").iterdir())
 

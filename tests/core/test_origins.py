@@ -108,11 +108,11 @@ def test_text_without_a_file_has_lines():
 def test_what_a_stage_takes_from_the_run():
     origin = recipes.loads(HEAD).origin
     assert (
-        origin.placed("stage 'a': train_dataset: is empty") == "line 10, column 1: stage 'a': train_dataset: is empty"
+        origin.locate("stage 'a': train_dataset: is empty") == "line 10, column 1: stage 'a': train_dataset: is empty"
     )
-    assert origin.placed("stage 'a': no loss").startswith("line 12, column 5: ")
+    assert origin.locate("stage 'a': no loss").startswith("line 12, column 5: ")
 
 
 def test_what_is_about_no_value_is_left_as_it_is():
-    assert Origin({}, {}, "").placed("no such place") == "no such place"
-    assert Origin({}, {}, "run.yaml").placed("no such place") == "run.yaml: no such place"
+    assert Origin({}, {}, "").locate("no such place") == "no such place"
+    assert Origin({}, {}, "run.yaml").locate("no such place") == "run.yaml: no such place"

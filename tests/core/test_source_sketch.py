@@ -8,14 +8,14 @@ import json
 
 import pytest
 
-from hf_stages.core.registry import FOLDERS, classes_of, module_of, names_of, parameters_of
-from hf_stages.core.source_sketch import fields_of, names_in, sketch
+from hf_stages.core.registry import KIND_OF_KEY, list_parts, module_of, parameters_of, part_names
+from hf_stages.core.source_sketch import classes_and_functions, dataclass_fields, sketch
 from hf_stages.core.type_hints import hints_of
 
-PARTS = sorted({(module_of(name, folder), name) for folder in FOLDERS.values() for name in names_of(folder)})
-RECIPES = classes_of("recipes")
+PARTS = sorted({(module_of(name, folder), name) for folder in KIND_OF_KEY.values() for name in part_names(folder)})
+RECIPES = list_parts("recipes")
 COLLATORS = "transformers.data.data_collator"
-THEIRS = [(COLLATORS, name) for name in names_in(COLLATORS) if name.startswith("DataCollator")]
+THEIRS = [(COLLATORS, name) for name in classes_and_functions(COLLATORS) if name.startswith("DataCollator")]
 OPEN = inspect.Parameter.VAR_KEYWORD
 
 
@@ -42,7 +42,7 @@ def test_a_sketch_takes_what_the_part_takes(module, name):
 def test_what_is_known_of_transformers():
     from transformers import TrainingArguments
 
-    assert fields_of("transformers.training_args", "TrainingArguments") == list(parameters_of(TrainingArguments))
+    assert dataclass_fields("transformers.training_args", "TrainingArguments") == list(parameters_of(TrainingArguments))
 
 
 CODE = """

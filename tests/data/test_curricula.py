@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_stages.core.curves import Linear, Step
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.data import ByDifficulty, ByLength, Mixture, Ordered, Replay
 from hf_stages.data.drawing.blend import SizedBlend, make_blend
 from hf_stages.data.drawing.drawn_rows import DrawnStream
@@ -284,7 +284,7 @@ def test_rows_beside_a_stream_are_transformed_anew_in_each_pass():
     def read(start, count):
         stream = DrawnStream(made(part, 40), 7, "source")
         stream.start = start
-        with undisturbed():
+        with preserve_random_state():
             return list(itertools.islice(stream, count))
 
     whole = read(0, 40)

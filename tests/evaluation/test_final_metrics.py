@@ -16,7 +16,7 @@ from hf_stages.core.curves import Linear
 from hf_stages.core.stops import StageStopped
 from hf_stages.gates import Below, Expect
 from hf_stages.losses import TaskLoss
-from hf_stages.models.state_checksum import weights_print
+from hf_stages.models.state_checksum import state_checksum
 from hf_stages.transforms import Ternarize
 from hf_stages.transforms.base import Transform
 from tests.support import tiny
@@ -192,8 +192,8 @@ def test_an_evaluation_of_a_callbacks_own_is_not_the_stages(tmp_path):
 
 def test_a_print_sees_what_outputs_depend_on():
     model = tiny.bert()
-    first = weights_print(model)
-    assert weights_print(model.train()) == first == weights_print(tiny.bert())
+    first = state_checksum(model)
+    assert state_checksum(model.train()) == first == state_checksum(tiny.bert())
     changes = [
         lambda m: m.classifier.bias.data.add_(1e-30),
         lambda m: m.bert.embeddings.position_ids.add_(1),
@@ -205,6 +205,6 @@ def test_a_print_sees_what_outputs_depend_on():
     for change in changes:
         other = tiny.bert()
         change(other)
-        assert weights_print(other) != first
+        assert state_checksum(other) != first
     model.add_module("apart", nn.Linear(2, 2))
-    assert weights_print(model) != first == weights_print(model, leave_out="apart")
+    assert state_checksum(model) != first == state_checksum(model, leave_out="apart")

@@ -340,7 +340,7 @@ def test_another_gates_share_is_no_cut():
     ledger = Ledger()
     ledger.note(5, "code", "replay", "", value=0.1)
     ledger.note(6, "code", "cut_lr", "", value=0.5)
-    assert ledger.rate(["code"], 7) == 0.5
+    assert ledger.lr_factor(["code"], 7) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_asymmetric_equals_the_reference(bits):
 @pytest.mark.parametrize("clip", [None, 2.0])
 def test_bytes_hold_all_that_multiplies(symmetric, clip):
     activations = Activations(8, symmetric, clip)
-    range_ = None if clip is None else activations.initial()
+    range_ = None if clip is None else activations.initial_range()
     for x in (tokens(), tokens(2, 3, 4), tokens(7), tokens(1, 4), torch.zeros(2, 4), -tokens().abs(), tokens(0, 4)):
         coded = activations.encode(x, range_)
         assert coded[0].element_size() == 1
@@ -58,7 +58,7 @@ def test_sixteen_bits(dtype):
 def test_nan_and_infinity_are_not_hidden(bad, symmetric, clip):
     activations, x = Activations(8, symmetric, clip), tokens()
     x[1, 2] = bad
-    found = activations(x, None if clip is None else activations.initial())
+    found = activations(x, None if clip is None else activations.initial_range())
     assert found[1].isnan().all()
     assert found[[0, 2, 3, 4]].isfinite().all()
 
@@ -74,7 +74,7 @@ def clipped(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, top: int, ze
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_gradients_of_a_learned_range(symmetric):
     activations, x = Activations(8, symmetric, 2.0), tokens().requires_grad_()
-    clip = activations.initial().requires_grad_()
+    clip = activations.initial_range().requires_grad_()
     low, high = (-clip, clip) if symmetric else (clip[:1], clip[1:])
     grad = tokens(5, 16).flip(0)
     clipped(x, low, high, activations.top, not symmetric).backward(grad)

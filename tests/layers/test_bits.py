@@ -67,7 +67,7 @@ def test_levels_and_scales(per, scales):
         (TernaryLinear(16, 6, **options), 2, 1),
         (TernaryLinear(16, 6, method="learned", **options), 2, 1),  # its scales are parameters, and counted once
         (SplitLinear(16, 6, **options), 1, 2),
-        (SplitLinear.of_ternary(TernaryLinear(16, 6, method="learned", **options)), 1, 2),
+        (SplitLinear.from_ternary(TernaryLinear(16, 6, method="learned", **options)), 1, 2),
     ):
         size = stored_size(layer)
         assert size.weights == 96, layer
@@ -134,7 +134,7 @@ class _Experts(nn.Module):
         self.bias = nn.Parameter(torch.zeros(3, 4))
 
     def stored_bits(self):
-        return (StoredBits.of(("up_latent",), Quantizer("ternary", "twn"), (3 * 4, 8)),)
+        return (StoredBits.from_quantizer(("up_latent",), Quantizer("ternary", "twn"), (3 * 4, 8)),)
 
 
 def test_any_module_may_say_what_it_packs():

@@ -116,10 +116,10 @@ def test_tables_that_multiply_what_they_give():
     bart = BartScaledWordEmbedding(10, 8, 3, embed_scale=4.0)
     gemma = Gemma3TextScaledWordEmbedding(10, 8, 3, embed_scale=8**0.5).bfloat16()
     for source in (bart, gemma):
-        layer = TernaryEmbedding.of(source, Quantizer("ternary", "twn"))
+        layer = TernaryEmbedding.from_layer(source, Quantizer("ternary", "twn"))
         layer.set_strength(0.0)
         assert torch.equal(layer(IDS), source(IDS))
-        again = BinaryEmbedding.of(layer, Quantizer("binary", "mean"))
+        again = BinaryEmbedding.from_layer(layer, Quantizer("binary", "mean"))
         again.set_strength(0.0)
         assert torch.equal(again(IDS), source(IDS))
         assert layer.to("meta")(IDS.to("meta")).is_meta
@@ -128,7 +128,7 @@ def test_tables_that_multiply_what_they_give():
 
 def test_refuses():
     with pytest.raises(ValueError, match="max_norm: a quantized embedding does not renormalize"):
-        BinaryEmbedding.of(nn.Embedding(4, 4, max_norm=1.0), Quantizer("binary", "mean"))
+        BinaryEmbedding.from_layer(nn.Embedding(4, 4, max_norm=1.0), Quantizer("binary", "mean"))
 
 
 @pytest.mark.parametrize("tied", [False, True])

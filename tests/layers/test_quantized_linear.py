@@ -115,7 +115,9 @@ def test_conv1d_is_the_same_layer_transposed(kind, method):
     gpt = Conv1D(6, 16)
     gpt.bias.data.copy_(layer.bias.data)
     latents = [nn.Parameter(latent.detach().t().contiguous()) for latent in layer.latents]
-    other = kind.of(gpt, layer.quantizer, layer.activations, latents, [s.detach().clone() for s in layer.scales])
+    other = kind.from_layer(
+        gpt, layer.quantizer, layer.activations, latents, [s.detach().clone() for s in layer.scales]
+    )
     assert (other.in_features, other.out_features) == (16, 6)
     x = inputs()
     torch.testing.assert_close(other(x), layer(x))
@@ -267,12 +269,12 @@ def test_loads_full_precision_weights(kind, method):
     model.load_state_dict(nn.ModuleDict({"a": source}).state_dict())
     torch.testing.assert_close(sum(layer.latents), source.weight)
     assert torch.equal(layer.bias, source.bias)
-    expected = [layer.quantizer.initial(latent) for latent in layer.latents] if method == "learned" else []
+    expected = [layer.quantizer.initial_scales(latent) for latent in layer.latents] if method == "learned" else []
     if kind is not SplitLinear:
         torch.testing.assert_close([s.detach() for s in layer.scales], expected)
     else:  # the halves are those of the ternary weight
         wanted = Quantizer("ternary", "twn" if method == "mean" else "learned", 4)
-        scale = wanted.initial(source.weight) if wanted.learned else None
+        scale = wanted.initial_scales(source.weight) if wanted.learned else None
         torch.testing.assert_close(layer.weight, wanted(source.weight, scale), rtol=1e-5, atol=1e-6)
     with pytest.raises(RuntimeError, match=r"size mismatch for a\.weight_latent"):
         model.load_state_dict(nn.ModuleDict({"a": nn.Linear(8, 6)}).state_dict())
@@ -324,13 +326,13 @@ def test_the_weight_is_not_to_be_assigned():
 def test_what_was_there_stays_the_same_object():
     """Ties and optimizers hold on to parameters."""
     source = nn.Linear(16, 6).requires_grad_(False)
-    layer = TernaryLinear.of(source, Quantizer("ternary", "learned"), Activations(8, clip=1.0))
+    layer = TernaryLinear.from_layer(source, Quantizer("ternary", "learned"), Activations(8, clip=1.0))
     assert layer.weight_latent is source.weight
     assert layer.bias is source.bias
     assert not any(p.requires_grad for p in layer.parameters())
-    tied = TernaryLinear.of(source, layer.quantizer, None, layer.latents, layer.scales)
+    tied = TernaryLinear.from_layer(source, layer.quantizer, None, layer.latents, layer.scales)
     assert tied.weight_scale is layer.weight_scale
-    binary = BinaryLinear.of(layer, Quantizer("binary", "mean"), layer.activations)
+    binary = BinaryLinear.from_layer(layer, Quantizer("binary", "mean"), layer.activations)
     assert binary.weight_latent is source.weight
     assert binary.activation_clip is layer.activation_clip
 
@@ -411,7 +413,7 @@ def test_compiles_as_part_of_models(kind):
     plain = Conv1D(6, 16)
     levels = kind(16, 6).quantizer
     halves = [torch.randn(16, 6) for _ in range(2)] if kind.split else None
-    layer, x = kind.of(plain, levels, Activations(), halves), inputs()
+    layer, x = kind.from_layer(plain, levels, Activations(), halves), inputs()
 
     def block(x):
         with torch.autocast("cpu", torch.bfloat16):
@@ -468,4 +470,4 @@ def test_refuses():
     with pytest.raises(ValueError, match=r"activations: expected 8, 4, Activations\(...\) or None, got '8'"):
         BinaryLinear(16, 4, activations="8")
     with pytest.raises(ValueError, match="expected a layer of one weight, got a SplitLinear"):
-        BinaryLinear.of(SplitLinear(4, 4), Quantizer("binary", "mean"))
+        BinaryLinear.from_layer(SplitLinear(4, 4), Quantizer("binary", "mean"))

@@ -49,7 +49,7 @@ def reference(group: torch.Tensor, method: str, levels: str, scale: float | None
 def test_equals_the_reference(levels, method, per):
     w, quantizer = weights(), Quantizer(levels, method, per)
     groups = grouped(w, per)
-    scales = quantizer.initial(w) * 0.7 if quantizer.learned else None
+    scales = quantizer.initial_scales(w) * 0.7 if quantizer.learned else None
     each = scales.tolist() if quantizer.learned else [None] * len(groups)
     expected = torch.cat([reference(g, method, levels, s) for g, s in zip(groups, each, strict=True)]).reshape(w.shape)
     torch.testing.assert_close(quantizer(w, scales), expected, rtol=1e-12, atol=1e-12)
@@ -76,7 +76,7 @@ def test_the_error_on_gaussian_weights(levels, method, error):
 def test_learned_scales_begin_where_paretoq_begins(levels):
     w = weights()
     expected = w.abs().mean(-1) if levels == "binary" else w.abs().amax(-1) / 1.5
-    torch.testing.assert_close(Quantizer(levels, "learned").initial(w), expected)
+    torch.testing.assert_close(Quantizer(levels, "learned").initial_scales(w), expected)
 
 
 def soft(w: torch.Tensor, scale: torch.Tensor, levels: str) -> torch.Tensor:
@@ -92,7 +92,7 @@ def soft(w: torch.Tensor, scale: torch.Tensor, levels: str) -> torch.Tensor:
 @pytest.mark.parametrize("levels", ["binary", "ternary"])
 def test_gradients_of_learned_scales(levels):
     quantizer = Quantizer(levels, "learned")
-    w, scale = weights().requires_grad_(), (quantizer.initial(weights()) * 0.5).requires_grad_()
+    w, scale = weights().requires_grad_(), (quantizer.initial_scales(weights()) * 0.5).requires_grad_()
     grad = weights(6, 8).flip(0)
     if levels == "ternary":
         soft(w, scale, levels).backward(grad)
@@ -108,7 +108,7 @@ def test_gradients_of_learned_scales(levels):
 def test_zeros_nan_and_infinity(levels, method):
     quantizer = Quantizer(levels, method)
     w = weights(4, 8, torch.float32)
-    scale = quantizer.initial(w) if quantizer.learned else None
+    scale = quantizer.initial_scales(w) if quantizer.learned else None
     w[0] = 0
     assert quantizer(w, scale).isfinite().all()
     if not quantizer.learned:
@@ -124,7 +124,7 @@ def test_sixteen_bits_sum_in_more():
     w = torch.full((1, 4096), 30.0, dtype=torch.float16)  # the sum is beyond float16
     for levels, method in ALL:
         quantizer = Quantizer(levels, method)
-        found = quantizer(w, quantizer.initial(w).half() if quantizer.learned else None)
+        found = quantizer(w, quantizer.initial_scales(w).half() if quantizer.learned else None)
         assert found.dtype == torch.float16
         torch.testing.assert_close(found, torch.full_like(w, 20 if quantizer.learned and levels == "ternary" else 30))
 
@@ -143,7 +143,7 @@ def test_transposed_and_strided_weights_are_the_same():
     for per in PERS:
         for levels, method in ALL:
             quantizer = Quantizer(levels, method, per)
-            scale = quantizer.initial(w) if quantizer.learned else None
+            scale = quantizer.initial_scales(w) if quantizer.learned else None
             assert torch.equal(quantizer(w.t().contiguous().t(), scale), quantizer(w, scale))
 
 

@@ -47,7 +47,7 @@ KINDS = ["gaussian", "zero rows", "constant rows", "skewed", "signed zeros"]
 
 def deviation(w: torch.Tensor, quantizer: Quantizer) -> tuple[float, float]:
     """Relative to the largest scale: of the halves' quantized sum from the ternary weight, and of their sum from ``w``."""
-    scale = quantizer.initial(w) * 0.6 if quantizer.learned else None
+    scale = quantizer.initial_scales(w) * 0.6 if quantizer.learned else None
     wanted = quantizer(w, scale)
     first, second, half = split_ternary(w, quantizer, scale)
     binary = Quantizer("binary", "mean" if half is None else "learned", quantizer.per)
@@ -150,9 +150,9 @@ def test_sixteen_bit_latents_keep_signs_and_nearly_the_scale(dtype, off):
 def test_a_split_layer_is_the_same_function(method, source):
     with torch.no_grad():
         source.bias.uniform_()
-    ternary = TernaryLinear.of(source, Quantizer("ternary", method, 4), Activations(8, clip=2.0))
+    ternary = TernaryLinear.from_layer(source, Quantizer("ternary", method, 4), Activations(8, clip=2.0))
     ternary.activation_clip.data.fill_(1.3)  # as trained
-    split = SplitLinear.of_ternary(ternary)
+    split = SplitLinear.from_ternary(ternary)
     assert split.activation_clip is ternary.activation_clip
     assert split.bias is ternary.bias
     x = torch.randn(5, 16)
@@ -164,7 +164,7 @@ def test_a_split_layer_is_the_same_function(method, source):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_split_embedding_is_the_same_function(method):
     ternary = TernaryEmbedding(10, 16, padding_idx=2, method=method)
-    split = SplitEmbedding.of_ternary(ternary)
+    split = SplitEmbedding.from_ternary(ternary)
     ids = torch.tensor([[1, 2, 9], [1, 1, 0]])
     torch.testing.assert_close(split(ids), ternary(ids), rtol=1e-6, atol=1e-6)
     assert split.padding_idx == 2
@@ -172,11 +172,11 @@ def test_a_split_embedding_is_the_same_function(method):
 
 def test_frozen_layers_split_into_frozen_halves():
     ternary = TernaryLinear(8, 4, method="learned").requires_grad_(False)
-    assert not any(p.requires_grad for p in SplitLinear.of_ternary(ternary).parameters())
+    assert not any(p.requires_grad for p in SplitLinear.from_ternary(ternary).parameters())
 
 
 def test_refuses():
     with pytest.raises(ValueError, match="expected a ternary layer, got a BinaryLinear"):
-        SplitLinear.of_ternary(BinaryLinear(4, 4))
+        SplitLinear.from_ternary(BinaryLinear(4, 4))
     with pytest.raises(ValueError, match="expected ternary weights, got binary ones"):
         split_ternary(torch.ones(2, 2), Quantizer("binary", "mean"))

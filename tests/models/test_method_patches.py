@@ -74,7 +74,7 @@ def test_a_branch_is_the_same_function(tmp_path):
 def test_a_deep_copy_no_longer_runs_the_old_model():
     first = tiny.llama()
     scale_logits(first, 0.5)
-    patches = Patches.of(first)
+    patches = Patches.read(first)
     other = copy.deepcopy(first)
     other.lm_head.weight.data.zero_()
     assert logits(other).any()  # of the first model
@@ -89,7 +89,7 @@ def test_an_adapter_has_it_on_its_base():
     first, other = tiny.llama(), tiny.llama()
     scale_logits(first, 0.5)
     adapted = peft.get_peft_model(other, peft.LoraConfig(r=2, target_modules=["q_proj"]))
-    Patches.of(first).apply(adapted)
+    Patches.read(first).apply(adapted)
     assert logits(adapted).equal(logits(first))
 
 

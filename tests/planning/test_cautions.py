@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 from hf_stages import Recipe, Stage
 from hf_stages.commands import cli
 from hf_stages.core.curves import Const, Linear
-from hf_stages.core.registry import names_of
+from hf_stages.core.registry import part_names
 from hf_stages.data import ByLength, Preferences
 from hf_stages.planning.cautions import cautions
 from hf_stages.planning.measure_data import plan_for
@@ -98,7 +98,7 @@ def test_a_place_that_holds_several_rows_counts_as_these(tokens, warned):
     assert bool(planned(ByLength(rows, tokens=tokens), 2)) == warned
 
 
-@pytest.mark.parametrize("name", names_of("recipes"))
+@pytest.mark.parametrize("name", part_names("recipes"))
 def test_a_ready_recipe_as_it_is_printed_raises_none(name, capsys):
     """With the arguments that its first line says to add."""
     assert cli.main(["recipe", name]) == 0

@@ -10,7 +10,7 @@ import pytest
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.core.sealed_folders import seal, write_json
+from hf_stages.core.sealed_folders import seal_folder, write_json
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.gates import Expect
 from hf_stages.schedules import Resume
@@ -192,7 +192,7 @@ def test_a_newer_schema(tmp_path):
     cut(tmp_path, 8)
     stage = tmp_path / "01-a"
     write_json(stage / "stage.json", {**json.loads((stage / "stage.json").read_text()), "schema": 99})
-    seal(stage)
+    seal_folder(stage)
     said = refused(tmp_path)
     assert said == (
         f"{stage}/stage.json: written with schema 99, this version of hf_stages reads up to 1; upgrade hf_stages"
@@ -206,7 +206,7 @@ def test_another_global_batch(begun, tmp_path):
     checkpoint = tmp_path / "checkpoint-6"  # as eight ranks would have left it
     state = json.loads((checkpoint / "stage_state.json").read_text())
     write_json(checkpoint / "stage_state.json", {**state, "global_batch": 32})
-    seal(checkpoint)
+    seal_folder(checkpoint)
     said = refused(tmp_path)
     assert said == (
         f"{checkpoint}: taken with 32 examples per update, now 4; positions would not match. Set batch size x "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hf_stages.core.sealed_folders import seal
+from hf_stages.core.sealed_folders import seal_folder
 
 
 def stage(out: Path, index: int, name: str, domains: dict, *, parent: str | None = None, **more) -> Path:
@@ -22,7 +22,7 @@ def stage(out: Path, index: int, name: str, domains: dict, *, parent: str | None
         "trains_on": [name], "ledger": [], **more,
     }  # fmt: skip
     (folder / "stage.json").write_text(json.dumps(summary))
-    seal(folder)
+    seal_folder(folder)
     return folder
 
 

@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.commands.bench import bench
-from hf_stages.core.sealed_folders import broken
+from hf_stages.core.sealed_folders import find_damage
 from hf_stages.losses import LogitKL, TaskLoss
 from hf_stages.packing import pack
 from hf_stages.schedules import Resume, Rewarm
@@ -220,7 +220,7 @@ def test_a_card_may_be_edited(tmp_path):
     trained(tmp_path / "out", stages[:1])
     card = tmp_path / "out" / "01-a" / "README.md"
     card.write_text(card.read_text(encoding="utf-8") + "\nMine.\n", encoding="utf-8")
-    assert broken(card.parent) is None
+    assert find_damage(card.parent) is None
     args = TrainingArguments(
         str(tmp_path / "out"),
         per_device_train_batch_size=4,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hf_stages.core.sealed_folders import seal
+from hf_stages.core.sealed_folders import seal_folder
 from hf_stages.reports.tables.result_table import result_table
 from tests.reports.folders import stage as stage_in
 
@@ -18,7 +18,7 @@ def test_shows_what_is_done_and_what_is_not(tmp_path):
         "boundary": {"before": {"loss": 9.0}, "start": {"loss": 3.0}, "shock": {}},
     }  # fmt: skip
     (folder / "stage.json").write_text(json.dumps(stage))
-    seal(folder)
+    seal_folder(folder)
     stages = {"main": {"status": "waiting", "folder": "02-main"}, "warm": {"status": "done", "folder": "01-warm"}}
     (tmp_path / "run.json").write_text(json.dumps({"schema": 1, "status": "interrupted", "stages": stages}))
     lines = result_table(tmp_path).splitlines()
@@ -34,7 +34,7 @@ def checkpoint(out, step, *, sealed=True, **state):
     folder.mkdir()
     (folder / "stage_state.json").write_text(json.dumps({"schema": 1, "tokens": 800.0, "seconds": 75.0, **state}))
     if sealed:
-        seal(folder)
+        seal_folder(folder)
     return folder
 
 

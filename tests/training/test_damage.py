@@ -12,7 +12,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hf_stages.core.sealed_folders import NewerSchema, broken, disk_error, newest_whole, seal, write_json, written_whole
+from hf_stages.core.sealed_folders import (
+    NewerSchema,
+    find_damage,
+    is_disk_error,
+    newest_intact_checkpoint,
+    seal_folder,
+    write_json,
+    write_sealed_folder,
+)
 from tests.support.sameness import assert_same
 
 KEPT = {"save_total_limit": 2, "save_steps": 2}
@@ -39,16 +47,16 @@ def sealed(tmp_path):
     (folder / "deep").mkdir(parents=True)
     (folder / "weights").write_bytes(bytes(range(256)) * 40)
     (folder / "deep" / "state").write_bytes(b"state")
-    seal(folder)
+    seal_folder(folder)
     return folder
 
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", ["weights", "deep/state", "seal.json"])
 def test_any_damage_breaks_the_seal(sealed, name, how):
-    assert broken(sealed) is None
+    assert find_damage(sealed) is None
     damage(sealed / name, how)
-    assert broken(sealed)
+    assert find_damage(sealed)
 
 
 @pytest.mark.parametrize("position", [0, 1, 5000, 10239])
@@ -56,18 +64,18 @@ def test_every_bit_counts(sealed, position):
     data = bytearray((sealed / "weights").read_bytes())
     data[position] ^= 1
     (sealed / "weights").write_bytes(data)
-    assert broken(sealed) == "weights was changed after it was written (its checksum differs)"
+    assert find_damage(sealed) == "weights was changed after it was written (its checksum differs)"
 
 
 def test_a_newer_seal_is_refused_not_passed_over(sealed):
     write_json(sealed / "seal.json", {"schema": 99, "files": {}})
     with pytest.raises(NewerSchema, match=r"schema 99, this version of hf_stages reads up to 1; upgrade hf_stages"):
-        newest_whole(sealed.parent, lambda state: True, print)
+        newest_intact_checkpoint(sealed.parent, lambda state: True, print)
 
 
 def test_written_whole_leaves_nothing_behind_on_an_error(tmp_path):
     def write(fail: bool) -> None:
-        with written_whole(tmp_path / "01-a") as folder:
+        with write_sealed_folder(tmp_path / "01-a") as folder:
             (folder / "file").write_text(str(fail))
             if fail:
                 raise OSError(errno.ENOSPC, "No space left on device")
@@ -228,7 +236,7 @@ def test_full_disk(driver, whole_run, tmp_path, point):
     assert f"{out}" in said
     assert said.endswith("and resume with resume_from_checkpoint=True")
     for folder in [*out.glob("checkpoint-*"), *out.glob("[0-9]*")]:
-        assert broken(folder) is None
+        assert find_damage(folder) is None
     assert not list(out.glob(".*.tmp"))
     assert driver.run(out, resume=True) == "done"
     assert_same(out, whole_run())
@@ -256,7 +264,7 @@ def test_disk_that_is_really_full(driver, whole_run, small_disk, ballast):
     assert error not in ("done", "killed")
     assert "could not be written" in error, error
     assert "resume_from_checkpoint=True" in error
-    assert all(broken(folder) is None for folder in [*out.glob("checkpoint-*"), *out.glob("[0-9]*")])
+    assert all(find_damage(folder) is None for folder in [*out.glob("checkpoint-*"), *out.glob("[0-9]*")])
     filled.unlink()
     assert driver.run(out, resume=True) == "done"
     assert_same(out, whole_run())
@@ -269,6 +277,6 @@ def test_torch_and_safetensors_errors_count_as_the_disks(small_disk):
     for write in (torch.save, save_file):
         with pytest.raises(Exception) as caught:  # noqa: PT011
             write(big, small_disk / "file")
-        assert disk_error(caught.value), repr(caught.value)
-    assert not disk_error(ValueError("loss: not finite"))
-    assert not disk_error(ConnectionError("the Hub is away"))
+        assert is_disk_error(caught.value), repr(caught.value)
+    assert not is_disk_error(ValueError("loss: not finite"))
+    assert not is_disk_error(ConnectionError("the Hub is away"))

@@ -8,7 +8,7 @@ import pytest
 
 from hf_stages import recipes
 from hf_stages.core.curves import Const, Step, as_curve
-from hf_stages.core.hub_names import taken_for_hub
+from hf_stages.core.hub_names import explain_hub_lookup
 from hf_stages.core.registry import RecipeError
 from hf_stages.training.from_recipe import prepare
 
@@ -113,7 +113,7 @@ def test_a_folder_that_is_not_there(key, value, name, plan, monkeypatch):
 
 
 def test_an_error_in_a_folder_that_is_there(tmp_path):
-    with pytest.raises(OSError, match="broken"), taken_for_hub(str(tmp_path)):
+    with pytest.raises(OSError, match="broken"), explain_hub_lookup(str(tmp_path)):
         raise OSError("broken")
 
 

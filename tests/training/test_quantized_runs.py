@@ -18,7 +18,7 @@ from hf_stages.layers import SplitLinear, TernaryLinear
 from hf_stages.layers.quantized import WithStrength
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
 from hf_stages.models.optimizer_moments import load as load_moments
-from hf_stages.models.structure import torn_on_disk
+from hf_stages.models.structure import latent_split_on_disk
 from hf_stages.schedules import Fresh, Resume
 from hf_stages.transforms import Binarize, Freeze, InsertSubLN, SplitTernary, Ternarize
 from tests.support import tiny
@@ -33,7 +33,7 @@ def moe():
     torch.manual_seed(0)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 32}
     model = tf.MixtralForCausalLM(tf.MixtralConfig(**config, **heads, num_local_experts=4, pad_token_id=0))
-    if torn_on_disk(Ternarize(["experts"])(copy.deepcopy(model))):
+    if latent_split_on_disk(Ternarize(["experts"])(copy.deepcopy(model))):
         pytest.skip("this transformers cannot store latent stacks of experts")
     return model
 

@@ -16,7 +16,7 @@ from hf_stages.core.curves import Linear
 from hf_stages.layers import BinaryLinear, Quantizer, SplitEmbedding, SplitLinear, TernaryEmbedding, TernaryLinear
 from hf_stages.layers.experts import QuantizedExperts
 from hf_stages.layers.quantized import WithStrength
-from hf_stages.models.structure import Blueprint, load_weights, replay, save_weights, torn_on_disk
+from hf_stages.models.structure import Blueprint, latent_split_on_disk, load_weights, replay, save_weights
 from hf_stages.planning.model_shapes import dry_models
 from hf_stages.recipes import part_from_dict, part_to_dict
 from hf_stages.transforms import (
@@ -147,7 +147,7 @@ def test_an_equal_transform_of_an_earlier_stage_lets_go():
     transform(model)
     model.append(nn.Linear(4, 4))
     Ternarize("2", strength=Linear(0, 1), activations=None)(model)
-    model[2].governor = transform
+    model[2].strength_owner = transform
     transform._release(model)
     transform.at(model, 0.0)
     assert all(layer.strength is None for layer in model)
@@ -233,7 +233,7 @@ def test_a_folder_gives_the_same_function_back(build, kind, tmp_path):
     for transform in [None, SplitTernary()]:
         chain += [transform] if transform else []
         model = chain[-1](model)
-        if torn_on_disk(model):
+        if latent_split_on_disk(model):
             pytest.skip("this transformers cannot store latent stacks of experts")
         folder = tmp_path / str(len(chain))
         folder.mkdir()

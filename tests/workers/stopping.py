@@ -13,7 +13,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback
 
 from hf_stages import Stage
-from hf_stages.core.folder_lock import alone_in
+from hf_stages.core.folder_lock import lock_folder
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.gates import Above, Budget, Expect
 from hf_stages.losses import Loss, TaskLoss
@@ -36,7 +36,7 @@ from tests.workers.ranks import (
 def occupied(out: Path) -> None:
     """A folder that another run holds is refused on all ranks together, not on the one that writes alone."""
     trainer = staged(out / "run", [Stage("a", "1 step")], 4)
-    with alone_in(out / "run") if dist.get_rank() == 0 else nullcontext():
+    with lock_folder(out / "run") if dist.get_rank() == 0 else nullcontext():
         dist.barrier()
         with pytest.raises(ValueError, match="writes into this folder"):
             trainer.train()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_stages.core.sealed_folders import SCHEMA, broken, write_json, written_whole
+from hf_stages.core.sealed_folders import SCHEMA, find_damage, write_json, write_sealed_folder
 
 ABOUT = "augment.json"
 logger = logging.getLogger(__name__)
@@ -21,11 +21,11 @@ def cached_dataset(cache: Path, address: str, settings: Mapping[str, Any], make:
     folder = cache / address
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f".{address}.lock"):
-        problem = broken(folder) if folder.exists() else "new"
+        problem = find_damage(folder) if folder.exists() else "new"
         if problem is not None:
             if problem != "new":
                 logger.warning(f"{folder} is made anew: {problem}")
-            with written_whole(folder) as new:
+            with write_sealed_folder(folder) as new:
                 make().save_to_disk(new)
                 write_json(new / ABOUT, {"schema": SCHEMA, **settings})
         dataset = load_from_disk(str(folder))

@@ -132,7 +132,7 @@ class Augment:
 
     def _how(self) -> Any:
         """Where candidates come from, and how copies are drawn."""
-        from hf_stages.core.randomness import undisturbed
+        from hf_stages.core.randomness import preserve_random_state
         from hf_stages.data.augmentation import _copies, _lexicon, _words, language_model
         from hf_stages.data.augmentation._masked import MaskedWords
 
@@ -141,7 +141,7 @@ class Augment:
         masked, near = None, _lexicon.by_file(self.vectors, stop, self.k) if self.vectors is not None else None
         if self.model is not None:
             by_mask = self.method == "mlm"
-            with undisturbed():  # a model draws its weights before it reads them
+            with preserve_random_state():  # a model draws its weights before it reads them
                 model, tokenizer = language_model.load(self.model, self.tokenizer, masked=by_mask, device=self.device)
             lexicon = _lexicon.Lexicon(tokenizer, stop)
             if not lexicon.words:

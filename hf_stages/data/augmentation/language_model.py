@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.fingerprint import fingerprint, is_model
-from hf_stages.core.sealed_folders import checksum
-from hf_stages.models.checksums import print_of
+from hf_stages.core.sealed_folders import checksum_file
+from hf_stages.models.checksums import checksum_of
 
 _READ = (".json", ".safetensors", ".bin", ".txt", ".model")
 """Ends of the files in a model's folder that decide what it computes."""
@@ -89,14 +89,14 @@ def identity_of(thing: Any) -> str | None:
     if thing is None:
         return None
     if is_model(thing):
-        return print_of(thing)
+        return checksum_of(thing)
     if not isinstance(thing, str | Path):
         return fingerprint(thing)
     path = Path(thing)
     if path.is_file():
-        return checksum(path)
+        return checksum_file(path)
     if path.is_dir():
-        return fingerprint({f.name: checksum(f) for f in path.iterdir() if f.is_file() and f.suffix in _READ})
+        return fingerprint({f.name: checksum_file(f) for f in path.iterdir() if f.is_file() and f.suffix in _READ})
     return f"{thing}@{_commit(str(thing))}"
 
 

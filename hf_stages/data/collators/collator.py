@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_stages.core.parts import SUPPLIED, Writer
+from hf_stages.core.parts import SUPPLIED_ARGUMENTS, Writer
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Collator:
         given = {"tokenizer": tokenizer, "processing_class": tokenizer, "model": model}
         parameters = inspect.signature(cls).parameters
         extra = {k: v for k, v in given.items() if k in parameters and k not in self.args and v is not None}
-        lacking = [k for k in SUPPLIED if k in parameters and k not in {**extra, **self.args}]
+        lacking = [k for k in SUPPLIED_ARGUMENTS if k in parameters and k not in {**extra, **self.args}]
         if any(parameters[k].default is inspect.Parameter.empty for k in lacking):
             raise ValueError(
                 f"data_collator: {self.use} needs a {lacking[0]}; give the recipe or the trainer a tokenizer"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.losses.objective.by_source import OnSource
 from hf_stages.losses.objective.mean_of_parts import EvalParts
 from hf_stages.losses.objective.task_trial import stirred
@@ -31,7 +31,14 @@ def unlike_by_source(trainer: Any, objective: Any, batch: Mapping[str, Any], *, 
     reduction, values = objective.reduction, dict[int, torch.Tensor]()
     watch = EvalParts(reduction, torch.zeros(())).watching(values) if reduction is not None and reduction.adds else None
     context = trainer.compute_loss_context_manager()
-    with undisturbed(), as_it_was(trainer), torch.no_grad(), evaluating(trainer.model), context, stirred(trainer.model):
+    with (
+        preserve_random_state(),
+        as_it_was(trainer),
+        torch.no_grad(),
+        evaluating(trainer.model),
+        context,
+        stirred(trainer.model),
+    ):
         outputs = trainer._stage.losses.student(trainer.model, inputs)
         by_source = float(term.mean_of_all(Signals(outputs), batch))
         with counted(trainer, items):

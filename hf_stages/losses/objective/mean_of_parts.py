@@ -32,7 +32,7 @@ class EvalParts:
     def add(self, loss: torch.Tensor, values: Mapping[int, torch.Tensor], batch: Mapping[str, Any]) -> None:
         split, rest = self.reduction, loss.detach().mean().to(self.totals)
         for place, (call, count, weight, items) in enumerate(
-            zip(split.calls, split.counts, split.weights, split.of(batch), strict=True)
+            zip(split.calls, split.counts, split.weights, split.items_by_part(batch), strict=True)
         ):
             if call not in values:  # a head whose targets this batch lacks
                 continue

@@ -17,7 +17,7 @@ from transformers import Trainer
 from transformers.loss.loss_utils import ForCausalLMLoss, ForMaskedLMLoss, ForTokenClassification
 from transformers.utils import logging
 
-from hf_stages.core.randomness import undisturbed
+from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.ranks import from_main_rank
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses.objective.by_source_check import unlike_by_source
@@ -29,7 +29,7 @@ from hf_stages.losses.objective.without_dropout import training_without_dropout
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.capture import evaluating
 from hf_stages.models.real_tokens import rows_of
-from hf_stages.models.reduction import IGNORED, Count, Reduction, tokens_of
+from hf_stages.models.reduction import IGNORED, Count, Reduction, token_width
 
 logger = logging.get_logger(__name__)
 _BATCHES = 4
@@ -111,7 +111,7 @@ def find_reduction(
     for given in [doubled(inputs), inputs] if rows_of(inputs) == 1 else [inputs]:  # a row alone says little
         try:
             with (
-                undisturbed(),
+                preserve_random_state(),
                 as_it_was(trainer),
                 torch.no_grad(),
                 evaluating(trainer.model),
@@ -301,7 +301,7 @@ def _same_content(call: Call, inputs: Mapping[str, Any], names: list[str]) -> It
             continue
         if mine.is_floating_point() and call.by_class:
             continue
-        if wide == (ignore,) and tokens_of(inputs) == ignore and _equal(mine.clamp(0, ignore), target):
+        if wide == (ignore,) and token_width(inputs) == ignore and _equal(mine.clamp(0, ignore), target):
             yield Count(key, inside=True)
         if _equal(mine, target):
             yield Count(key, **options)

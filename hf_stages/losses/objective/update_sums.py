@@ -87,7 +87,9 @@ class Objective:
         """Count items over the update; ``extras`` ride along in the same all-reduce. Returns [tokens, *extras], summed."""
         counts: list[Any] = [sum(term.loss.items(batch) for batch in batches) for term in self.terms]
         split = self.reduction if self.reduction is not None and self.reduction.split else None
-        parts = [sum(items) for items in zip(*map(split.of, batches), strict=True)] if split is not None else []
+        parts = (
+            [sum(items) for items in zip(*map(split.items_by_part, batches), strict=True)] if split is not None else []
+        )
         tokens = sum(tokens_in_batch(batch) for batch in batches)
         values = [*counts, *parts, tokens, *extras]
         totals = torch.stack([torch.as_tensor(v, dtype=self.exact, device=self.device) for v in values])
@@ -116,7 +118,7 @@ class Objective:
             return []
         place = next(i for i, term in enumerate(self.terms) if term.loss.task is not None)
         share = split.items(batch) / self.items[place]
-        own = zip(split.counts, split.of(batch), self.part_items, strict=True)
+        own = zip(split.counts, split.items_by_part(batch), self.part_items, strict=True)
         return [(1.0 if count is None else items / all_) / share for count, items, all_ in own]
 
     def loss(self, student: Signals, teacher: Signals | None, batch: Mapping[str, Any]) -> torch.Tensor:

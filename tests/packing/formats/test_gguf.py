@@ -190,7 +190,9 @@ def test_groups_and_halves():
     with pytest.raises(ValueError, match="four values"):
         type_of(levels_of("x", split))
     # Learned scales that are still equal: two signs add up to a ternary weight.
-    same = SplitLinear.of(split, Quantizer("binary", "learned"), None, split.latents, [torch.ones(4), torch.ones(4)])
+    same = SplitLinear.from_layer(
+        split, Quantizer("binary", "learned"), None, split.latents, [torch.ones(4), torch.ones(4)]
+    )
     weight = levels_of("x", same)
     got = gguf.dequantize(blocks(weight, type_of(weight)), gguf.GGMLQuantizationType.TQ2_0)
     assert np.array_equal(got, same.weight.detach().numpy())

@@ -140,7 +140,7 @@ ROUNDINGS = [
 @pytest.mark.parametrize("how", ROUNDINGS, ids=repr)
 def test_activations_are_rounded_alike_bit_for_bit(how, tmp_path):
     graph = float_graph()
-    clip = None if how.clip is None else how.initial() * 1.1
+    clip = None if how.clip is None else how.initial_range() * 1.1
     graph.output("y", rounded(graph, "x", how, clip), ["a", "b", "c"])
     graph.save(tmp_path / "round.onnx", "")
     x = 3 * torch.randn(5, 40, 64, generator=torch.Generator().manual_seed(0))

@@ -133,7 +133,7 @@ def test_shapes_and_dtypes(path):
 def test_a_token_that_cannot_be_rounded_is_nan_and_no_other(path, activations, bad):
     p, x = packed("binary", 6, 40), torch.randn(12, 40)
     x[7, 33] = bad
-    clip = None if activations.clip is None else activations.initial()
+    clip = None if activations.clip is None else activations.initial_range()
     lost = run(x, p, None, activations, clip).isnan()
     assert lost[7].all()
     assert lost.sum() == 6
