@@ -16,8 +16,8 @@ from hf_stages.commands import cli
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.losses import LogitKL
 from hf_stages.recipes import loads, three_stage
+from tests.support import tiny
 from tests.support.plans import plan_of, skeleton
-from tests.training.test_from_recipe import CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +31,7 @@ def recipe(tmp_path, monkeypatch):
 
     def write(**changes) -> str:
         content = {
-            "model": {"config": {"model_type": "llama", **CONFIG}},
+            "model": {"config": {"model_type": "llama", **tiny.LLAMA_SIZES}},
             "args": {"output_dir": "out", "per_device_train_batch_size": 2, "use_cpu": True, "report_to": "none"},
             "sources": {"rows": {"path": "json", "data_files": "rows.jsonl"}},
             "train_dataset": "rows",

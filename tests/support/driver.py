@@ -50,6 +50,20 @@ class Driver:
         self.process.wait(30)
 
 
+def killed_and_resumed(driver: Driver, out: Path, kills: list[tuple], **options: Any) -> int:
+    """Run to each kill in turn, then to the end. Returns how many of them struck."""
+    struck = 0
+    for index, kill in enumerate(kills):
+        answer = driver.run(out, kill=kill, resume=index > 0, **options)
+        if answer == "done":
+            return struck
+        assert answer == "killed", answer
+        struck += 1
+    answer = driver.run(out, resume=True, **options)
+    assert answer == "done", answer
+    return struck
+
+
 def serve() -> None:
     from tests.support import killable_run
 

@@ -25,22 +25,20 @@ from transformers import (
 )
 
 VOCAB = 64
+LLAMA_SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+"""For a recipe's ``model: {config: {model_type: llama, ...}}``."""
 
 
 @functools.cache
 def llama_config() -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    return LlamaConfig(**LLAMA_SIZES, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from tests.training.test_from_recipe import CONFIG
+from tests.support import tiny
 
 
 def write(folder: Path, **changes) -> str:
@@ -18,7 +18,7 @@ def write(folder: Path, **changes) -> str:
             lines = [json.dumps({"input_ids": row, "labels": row}) for row in ids]
             (folder / f"{kind}.jsonl").write_text("\n".join(lines))
     content = {
-        "model": {"config": {"model_type": "llama", **CONFIG}},
+        "model": {"config": {"model_type": "llama", **tiny.LLAMA_SIZES}},
         "args": {
             "output_dir": str(folder / "out"), "per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none",
             "learning_rate": 1e-2, "logging_steps": 2, "disable_tqdm": True, "dataloader_pin_memory": False,

@@ -12,18 +12,6 @@ from hf_stages.training.from_recipe import build_trainer, prepare, training_argu
 from hf_stages.transforms.freeze import Freeze
 from tests.support import tiny
 
-CONFIG = {
-    key: getattr(tiny.llama_config(), key)
-    for key in [
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-    ]
-}
-
 
 @pytest.fixture
 def source(tmp_path):
@@ -43,7 +31,7 @@ def recipe(source, tmp_path):
 
     def make(stages=None, **changes) -> Recipe:
         given = {
-            "model": ModelSource(config={"model_type": "llama", **CONFIG}),
+            "model": ModelSource(config={"model_type": "llama", **tiny.LLAMA_SIZES}),
             "args": {"output_dir": str(tmp_path / "out"), "use_cpu": True, "report_to": []},
             "sources": {"small": source(8), "large": source(16)},
             "train_dataset": "small",

@@ -22,8 +22,8 @@ from hf_stages.models.structure import latent_split_on_disk
 from hf_stages.schedules import Fresh, Resume
 from hf_stages.transforms import Binarize, Freeze, InsertSubLN, SplitTernary, Ternarize
 from tests.support import tiny
+from tests.support.driver import killed_and_resumed
 from tests.support.sameness import assert_same, plain
-from tests.training.test_resume import killed_and_resumed
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 

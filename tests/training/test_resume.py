@@ -8,28 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.support.driver import spread
+from tests.support.driver import killed_and_resumed, spread
 from tests.support.sameness import assert_equal, assert_same, assert_same_folder, plain, updates
-
-
-def killed_and_resumed(driver, out: Path, kills: list[tuple], **options) -> int:
-    """Run to each kill in turn, then to the end. Returns how many of them struck."""
-    struck = 0
-    for index, kill in enumerate(kills):
-        answer = driver.run(out, kill=kill, resume=index > 0, **options)
-        if answer == "done":
-            return struck
-        assert answer == "killed", answer
-        struck += 1
-    answer = driver.run(out, resume=True, **options)
-    assert answer == "done", answer
-    return struck
-
 
 QUICK = {
     "from-outside": [("outside", 4, 0.01)],
