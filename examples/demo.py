@@ -1,27 +1,30 @@
-"""Two stages on the CPU, language then code: cut in the middle of the second, resumed, and shown."""
+"""Train two stages on the CPU, language then code; interrupt the second one, resume it, and show the results."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, set_seed
 
-from hf_stages import Stage, StagedTrainer
+from _arguments import command_line, training_arguments
+from hf_stages import Fresh, Rewarm, Stage, StagedTrainer
 from hf_stages.data.sample_text import blocks, byte_tokenizer, code, prose
-from hf_stages.schedules import Fresh, Rewarm
 
 BLOCK = 128
 DOMAINS = {"language": prose, "code": code}
+SIZES = {"train": 400_000, "eval": 30_000}  # bytes of text of each domain
 TOKENIZER = byte_tokenizer()
 
 
 def build_model() -> LlamaForCausalLM:
-    """0.8M parameters. At this width the default initializer_range of 0.02 learns nothing for 100 steps."""
+    """Make a model of 0.8M parameters.
+
+    At this width, the default initializer_range of 0.02 learns nothing in the first 100 steps.
+    """
     set_seed(0)
     config = LlamaConfig(
         vocab_size=len(TOKENIZER),
@@ -40,17 +43,16 @@ def build_model() -> LlamaForCausalLM:
 
 
 def build_trainer(out: Path, steps: int, data: dict, callbacks: tuple = ()) -> StagedTrainer:
-    args = TrainingArguments(
-        str(out),
+    args = training_arguments(
+        out,
         per_device_train_batch_size=8,
         per_device_eval_batch_size=32,
         learning_rate=3e-3,
         lr_scheduler_type="cosine",
-        optim="adamw_torch_fused",
         logging_steps=25,
+        save_strategy="steps",
         save_steps=max(steps // 3, 1),
-        report_to="none",
-        use_cpu=True,
+        disable_tqdm=False,
     )
     stages = [
         Stage("language", f"{steps} steps", train_dataset=data["language"]["train"], schedule=Fresh(warmup=0.1)),
@@ -66,8 +68,8 @@ def build_trainer(out: Path, steps: int, data: dict, callbacks: tuple = ()) -> S
     )
 
 
-class CutAfter(TrainerCallback):
-    """Ends the run like Ctrl-C would, after so many updates."""
+class InterruptAfter(TrainerCallback):
+    """Interrupts the run after a number of updates, as Ctrl-C would."""
 
     def __init__(self, updates: int) -> None:
         self.left = updates
@@ -82,14 +84,21 @@ def main(out: Path, steps: int) -> None:
     torch.set_num_threads(2)
     began = time.perf_counter()
     shutil.rmtree(out, ignore_errors=True)
-    sizes = {"train": 400_000, "eval": 30_000}
-    data = {n: {s: blocks(f(size, split=s), TOKENIZER, BLOCK) for s, size in sizes.items()} for n, f in DOMAINS.items()}
+
+    # 1. Make blocks of text for both domains.
+    data = {n: {s: blocks(f(size, split=s), TOKENIZER, BLOCK) for s, size in SIZES.items()} for n, f in DOMAINS.items()}
+
+    # 2. Train, and interrupt the run in the middle of the second stage.
     cut_at = steps + steps // 2
     try:
-        build_trainer(out, steps, data, (CutAfter(cut_at),)).train()
+        build_trainer(out, steps, data, (InterruptAfter(cut_at),)).train()
     except KeyboardInterrupt:
         print(f"\ncut on purpose after {cut_at} updates; a new trainer with a new model goes on\n")
+
+    # 3. Resume it, with a new trainer and a new model.
     build_trainer(out, steps, data).train(resume_from_checkpoint=True)
+
+    # 4. Show the loss on both domains after each stage.
     print(f"\n{'after stage':<14}{'loss language':>14}{'loss code':>11}{'tokens':>10}{'seconds':>9}  folder")
     for path in sorted(out.glob("*/stage.json")):
         stage = json.loads(path.read_text())
@@ -100,8 +109,5 @@ def main(out: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo-out"))
-    parser.add_argument("--steps", type=int, default=150, help="updates of each stage")
-    given = parser.parse_args()
-    main(given.out, given.steps)
+    options = command_line(__doc__, out="demo-out", steps=150).parse_args()
+    main(options.out, options.steps)

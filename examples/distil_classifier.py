@@ -1,30 +1,27 @@
-"""Half of a classifier's layers, distilled in three stages from the whole: is a line of bytes prose or code?
+"""Distil a classifier into half of its layers, without labels: does a line of bytes hold prose or code?
 
-The student is every other layer of its teacher. It sees no label: hidden states and attention first, then everything,
-then the teacher's answers alone.
+The student starts with every other layer of its teacher. It sees no label. It learns in three stages: from hidden
+states and attention, then from these and the teacher's answers, then from the answers alone.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 from pathlib import Path
 
 from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
 
-from hf_stages import StagedTrainer
+from _arguments import command_line, training_arguments
+from hf_stages import Metrics, ReduceLayers, StagedTrainer, three_stage
 from hf_stages.data.sample_text import byte_tokenizer, code, prose
-from hf_stages.evaluation.metrics import Metrics
-from hf_stages.recipes import three_stage
-from hf_stages.transforms import ReduceLayers
 
 LENGTH = 32
 TOKENIZER = byte_tokenizer()
 
 
 def lines(split: str, count: int) -> Dataset:
-    """Pieces of as many bytes each, half of them prose (0), half code (1)."""
+    """Make pieces of ``LENGTH`` bytes: one half is prose (label 0), the other half is code (label 1)."""
     rows = []
     for label, text in enumerate((prose, code)):
         ids = TOKENIZER("\n".join(text(LENGTH * count, split=split)["text"]))["input_ids"]
@@ -32,40 +29,53 @@ def lines(split: str, count: int) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def main(out: Path, steps: int) -> dict[str, float]:
-    set_seed(0)
-    train, held_out = lines("train", 4000), lines("eval", 400)
-    config = BertConfig(
+def bert_config() -> BertConfig:
+    return BertConfig(
         vocab_size=len(TOKENIZER), hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
         max_position_embeddings=LENGTH, num_labels=2, initializer_range=0.08,
     )  # fmt: skip
-    args = TrainingArguments(
-        str(out / "teacher"), max_steps=steps, learning_rate=2e-3, per_device_train_batch_size=32, logging_steps=20,
-        per_device_eval_batch_size=200, optim="adamw_torch_fused", save_strategy="no", report_to="none", use_cpu=True,
-        disable_tqdm=True,
-    )  # fmt: skip
-    shared = {"eval_dataset": held_out, "compute_metrics": Metrics("accuracy")}
-    teacher = Trainer(BertForSequenceClassification(config), args, train_dataset=train, **shared)
+
+
+def teacher_arguments(out: Path, steps: int) -> TrainingArguments:
+    return training_arguments(
+        out, max_steps=steps, learning_rate=2e-3, per_device_train_batch_size=32, per_device_eval_batch_size=200
+    )
+
+
+def main(out: Path, steps: int) -> dict[str, float]:
+    # 1. Make the data.
+    set_seed(0)
+    train, held_out = lines("train", 4000), lines("eval", 400)
+    evaluation = {"eval_dataset": held_out, "compute_metrics": Metrics("accuracy")}
+
+    # 2. Train the teacher, with a plain Trainer.
+    args = teacher_arguments(out / "teacher", steps)
+    teacher = Trainer(BertForSequenceClassification(bert_config()), args, train_dataset=train, **evaluation)
     teacher.train()
 
+    # 3. Distil it into two of its layers. The student's data have no labels.
     keep = [2, 4]
-    recipe = three_stage(until=f"{steps} steps", reduce=keep)
     args = copy.copy(args)
     args.output_dir, args.max_steps = str(out / "student"), -1
-    cut = Trainer(ReduceLayers(keep)(copy.deepcopy(teacher.model)), args, **shared)
     student = StagedTrainer(
-        copy.deepcopy(teacher.model), args, recipe=recipe, teacher=teacher.model,
-        train_dataset=train.remove_columns("labels"), **shared,
-    )  # fmt: skip
+        copy.deepcopy(teacher.model),
+        args,
+        recipe=three_stage(until=f"{steps} steps", reduce=keep),
+        teacher=teacher.model,
+        train_dataset=train.remove_columns("labels"),
+        **evaluation,
+    )
     student.train()
+
+    # 4. Compare it with the teacher, and with the two layers before any training.
+    cut = Trainer(ReduceLayers(keep)(copy.deepcopy(teacher.model)), args, **evaluation)
     runs = {"teacher, 4 layers": teacher, "every other layer": cut, "the same, distilled": student}
     return {name: run.evaluate()["eval_accuracy"] for name, run in runs.items()}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("distil-classifier-out"))
-    parser.add_argument("--steps", type=int, default=150, help="updates of the teacher, and of the student")
-    given = parser.parse_args()
-    for name, accuracy in main(given.out, given.steps).items():
+    options = command_line(
+        __doc__, out="distil-classifier-out", steps=150, steps_help="updates of the teacher, and of the student"
+    ).parse_args()
+    for name, accuracy in main(options.out, options.steps).items():
         print(f"{name:<22}{accuracy:.3f}")

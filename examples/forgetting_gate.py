@@ -1,44 +1,43 @@
-"""Language, then code, at a rate that forgets: once as it is, and under gates that cut the rate, go back, or replay language."""
+"""Train on language, then on code at a rate that forgets language, under four gates.
+
+The first gate only reports. The others cut the learning rate, go back to an earlier state, or replay language.
+"""
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-from hf_stages import Stage, StagedTrainer
-from hf_stages.core.curves import Const
+from _arguments import command_line, training_arguments
+from hf_stages import Const, Forgetting, Fresh, Stage, StagedTrainer
 from hf_stages.data.sample_text import blocks, byte_tokenizer, code, prose
-from hf_stages.gates import Forgetting
 from hf_stages.reports.domain_matrix import domain_matrix
-from hf_stages.schedules import Fresh
 
 TOKENIZER, BLOCK = byte_tokenizer(), 128
 BYTES = {"train": 200_000, "eval": 15_000}
+ACTIONS = {"free": "alert", "cut_lr": "cut_lr", "rollback": "rollback", "replay": "replay"}
 
 
 def train(out: Path, data: dict, gate: Forgetting, steps: int, seed: int) -> float:
-    """Train both stages; returns by which share the loss on language rose in the second."""
+    """Train both stages; returns by which share the loss on language rose in the second one."""
     set_seed(seed)
     config = LlamaConfig(
         vocab_size=len(TOKENIZER), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         initializer_range=0.08, tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
-    args = TrainingArguments(
-        str(out), seed=seed, per_device_train_batch_size=8, per_device_eval_batch_size=32, eval_strategy="steps",
-        eval_steps=max(steps // 6, 1), save_strategy="no", logging_steps=10, report_to="none", use_cpu=True, disable_tqdm=True,
+    args = training_arguments(
+        out, seed=seed, per_device_train_batch_size=8, per_device_eval_batch_size=32, eval_strategy="steps",
+        eval_steps=max(steps // 6, 1), logging_steps=10,
     )  # fmt: skip
-    warm = {"warmup": "10 %", "shape": Const(1)}
+    schedule = Fresh(peak=3e-3, warmup="10 %", shape=Const(1))
     trainer = StagedTrainer(
         LlamaForCausalLM(config),
         args,
         stages=[
-            Stage("language", f"{steps} steps", train_dataset=data["language"][0], schedule=Fresh(peak=3e-3, **warm)),
-            Stage(
-                "code", f"{steps} steps", train_dataset=data["code"][0], schedule=Fresh(peak=3e-3, **warm), gates=[gate]
-            ),
+            Stage("language", f"{steps} steps", train_dataset=data["language"][0], schedule=schedule),
+            Stage("code", f"{steps} steps", train_dataset=data["code"][0], schedule=schedule, gates=[gate]),
         ],
         eval_dataset={name: held_out for name, (_, held_out) in data.items()},
         processing_class=TOKENIZER,
@@ -50,13 +49,21 @@ def train(out: Path, data: dict, gate: Forgetting, steps: int, seed: int) -> flo
 
 def main(out: Path, steps: int, seed: int, budget: str) -> dict[str, float]:
     shutil.rmtree(out, ignore_errors=True)
+
+    # 1. Make training and evaluation data for both domains.
     texts = {"language": prose, "code": code}
     data = {
         name: [blocks(text(size, split=split), TOKENIZER, BLOCK) for split, size in BYTES.items()]
         for name, text in texts.items()
     }
-    actions = {"free": "alert", "cut_lr": "cut_lr", "rollback": "rollback", "replay": "replay"}
-    rises = {name: train(out / name, data, Forgetting(budget, action=a), steps, seed) for name, a in actions.items()}
+
+    # 2. Train the same two stages under each gate.
+    rises = {
+        name: train(out / name, data, Forgetting(budget, action=action), steps, seed)
+        for name, action in ACTIONS.items()
+    }
+
+    # 3. Compare what was forgotten and what was learned.
     print(f"\n{'gate':<10}{'language rose':>15}{'loss on code':>15}   (budget {budget})")
     for name, rise in rises.items():
         learned = domain_matrix(out / name)["metrics"]["loss"]["values"]["code"]["code"]
@@ -66,9 +73,7 @@ def main(out: Path, steps: int, seed: int, budget: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("forgetting-out"))
-    parser.add_argument("--steps", type=int, default=120, help="updates of each stage")
+    parser = command_line(__doc__, out="forgetting-out", steps=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", default="5%", help="the rise of the loss on language that is allowed")
     main(**vars(parser.parse_args()))

@@ -1,55 +1,59 @@
-"""A LoRA adapter learns code and keeps its prose: a divergence to its own base, adapters off, bounds what it forgets.
+"""Teach a LoRA adapter code, and keep the base model's prose.
 
-``teacher="base"`` costs one more forward and no second copy of the weights.
+A second adapter is also held near its own base: the loss has a KL divergence to the model with its adapter off, which
+limits what it forgets. ``teacher="base"`` costs one more forward pass and no second copy of the weights.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 from pathlib import Path
 
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, set_seed
 
-from hf_stages import Stage, StagedTrainer
+from _arguments import command_line, training_arguments
+from hf_stages import AddLora, LogitKL, Stage, StagedTrainer, TaskLoss
 from hf_stages.data.sample_text import blocks, byte_tokenizer, code, prose
-from hf_stages.losses import LogitKL, TaskLoss
-from hf_stages.transforms import AddLora
 
 TOKENIZER = byte_tokenizer()
 
 
+def measured(trainer: Trainer) -> tuple[float, float]:
+    metrics = trainer.evaluate()
+    return metrics["eval_prose_loss"], metrics["eval_code_loss"]
+
+
 def main(out: Path, steps: int) -> dict[str, tuple[float, float]]:
+    # 1. Make the data.
     set_seed(0)
     texts = {"prose": prose, "code": code}
     train = {name: blocks(text(200_000), TOKENIZER, 64) for name, text in texts.items()}
     held_out = {name: blocks(text(10_000, split="eval"), TOKENIZER, 64) for name, text in texts.items()}
+
+    # 2. Train a base model on prose.
     config = LlamaConfig(
         vocab_size=len(TOKENIZER), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         initializer_range=0.08,
     )  # fmt: skip
-    args = TrainingArguments(
-        str(out / "base"), max_steps=steps, learning_rate=4e-3, per_device_train_batch_size=16, logging_steps=20,
-        per_device_eval_batch_size=64, optim="adamw_torch_fused", save_strategy="no", report_to="none", use_cpu=True,
-        disable_tqdm=True,
-    )  # fmt: skip
+    args = training_arguments(
+        out / "base", max_steps=steps, learning_rate=4e-3, per_device_train_batch_size=16, per_device_eval_batch_size=64
+    )
     base = Trainer(LlamaForCausalLM(config), args, train_dataset=train["prose"], eval_dataset=held_out)
     base.train()
-
-    def measured(trainer: Trainer) -> tuple[float, float]:
-        metrics = trainer.evaluate()
-        return metrics["eval_prose_loss"], metrics["eval_code_loss"]
-
     found = {"base, prose alone": measured(base)}
-    args = copy.copy(args)
-    args.max_steps = -1
+
+    # 3. Train an adapter on code: first with the task's loss alone, then near its base.
     for name, loss in {"LoRA": None, "LoRA, near its base": TaskLoss() + LogitKL()}.items():
         own = copy.copy(args)
-        own.output_dir = str(out / name.replace(", ", "-").replace(" ", "-"))
+        own.max_steps, own.output_dir = -1, str(out / name.replace(", ", "-").replace(" ", "-"))
         stage = Stage(
-            "code", f"{steps} steps", train_dataset=train["code"], loss=loss, teacher="base" if loss else None,
+            "code",
+            f"{steps} steps",
+            train_dataset=train["code"],
             transforms=[AddLora(r=8, target_modules="all-linear")],
-        )  # fmt: skip
+            loss=loss,
+            teacher="base" if loss else None,
+        )
         trainer = StagedTrainer(copy.deepcopy(base.model), own, stages=[stage], eval_dataset=held_out)
         trainer.train()
         found[name] = measured(trainer)
@@ -57,10 +61,9 @@ def main(out: Path, steps: int) -> dict[str, tuple[float, float]]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("lora-self-distillation-out"))
-    parser.add_argument("--steps", type=int, default=150, help="updates of the base, and of each adapter")
-    given = parser.parse_args()
+    options = command_line(
+        __doc__, out="lora-self-distillation-out", steps=150, steps_help="updates of the base, and of each adapter"
+    ).parse_args()
     print(f"{'nats per byte':<22}{'prose':>8}{'code':>8}")
-    for name, (on_prose, on_code) in main(given.out, given.steps).items():
+    for name, (on_prose, on_code) in main(options.out, options.steps).items():
         print(f"{name:<22}{on_prose:>8.3f}{on_code:>8.3f}")

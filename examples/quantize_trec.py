@@ -1,35 +1,31 @@
-"""One bit and two bits on TREC questions: the multi-stage and the single-stage path at equal steps, with their ablations.
+"""Turn a fine-tuned encoder into one bit and two bits on TREC questions: two ways and their ablations, at equal steps.
 
     python examples/quantize_trec.py --base ENCODER --data TREC --out out [--runs multi single] [--seeds 0 1 2]
 
-ENCODER: a model folder; TREC: train.txt and test.txt; --corpus: a `datasets` folder of tokenized text, for the half-width
-run. A teacher is tuned for each seed, and students begin as that teacher. 2-bit runs
-stop before the split, with as many updates as the others; `multi` also measures its own ternary half.
-Cut it anywhere and start it again: what is done is skipped, what is in progress goes on.
+ENCODER is a model folder. TREC holds train.txt and test.txt. ``--corpus`` is a `datasets` folder of tokenized text,
+which the runs half-width and 2-bit-corpus need. A teacher is tuned for each seed, and the students start as that
+teacher. 2-bit runs stop before the split, after as many updates as the others; ``multi`` also measures its own ternary
+half. You may interrupt the script and start it again: it skips finished runs and resumes the one in progress.
 """
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from datasets import concatenate_datasets, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from examples.distil_trec import LABELS, accuracy, questions, read, tokenized, train
-from hf_stages import Recipe, Stage, StagedTrainer
-from hf_stages.data import Augment
-from hf_stages.evaluation.metrics import Metrics
-from hf_stages.recipes import multi_stage, single_stage
-from hf_stages.transforms import Binarize
+from _arguments import command_line
+from distil_trec import LABELS, accuracy, questions, read, tokenized, train
+from hf_stages import Augment, Binarize, Metrics, Recipe, Stage, StagedTrainer, multi_stage, single_stage
+
+FINE, BARE = AutoModelForSequenceClassification.from_pretrained, AutoModel.from_pretrained
 
 
 def recipes_of(steps: int, rate: float = 4e-4, **general) -> dict[str, Recipe]:
     whole = f"{steps} steps"
-    # Features at twice the rate of logits; after the split half as much: two halves move a weight twice as far.
+    # Features have twice the rate of logits. After the split rates are halved: two halves move a weight twice as far.
     multi = {"learning_rate": [rate, rate / 2, rate / 2, rate / 4], "keep_features": True}
     single = {"learning_rate": rate / 2}
     return {
@@ -47,58 +43,83 @@ def recipes_of(steps: int, rate: float = 4e-4, **general) -> dict[str, Recipe]:
     }
 
 
-def main(words=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--base", "--data", "--out"):
-        parser.add_argument(name, type=Path, required=True)
+def parse(words=None) -> argparse.Namespace:
+    parser = command_line(__doc__, required=("--base", "--data", "--out"))
     parser.add_argument("--runs", nargs="*", default=["multi", "single"], choices=list(recipes_of(4)))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=6, help="of each student, whatever its stages")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs of each student, over all its stages")
     parser.add_argument("--tuning", type=int, default=4, help="epochs of each teacher")
     parser.add_argument("--corpus", type=Path, help="text for general distillation, and for 2-bit-corpus")
     parser.add_argument("--general", type=int, default=600, help="updates of general distillation")
-    parser.add_argument("--copies", type=int, default=8, help="of each question, in the augmented run")
-    a = parser.parse_args(words)
-    tokenizer, bare = AutoTokenizer.from_pretrained(a.base), AutoModel.from_pretrained
-    data, fine = read(a.data, tokenizer), AutoModelForSequenceClassification.from_pretrained
-    general = {}
-    if "half-width" in a.runs:
-        general = {
-            "general": f"{a.general} steps",
-            "corpus": load_from_disk(str(a.corpus)),
-            "general_teacher": bare(a.base),
-        }
-    recipes = recipes_of(a.epochs * -(-len(data["train"]) // 32), **general)
-    recipes["teacher"] = Recipe([Stage("tuned", f"{a.tuning} epochs", args={"learning_rate": 5e-5})])
-    for name, seed in ((name, seed) for seed in a.seeds for name in ("teacher", *a.runs)):
-        out, tuned, own = a.out / f"{name}-{seed}", a.out / f"teacher-{seed}" / "01-tuned", data
-        if not (out / "result.json").exists():
-            if name.endswith("augmented"):
-                more = Augment(str(a.base), "text", n=a.copies, method="embeddings", cache=str(a.out / "augment"))
-                raw = questions(a.data / "train.txt").train_test_split(0.1, seed=0)["train"]
-                own = {**data, "train": tokenized(more(raw), tokenizer)}
-            if (
-                name == "2-bit-corpus"
-            ):  # features of as many rows of other text, so that rare words move from where they were rounded
-                text = load_from_disk(str(a.corpus)).select(range(len(data["train"])))
-                text = text.map(lambda row: {key: value[:32] for key, value in row.items()})
-                more = concatenate_datasets([data["train"].select_columns(text.column_names), text])
-                first, *rest = recipes[name].stages
-                recipes[name] = Recipe([replace(first, train_dataset=more), *rest])
-            if name in ("teacher", "half-width"):
-                labels = {"num_labels": len(LABELS), "id2label": dict(enumerate(LABELS))}
-                model = fine(a.base, **labels) if name == "teacher" else bare(a.base)
-            else:
-                model = fine(tuned)
-            teacher = fine(tuned) if name not in ("teacher", "no-teacher") else None
-            trainer = train(out, model, recipes[name].stages, own, tokenizer, teacher, seed)
-            found = accuracy(trainer, data)
-            if name in ("multi", "half-width"):
-                half = StagedTrainer.from_stage(next(out.glob("0?-ternary-logits")), trainer.args)
-                half.compute_metrics = Metrics("accuracy")
-                found["2-bit"] = accuracy(half, data)
-            (out / "result.json").write_text(json.dumps(found))
-        print(f"{name:12} seed {seed}  {(out / 'result.json').read_text()}", flush=True)
+    parser.add_argument("--copies", type=int, default=8, help="copies of each question in augmented runs")
+    return parser.parse_args(words)
+
+
+def general_distillation(options: argparse.Namespace) -> dict:
+    """Give the arguments of ``multi_stage`` for general distillation, which a narrower student needs."""
+    if "half-width" not in options.runs:
+        return {}
+    corpus = load_from_disk(str(options.corpus))
+    return {"general": f"{options.general} steps", "corpus": corpus, "general_teacher": BARE(options.base)}
+
+
+def augmented(options: argparse.Namespace, tokenizer) -> Dataset:
+    """Make copies of the training questions in which words are replaced by their neighbours."""
+    folder = str(options.out / "augment")
+    augment = Augment(str(options.base), "text", n=options.copies, method="embeddings", cache=folder)
+    raw = questions(options.data / "train.txt").train_test_split(0.1, seed=0)["train"]
+    return tokenized(augment(raw), tokenizer)
+
+
+def with_corpus(recipe: Recipe, options: argparse.Namespace, data: dict[str, Dataset]) -> Recipe:
+    """Let the stage of features see as many rows of other text, which trains the embeddings of rare words too."""
+    text = load_from_disk(str(options.corpus)).select(range(len(data["train"])))
+    text = text.map(lambda row: {key: value[:32] for key, value in row.items()})
+    more = concatenate_datasets([data["train"].select_columns(text.column_names), text])
+    first, *rest = recipe.stages
+    return Recipe([replace(first, train_dataset=more), *rest])
+
+
+def starting_model(name: str, options: argparse.Namespace, tuned: Path):
+    labels = {"num_labels": len(LABELS), "id2label": dict(enumerate(LABELS))}
+    if name == "teacher":
+        return FINE(options.base, **labels)
+    return BARE(options.base) if name == "half-width" else FINE(tuned)
+
+
+def run(name: str, seed: int, recipe: Recipe, options: argparse.Namespace, data, tokenizer) -> dict[str, float]:
+    """Train one run and measure it."""
+    out, tuned = options.out / f"{name}-{seed}", options.out / f"teacher-{seed}" / "01-tuned"
+    own = {**data, "train": augmented(options, tokenizer)} if name.endswith("augmented") else data
+    recipe = with_corpus(recipe, options, data) if name == "2-bit-corpus" else recipe
+    model = starting_model(name, options, tuned)
+    teacher = FINE(tuned) if name not in ("teacher", "no-teacher") else None
+    trainer = train(out, model, recipe.stages, own, tokenizer, teacher, seed)
+    found = accuracy(trainer, data)
+    if name in ("multi", "half-width"):
+        half = StagedTrainer.from_stage(next(out.glob("0?-ternary-logits")), trainer.args)
+        half.compute_metrics = Metrics("accuracy")
+        found["2-bit"] = accuracy(half, data)
+    return found
+
+
+def main(words=None) -> None:
+    # 1. Read the questions.
+    options = parse(words)
+    tokenizer = AutoTokenizer.from_pretrained(options.base)
+    data = read(options.data, tokenizer)
+
+    # 2. Make the recipes of the students and of their teacher.
+    recipes = recipes_of(options.epochs * -(-len(data["train"]) // 32), **general_distillation(options))
+    recipes["teacher"] = Recipe([Stage("tuned", f"{options.tuning} epochs", args={"learning_rate": 5e-5})])
+
+    # 3. For each seed, train and measure the teacher and then the students, unless their results are there.
+    for name, seed in ((name, seed) for seed in options.seeds for name in ("teacher", *options.runs)):
+        result = options.out / f"{name}-{seed}" / "result.json"
+        if not result.exists():
+            found = run(name, seed, recipes[name], options, data, tokenizer)
+            result.write_text(json.dumps(found))
+        print(f"{name:12} seed {seed}  {result.read_text()}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Requests and the JSON calls that answer them, built from the signatures of the standard library's own functions."""
+"""Make requests, and the JSON calls that answer them, from the signatures of the standard library's own functions.
+
+``language_code_tools.py`` and ``staged_or_joint.py`` train on them.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,23 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hf_stages.data import ToolCallsOnly
+from hf_stages import ToolCallsOnly
 from hf_stages.data.sample_text import blocks, code, docs
 
-MODULES = """argparse ast base64 bisect calendar codecs collections colorsys configparser contextlib copy csv dataclasses
-datetime difflib dis email.utils enum filecmp fnmatch fractions functools getopt gettext glob gzip hashlib heapq hmac html
-http.client importlib.util inspect io ipaddress itertools json keyword linecache locale logging mailbox mimetypes operator os
-pathlib pickle pickletools pkgutil platform plistlib posixpath pprint queue quopri random re reprlib sched secrets selectors
-shlex shutil signal smtplib socket statistics string struct subprocess symtable sysconfig tarfile tempfile textwrap threading
-timeit tokenize traceback types typing unittest.mock urllib.parse uuid warnings wave weakref xml.dom.minidom zipfile"""
+MODULES = """
+argparse ast base64 bisect calendar codecs collections colorsys configparser contextlib copy csv dataclasses datetime
+difflib dis email.utils enum filecmp fnmatch fractions functools getopt gettext glob gzip hashlib heapq hmac html
+http.client importlib.util inspect io ipaddress itertools json keyword linecache locale logging mailbox mimetypes
+operator os pathlib pickle pickletools pkgutil platform plistlib posixpath pprint queue quopri random re reprlib sched
+secrets selectors shlex shutil signal smtplib socket statistics string struct subprocess symtable sysconfig tarfile
+tempfile textwrap threading timeit tokenize traceback types typing unittest.mock urllib.parse uuid warnings wave
+weakref xml.dom.minidom zipfile
+"""
 WORDS = [
-    "notes", "report", "main", "table", "image", "config", "backup", "first", "second", "left", "right", "red", "green", "blue",
+    "notes", "report", "main", "table", "image", "config", "backup", "first", "second", "left", "right", "red", "green",
+    "blue",
 ]  # fmt: skip
-# The prompt ends in a newline: a space would be one token with the brace after it, and that token not all the model's own.
+# The prompt ends in a newline. A space would become one token with the brace after it, and then not be learned.
 TEMPLATE = (
     "{% for tool in tools or [] %}"
     "{{ tool.function.name ~ '(' ~ (tool.function.parameters.properties | join(', ')) ~ ')\n' }}"
@@ -38,7 +45,10 @@ TEMPLATE = (
 
 
 def domains(size: int, calls: int, block: int) -> tuple[PreTrainedTokenizerFast, dict, dict]:
-    """A tokenizer trained on ``size`` bytes each of language and code; both in blocks beside the calls, by split; pairs of calls."""
+    """Make a tokenizer, the rows of all three domains by split, and pairs of right and wrong calls by split.
+
+    The tokenizer is trained on ``size`` bytes each of language and code.
+    """
     amounts = {"train": (size, calls), "eval": (size // 25, min(calls // 4, 50))}
     texts = {s: {"language": docs(n, split=s), "code": code(n, split=s)} for s, (n, _) in amounts.items()}
     rows = {s: conversations(n, split=s) for s, (_, n) in amounts.items()}
@@ -52,7 +62,10 @@ def domains(size: int, calls: int, block: int) -> tuple[PreTrainedTokenizerFast,
 
 
 def signatures(split: str = "train") -> dict[str, inspect.Signature]:
-    """Of public functions and classes that take all arguments by name and need three at most; every tenth is for evaluation alone."""
+    """Find public functions and classes that take all arguments by name and need at most three of them.
+
+    Every tenth is used for evaluation only.
+    """
     found = {}
     for module in MODULES.split():
         for name, value in sorted(vars(importlib.import_module(module)).items()):
@@ -71,13 +84,13 @@ def signatures(split: str = "train") -> dict[str, inspect.Signature]:
 
 
 def conversations(count: int, seed: int = 0, split: str = "train") -> list[dict[str, Any]]:
-    """A request that names a function and arguments, two tools to choose from, and the right call; also a wrong one."""
+    """Make requests that name a function and arguments, each with two tools, the right call and a wrong one."""
     rng, known = random.Random(f"{seed} {split}"), signatures(split)
     rows = []
     for _ in range(count):
         name, other = rng.sample(sorted(known), 2)
         arguments = _arguments(known[name], rng)
-        # Quoted as in the call: with a space before them, the same words would be other tokens, which are harder to copy.
+        # Quoted as in the call. With a space before them, the same words would be other tokens, harder to copy.
         wanted = ", ".join(f'"{key}" set to {json.dumps(value)}' for key, value in arguments.items())
         rows.append(
             {
@@ -91,19 +104,19 @@ def conversations(count: int, seed: int = 0, split: str = "train") -> list[dict[
 
 
 def as_tokens(rows: list[dict], tokenizer: Any) -> Dataset:
-    """Rendered once, so that they mix with blocks of text; only the call has labels."""
+    """Render conversations as tokens, so that they mix with blocks of text. Only the call has labels."""
     collator = ToolCallsOnly(tokenizer=tokenizer)
     batches = [collator([{"messages": row["prompt"] + row["chosen"], "tools": row["tools"]}]) for row in rows]
     return Dataset.from_dict({key: [batch[key][0].tolist() for batch in batches] for key in ("input_ids", "labels")})
 
 
 def as_pairs(rows: list[dict]) -> Dataset:
-    """For ``Preferences``, as JSON text: a table of nested records would give every call the arguments of all."""
+    """Give rows for ``Preferences`` as JSON text: in a table of records, every call would get the arguments of all."""
     return Dataset.from_list([{key: json.dumps(value) for key, value in row.items()} for row in rows])
 
 
 def bpe_tokenizer(texts: list[str], size: int = 1024) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, so that bits per byte are exact, with the chat template of this module."""
+    """Train a byte-level BPE tokenizer, with which bits per byte are exact. It has the chat template of this module."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -119,7 +132,7 @@ def bpe_tokenizer(texts: list[str], size: int = 1024) -> PreTrainedTokenizerFast
 
 
 def read_call(text: str) -> tuple[str, dict] | None:
-    """The function and the arguments of a call; None where the text is no call."""
+    """Read the function and the arguments of a call; None where the text is no call."""
     try:
         call = json.loads(text)
         return (call["name"], call["arguments"]) if isinstance(call["arguments"], dict) else None
@@ -128,7 +141,7 @@ def read_call(text: str) -> tuple[str, dict] | None:
 
 
 def matches(said: list[str], right: list[str]) -> dict[str, float]:
-    """Shares of what a model said: a call at all, of the right function, with exactly the right arguments."""
+    """Count answers: the share that are calls, that name the right function, and that are exactly right."""
     calls = [(read_call(one), read_call(other)) for one, other in zip(said, right, strict=True)]
     return {
         "parsed": float(np.mean([one is not None for one, _ in calls])),
@@ -138,7 +151,7 @@ def matches(said: list[str], right: list[str]) -> dict[str, float]:
 
 
 def call_metrics(model: Any, tokenizer: Any, prediction: Any, count: int = 100) -> dict[str, float]:
-    """The model's own greedy answers to the first prompts of an evaluation set; nothing where rows have no prompt."""
+    """Let the model answer the first prompts of an evaluation set, greedily; {} where rows have no prompt."""
     rows = list(zip(prediction.inputs, prediction.label_ids, strict=True))[:count]
     starts = [int(np.argmax(labels != -100)) for _, labels in rows]
     if not all(starts):
@@ -164,7 +177,7 @@ def _required(signature: inspect.Signature) -> list[str]:
 
 
 def _arguments(signature: inspect.Signature, rng: random.Random) -> dict[str, Any]:
-    """What is required, and some of the rest, three at most."""
+    """Choose values for the required arguments and some others, three in all at most."""
     required = _required(signature)
     others = [key for key in signature.parameters if key not in required]
     wanted = required + others[: rng.randint(0 if required else 1, 2)]
@@ -183,7 +196,7 @@ def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spoiled(arguments: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """One argument less, or another value for it."""
+    """Leave out one argument, or give it another value."""
     key = rng.choice(sorted(arguments))
     if len(arguments) > 1 and rng.random() < 0.5:
         return {k: v for k, v in arguments.items() if k != key}

@@ -1,9 +1,10 @@
-"""A Llama that tells stories, in ternary weights: plain training against BitDistill's recipe, at equal updates.
+"""Train a Llama that tells stories in ternary weights: plainly, and by BitDistill's recipe, at equal updates.
 
     python examples/ternary_stories.py --model LLAMA --data STORIES --out out [--runs plain bitdistill] [--rates 3e-3]
 
-LLAMA: a model folder, which also teaches; STORIES: a text file, .gz or not, whose last twentieth is for choices (dev), the one
-before it for the end (--test). Cut it anywhere and start it again: what is done is skipped, what is in progress goes on.
+LLAMA is a model folder; the model is also the teacher. STORIES is a text file, gzipped or not. Its last twentieth is
+for choices between runs (dev), the twentieth before it for the final measurement (``--test``). You may interrupt the
+script and start it again: it skips finished runs and resumes the one in progress.
 """
 
 import argparse
@@ -16,13 +17,12 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, default_data_collator
+from transformers import AutoModelForCausalLM, AutoTokenizer, default_data_collator
 
-from hf_stages import Recipe, Stage, StagedTrainer
-from hf_stages.recipes import bitdistill
-from hf_stages.transforms import Ternarize
+from _arguments import command_line, training_arguments
+from hf_stages import Recipe, Stage, StagedTrainer, Ternarize, bitdistill
 
-TERNARY = Ternarize(method="absmean", per="tensor", embeddings=False)  # and 8-bit activations: as the recipe has it
+TERNARY = Ternarize(method="absmean", per="tensor", embeddings=False)  # with 8-bit activations, as in the recipe
 LOAD = AutoModelForCausalLM.from_pretrained
 
 
@@ -41,6 +41,7 @@ def recipes_of(updates: int) -> dict[str, Recipe]:
 
 
 def read(path: Path, tokenizer, length: int) -> dict[str, Dataset]:
+    """Cut the text into rows of ``length`` tokens: for training, for choices (dev) and for the final test."""
     lines = (gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()).splitlines()
     part, found = len(lines) // 20, {}
     for name, text in {"train": lines[: -2 * part], "test": lines[-2 * part : -part], "dev": lines[-part:]}.items():
@@ -57,41 +58,51 @@ def perplexity(model, data: Dataset) -> float:
     return math.exp(total / len(rows))
 
 
-def train(out: Path, a: argparse.Namespace, recipe: Recipe, rate: float, seed: int, **given) -> None:
-    args = TrainingArguments(
-        str(out), per_device_train_batch_size=a.batch, learning_rate=rate, warmup_steps=0.1, optim="adamw_torch_fused",
-        save_steps=100, save_total_limit=1, logging_steps=25, seed=seed, report_to="none", disable_tqdm=True,
+def train(out: Path, options: argparse.Namespace, rate: float, seed: int, recipe: Recipe, data, tokenizer) -> None:
+    args = training_arguments(
+        out, per_device_train_batch_size=options.batch, learning_rate=rate, warmup_steps=0.1, seed=seed, use_cpu=False,
+        save_strategy="steps", save_steps=100, save_total_limit=1, logging_steps=25,
     )  # fmt: skip
-    if recipe.stages[-1].name == "distil":
-        given["teacher"] = LOAD(a.model)
-    trainer = StagedTrainer(LOAD(a.model), args, recipe=recipe, data_collator=default_data_collator, **given)
+    trainer = StagedTrainer(
+        LOAD(options.model),
+        args,
+        recipe=recipe,
+        teacher=LOAD(options.model) if recipe.stages[-1].name == "distil" else None,
+        train_dataset=data,
+        processing_class=tokenizer,
+        data_collator=default_data_collator,
+    )
     trainer.train(resume_from_checkpoint=True)
 
 
-def main(words=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--model", "--data", "--out"):
-        parser.add_argument(name, type=Path, required=True)
+def parse(words=None) -> argparse.Namespace:
+    parser = command_line(__doc__, required=("--model", "--data", "--out"))
     parser.add_argument("--runs", nargs="*", default=["tuned", "plain", "bitdistill"], choices=list(recipes_of(2)))
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3], help="learning rates, for every run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     for name, value in {"--updates": 300, "--batch": 4, "--length": 256}.items():
         parser.add_argument(name, type=int, default=value)
     parser.add_argument("--test", action="store_true", help="measure the test text too")
-    a = parser.parse_args(words)
-    tokenizer = AutoTokenizer.from_pretrained(a.model)
-    data, parts = read(a.data, tokenizer, a.length), ["dev", "test"][: 1 + a.test]
-    print(f"untouched { ({part: perplexity(LOAD(a.model), data[part]) for part in parts}) }", flush=True)
-    for name, rate, seed in itertools.product(a.runs, a.rates, a.seeds):
-        result = a.out / f"{name}-{rate:g}-{seed}" / "result.json"
-        found, given = {}, {"train_dataset": data["train"], "processing_class": tokenizer}
-        if result.exists():
-            found = json.loads(result.read_text())
-        else:
-            train(result.parent, a, recipes_of(a.updates)[name], rate, seed, **given)
-        # Not as a stock Llama, which has the ternary weights and knows nothing of 8-bit activations.
+    return parser.parse_args(words)
+
+
+def main(words=None) -> None:
+    # 1. Read the text, and measure the model as it is.
+    options = parse(words)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    data, parts = read(options.data, tokenizer, options.length), ["dev", "test"][: 1 + options.test]
+    print(f"untouched { ({part: perplexity(LOAD(options.model), data[part]) for part in parts}) }", flush=True)
+
+    # 2. Train every run at every rate with every seed, unless its result is there.
+    for name, rate, seed in itertools.product(options.runs, options.rates, options.seeds):
+        result = options.out / f"{name}-{rate:g}-{seed}" / "result.json"
+        found = json.loads(result.read_text()) if result.exists() else {}
+        if not found:
+            train(result.parent, options, rate, seed, recipes_of(options.updates)[name], data["train"], tokenizer)
+
+        # 3. Measure it. A stock Llama would have the ternary weights, but would not round activations to 8 bits.
         last = max(result.parent.glob("[0-9][0-9]-*"))
-        model = StagedTrainer.from_stage(last, TrainingArguments(str(a.out), report_to="none")).model
+        model = StagedTrainer.from_stage(last, training_arguments(options.out, use_cpu=False)).model
         found |= {part: perplexity(model, data[part]) for part in parts if part not in found}
         result.write_text(json.dumps(found))
         print(f"{name:16} rate {rate:<6g} seed {seed}  {found}", flush=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import packed_sequences
+import packed_sequences
 
 
 def test_packed_learns_as_padded(tmp_path: Path, capsys) -> None:

@@ -5,23 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 from transformers import BertForSequenceClassification, BertModel
 
-from examples import distil_classifier, distil_decoder, distil_trec, distil_vit, lora_self_distillation
+import distil_classifier
+import distil_decoder
+import distil_trec
+import distil_vit
+import lora_self_distillation
 from hf_stages.data.sample_text import blocks, byte_tokenizer, prose
 from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc", "one_thread")
-
-
-@pytest.fixture
-def one_thread():
-    """Models as small as these lose more by sharing work than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_classifier_cut_in_half_recovers_without_a_label(tmp_path):

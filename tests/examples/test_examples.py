@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
-from examples import augment_text, cached_teacher
+import augment_text
+import cached_teacher
 from hf_stages.data.sample_text import blocks, byte_tokenizer, code, prose
 
-ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.py"))
+each_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+
+
+@each_example
+def test_an_example_leaves_the_path_alone(path: Path) -> None:
+    assert "sys.path" not in path.read_text(encoding="utf-8")
+
+
+@each_example
+def test_an_example_says_what_it_does_and_numbers_its_steps(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
+        return  # what examples share
+    numbers = [int(n) for n in re.findall(r"^ +# (\d+)\. [A-Z].*\.$", path.read_text(encoding="utf-8"), re.MULTILINE)]
+    assert len(numbers) > 1
+    assert numbers == list(range(1, len(numbers) + 1))
 
 
 @pytest.mark.parametrize("text", [prose, code])
@@ -47,15 +67,11 @@ def test_blocks_are_full_and_in_order() -> None:
     assert prose(5_000)["text"][0].startswith(tokenizer.decode(data["input_ids"][0]))
 
 
-def test_demo_is_cut_resumed_and_shown(run_python, tmp_path: Path) -> None:
-    script = ROOT / "examples" / "demo.py"
-    done = run_python(
-        f"import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); "
-        f"sys.argv = ['demo', '--steps', '6', '--out', 'out']; runpy.run_path({str(script)!r}, run_name='__main__')"
-    )
-    assert "cut on purpose after 9 updates" in done.stdout
+def test_demo_is_cut_resumed_and_shown(run_example, tmp_path: Path) -> None:
+    printed = run_example("demo", "--steps", "6", "--out", "out")
+    assert "cut on purpose after 9 updates" in printed
     for folder in ("01-language", "02-code"):
-        assert folder in done.stdout.rsplit("after stage", 1)[1]
+        assert folder in printed.rsplit("after stage", 1)[1]
         assert (tmp_path / "out" / folder / "config.json").exists()
 
 
@@ -80,12 +96,8 @@ def test_sentences_become_more_of_them(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_mixture_ramp_shows_what_it_drew(run_python, tmp_path: Path) -> None:
-    script = ROOT / "examples" / "mixture_ramp.py"
-    done = run_python(
-        f"import runpy, sys; sys.path.insert(0, {str(script.parent)!r}); "
-        f"sys.argv = ['mixture_ramp', '--steps', '8', '--out', 'out']; runpy.run_path({str(script)!r}, run_name='__main__')"
-    )
-    assert "progress  code declared  realized" in done.stdout
-    assert "code: 22 examples, 2816 tokens" in done.stdout  # of 64: the integral of Linear(0, 0.7) is 22.4
+def test_mixture_ramp_shows_what_it_drew(run_example, tmp_path: Path) -> None:
+    printed = run_example("mixture_ramp", "--steps", "8", "--out", "out")
+    assert "progress  code declared  realized" in printed
+    assert "code: 22 examples, 2816 tokens" in printed  # of 64: the integral of Linear(0, 0.7) is 22.4
     assert list((tmp_path / "out" / "orders").glob("*.npy"))

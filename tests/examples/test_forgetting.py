@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from examples import forgetting_gate
+import forgetting_gate
 from hf_stages.reports.run_folder import read_run
 
 pytestmark = pytest.mark.usefixtures("quick_gc")

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from examples import staged_or_joint
-from examples.staged_or_joint import main, pieces
+import staged_or_joint
+from staged_or_joint import main, pieces
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 
@@ -38,7 +38,8 @@ def test_files_are_read_as_they_stand(files):
 def arguments(files, *more):
     return [
         "--out", str(files / "out"), "--language", str(files / "prose.txt"), "--code", str(files / "code.py.gz"),
-        f"{files / 'tasks.jsonl'}:task,code", "--tools", f"{files / 'calls.csv'}:ask,tool", "--size", "tiny", "--length", "32",
+        f"{files / 'tasks.jsonl'}:task,code", "--tools", f"{files / 'calls.csv'}:ask,tool", "--size", "tiny",
+        "--length", "32",
         "--shares", "0.4", "0.3", "0.3", "--rates", "6e-3", "1e-3", "1e-3", *more,
     ]  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from examples import packed_classifier
+import packed_classifier
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 

@@ -7,15 +7,16 @@ import json
 import pytest
 from transformers import BertForSequenceClassification
 
-from examples import binary_vit, quantize_classifier, quantize_trec, ternary_llama
-from examples.distil_trec import LABELS
+import binary_vit
+import quantize_classifier
+import quantize_trec
+import ternary_llama
+from distil_trec import LABELS
 from hf_stages.data.sample_text import blocks, prose
 from tests.data.test_augment import WORDS, wordpieces
-from tests.examples.test_distil import one_thread
 from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc", "one_thread")
-__all__ = ["one_thread"]
 
 
 def test_both_ways_to_one_bit_keep_most_of_the_teacher(tmp_path):

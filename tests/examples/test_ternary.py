@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from examples import ternary_stories
+import ternary_stories
 from hf_stages.data.sample_text import byte_tokenizer
 from hf_stages.layers import NormedLinear, TernaryLinear
 from tests.support import tiny

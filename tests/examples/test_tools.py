@@ -1,4 +1,4 @@
-"""The example of language, code and tools: its calls are real, its metric tells right from wrong, and it runs to its table."""
+"""The example of language, code and tools: its calls are real, its metric is right, and it runs to its table."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from examples import language_code_tools
-from examples.stdlib_tools import (
+import language_code_tools
+from hf_stages.commands.cli import main as cli
+from hf_stages.data.sample_text import docs
+from stdlib_tools import (
     as_tokens,
     bpe_tokenizer,
     call_metrics,
@@ -21,8 +23,6 @@ from examples.stdlib_tools import (
     read_call,
     signatures,
 )
-from hf_stages.commands.cli import main as cli
-from hf_stages.data.sample_text import docs
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 
