@@ -35,7 +35,6 @@ class MeasuredMixin(_Base):
     recipe: Any
     data_collator: Any
     _stage: Any
-    _beside: Any
     _sums: Any = None
     """The EvalSums of an evaluation in progress."""
     _evaluated: Any = None
@@ -54,7 +53,7 @@ class MeasuredMixin(_Base):
         if self._stage is None or self._stage.evaluated is None or apart:
             return inner(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         inputs = self._prepare_inputs(inputs)
-        with self._stage.evaluated.step({**inputs, **self._beside}, self._stage.t, self.accelerator.autocast()):
+        with self._stage.evaluated.step(self.batch_of(inputs), self._stage.t, self.accelerator.autocast()):
             return inner(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):

@@ -80,7 +80,7 @@ class EvalSums:
 
     def loss(self, inner: Callable[..., Any], model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         """``compute_loss`` of one batch. Without a number of items every trainer gives its batch's mean."""
-        batch = {**inputs, **self.trainer._beside}
+        batch = self.trainer.batch_of(inputs).columns
         new = new_rows(self.trainer, batch)
         if new is not None:  # before the forward of all rows, which is the one that others watch
             few = first_rows(batch, new)

@@ -36,8 +36,8 @@ class OnScores(Loss):
     def for_models(self, student: Any, teacher: Any) -> Any:
         return mapped(self, student, teacher)
 
-    def used(self, captured: Mapping[str, Any]) -> Any:
-        return parts(self, captured, "query", "key")
+    def tensors_read(self, captured: Mapping[str, Any]) -> Any:
+        return tensors_of(self, captured, "query", "key")
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         return self.tokens.items(batch)
@@ -79,13 +79,13 @@ def mapped(loss: Any, student: Any, teacher: Any, *, same_heads: bool = True) ->
         loss,
         pairs=found,
         tokens=tokens_entering(student, loss.stack),
-        parts=_layers.names_of(found),
+        part_names=_layers.names_of(found),
         needs=frozenset(key_of("attention", s, loss.stack) for s, _ in found),
         teacher_needs=frozenset(key_of("attention", t, loss.stack) for _, t in found),
     )
 
 
-def parts(loss: Any, captured: Mapping[str, Any], *names: str) -> list[torch.Tensor]:
+def tensors_of(loss: Any, captured: Mapping[str, Any], *names: str) -> list[torch.Tensor]:
     """Of the student's mapped layers, the tensors that go by these names."""
     layers = [captured[key] for key in loss.needs if key in captured]
     return [getattr(layer, name) for layer in layers for name in names]

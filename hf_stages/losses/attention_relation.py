@@ -63,8 +63,8 @@ class AttentionRelation(Loss):
                 known._check_cut(heads_of(model, self.stack, keys=letter != "Q"), size_of(model, self.stack), whose)
         return known
 
-    def used(self, captured: Mapping[str, Any]) -> Any:
-        return _attention.parts(self, captured, *(_PARTS[letter] for letter in self.relations))
+    def tensors_read(self, captured: Mapping[str, Any]) -> Any:
+        return _attention.tensors_of(self, captured, *(_PARTS[letter] for letter in self.relations))
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         return self.tokens.items(batch)

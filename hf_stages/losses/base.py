@@ -37,9 +37,9 @@ class Loss:
     modules: nn.Module | None = None
     """Weights of the loss's own (projections): trained and checkpointed with the stage, no part of the saved model."""
 
-    parts: tuple[str, ...] = ()
+    part_names: tuple[str, ...] = ()
     """Where the value is one number for each of several parts: what they are called, such as the layers ``2-4``."""
-    tells: tuple[str, ...] = ()
+    logged_names: tuple[str, ...] = ()
     """Where ``__call__`` gives a pair, the value and more numbers for the log: what these are called. Each is a sum over the items."""
 
     @property
@@ -53,20 +53,20 @@ class Loss:
         """
         return self
 
-    def inside(self, captured: Mapping[str, Any]) -> Mapping[str, Any]:
-        """More signals, made from the student's within its forward: where ``modules`` work, so that DDP sees them."""
+    def projected_signals(self, captured: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Make more signals of the student's, within its forward: where ``modules`` work, so that DDP sees them."""
         return {}
 
-    def used(self, captured: Mapping[str, Any]) -> Any:
-        """Those of the captured tensors that the value depends on: under DDP all that lies below them gets a gradient."""
+    def tensors_read(self, captured: Mapping[str, Any]) -> Any:
+        """Give the captured tensors that the value depends on: under DDP all that lies below them gets a gradient."""
         return [captured[key] for key in self.needs if key in captured]
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         """Over how many items the sum runs: an int or a scalar tensor, zero for an empty micro-batch."""
         raise NotImplementedError(f"{self.name} must define items(batch)")
 
-    def speaks(self, batch: Mapping[str, Any]) -> Any:
-        """Whether a value of zero says anything: not where the micro-batch holds no row that the loss is for."""
+    def zero_is_meaningful(self, batch: Mapping[str, Any]) -> Any:
+        """Say whether a value of zero means anything: not where the micro-batch holds no row that the loss is for."""
         return True
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> Any:
@@ -87,8 +87,8 @@ class Loss:
     __rmul__ = __mul__
 
 
-def value_and_told(given: Any) -> tuple[Any, Any]:
-    """What a loss gave: its value, and the numbers that it ``tells``, if there are some."""
+def value_and_logged(given: Any) -> tuple[Any, Any]:
+    """Take apart what a loss gave: its value, and the numbers that go by its ``logged_names``, if there are some."""
     return given if isinstance(given, tuple) else (given, None)
 
 

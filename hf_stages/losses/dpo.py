@@ -42,7 +42,7 @@ class DPO(Loss):
     label_smoothing: float = 0.0
     """How often preferences are taken to be the wrong way round."""
 
-    tells = ("accuracy", "margin", "chosen", "rejected")
+    logged_names = ("accuracy", "margin", "chosen", "rejected")
     uses_teacher = True
     needs = frozenset({"final"})
     teacher_needs = frozenset({"final"})

@@ -59,13 +59,13 @@ class HiddenMSE(Loss):
             self,
             pairs=found,
             tokens=tokens_entering(student, self.stack),
-            parts=_layers.names_of(found),
+            part_names=_layers.names_of(found),
             modules=modules,
             needs=frozenset(key_of("hidden", s, self.stack) for s, _ in found),
             teacher_needs=frozenset(key_of("hidden", t, self.stack) for _, t in found),
         )
 
-    def inside(self, captured: Mapping[str, Any]) -> Mapping[str, Any]:
+    def projected_signals(self, captured: Mapping[str, Any]) -> Mapping[str, Any]:
         if self.modules is None:
             return {}
         states = {s: captured[key_of("hidden", s, self.stack)] for s, _ in self.pairs}

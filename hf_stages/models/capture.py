@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,25 +23,53 @@ WHOLE = frozenset({"loss", "logits", "outputs"})
 """Needs for which the model must run to its end, as it always does."""
 
 
-class _Enough(Exception):
-    """Raised in a teacher's forward: what lies above is not needed."""
+class _StopForward(Exception):
+    """Ends a teacher's forward where all that is needed of it has been captured."""
+
+
+def _nothing_projected(captured: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any]:
+    return {}, dict(captured)
+
+
+@dataclass(frozen=True)
+class CaptureRequest:
+    """What one forward is to leave behind."""
+
+    needs: frozenset[str]
+    """Keys of signals to keep (see ``hf_stages.models.signals``)."""
+    whole: bool = False
+    """The model returns its outputs as it always does, and they are kept under ``outputs``."""
+    outputs: bool = False
+    """The model's outputs are kept under ``outputs``, whatever the forward returns."""
+    project: Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], Any]] = _nothing_projected
+    """Makes more signals of the captured ones within the model's forward (projections), and says which tensors the
+    losses read: DDP waits for a gradient of every parameter below what the forward returns."""
+
+    @property
+    def runs_to_the_end(self) -> bool:
+        return bool(self.needs & WHOLE)
 
 
 class Capture:
-    """What ``needs`` names, kept in ``store`` during ``collecting()``."""
+    """Hooks on one model that keep what ``needs`` names, or the part of it that a ``CaptureRequest`` asks for.
+
+    Args:
+        model: The model that is watched, not yet wrapped or compiled.
+        needs: All that any forward may be asked for.
+        defer_head: Whether the output head may be left to the losses, which apply it a chunk at a time.
+        stop: Whether a forward ends where its last need is met (teachers).
+    """
 
     def __init__(self, model: nn.Module, needs: frozenset[str], *, defer_head: bool = True, stop: bool = False) -> None:
         self.model, self.needs = model, needs
-        self.store: dict[str, Any] = {}
-        self.on = self.leave = self.outputs = self.graph = False
-        self.live = True
+        self._all = CaptureRequest(needs)
+        self._request: CaptureRequest | None = None
+        """Of the forward in progress; None outside of ``collecting``."""
+        self._captured: dict[str, Any] = {}
+        self._expects_graph = False
+        self._is_wanted = True
         """Whether the forward in progress is one to keep: where there is to be a graph, not one under ``no_grad``."""
-        self.now = needs
-        """Those of the needs that the forward in progress must meet."""
-        self.inside: Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], Any]] = lambda store: ({}, dict(store))
-        """Makes more signals of the captured ones within the model's forward (projections), and says which tensors the
-        losses read: DDP waits for a gradient of every parameter below what the forward returns."""
-        self.unsure = True
+        self._head_is_checked = False
         self._undo: list[Callable[[], None]] = []
         # Without a need for whole logits the output head runs on one token: for a large vocabulary it is most of the work.
         self.head = getattr(base_of(model), "get_output_embeddings", lambda: None)() if defer_head else None
@@ -57,22 +86,21 @@ class Capture:
         if stop and not self.needs & (WHOLE | {"final"}):
             self._stop_at_deepest()
         if self.head is not None:
-            self._add(self.head.register_forward_pre_hook(self._behead))
+            self._add(self.head.register_forward_pre_hook(self._head_on_one_token))
         self._add(self.model.register_forward_hook(self._finish))
 
-    @property
-    def whole(self) -> bool:
-        return bool(self.now & WHOLE)
+    def check_head(self, run: Callable[[], Any], request: CaptureRequest | None = None) -> None:
+        """Find out, once, whether the model changes what its head made: a scale, a soft cap, a bias. Then the head stays its own.
 
-    def confirm_head(self, run: Callable[[], Any]) -> None:
-        """Keep the head to itself no longer where the model changes what it made: a scale, a soft cap, a bias.
-
-        Known values are put in the place of the head's output, once; logits that are not those values were changed.
+        Known values are put in the place of the head's output; logits that are not those values were changed.
         Weights and data have no say in it, so every rank and every resumed run comes to the same answer.
         """
-        if not self.unsure or self.head is None or self.whole or "final" not in self.now:
+        if self._head_is_checked:
             return
-        self.unsure = False
+        request = request or self._all
+        if self.head is None or request.runs_to_the_end or "final" not in request.needs:
+            return
+        self._head_is_checked = True
         planted: list[torch.Tensor] = []
 
         def plant(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -82,7 +110,7 @@ class Capture:
 
         handle = self.head.register_forward_hook(plant)
         try:
-            with torch.no_grad(), evaluating(self.model), preserve_random_state(), self.collecting(now=self.now):
+            with torch.no_grad(), evaluating(self.model), preserve_random_state(), self.collecting(request):
                 found = _logits(run())
         finally:
             handle.remove()
@@ -90,31 +118,27 @@ class Capture:
             self.head = None
 
     @contextmanager
-    def collecting(
-        self, *, whole: bool = False, outputs: bool = False, now: frozenset[str] | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """One forward; what it left is the caller's. Off outside: evaluation and recomputation keep nothing.
+    def collecting(self, request: CaptureRequest | None = None) -> Iterator[dict[str, Any]]:
+        """Watch one forward; what it left is the caller's. Outside of it (evaluation, recomputation) nothing is kept.
 
         A trainer may run the model a second time under ``no_grad``, for its own metrics: the forward with the graph counts.
-        ``whole``: the model's outputs are left as they are, and kept under ``outputs``; ``outputs``: they are kept, however they are
-        left. ``now``: the needs of this forward.
         """
-        self.store.clear()
-        self.on, self.leave, self.now = True, whole, self.needs if now is None else now
-        self.graph, self.live, self.outputs = torch.is_grad_enabled(), True, whole or outputs
-        found: dict[str, Any] = {}
+        self._captured.clear()
+        self._request = request or self._all
+        self._expects_graph, self._is_wanted = torch.is_grad_enabled(), True
+        captured: dict[str, Any] = {}
         try:
-            yield found
+            yield captured
         finally:
-            self.on = self.leave = self.outputs = False
-            found.update(self.store)
-            self.store.clear()
+            self._request = None
+            captured.update(self._captured)
+            self._captured.clear()
 
     def run(self, model: Any, inputs: Mapping[str, Any]) -> Any:
         """The model's outputs; None where the forward was ended early."""
         try:
             return model(**inputs)
-        except _Enough:
+        except _StopForward:
             return None
 
     def remove(self) -> None:
@@ -126,11 +150,11 @@ class Capture:
         self._undo.append(handle.remove)
 
     @property
-    def keeps(self) -> bool:
-        return self.on and self.live
+    def _keeps(self) -> bool:
+        return self._request is not None and self._is_wanted
 
     def _enter(self, module: Any, args: Any) -> None:
-        self.live = torch.is_grad_enabled() or not self.graph
+        self._is_wanted = torch.is_grad_enabled() or not self._expects_graph
 
     def _watch(self, key: str) -> None:
         stack, kind, layer = parse(key)
@@ -145,62 +169,66 @@ class Capture:
 
     def _keep_input(self, key: str) -> Callable[..., None]:
         def hook(module: Any, args: Any, kwargs: Any) -> None:
-            if self.keeps:
-                self.store[key] = args[0] if args else kwargs["hidden_states"]
+            if self._keeps:
+                self._captured[key] = args[0] if args else kwargs["hidden_states"]
 
         return hook
 
     def _keep_output(self, key: str) -> Callable[..., None]:
         def hook(module: Any, args: Any, output: Any) -> None:
-            if self.keeps:
-                self.store[key] = output[0] if isinstance(output, tuple) else output
+            if self._keeps:
+                self._captured[key] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
     def _keep_attention(self, key: str) -> Callable[[Attention], None]:
-        def note(seen: Attention) -> None:
-            if self.keeps:
-                self.store[key] = seen
+        def hook(attention: Attention) -> None:
+            if self._keeps:
+                self._captured[key] = attention
 
-        return note
+        return hook
 
     def _stop_at_deepest(self) -> None:
         """End the forward where the last need is met."""
 
-        def enough(*_: Any) -> None:
-            if self.keeps and self.needs <= self.store.keys():
-                raise _Enough
+        def stop_if_complete(*_: Any) -> None:
+            if self._keeps and self.needs <= self._captured.keys():
+                raise _StopForward
 
         # Hooks run in the order they were set: what is kept of this block is kept by now. Which of several stacks runs
         # last is not known, so that each asks.
         for stack, layer in deepest(self.needs):
             blocks = blocks_of(self.model, stack)
             self._add(
-                blocks[layer - 1].register_forward_hook(enough)
+                blocks[layer - 1].register_forward_hook(stop_if_complete)
                 if layer
-                else blocks[0].register_forward_pre_hook(enough)
+                else blocks[0].register_forward_pre_hook(stop_if_complete)
             )
 
-    def _behead(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
-        if not self.keeps or self.leave or self.whole or (self.head is None and "final" in self.now):
+    def _head_on_one_token(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        request = self._request
+        if request is None or not self._is_wanted or request.whole or request.runs_to_the_end:
             return None
-        if "final" in self.now:
-            self.store["head"] = Head(args[0], module)
+        if "final" in request.needs:
+            if self.head is None:
+                return None
+            self._captured["head"] = Head(args[0], module)
         return (args[0][..., :1, :], *args[1:])
 
     def _finish(self, module: nn.Module, args: Any, outputs: Any) -> Any:
         """Within the wrapper's forward: DDP looks in the outputs for the parameters that take part."""
-        if not self.keeps:
+        request = self._request
+        if request is None or not self._is_wanted:
             return None
-        made, used = self.inside(self.store)
-        self.store.update(made)
-        if self.outputs:
-            self.store["outputs"] = outputs
-        if self.leave:
+        projected, tensors_read = request.project(self._captured)
+        self._captured.update(projected)
+        if request.whole or request.outputs:
+            self._captured["outputs"] = outputs
+        if request.whole:
             return None
-        if self.whole or ("final" in self.now and "head" not in self.store):
-            return _Marked(_named(outputs), made_for_losses=used) if made else None
-        return {"captured": used, "logits": _logits(outputs) if "final" in self.now else None}
+        if request.runs_to_the_end or ("final" in request.needs and "head" not in self._captured):
+            return _Marked(_named(outputs), made_for_losses=tensors_read) if projected else None
+        return {"captured": tensors_read, "logits": _logits(outputs) if "final" in request.needs else None}
 
 
 class _Marked(dict):

@@ -16,8 +16,8 @@ from hf_stages.core.curves import Curve
 from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.losses.objective.by_source import OnSource
-from hf_stages.losses.objective.stage_losses import adapted_terms, teacher_needs_of, wants_teacher
-from hf_stages.losses.objective.terms import Term, groups_of, terms_of
+from hf_stages.losses.objective.stage_losses import adapted_terms, wants_teacher
+from hf_stages.losses.objective.terms import Term, groups_of, teacher_needs_of, terms_of
 from hf_stages.models.adapters import is_peft, trained_in_base
 from hf_stages.models.capture import WHOLE, Capture
 from hf_stages.models.model_source import ModelSource

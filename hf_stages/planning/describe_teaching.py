@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from hf_stages.core.parts import arguments_of, is_part
-from hf_stages.losses.objective.stage_losses import teacher_needs_of
-from hf_stages.losses.objective.terms import Term
+from hf_stages.losses.objective.terms import Term, teacher_needs_of
 from hf_stages.models.capture import WHOLE, deepest
 from hf_stages.models.model_source import ModelSource
 from hf_stages.planning.plan import Taught

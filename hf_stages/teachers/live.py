@@ -27,7 +27,7 @@ class LiveTeacher:
     one, models overlook that positions begin anew, and packed examples would see each other.
     """
 
-    evaluates = True
+    answers_any_batch = True
 
     def __init__(self, model: nn.Module, needs: frozenset[str], device: torch.device) -> None:
         self._was = model.training, [p for p in model.parameters() if p.requires_grad]
@@ -55,7 +55,7 @@ class LiveTeacher:
 class BaseTeacher:
     """The student's own base with its adapter off: no second copy of the weights."""
 
-    evaluates = True
+    answers_any_batch = True
 
     def __init__(self, model: nn.Module, needs: frozenset[str]) -> None:
         self.model = model
@@ -89,7 +89,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 def _run(model: nn.Module, capture: Capture, batch: Mapping[str, Any]) -> Signals:
     inputs = model_inputs(model, batch)
-    capture.confirm_head(lambda: model(**inputs))
+    capture.check_head(lambda: model(**inputs))
     with torch.no_grad(), capture.collecting() as captured:
         outputs = capture.run(model, inputs)
     return Signals(outputs, captured=captured)

@@ -26,8 +26,8 @@ from hf_stages.data.stage_collator import for_source, prepare_collator
 from hf_stages.evaluation.final_metrics import settled_metrics
 from hf_stages.evaluation.teacher_terms import EvalTerms
 from hf_stages.gates.base import History
-from hf_stages.losses.objective.stage_losses import StageLosses, adapted_terms, teacher_needs_of
-from hf_stages.losses.objective.terms import groups_of, sources_of
+from hf_stages.losses.objective.stage_losses import StageLosses, adapted_terms
+from hf_stages.losses.objective.terms import groups_of, sources_of, teacher_needs_of
 from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.packing.pack_folder import pack
 from hf_stages.planning.cautions import cautions
@@ -375,7 +375,8 @@ class Runner:
             trainer.accelerator.ddp_handler.find_unused_parameters = self.finds_unused
         trainer._stage = handler.stage = None
         trainer._train_batch_size = trainer.args.train_batch_size
-        trainer._stop_request, trainer._beside = None, {}
+        trainer._stop_request = None
+        trainer.forget_batch()
         trainer.teach_by(None)
         trainer.__dict__.pop("loss_is_scaled_for_ga", None)
 

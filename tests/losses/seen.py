@@ -11,11 +11,11 @@ from unittest import mock
 import torch
 import transformers as tf
 
+from hf_stages.core.batch import Batch
 from hf_stages.losses import Loss
 from hf_stages.losses.objective.stage_losses import StageLosses
 from hf_stages.losses.objective.terms import terms_of
 from hf_stages.models.model_inputs import model_inputs
-from hf_stages.models.signals import Signals
 from hf_stages.teachers.live import LiveTeacher
 from tests.support import tiny
 
@@ -106,12 +106,9 @@ def installed(loss: Loss, student: Any, teacher: Any, *, defer: bool = True) -> 
 def value(loss: Loss, student: Any, teacher: Any, batch: Mapping[str, Any], *, defer: bool = True) -> torch.Tensor:
     """The mean that a stage would report, with its graph."""
     with installed(loss, student, teacher, defer=defer) as losses:
-        theirs = losses.teach(batch, 0.0)
-        losses.prepare(batch, 0.0)
-        with losses.watching() as captured:
-            outputs = losses.student(student, batch)
+        mine, theirs = losses.signals(student, Batch(batch), 0.0)
         own = losses.terms[0].loss
-        return own(Signals(outputs, None, captured), theirs, batch, 0.0).sum() / own.items(batch)
+        return own(mine, theirs, batch, 0.0).sum() / own.items(batch)
 
 
 # ---- the same, found another way --------------------------------------------------------------------------------------

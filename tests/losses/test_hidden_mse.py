@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers as tf
 
+from hf_stages.core.batch import Batch
 from hf_stages.losses import HiddenMSE
 from tests.losses import seen
 from tests.support import tiny
@@ -79,12 +80,8 @@ def test_projections(project, distance):
     with seen.installed(loss, student.eval(), teacher, defer=True) as losses:
         maps = losses.terms[0].loss.modules
         assert sorted(maps) == (["all"] if project == "shared" else ["0", "1", "2"])
-        with losses.watching() as captured:
-            outputs = losses.student(student, batch)
         own = losses.terms[0].loss
-        found = own(seen.Signals(outputs, None, captured), losses.teach(batch, 0.0), batch, 0.0).sum() / own.items(
-            batch
-        )
+        found = own(*losses.signals(student, Batch(batch), 0.0), batch, 0.0).sum() / own.items(batch)
         through = lambda s: maps["all" if project == "shared" else str(s)]  # noqa: E731
         wanted = _reference("bert-left", student, teacher, [(0, 0), (1, 2), (2, 4)], distance, through)
         torch.testing.assert_close(found, wanted)

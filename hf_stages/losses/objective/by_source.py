@@ -46,22 +46,22 @@ class OnSource(Loss):
         return self.inner.task
 
     @property
-    def parts(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self.inner.parts
+    def part_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.inner.part_names
 
     @property
-    def tells(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self.inner.tells
+    def logged_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.inner.logged_names
 
     @property
     def modules(self) -> Any:  # type: ignore[override]
         return self.inner.modules
 
-    def inside(self, captured: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self.inner.inside(captured)
+    def projected_signals(self, captured: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self.inner.projected_signals(captured)
 
-    def used(self, captured: Mapping[str, Any]) -> Any:
-        return self.inner.used(captured)
+    def tensors_read(self, captured: Mapping[str, Any]) -> Any:
+        return self.inner.tensors_read(captured)
 
     def for_models(self, student: Any, teacher: Any) -> OnSource:
         inner = self.inner.for_models(student, teacher)
@@ -79,7 +79,7 @@ class OnSource(Loss):
         """TaskLoss as it is computed here, over the rows of every source."""
         return self.inner(student, None, batch, 0.0) / self.inner.items(batch)
 
-    def speaks(self, batch: Mapping[str, Any]) -> Any:
+    def zero_is_meaningful(self, batch: Mapping[str, Any]) -> Any:
         return batch[SOURCE].eq(self.number).any()
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
@@ -90,7 +90,7 @@ class OnSource(Loss):
         total = batch[SOURCE].shape[0]
         rows = batch[SOURCE].eq(self.number).nonzero().squeeze(-1)
         few = {key: _rows(value, rows, total) for key, value in batch.items()}
-        value = self.inner(of_rows(student, rows, total), of_rows(teacher, rows, total), few, t)
+        value = self.inner(signals_of_rows(student, rows, total), signals_of_rows(teacher, rows, total), few, t)
         if isinstance(self.inner, _TaskOnRows) and self.inner.adds:
             value = value + self.inner.added(student, batch) * self.inner.items(few)
         return value
@@ -140,7 +140,7 @@ class _TaskOnRows(Loss):
         return functions.cross_entropy(flat, labels.reshape(-1), ignore_index=-100, reduction="sum")
 
 
-def of_rows(signals: Signals | None, rows: torch.Tensor, total: int) -> Signals | None:
+def signals_of_rows(signals: Signals | None, rows: torch.Tensor, total: int) -> Signals | None:
     if signals is None:
         return None
     outputs = signals.outputs

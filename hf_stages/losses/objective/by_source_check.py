@@ -14,6 +14,7 @@ from hf_stages.losses.objective.task_trial import stirred
 from hf_stages.losses.objective.untouched_state import as_it_was
 from hf_stages.losses.objective.update_sums import counted
 from hf_stages.models.capture import evaluating
+from hf_stages.models.model_inputs import model_inputs
 from hf_stages.models.signals import Signals
 
 _OFF, _HALF = 1e-3, 2e-2
@@ -27,7 +28,7 @@ def unlike_by_source(trainer: Any, objective: Any, batch: Mapping[str, Any], *, 
     items = term.items(batch)
     if float(items) == 0:
         return None
-    inputs = dict(trainer.parted(batch)[0])
+    inputs = trainer.split_batch(batch).inputs
     reduction, values = objective.reduction, dict[int, torch.Tensor]()
     watch = EvalParts(reduction, torch.zeros(())).watching(values) if reduction is not None and reduction.adds else None
     context = trainer.compute_loss_context_manager()
@@ -39,7 +40,7 @@ def unlike_by_source(trainer: Any, objective: Any, batch: Mapping[str, Any], *, 
         context,
         stirred(trainer.model),
     ):
-        outputs = trainer._stage.losses.student(trainer.model, inputs)
+        outputs = trainer.model(**model_inputs(trainer.model, inputs))
         by_source = float(term.mean_of_all(Signals(outputs), batch))
         with counted(trainer, items):
             if watch is None:

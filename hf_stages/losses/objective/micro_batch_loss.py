@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -10,9 +10,8 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from hf_stages.losses.objective.loss_calls import Call, LossCalls
-from hf_stages.losses.objective.student_forwards import task_signals
+from hf_stages.losses.objective.student_forwards import TaskForward
 from hf_stages.losses.objective.update_sums import counted
-from hf_stages.models.signals import Signals
 
 logger = logging.get_logger(__name__)
 _LIBRARIES = ("hf_stages", "transformers", "trl")
@@ -56,32 +55,36 @@ def _put(trainer: Any, held: Any) -> None:
 
 def update_loss(trainer: Any, inner: Any, model: Any, inputs: Any, return_outputs: bool) -> Any:
     """The weighted terms of a micro-batch. ``inner`` is asked for the task's loss where a term needs it."""
-    stage, batch = trainer._stage, {**inputs, **trainer._beside}
-    objective, losses = stage.objective, stage.losses
-    with trainer.accelerator.autocast():
-        teacher = losses.teach(batch, objective.t)  # before the student's activations take their room
-        losses.prepare(inputs, objective.t)
+    stage, batch = trainer._stage, trainer.batch_of(inputs)
+    objective = stage.objective
+    task = None
     if objective.needs_task_loss:
-        way = own_compute_loss(trainer) is not Trainer.compute_loss
-        if not way:  # a trainer's own loss may be of something else, as a reward's is of pairs
-            _check_labels(trainer, batch)
-        items, shares = objective.task_items(batch), _parts_at(objective, batch)
-
-        def take(wanted: bool) -> tuple[Any, Any]:
-            with shares:
-                found = task_loss(trainer, inner, model, inputs, items, wanted)
-            if isinstance(shares, LossCalls) and shares.count != objective.reduction.called > 0:
-                _say_other_parts(shares.count, objective.reduction.called)
-            return found
-
-        signals = task_signals(trainer, take, model, inputs, batch, asked=return_outputs, own_way=way)
+        task = _task_forward(trainer, inner, model, inputs, return_outputs, batch.columns)
     else:
         _say_unused(trainer)
-        with losses.watching(objective.t) as captured:
-            outputs = losses.student(model, inputs)
-        signals = Signals(outputs, None, captured)
-    total = objective.loss(signals, teacher, batch)
-    return (total, signals.outputs) if return_outputs else total
+    student, teacher = stage.losses.signals(model, batch, objective.t, task=task, autocast=trainer.accelerator.autocast)
+    total = objective.loss(student, teacher, batch.columns)
+    return (total, student.outputs) if return_outputs else total
+
+
+def _task_forward(
+    trainer: Any, inner: Any, model: Any, inputs: Any, return_outputs: bool, columns: Mapping[str, Any]
+) -> TaskForward:
+    """The trainer's own loss of a micro-batch, still to be run."""
+    objective = trainer._stage.objective
+    is_overridden = own_compute_loss(trainer) is not Trainer.compute_loss
+    if not is_overridden:  # a trainer's own loss may be of something else, as a reward's is of pairs
+        _check_labels(trainer, columns)
+    items, shares = objective.task_items(columns), _parts_at(objective, columns)
+
+    def run(wanted: bool) -> tuple[Any, Any]:
+        with shares:
+            found = task_loss(trainer, inner, model, inputs, items, wanted)
+        if isinstance(shares, LossCalls) and shares.count != objective.reduction.called > 0:
+            _say_other_parts(shares.count, objective.reduction.called)
+        return found
+
+    return TaskForward(run, items, is_overridden, return_outputs, objective.reads_outputs(columns))
 
 
 def task_loss(trainer: Any, inner: Any, model: Any, inputs: Any, items: Any, wanted: bool) -> tuple[Any, Any]:

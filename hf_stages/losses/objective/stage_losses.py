@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from hf_stages.core.batch import Batch
 from hf_stages.core.curves import Const
 from hf_stages.core.stage import Stage
-from hf_stages.losses.objective.terms import Term, terms_of, weighted
+from hf_stages.losses.objective.student_forwards import TaskForward
+from hf_stages.losses.objective.terms import Term, needs_of, terms_of, weighted
 from hf_stages.losses.task_loss import TaskLoss
-from hf_stages.models.capture import WHOLE, Capture
+from hf_stages.models.capture import WHOLE, Capture, CaptureRequest
 from hf_stages.models.model_inputs import model_inputs
 from hf_stages.models.signals import Signals
 
@@ -36,15 +40,6 @@ def wants_teacher(stage: Stage) -> bool:
     return stage.loss is not None and any(term.loss.uses_teacher for term in terms_of(stage.loss))
 
 
-def needs_of(terms: Iterable[Term]) -> frozenset[str]:
-    """What the student must show. A loss that does not say is given the model's whole outputs."""
-    return frozenset[str]().union(*(term.loss.needs or {"outputs"} for term in terms))
-
-
-def teacher_needs_of(terms: Iterable[Term]) -> frozenset[str]:
-    return frozenset[str]().union(*(t.loss.teacher_needs or {"outputs"} for t in terms if t.loss.uses_teacher))
-
-
 class StageLosses:
     """Installed before the stage's model is wrapped; ``remove()`` leaves the model as it was."""
 
@@ -54,64 +49,91 @@ class StageLosses:
         needs = needs_of(terms)
         taught = any(term.loss.uses_teacher for term in terms)  # measured in evaluation, from outputs that are kept
         self.capture = Capture(model, needs, defer_head=defer_head) if taught or not needs <= WHOLE else None
-        self.now = terms
+        self._requests: dict[Any, CaptureRequest] = {}
         steady = [term for term in terms if len(terms) == 1 or _steady(term)]
         at_times = any(term.loss.modules is not None for term in terms if term not in steady)
         self.partial = at_times or not needs_of(steady) & (WHOLE | {"final"})
         """At times some parameters take no part in the loss, such as the head where features alone are compared."""
-        if self.capture is not None:
-            self.capture.inside = self._inside
         own = {str(i): term.loss.modules for i, term in enumerate(terms) if term.loss.modules is not None}
         self.modules = nn.ModuleDict(own).to(_device(model)) if own else None
         if self.modules is not None:
             assert self.capture is not None
             self._attach()
 
-    def teach(self, batch: Mapping[str, Any], t: float) -> Signals | None:
-        """The teacher's signals; None while no term that reads them has weight."""
-        if self.teacher is None or not any(term.loss.uses_teacher for term in weighted(self.terms, t)):
-            return None
-        return self.teacher(batch)
+    def signals(
+        self, model: nn.Module, batch: Batch, t: float, *, task: TaskForward | None = None, autocast: Any = nullcontext
+    ) -> tuple[Signals, Signals | None]:
+        """All that the terms with weight at ``t`` read of a micro-batch: the student's signals, and the teacher's.
 
-    @contextmanager
-    def watching(
-        self, t: float | None = None, *, whole: bool = False, outputs: bool = False, terms: Iterable[Term] | None = None
-    ) -> Iterator[dict[str, Any]]:
-        """One forward of the student, in which is kept what the losses need that have weight at ``t`` (all, without), or ``terms``.
-
-        ``whole``, ``outputs``: its outputs are kept, too (see ``Capture.collecting``).
+        The one call of a training step: it runs the teacher, finds out what becomes of the head, and runs the student. ``model`` is the
+        student as it is wrapped; ``task`` is the trainer's own forward, where a term takes the task's loss.
         """
-        terms = tuple(terms) if terms is not None else None
-        self.now = terms or (self.terms if t is None else weighted(self.terms, t))
-        if self.capture is None:
-            yield {}
-            return
-        with self.capture.collecting(whole=whole, outputs=outputs, now=needs_of(self.now)) as captured:
-            yield captured
+        terms = weighted(self.terms, t)
+        with autocast():
+            # Before the student's activations take their room.
+            taught = self.teacher is not None and any(term.loss.uses_teacher for term in terms)
+            teacher = self.teacher(batch.columns) if taught else None
+            self._check_head(batch, terms)
+        if task is None:
+            return self._run(model, batch, terms), teacher
+        others = tuple(term for term in terms if term.loss.needs != {"loss"})
+        student = self._run_task(task, terms, others)
+        if not task.gives_all(student, needs_of(others)):
+            again = others or terms  # the loss of a batch without targets hangs on whole outputs
+            with autocast():
+                self._check_head(batch, again)
+            student = replace(self._run(model, batch, again), loss=student.loss)
+        return student, teacher
+
+    def whole_signals(self, model: nn.Module, batch: Batch) -> Signals:
+        """What all terms read, from a forward that keeps its outputs whole, as evaluation does."""
+        with self.watching_evaluation() as captured:
+            self._outputs(model, batch)
+        return Signals(captured.pop("outputs"), captured=captured)
+
+    def watching_evaluation(self) -> AbstractContextManager[dict[str, Any]]:
+        """Around a forward of an evaluation, whose outputs stay as they are and are kept under ``outputs``."""
+        return self._watching(self.terms, whole=True)
 
     @property
-    def evaluates(self) -> bool:
+    def can_be_evaluated(self) -> bool:
         """Whether the terms can be measured on other data than the stage trains on: a cache has only that."""
-        return self.capture is not None and not self.removed and getattr(self.teacher, "evaluates", False)
+        return self.capture is not None and not self.removed and getattr(self.teacher, "answers_any_batch", False)
 
-    def student(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
-        """Outputs of the wrapped model for a batch whose labels no term takes from the model."""
-        return model(**model_inputs(self.model, batch))
+    # ---- forwards of the student ------------------------------------------------------------------------------------
 
-    def prepare(self, batch: Mapping[str, Any], t: float, needs: frozenset[str] | None = None) -> None:
+    def _run(self, model: nn.Module, batch: Batch, terms: tuple[Term, ...]) -> Signals:
+        """One forward whose labels no term takes from the model."""
+        with self._watching(terms) as captured:
+            outputs = self._outputs(model, batch)
+        return Signals(outputs, None, captured)
+
+    def _run_task(self, task: TaskForward, terms: tuple[Term, ...], others: tuple[Term, ...]) -> Signals:
+        """The trainer's own forward. Outputs are asked for only where a term reads them and the model's own are not seen
+        anyway: a fused head makes them in one more forward."""
+        seen = task.is_overridden and self.capture is not None and "outputs" not in needs_of(others)
+        wanted = task.outputs_asked or (task.outputs_read and not seen)
+        with self._watching(terms, outputs=seen) as captured:
+            loss, outputs = task.run(wanted)
+        return Signals(outputs if wanted else captured.pop("outputs", None), loss, captured)
+
+    def _outputs(self, model: nn.Module, batch: Batch) -> Any:
+        return model(**model_inputs(self.model, batch.inputs))
+
+    def _check_head(self, batch: Batch, terms: tuple[Term, ...]) -> None:
         """Before the stage's first forward whose logits may be left to the losses: find out whether they may."""
-        if self.capture is not None and self.capture.unsure:
-            self.capture.now = needs_of(weighted(self.terms, t)) if needs is None else needs
-            self.capture.confirm_head(lambda: self.model(**model_inputs(self.model, batch)))
+        if self.capture is not None:
+            self.capture.check_head(lambda: self._outputs(self.model, batch), self._request(terms))
 
-    def _inside(self, store: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-        made: dict[str, Any] = {}
-        used: list[Any] = []
-        for term in self.now:
-            own = term.loss.inside(store)
-            used += [*own.values(), term.loss.used(store)]
-            made.update(own)
-        return made, used
+    def _watching(self, terms: tuple[Term, ...], **kept: bool) -> AbstractContextManager[dict[str, Any]]:
+        return self.capture.collecting(self._request(terms, **kept)) if self.capture is not None else nullcontext({})
+
+    def _request(self, terms: tuple[Term, ...], **kept: bool) -> CaptureRequest:
+        """The same object each time: a compiled model looks at its hooks' values anew where they changed."""
+        key = (tuple(term.name for term in terms), *sorted(kept.items()))
+        if key not in self._requests:
+            self._requests[key] = CaptureRequest(needs_of(terms), **kept, project=partial(_project, terms))
+        return self._requests[key]
 
     def remove(self) -> None:
         if self.removed:
@@ -149,6 +171,17 @@ class StageLosses:
     def load(self, folder: Path) -> None:
         if self.modules is not None:
             self.modules.load_state_dict(load_file(folder / _FILE))
+
+
+def _project(terms: Iterable[Term], captured: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The signals that the terms make of captured ones, and the tensors that their values depend on."""
+    projected: dict[str, Any] = {}
+    tensors_read: list[Any] = []
+    for term in terms:
+        own = term.loss.projected_signals(captured)
+        tensors_read += [*own.values(), term.loss.tensors_read(captured)]
+        projected.update(own)
+    return projected, tensors_read
 
 
 def _steady(term: Term) -> bool:

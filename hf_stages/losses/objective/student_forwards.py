@@ -8,70 +8,52 @@ forward does not give comes from one more forward of the student.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from hf_stages.losses.objective.stage_losses import needs_of
-from hf_stages.losses.objective.terms import weighted
 from hf_stages.models.capture import WHOLE
 from hf_stages.models.signals import Signals
 
 
-def task_signals(
-    trainer: Any,
-    take: Callable[[bool], tuple[Any, Any]],
-    model: Any,
-    inputs: Any,
-    batch: Any,
-    *,
-    asked: bool,
-    own_way: bool,
-) -> Signals:
-    """The trainer's own loss of a micro-batch, and what the other terms need of the student.
+@dataclass(frozen=True)
+class TaskForward:
+    """The trainer's own forward and loss of one micro-batch, for stages that have a term of the task's loss."""
 
-    ``take`` gives the loss and, where they are wanted, outputs; ``own_way`` says that it is not Trainer's that computes it.
-    """
-    objective, losses = trainer._stage.objective, trainer._stage.losses
-    others = [term for term in weighted(objective.terms, objective.t) if term.loss.needs != {"loss"}]
-    needs, reads = needs_of(others), objective.reads_outputs(batch)
-    # Outputs are asked for only where a term reads them and the model's own are not seen anyway: a fused head makes them in
-    # one more forward.
-    seen = own_way and losses.capture is not None and "outputs" not in needs
-    wanted = asked or (reads and not seen)
-    given = dict(inputs)  # the trainer may take labels out
-    with losses.watching(objective.t, outputs=seen) as captured:
-        loss, outputs = take(wanted)
-    outputs = outputs if wanted else captured.pop("outputs", None)
-    signals = Signals(outputs, loss, captured)
-    if not (own_way and reads) or _trainable(signals, needs, float(objective.task_items(batch))):
-        return signals
-    with trainer.accelerator.autocast():
-        losses.prepare(given, objective.t, needs)
-    with losses.watching(objective.t, terms=others) as captured:
-        outputs = losses.student(model, given)
-    return Signals(outputs, loss, captured)
+    run: Callable[[bool], tuple[Any, Any]]
+    """Gives the loss and, where it is told that they are wanted, the outputs."""
+    items: Any
+    """Over how many items the loss ran."""
+    is_overridden: bool
+    """Whether it is not Trainer's ``compute_loss`` that computes it."""
+    outputs_asked: bool
+    """Whether the caller asked for outputs."""
+    outputs_read: bool
+    """Whether a term reads more than the loss."""
+
+    def gives_all(self, signals: Signals, needs: frozenset[str]) -> bool:
+        """Whether a forward with a graph gave all that is needed. Without an item, the loss of zero hangs on the outputs."""
+        if not (self.is_overridden and self.outputs_read):
+            return True
+        has_outputs = float(self.items) > 0 or _has_tensors(signals.outputs, graph=True)
+        return meets_needs(signals, needs, graph=True) and has_outputs
 
 
-def serves(signals: Signals, needs: frozenset[str], *, graph: bool = False) -> bool:
+def meets_needs(signals: Signals, needs: frozenset[str], *, graph: bool = False) -> bool:
     """Whether all that is needed of a forward was there: what hooks keep, and logits among the outputs."""
     if not needs - WHOLE - {"final"} <= signals.captured.keys():
         return False
-    if "outputs" in needs and not _tensors(signals.outputs, graph=graph):
+    if "outputs" in needs and not _has_tensors(signals.outputs, graph=graph):
         return False
     return (
         not needs & {"logits", "final"}
         or "head" in signals.captured
-        or _tensors(signals.outputs, "logits", graph=graph)
+        or _has_tensors(signals.outputs, "logits", graph=graph)
     )
 
 
-def _trainable(signals: Signals, needs: frozenset[str], items: float) -> bool:
-    """Whether a forward with a graph gave it all. Without an item, the loss of zero hangs on the outputs."""
-    return serves(signals, needs, graph=True) and (items > 0 or _tensors(signals.outputs, graph=True))
-
-
-def _tensors(outputs: Any, name: str = "", *, graph: bool = False) -> bool:
+def _has_tensors(outputs: Any, name: str = "", *, graph: bool = False) -> bool:
     """Whether a model's outputs hold a tensor of several numbers, under such a name if they have names."""
     if isinstance(outputs, Mapping):
         outputs = [value for key, value in outputs.items() if key.endswith(name)]

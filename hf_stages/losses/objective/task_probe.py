@@ -76,7 +76,7 @@ def known_reduction(trainer: Any, inner: Callable[..., Any], task: TaskLoss, bat
 
 
 def _kind(trainer: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
-    tensors = {key: value for key, value in trainer.parted(batch)[0].items() if torch.is_tensor(value)}
+    tensors = {key: value for key, value in trainer.split_batch(batch).inputs.items() if torch.is_tensor(value)}
     return tuple(sorted((key, str(value.dtype), value.dim()) for key, value in tensors.items()))
 
 
@@ -100,7 +100,7 @@ def find_reduction(
     """
     if not exactly and _is_known(trainer, inner):
         return None
-    inputs = trainer._prepare_input(dict(trainer.parted(batch)[0]))
+    inputs = trainer._prepare_input(trainer.split_batch(batch).inputs)
 
     def loss_of(few: Mapping[str, Any], items: Any) -> torch.Tensor:
         with counted(trainer, items):

@@ -20,7 +20,7 @@ class Health:
 
     def __init__(self, terms: Sequence[Term], device: torch.device, world: int) -> None:
         self.terms, self.world = tuple(terms), world
-        self.parts = [(i, part) for i, term in enumerate(self.terms) for part in (term.loss.parts or ("",))]
+        self.parts = [(i, part) for i, term in enumerate(self.terms) for part in (term.loss.part_names or ("",))]
         self.places = [[k for k, (j, _) in enumerate(self.parts) if j == i] for i in range(len(self.terms))]
         self.sums = torch.zeros(len(self.parts), device=device)
         self.noted = torch.zeros(2, len(self.parts), device=device)
@@ -32,12 +32,12 @@ class Health:
         self.sums.zero_()
         self.noted.zero_()
 
-    def note(self, index: int, share: torch.Tensor, speaks: Any = True) -> None:
+    def note(self, index: int, share: torch.Tensor, zero_is_meaningful: Any = True) -> None:
         """A micro-batch's share of a term: one number, or one for each of the loss's parts."""
         first, last = self.places[index][0], self.places[index][-1]
         self.sums[first : last + 1] += share.detach()
         self.noted[0, first : last + 1] += 1
-        self.noted[1, first : last + 1] += speaks
+        self.noted[1, first : last + 1] += zero_is_meaningful
 
     def finite(self) -> torch.Tensor:
         return torch.isfinite(self.sums).all()

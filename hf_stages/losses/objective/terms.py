@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,16 @@ def terms_of(loss: Loss | Mapping[str, Loss], student: Any = None, teacher: Any 
 def weighted(terms: Sequence[Term], t: float) -> tuple[Term, ...]:
     """Those that are computed at ``t``: a term without weight is not, unless it is all there is."""
     return tuple(term for term in terms if len(terms) == 1 or term.weight(t) != 0.0)
+
+
+def needs_of(terms: Iterable[Term]) -> frozenset[str]:
+    """What the student must show. A loss that does not say is given the model's whole outputs."""
+    return frozenset[str]().union(*(term.loss.needs or {"outputs"} for term in terms))
+
+
+def teacher_needs_of(terms: Iterable[Term]) -> frozenset[str]:
+    """What the teacher must show."""
+    return frozenset[str]().union(*(t.loss.teacher_needs or {"outputs"} for t in terms if t.loss.uses_teacher))
 
 
 def groups_of(loss: Any) -> tuple[Any, ...]:

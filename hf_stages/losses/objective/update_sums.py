@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hf_stages.losses.balanced import Balanced
-from hf_stages.losses.base import value_and_told
+from hf_stages.losses.base import value_and_logged
 from hf_stages.losses.objective.balance import Balance, gradient_norms
 from hf_stages.losses.objective.depends_on_weights import reaches_weights
 from hf_stages.losses.objective.term_health import Health
@@ -46,7 +46,11 @@ class Objective:
         self.update_sums = torch.zeros(n, device=device)
         self.log_sums = torch.zeros(n, device=device)
         self.log_updates = 0
-        self.told = {i: torch.zeros(len(t.loss.tells), device=device) for i, t in enumerate(self.terms) if t.loss.tells}
+        self.logged = {
+            i: torch.zeros(len(t.loss.logged_names), device=device)
+            for i, t in enumerate(self.terms)
+            if t.loss.logged_names
+        }
         own = [term.loss.modules for term in self.terms if term.loss.modules is not None]
         self.apart = {id(weight) for modules in own for weight in modules.parameters()}
         """Weights of the losses' own: what reaches these alone leaves the model as it is."""
@@ -130,9 +134,9 @@ class Objective:
             if term not in computed:
                 continue
             weight = term.weight(self.t)
-            part, told = value_and_told(term.loss(student, teacher, batch, self.t))
-            if told is not None:
-                self.told[i] += told.to(self.told[i]) / self.items[i]
+            part, logged = value_and_logged(term.loss(student, teacher, batch, self.t))
+            if logged is not None:
+                self.logged[i] += logged.to(self.logged[i]) / self.items[i]
             if not reaches_weights(part, self.apart):
                 raise ValueError(
                     f"loss {term.name}: {'its gradient reaches no weight' if part.requires_grad else 'its value has no graph'}, so it would "
@@ -140,7 +144,7 @@ class Objective:
                     "unfreeze"
                 )
             share = part / self.items[i]
-            self.health.note(i, share, term.loss.speaks(batch))
+            self.health.note(i, share, term.loss.zero_is_meaningful(batch))
             share = shares[i] = share.sum()
             self.update_sums[i] += share.detach()
             part = share * (weight * self.world)
@@ -199,18 +203,18 @@ class Objective:
         raise ValueError(f"loss: not finite on another rank at t={self.t:.4g}; its own message says which term")
 
     def drain_log(self) -> dict[str, float]:
-        """The mean of each term since the last log, where there are several, and what they tell besides."""
-        if len(self.terms) < 2 and not self.told:
+        """The mean of each term since the last log, where there are several, and what they log besides."""
+        if len(self.terms) < 2 and not self.logged:
             return {}
         updates, names = max(self.log_updates, 1), [f"loss_{term.name}" for term in self.terms]
-        names += [f"{self.terms[i].name}_{what}" for i in self.told for what in self.terms[i].loss.tells]
-        sums = torch.cat([self.log_sums, *self.told.values()])
+        names += [f"{self.terms[i].name}_{what}" for i in self.logged for what in self.terms[i].loss.logged_names]
+        sums = torch.cat([self.log_sums, *self.logged.values()])
         if self.world > 1:
             torch.distributed.all_reduce(sums)
         logs = {name: value / updates for name, value in zip(names, sums.tolist(), strict=True)}
         if len(self.terms) < 2:
             del logs[names[0]]  # the loss itself
-        for held in (self.log_sums, *self.told.values()):
+        for held in (self.log_sums, *self.logged.values()):
             held.zero_()
         self.log_updates = 0
         if self.balance is not None:
@@ -222,7 +226,7 @@ class Objective:
         return {
             "log_sums": self.log_sums.tolist(),
             "log_updates": self.log_updates,
-            "told": {i: told.tolist() for i, told in self.told.items()},
+            "told": {i: sums.tolist() for i, sums in self.logged.items()},
             "health": self.health.state_dict(),
             "updates": self.updates,
             "balance": self.balance.state_dict() if self.balance is not None else None,
@@ -232,8 +236,8 @@ class Objective:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.log_sums = torch.tensor(state["log_sums"], device=self.device)
-        for i, told in state.get("told", {}).items():
-            self.told[int(i)] = torch.tensor(told, device=self.device)
+        for i, sums in state.get("told", {}).items():
+            self.logged[int(i)] = torch.tensor(sums, device=self.device)
         self.health.load_state_dict(state["health"])
         self.log_updates, self.updates = state["log_updates"], state["updates"]
         if state.get("learned"):

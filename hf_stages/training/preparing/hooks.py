@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer
 from transformers.utils.generic import can_return_loss, find_labels
 
-from hf_stages.core.batch import DRAWN, SOURCE
+from hf_stages.core.batch import SOURCE, Batch
 from hf_stages.core.stage import Stage
 from hf_stages.data.collators.base import columns_read
 from hf_stages.data.drawing.blend import Blend
@@ -33,8 +33,8 @@ class PreparingMixin(_Base):
     """What the trainer below replaced on the initial model itself."""
     _prepared: Any = None
     """The PreparedData of a trainer that prepares its data itself."""
-    _beside: Any = MappingProxyType({})
-    """Of the batch at hand what the student does not take: where its rows come from, what the teacher alone reads."""
+    _split_off: Batch = Batch({})
+    """What stands beside the inputs of the batch at hand; the inputs themselves are left to the trainer, which frees them."""
     _for_teacher: frozenset[str] = frozenset()
     """Columns that the stage's teacher takes and its student does not."""
 
@@ -125,13 +125,17 @@ class PreparingMixin(_Base):
         self.stage_teacher, self._signature_columns = teacher, None
         self._for_teacher = columns_for_teacher(self.model, teacher)
 
-    def parted(self, inputs: Any) -> tuple[Any, Mapping[str, Any]]:
-        """The student's inputs, and what stands beside them for the losses alone."""
-        by_source = {SOURCE, DRAWN} if isinstance(self.data_collator, SourceCollator) else frozenset()
-        if not (apart := self._for_teacher | by_source):
-            return inputs, self._beside
-        inputs = dict(inputs)
-        return inputs, {key: inputs.pop(key) for key in apart & inputs.keys()}
+    def split_batch(self, columns: Mapping[str, Any]) -> Batch:
+        """Split a collated batch into the student's inputs and what only losses and the teacher read."""
+        by_source = isinstance(self.data_collator, SourceCollator)
+        return Batch.split(columns, by_source=by_source, teacher_only=self._for_teacher)
+
+    def batch_of(self, inputs: Mapping[str, Any]) -> Batch:
+        """The whole batch at hand; ``inputs`` are those that ``_prepare_inputs`` gave of it."""
+        return self._split_off.with_inputs(inputs)
+
+    def forget_batch(self) -> None:
+        self._split_off = Batch({})
 
     # ---- Trainer's hooks ------------------------------------------------------------------------------------------------
 
@@ -144,5 +148,9 @@ class PreparingMixin(_Base):
         columns.extend(sorted(more.difference(columns)))
 
     def _prepare_inputs(self, inputs):
-        inputs, self._beside = self.parted(super()._prepare_inputs(inputs))
-        return inputs
+        prepared = super()._prepare_inputs(inputs)
+        if not isinstance(prepared, Mapping):
+            return prepared
+        batch = self.split_batch(prepared)
+        self._split_off = batch.with_inputs({})
+        return batch.inputs if batch.is_split else prepared  # the trainer's own object, where nothing was split off

@@ -9,11 +9,12 @@ import torch
 from transformers import TrainerCallback
 
 from hf_stages import Stage, StagedTrainer
+from hf_stages.core.batch import Batch
 from hf_stages.core.stops import RunInterrupted
 from hf_stages.losses import Balanced, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses.objective.balance import Balance, gradient_norms
+from hf_stages.losses.objective.student_forwards import TaskForward
 from hf_stages.losses.objective.terms import groups_of, terms_of
-from hf_stages.models.signals import Signals
 from tests.workers.cases import Pad, Rows, arguments, bert, text
 
 THREE = TaskLoss() + TaskLoss() + TaskLoss()
@@ -163,6 +164,14 @@ def test_gradients_are_brought_to_the_first_terms(tmp_path):
     assert found[0][1]["scale_HiddenMSE"] != 1.0
 
 
+def _models_own(model, columns):
+    def run(outputs_wanted):
+        outputs = model(**columns)
+        return outputs.loss, outputs
+
+    return TaskForward(run, items=1, is_overridden=False, outputs_asked=True, outputs_read=True)
+
+
 def test_the_scales_are_what_multiplies(tmp_path):
     """The update's gradient is the sum of the terms' own, each times weight and scale."""
     trainer = _trainer(tmp_path, "gradient")
@@ -173,14 +182,15 @@ def test_the_scales_are_what_multiplies(tmp_path):
         objective = trainer._stage.objective
         if objective.updates == 2:
             seen["scales"] = objective.scales.tolist()
-            losses, batch = trainer._stage.losses, trainer._prepare_inputs(dict(inputs))
+            losses, columns = trainer._stage.losses, trainer._prepare_inputs(dict(inputs))
             sums = {}
             trainer.model.train()
             for i, term in enumerate(objective.terms):
-                with torch.random.fork_rng(), losses.watching() as captured:
-                    outputs = trainer.model(**batch)
-                teacher = losses.teach(batch, objective.t)
-                value = term.loss(Signals(outputs, outputs.loss, captured), teacher, batch, 0.5).sum()
+                with torch.random.fork_rng():
+                    student, teacher = losses.signals(
+                        trainer.model, Batch(columns), objective.t, task=_models_own(trainer.model, columns)
+                    )
+                value = term.loss(student, teacher, columns, 0.5).sum()
                 share = value / objective.items[i]
                 weights = list(trainer.model.parameters())
                 grads = torch.autograd.grad(share * term.weight(0.5) * seen["scales"][i], weights, allow_unused=True)
@@ -190,7 +200,7 @@ def test_the_scales_are_what_multiplies(tmp_path):
             step(model, inputs, *rest)
             seen["apart"] = max((p.grad - sums[i]).abs().max().item() for i, p in enumerate(weights) if i in sums)
             seen["largest"] = max(g.abs().max().item() for g in sums.values())
-            return outputs.loss.detach()
+            return student.loss.detach()
         return step(model, inputs, *rest)
 
     trainer.training_step = checked
