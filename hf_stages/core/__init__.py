@@ -1,1 +1,1 @@
-"""Core: the nouns of a run, time and curves, names, whole folders. It knows no model, and imports torch in ``randomness`` alone."""
+"""Core: stages and recipes, time and curves, names of parts, sealed folders. It knows no model."""

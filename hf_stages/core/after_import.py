@@ -1,4 +1,4 @@
-"""Do something right after a module is imported, whenever that is, without importing it."""
+"""Run a function right after a module is imported, whenever that happens, without importing it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 
 def after_import(name: str, then: Callable[[], None]) -> None:
-    """At once where the module is there already.
+    """Call ``then`` after ``name`` is imported; at once where it is imported already.
 
-    >>> after_import("json", lambda: print("there"))
-    there
+    >>> after_import("json", lambda: print("imported"))
+    imported
     """
     if name in sys.modules:
         then()
     else:
-        sys.meta_path.insert(0, _Watch(name, then))
+        sys.meta_path.insert(0, _ImportHook(name, then))
 
 
-class _Watch:
-    """Finds nothing itself: it lets the other finders find the one module, and adds to what its loader does."""
+class _ImportHook:
+    """An import finder that finds nothing itself: others find the module, and it extends what their loader does."""
 
     def __init__(self, name: str, then: Callable[[], None]) -> None:
         self.name, self.then = name, then
@@ -40,7 +40,7 @@ class _Watch:
 
         def exec_module(module: Any) -> None:
             execute(module)
-            if self in sys.meta_path:  # looking for a module is not importing it: it stays until one was executed
+            if self in sys.meta_path:  # a module may be looked for and not imported
                 sys.meta_path.remove(self)
                 self.then()
 

@@ -1,6 +1,6 @@
-"""Floats over progress ``t`` in [0, 1]. Wherever a float is taken, a curve is taken.
+"""Numbers that change with the progress ``t`` of a stage, from 0 to 1. A curve may stand wherever a float may.
 
-Curves are stateless: the same ``t`` gives the same value, so a resumed run stands where it stood.
+Curves have no state: the same ``t`` always gives the same value, so a resumed run goes on exactly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hf_stages.core.did_you_mean import did_you_mean
 
 
 class Curve:
-    """Base of all curves: a frozen dataclass with ``__call__(t)``. Values of ``t`` outside [0, 1] are clamped."""
+    """Base of all curves: a frozen dataclass that is called with ``t``. Values of ``t`` outside [0, 1] are clamped."""
 
     def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]
@@ -25,15 +25,15 @@ class Curve:
                 raise ValueError(f"{type(self).__name__}: {field.name}: expected a finite number, got {value!r}")
 
     def __call__(self, t: float) -> float:
-        return self._at(min(max(t, 0.0), 1.0))
+        return self.value_at(min(max(t, 0.0), 1.0))
 
-    def _at(self, t: float) -> float:
-        raise NotImplementedError(f"{type(self).__name__} must define _at(t)")
+    def value_at(self, t: float) -> float:
+        raise NotImplementedError(f"{type(self).__name__} must define value_at(t)")
 
 
 @dataclass(frozen=True)
 class Const(Curve):
-    """The same value always.
+    """The same value at every ``t``.
 
     >>> Const(2)(0.3)
     2.0
@@ -42,7 +42,7 @@ class Const(Curve):
     value: float
     """The value."""
 
-    def _at(self, t: float) -> float:
+    def value_at(self, t: float) -> float:
         return float(self.value)
 
 
@@ -55,11 +55,11 @@ class Linear(Curve):
     """
 
     start: float
-    """At t = 0."""
+    """The value at t = 0."""
     end: float
-    """At t = 1."""
+    """The value at t = 1."""
 
-    def _at(self, t: float) -> float:
+    def value_at(self, t: float) -> float:
         return float(self.start * (1 - t) + self.end * t)
 
 
@@ -72,32 +72,32 @@ class Cosine(Curve):
     """
 
     start: float = 1.0
-    """At t = 0."""
+    """The value at t = 0."""
     end: float = 0.0
-    """At t = 1."""
+    """The value at t = 1."""
 
-    def _at(self, t: float) -> float:
+    def value_at(self, t: float) -> float:
         return float(self.end + (self.start - self.end) * (0.5 * (1 + math.cos(math.pi * t))))
 
 
 @dataclass(frozen=True)
 class WSD(Curve):
-    """Warm up, stay, decay: ``warmup`` and ``decay`` are shares of the whole (MiniCPM, arXiv 2404.06395).
+    """Warmup, a constant value, decay (warmup-stable-decay; MiniCPM, arXiv 2404.06395).
 
     >>> [round(WSD(warmup=0.1, decay=0.2)(t), 9) for t in (0, 0.05, 0.5, 0.9, 1)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
 
     warmup: float = 0.1
-    """The share in which it goes from ``start`` to ``peak``."""
+    """The share of the stage in which the value goes from ``start`` to ``peak``."""
     decay: float = 0.2
-    """The share at the end in which it goes from ``peak`` to ``end``."""
+    """The share at the end of the stage in which the value goes from ``peak`` to ``end``."""
     start: float = 0.0
-    """At t = 0."""
+    """The value at t = 0."""
     peak: float = 1.0
-    """In between."""
+    """The value in between."""
     end: float = 0.0
-    """At t = 1."""
+    """The value at t = 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +106,7 @@ class WSD(Curve):
                 f"WSD: warmup and decay are shares that sum to at most 1, got {self.warmup} and {self.decay}"
             )
 
-    def _at(self, t: float) -> float:
+    def value_at(self, t: float) -> float:
         if t < self.warmup:
             return float(self.start + (self.peak - self.start) * t / self.warmup)
         if self.decay and t > 1 - self.decay:
@@ -116,14 +116,14 @@ class WSD(Curve):
 
 @dataclass(frozen=True)
 class Step(Curve):
-    """A staircase: ``(from_t, value)`` pairs; the last one begun holds.
+    """A staircase of ``(t, value)`` pairs: each value holds from its ``t`` to that of the next pair.
 
     >>> Step(((0, 1), (0.5, 10)))(0.7)
     10.0
     """
 
     points: tuple[tuple[float, float], ...]
-    """The first begins at 0: ``[[0, 1], [0.5, 10]]``."""
+    """The pairs, such as ``[[0, 1], [0.5, 10]]``; the first begins at 0."""
 
     def __post_init__(self) -> None:
         try:
@@ -137,22 +137,22 @@ class Step(Curve):
             raise ValueError(f"Step: expected points (t, value) with t rising from 0 to at most 1, got {self.points}")
         object.__setattr__(self, "points", points)
 
-    def _at(self, t: float) -> float:
+    def value_at(self, t: float) -> float:
         return next(value for start, value in reversed(self.points) if t >= start)
 
 
 @dataclass(frozen=True)
 class Join(Curve):
-    """Curves one after another; ``until`` holds where each but the last ends. Each runs over its own [0, 1].
+    """Several curves, one after another. Each runs from 0 to 1 within its own piece.
 
     >>> Join((Linear(0, 1), Const(1)), until=(0.1,))(0.05)
     0.5
     """
 
     curves: tuple[Curve, ...]
-    """Curves, numbers or text, such as ``["Linear(0, 1)", 1]``."""
+    """The curves in their order; numbers and text will do, such as ``["Linear(0, 1)", 1]``."""
     until: tuple[float, ...]
-    """One edge between each two curves, such as ``[0.1]``."""
+    """The ``t`` at which each curve but the last ends, such as ``[0.1]``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "curves", tuple(as_curve(c) for c in self.curves))
@@ -164,7 +164,7 @@ class Join(Curve):
                 f"curves and until={self.until}"
             )
 
-    def _at(self, t: float) -> float:
+    def value_at(self, t: float) -> float:
         edges = (0.0, *self.until, 1.0)
         index = sum(t >= edge for edge in self.until)
         start, end = edges[index], edges[index + 1]
@@ -175,7 +175,7 @@ CURVES = {curve.__name__: curve for curve in (Const, Linear, Cosine, WSD, Step, 
 
 
 def as_curve(value: float | str | Curve) -> Curve:
-    """A curve from a curve, a number, or text such as ``"Linear(1, 0)"``.
+    """Make a curve from a curve, a number, or text such as ``"Linear(1, 0)"``.
 
     >>> as_curve("Linear(0, end=0.3)")
     Linear(start=0, end=0.3)
@@ -206,9 +206,9 @@ def _build(node: ast.AST, text: str) -> Curve:
     arguments = [_literal(argument, text) for argument in node.args]
     if any(keyword.arg is None for keyword in node.keywords):
         raise ValueError(f"cannot read the curve {text!r}: ** is not allowed")
-    named = {str(keyword.arg): _literal(keyword.value, text) for keyword in node.keywords}
+    keywords = {str(keyword.arg): _literal(keyword.value, text) for keyword in node.keywords}
     try:
-        return curve(*arguments, **named)
+        return curve(*arguments, **keywords)
     except TypeError as error:
         names = ", ".join(f.name for f in fields(curve))
         raise ValueError(f"cannot read the curve {text!r}: {node.func.id} takes {names}") from error

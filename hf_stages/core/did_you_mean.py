@@ -1,4 +1,4 @@
-"""Which known names to show where one is not known: the nearest first, so that cutting the list loses the farthest."""
+"""Which known names an error shows where a name is not known. The most similar ones come first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MOST = 12
 
 
 def did_you_mean(name: object, known: Iterable[str], *, there_are: str = "expected one of") -> str:
-    """The end of an error message: the nearest known name, or the known ones.
+    """Return the end of an error message: the most similar known name, or a list of the known names.
 
     >>> did_you_mean("temprature", ["temperature", "beta"])
     "did you mean 'temperature'?"
@@ -20,15 +20,16 @@ def did_you_mean(name: object, known: Iterable[str], *, there_are: str = "expect
         return "there are none"
     lower = {k.lower(): k for k in reversed(known)}
     text = str(name).lower()
-    begun = [k for k in lower if len(text) > 1 and k.startswith(text)]  # "acc" is far from "accuracy" by its letters
-    near = begun if len(begun) == 1 else difflib.get_close_matches(text, lower, n=1)
+    # "acc" and "accuracy" share too few letters for difflib.
+    longer = [k for k in lower if len(text) > 1 and k.startswith(text)]
+    near = longer if len(longer) == 1 else difflib.get_close_matches(text, lower, n=1)
     if near:
         return f"did you mean {lower[near[0]]!r}?"
     return f"{there_are} {list_names(name, known)}"
 
 
 def list_names(name: object, known: Iterable[str], most: int = _MOST) -> str:
-    """All known names in their order; of many the nearest ones, and how many more there are.
+    """List the known names in their order; of many, the most similar ones and how many more there are.
 
     >>> list_names("query", ["down_proj", "q_proj", "up_proj"], most=2)
     'q_proj, up_proj and 1 more'
@@ -42,23 +43,25 @@ def list_names(name: object, known: Iterable[str], most: int = _MOST) -> str:
 
 
 def sort_by_likeness(name: object, known: Iterable[str]) -> list[str]:
-    """Most alike first: letters in common, above all at the beginning. Of dotted names the most alike part counts, and
-    of those that differ only in their numbers (blocks of a model) the first stands for all.
+    """Sort names by likeness, the most similar first: letters in common count, above all at the beginning.
 
-    >>> sort_by_likeness("query", ["model.layers.0.mlp", "model.layers.0.q_proj", "model.layers.1.q_proj"])
-    ['model.layers.0.q_proj', 'model.layers.0.mlp']
+    A dotted name is as similar as its most similar part. Names that differ only in their numbers (blocks of a model)
+    are shown once.
+
+    >>> sort_by_likeness("query", ["layers.0.mlp", "layers.0.q_proj", "layers.1.q_proj"])
+    ['layers.0.q_proj', 'layers.0.mlp']
     """
-    forms: dict[str, str] = {}
+    by_pattern: dict[str, str] = {}
     for one in known:
-        forms.setdefault(re.sub(r"\d+", "*", one), one)
+        by_pattern.setdefault(re.sub(r"\d+", "*", one), one)
     text = str(name).lower()
-    return sorted(forms.values(), key=lambda one: -_likeness(text, one.lower()))
+    return sorted(by_pattern.values(), key=lambda one: -_likeness(text, one.lower()))
 
 
 def _likeness(name: str, other: str) -> float:
-    return max(_of_parts(name, part) for part in (other, *other.split(".")))
+    return max(_likeness_of_part(name, part) for part in (other, *other.split(".")))
 
 
-def _of_parts(name: str, part: str) -> float:
+def _likeness_of_part(name: str, part: str) -> float:
     same = next((i for i, (a, b) in enumerate(zip(name, part, strict=False)) if a != b), min(len(name), len(part)))
     return difflib.SequenceMatcher(None, name, part).ratio() + same / max(len(name), len(part), 1)

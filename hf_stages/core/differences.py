@@ -1,4 +1,4 @@
-"""What differs between two recipes, or between two of anything that is plain data."""
+"""What differs between two recipes, or between any two nested mappings of plain data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _FINGERPRINT = re.compile("[0-9a-f]{16}")
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two results of ``to_dict``, one readable line each.
+    """List what differs between two results of ``to_dict``, one readable line for each difference.
 
     >>> diff({"name": "code", "until": "9 steps"}, {"name": "code", "until": "8 steps"})
     ['stages.code.until: 9 steps -> 8 steps']
@@ -36,7 +36,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list) and value:
         for index, item in enumerate(value):
-            named = isinstance(item, Mapping) and "name" in item
-            yield from _leaves(item, f"{path}.{item['name']}" if named else f"{path}[{index}]")
+            has_name = isinstance(item, Mapping) and "name" in item
+            yield from _leaves(item, f"{path}.{item['name']}" if has_name else f"{path}[{index}]")
     else:
         yield path, value

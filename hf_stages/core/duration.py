@@ -1,4 +1,4 @@
-"""A length of training with its unit: ``"2000 steps"``, ``"3 epochs"``, ``"1.5B tokens"``, ``"90 minutes"``."""
+"""The length of a training, with its unit: ``"2000 steps"``, ``"3 epochs"``, ``"1.5B tokens"``, ``"90 minutes"``."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ MULTIPLES = {"minute": 60, "minutes": 60, "min": 60, "hour": 3600, "hours": 3600
 MULTIPLES |= {"day": 86400, "days": 86400}
 _SPELLINGS = {spelling: unit for unit, spellings in UNITS.items() for spelling in spellings}
 SCALES = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-_MOST = 2**53
-"""Above it a float no longer tells two neighbouring whole numbers apart, and no run is that long."""
+_LARGEST = 2**53
+"""The largest amount. Above it a float cannot tell two neighbouring whole numbers apart."""
 _PATTERN = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([kMBT]?)\s*([A-Za-z]+|%)\s*$")
 
 
 @dataclass(frozen=True)
 class Duration:
-    """A number and a unit: ``steps``, ``epochs``, ``tokens``, ``seconds`` or ``percent`` (of the stage).
+    """A number and a unit.
 
+    >>> Duration(2000, "steps")
+    Duration(amount=2000.0, unit='steps')
     >>> Duration.parse("1.5B tokens")
     Duration(amount=1500000000.0, unit='tokens')
     >>> str(Duration.parse("90 minutes"))
@@ -39,24 +41,26 @@ class Duration:
     """
 
     amount: float
+    """How many: above 0."""
     unit: str
+    """Steps, epochs, tokens, seconds, or percent of the stage."""
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise ValueError(f"Duration: unknown unit {self.unit!r}; expected one of {', '.join(UNITS)}")
         if isinstance(self.amount, bool) or not isinstance(self.amount, Real) or not self.amount > 0:
             raise ValueError(f"Duration: expected a positive amount, got {self.amount} {self.unit}")
-        if self.amount > _MOST:
-            raise ValueError(f"Duration: expected at most {_MOST} {self.unit}, got {self.amount:.6g}")
+        if self.amount > _LARGEST:
+            raise ValueError(f"Duration: expected at most {_LARGEST} {self.unit}, got {self.amount:.6g}")
         object.__setattr__(self, "amount", float(self.amount))
 
     @classmethod
     def parse(cls, text: str | Duration) -> Duration:
-        """Read a duration; every error says what was found and shows a right one."""
+        """Read a duration from text. An error says what was found and shows a valid duration."""
         if isinstance(text, Duration):
             return text
         if not isinstance(text, str):
-            number = isinstance(text, Real) and not isinstance(text, bool) and 0 < text <= _MOST
+            number = isinstance(text, Real) and not isinstance(text, bool) and 0 < text <= _LARGEST
             unit = f'; write the unit: "{text} steps"' if number else ""
             raise ValueError(f'expected a duration such as "2000 steps", got {text!r}{unit}')
         match = _PATTERN.match(text)
@@ -64,7 +68,7 @@ class Duration:
             raise ValueError(f'expected a number and a unit such as "2000 steps" or "1.5B tokens", got {text!r}')
         number, scale, word = match.groups()
         if (scale + word).lower() in _SPELLINGS | MULTIPLES and scale + word in text:
-            scale, word = "", scale + word  # "3 Tokens" and "5 Minutes" are words, not 3T okens or 5M inutes
+            scale, word = "", scale + word  # the T of "3 Tokens" is no trillion
         amount = Decimal(number.replace("_", "")) * SCALES[scale]
         if word.lower() in MULTIPLES:
             return cls(float(amount * MULTIPLES[word.lower()]), "seconds")
@@ -90,30 +94,33 @@ class Duration:
 
 
 def as_warmup(warmup: Any) -> int | float | Duration:
-    """Steps, a share below 1, or a Duration in place of its text, so that equal warmups are equal objects.
+    """Check a warmup, and parse it where it is text, so that equal warmups are equal objects.
+
+    A warmup is a number of steps, a share below 1, or a duration in steps or percent.
 
     >>> as_warmup("6 %"), as_warmup(100)
     (Duration(amount=6.0, unit='percent'), 100)
     """
-    found, hint = warmup, ""
+    parsed, hint = warmup, ""
     try:
-        found = Duration.parse(warmup) if isinstance(warmup, str) else warmup
+        parsed = Duration.parse(warmup) if isinstance(warmup, str) else warmup
     except ValueError as error:
-        found, hint = None, f" ({error})" if "did you mean" in str(error) else ""
-    if isinstance(found, Duration):
-        good = found.unit == "steps" or (found.unit == "percent" and found.amount <= 100)
+        parsed, hint = None, f" ({error})" if "did you mean" in str(error) else ""
+    if isinstance(parsed, Duration):
+        good = parsed.unit == "steps" or (parsed.unit == "percent" and parsed.amount <= 100)
     else:
-        good = isinstance(found, Real) and not isinstance(found, bool) and 0 <= found <= _MOST  # type: ignore[operator]
+        good = isinstance(parsed, Real) and not isinstance(parsed, bool) and 0 <= parsed <= _LARGEST  # type: ignore[operator]
     if not good:
         given = str(warmup) if isinstance(warmup, Duration) else warmup
         raise ValueError(f"warmup: expected steps such as 100, or a share such as 10 %, got {given!r}{hint}")
-    return found
+    return parsed
 
 
 def warmup_steps(warmup: int | float | str | Duration, total: int) -> int:
-    """Steps of warmup: a number of steps (>= 1), a share of the whole shape (< 1), ``"100 steps"`` or ``"6 %"``.
+    """Return the number of warmup steps within ``total`` steps.
 
-    Shares are rounded up, as Trainer's are. A shape that later stages resume is as long as all of them.
+    A warmup is a number of steps (1 or more), a share of ``total`` (below 1), ``"100 steps"`` or ``"6 %"``. Shares are
+    rounded up, as Trainer rounds them. Where later stages resume a schedule, ``total`` counts their steps too.
 
     >>> warmup_steps(0.06, 101), warmup_steps("6 %", 101), warmup_steps("10 steps", 101)
     (7, 7, 10)

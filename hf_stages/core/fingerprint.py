@@ -1,4 +1,4 @@
-"""A short text that is equal for equal objects, in every process: no addresses, no ``id()``."""
+"""A short text that is the same for equal objects in every process: no memory addresses, no ``id()``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 _LONG = 64
-_FIRST_PLACES = {
+_FIRST_MODULES = {
     "hf_stages.core.curves": "hf_stages.curves",
     "hf_stages.core.duration": "hf_stages.duration",
     "hf_stages.core.stage": "hf_stages.stage",
@@ -25,17 +25,22 @@ _FIRST_PLACES = {
     "hf_stages.packing.formats": "hf_stages.exporters",
     "hf_stages.teachers.declared": "hf_stages.teacher_source",
 }
-"""Where parts stood when their fingerprints were first written. Moving a file must not make an old run's data other data."""
+"""Where the modules of parts were when fingerprints were first written.
+
+Fingerprints name classes by these modules, so that moving a file changes no fingerprint: old runs can be resumed.
+"""
 
 
 def fingerprint(value: Any) -> str:
-    """Of a dataset, a model, a function, a tokenizer or plain data. Best effort: it reads a dataset's ends, not all.
+    """Return the fingerprint of a dataset, a model, a function, a tokenizer or plain data.
+
+    Of a dataset without a fingerprint of its own, only the length and the first and last example are read.
 
     >>> fingerprint(len), fingerprint([1, 2]) == fingerprint([1, 2]), fingerprint([1, 2]) == fingerprint([2, 1])
     ('builtins.len', True, False)
     """
     own = getattr(value, "_fingerprint", None)
-    if isinstance(own, str):  # datasets.Dataset keeps one over its data and every map()
+    if isinstance(own, str):  # datasets.Dataset keeps one of its data and every map()
         return own
     if isinstance(value, FunctionType | BuiltinFunctionType | type):
         return _name(value)
@@ -45,7 +50,7 @@ def fingerprint(value: Any) -> str:
 
 
 def describe_kind(value: Any) -> str:
-    """What an object that exists only in memory is called in a dump."""
+    """Name the kind of an object that a recipe file cannot hold: ``model``, ``dataset``, ``function`` ..."""
     if is_model(value):
         return "model"
     if isinstance(value, FunctionType | BuiltinFunctionType | MethodType | partial):
@@ -56,6 +61,7 @@ def describe_kind(value: Any) -> str:
 
 
 def is_model(value: Any) -> bool:
+    """Whether a value is a model, told by its methods so that torch need not be imported."""
     return callable(getattr(value, "named_parameters", None)) and callable(getattr(value, "state_dict", None))
 
 
@@ -97,15 +103,15 @@ def _content(value: Any) -> str:
         return "(" + ", ".join(f"{f.name}={_describe(getattr(value, f.name, None))}" for f in fields(value)) + ")"
     if hasattr(value, "__len__") and hasattr(value, "__getitem__"):
         return _ends(value)
-    features = getattr(value, "features", None)  # a streaming dataset tells its columns and no more
+    features = getattr(value, "features", None)  # a streaming dataset knows no more than its columns
     return f"({features})" if isinstance(features, Mapping) else ""
 
 
 def _model(model: Any) -> str:
     config: Any = getattr(model, "config", None)
-    known = config.to_dict() if hasattr(config, "to_dict") else {}
-    known = {k: v for k, v in known.items() if k not in ("transformers_version", "_name_or_path", "name_or_path")}
-    return f"({json.dumps(known, sort_keys=True, default=str)}, {sum(p.numel() for p in model.parameters())})"
+    values = config.to_dict() if hasattr(config, "to_dict") else {}
+    values = {k: v for k, v in values.items() if k not in ("transformers_version", "_name_or_path", "name_or_path")}
+    return f"({json.dumps(values, sort_keys=True, default=str)}, {sum(p.numel() for p in model.parameters())})"
 
 
 def _tokenizer(tokenizer: Any) -> str:
@@ -113,7 +119,7 @@ def _tokenizer(tokenizer: Any) -> str:
     if backend is None:
         return _describe(tokenizer.get_vocab())
     state = json.loads(backend.to_str())
-    # A call with truncation or padding leaves these two behind.
+    # A call with truncation or padding changes these two.
     return json.dumps({k: v for k, v in state.items() if k not in ("truncation", "padding")}, sort_keys=True)
 
 
@@ -128,7 +134,7 @@ def _ends(dataset: Any) -> str:
 
 def _name(target: Any) -> str:
     module = str(target.__module__)
-    for place, first in _FIRST_PLACES.items():
-        if f"{module}.".startswith(f"{place}."):
-            module = first + module.removeprefix(place)
+    for now, first in _FIRST_MODULES.items():
+        if f"{module}.".startswith(f"{now}."):
+            module = first + module.removeprefix(now)
     return f"{module}.{target.__qualname__}"

@@ -1,4 +1,4 @@
-"""A name that is no folder here is looked for on the Hub: an error says that this was done, as a slip of the pen may be the cause."""
+"""A name that is no local folder is looked up on the Hub. An error then says so: the name may be misspelt."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def explain_hub_lookup(name: str) -> Iterator[None]:
+    """Add to an error that ``name`` was taken for a name on the Hub, where no folder of that name exists."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The run's append-only list of decisions: what was decided, at which step, and why."""
+"""The list of a run's decisions: what was decided, at which step, and why. Entries are only ever added."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(frozen=True)
 class Entry:
-    """One decision. ``kind`` is one word: ``begin``, ``end``, ``alert``, ``stop``, ``resume``, ``notice``, ``cut_lr``, ``rollback``, ``replay``."""
+    """One decision of a run."""
 
     step: int
+    """Updates of the whole run before the decision."""
     stage: str
+    """The stage's name."""
     kind: str
+    """``begin``, ``end``, ``alert``, ``stop``, ``resume``, ``notice``, ``cut_lr``, ``rollback`` or ``replay``."""
     reason: str
+    """Why, in a sentence."""
     by: str = ""
+    """The part that decided, such as the gate's class."""
     value: float | None = None
-    """From here on: what the learning rate is multiplied by, or for ``replay`` the share of the examples from earlier data."""
+    """The factor of the learning rate from here on; for ``replay``, the share of the examples from earlier data."""
 
 
 @dataclass
 class Ledger:
-    """Decisions in the order they were taken; only ever appended to.
+    """The entries in the order in which they were added.
 
     >>> ledger = Ledger()
     >>> ledger.note(10, "language", "end", "eval_loss 3.1 is below 3.2", by="Below")
@@ -33,9 +38,11 @@ class Ledger:
     _entries: list[Entry] = field(default_factory=list)
 
     def note(self, step: int, stage: str, kind: str, reason: str, *, by: str = "", value: float | None = None) -> None:
+        """Add an entry."""
         self._entries.append(Entry(step, stage, kind, reason, by, value))
 
     def select(self, stage: str | None = None, kind: str | None = None) -> list[Entry]:
+        """Return the entries of one stage, of one kind, or of both; None takes all."""
         return [e for e in self._entries if stage in (None, e.stage) and kind in (None, e.kind)]
 
     def __iter__(self) -> Iterator[Entry]:
@@ -45,10 +52,11 @@ class Ledger:
         return len(self._entries)
 
     def to_list(self) -> list[dict]:
+        """Return the entries as plain data, for ``run.json``."""
         return [{k: v for k, v in asdict(entry).items() if k != "value" or v is not None} for entry in self._entries]
 
     def lr_factor(self, stages: Collection[str], step: int) -> float:
-        """What the learning rates of these stages are multiplied by after ``step`` updates of the run.
+        """Return the factor of these stages' learning rates after ``step`` updates of the run.
 
         >>> ledger = Ledger()
         >>> ledger.note(10, "code", "cut_lr", "prose rose", value=0.5)
@@ -60,4 +68,5 @@ class Ledger:
 
     @classmethod
     def from_list(cls, entries: list[dict]) -> Ledger:
+        """Read back what ``to_list`` returned."""
         return cls([Entry(**entry) for entry in entries])

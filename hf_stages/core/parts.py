@@ -1,4 +1,7 @@
-"""Parts (losses, transforms, gates, curves ...) to plain data and back: ``{use: ClassName, argument: value}``."""
+"""Read parts (losses, transforms, gates, curves ...) from plain data and write them back.
+
+A part is written as ``{use: ClassName, argument: value}``.
+"""
 
 from __future__ import annotations
 
@@ -28,19 +31,19 @@ from hf_stages.core.source_sketch import classes_and_functions
 from hf_stages.core.type_hints import convert_scalar, hints_of, keeps_list, key_type, takes_text
 
 Writer = Callable[..., Any]
-"""``write_value``, which a part's own ``to_data`` is given for what the part holds."""
+"""The function ``write_value``; a part's own ``to_data`` is given it to write the parts inside."""
 _MISSING = object()
 _ALGEBRA = "hf_stages.losses.base"
 _COLLATORS = "transformers.data.data_collator"
-_OF_COLLATORS = re.compile(r"DataCollator(?!Mixin)|^default_data_collator$")
+_COLLATOR_NAMES = re.compile(r"DataCollator(?!Mixin)|^default_data_collator$")
 SUPPLIED_ARGUMENTS = ("tokenizer", "processing_class", "model")
-"""Arguments of a collator that the trainer gives, because a recipe cannot hold them."""
-_BARE = frozenset({"loss", "losses", "transforms", "schedule", "gates", "monitors", "exporters"})
-"""Keys under which text is the name of a class; under others (``teacher``, ``sources``) it may be another name."""
+"""Arguments of a collator that the trainer supplies, because a recipe cannot hold them."""
+_CLASS_NAME_KEYS = frozenset({"loss", "losses", "transforms", "schedule", "gates", "monitors", "exporters"})
+"""Keys under which text is the name of a class. Under other keys (``teacher``, ``sources``) it may be another name."""
 
 
 def part_from_dict(data: Mapping[str, Any] | str, key: str, *, trust_remote_code: bool = False) -> Any:
-    """One part as it stands under ``key`` (``"transforms"``, ``"loss"`` ...), e.g. to replay a recorded transform.
+    """Read one part as it stands under ``key`` in a recipe (``"transforms"``, ``"loss"`` ...).
 
     >>> part_from_dict({"use": "Above", "metric": "eval_f1", "value": 0.9}, "gates")
     Above(metric='eval_f1', value=0.9)
@@ -50,12 +53,12 @@ def part_from_dict(data: Mapping[str, Any] | str, key: str, *, trust_remote_code
 
 
 def part_to_dict(part: Any, key: str) -> Any:
-    """A part as plain data; ``part_from_dict`` is its inverse."""
+    """Write a part as plain data; ``part_from_dict`` reads it back."""
     return write_loss(part) if key == "loss" else write_value(part, key)
 
 
 def read_part(value: Any, folders: Sequence[str], where: Where) -> Any:
-    """A part from its class name or from ``{use: ..., ...}``."""
+    """Read a part from its class name or from ``{use: ClassName, ...}``."""
     use, arguments = split_use(value, where)
     if "losses" in folders:
         return _read_loss_part(use, arguments, folders, where)
@@ -63,6 +66,7 @@ def read_part(value: Any, folders: Sequence[str], where: Where) -> Any:
 
 
 def split_use(value: Any, where: Where) -> tuple[str, dict[str, Any]]:
+    """Split ``{use: ClassName, ...}`` into the class name and the arguments."""
     if isinstance(value, str):
         return value, {}
     if not isinstance(value, Mapping):
@@ -76,6 +80,7 @@ def split_use(value: Any, where: Where) -> tuple[str, dict[str, Any]]:
 
 
 def refuse_in_memory(value: Mapping[str, Any], where: Where) -> None:
+    """Refuse the record of an object that existed only in memory."""
     if "in_memory" in value:
         raise where.error(
             f"a {value['in_memory']} that existed only in memory (fingerprint {value.get('fingerprint')}); "
@@ -84,11 +89,12 @@ def refuse_in_memory(value: Mapping[str, Any], where: Where) -> None:
 
 
 def find_target(use: str, folders: Sequence[str], where: Where) -> Any:
+    """Return the class or function that ``use`` names: a part of ours, or ``module:Class`` from outside."""
     return find_custom(use, where) if ":" in use else find_class(use, folders, where)
 
 
 def build_part(target: Any, arguments: Mapping[str, Any], folders: Sequence[str], where: Where) -> Any:
-    """Call a class with arguments read as far down as they go. A function is the part itself."""
+    """Call a class with its arguments, after reading the parts in them. A function is the part itself."""
     if not isinstance(target, type):
         if arguments:
             raise where.error(f"{target.__name__} is a function: it stands for itself and takes no arguments here")
@@ -101,7 +107,7 @@ def build_part(target: Any, arguments: Mapping[str, Any], folders: Sequence[str]
 
 
 def read_argument(key: str, value: Any, hint: Any, folders: Sequence[str], where: Where) -> Any:
-    """One argument of a part: a part, curve, list, mapping or plain value."""
+    """Read one argument of a part: a part, curve, list, mapping or plain value."""
     inner = [KIND_OF_KEY[key], "curves"] if key in KIND_OF_KEY else ["curves", *(f for f in folders if f != "curves")]
     if key == "loss" and not (isinstance(value, str) and takes_text(hint)):
         return read_loss(value, where)
@@ -120,13 +126,13 @@ def read_argument(key: str, value: Any, hint: Any, folders: Sequence[str], where
         items = [read_argument(key, item, None, folders, where / index) for index, item in enumerate(value)]
         # Arguments of frozen dataclasses are tuples, unless the class says list.
         return items if keeps_list(hint) else tuple(items)
-    if isinstance(value, str) and key in _BARE and not takes_text(hint):
+    if isinstance(value, str) and key in _CLASS_NAME_KEYS and not takes_text(hint):
         return read_part(value, inner, where)
     return convert_scalar(value, hint, where)
 
 
 def read_loss(value: Any, where: Where) -> Any:
-    """A loss, a list of losses (their sum), or a mapping from source to loss."""
+    """Read a loss, a list of losses (their sum), or a mapping from source to loss."""
     if isinstance(value, list | tuple):
         if not value:
             raise where.error(
@@ -142,18 +148,18 @@ def read_loss(value: Any, where: Where) -> Any:
 
 
 def read_collator(value: Any, where: Where) -> Any:
-    """A collator of ours, or one of transformers' by its name."""
+    """Read a collator of ours, or one of transformers' by its name."""
     use, arguments = split_use(value, where)
     if ":" in use or has_part(use, ["data"]):
         return read_part(value, ["data"], where)
-    known = [n for n in classes_and_functions(_COLLATORS) if _OF_COLLATORS.search(n)]
+    known = [n for n in classes_and_functions(_COLLATORS) if _COLLATOR_NAMES.search(n)]
     if use not in known:
         raise where.error(f"unknown part {use!r} in hf_stages.data or transformers; {did_you_mean(use, known)}")
     for key, argument in arguments.items():
         if isinstance(argument, Mapping):
             refuse_in_memory(argument, where / key)
     target = where.load(_COLLATORS, use)
-    if use == "default_data_collator":  # a function stands for itself, also where it is sketched as a class
+    if use == "default_data_collator":  # a function is the part itself, even where it is sketched as a class
         return target if where.sketched else build_part(target, arguments, [], where)
     check_arguments(target, arguments, where, supplied=SUPPLIED_ARGUMENTS)
     return where.load("hf_stages.data.collators.collator", "Collator")(use, arguments)
@@ -168,17 +174,18 @@ def _read_loss_part(use: str, arguments: dict[str, Any], folders: Sequence[str],
 
 
 def read_weight(value: Any, where: Where) -> Any:
+    """Read the weight of a loss: a number or a curve."""
     if isinstance(value, Mapping):
         return read_part(value, ["curves"], where)
     with where.wrap():
         return as_curve(value)
 
 
-# ---- and back -------------------------------------------------------------------------------------------------------
+# ---- writing --------------------------------------------------------------------------------------------------------
 
 
 def write_value(value: Any, key: str = "", folders: Sequence[str] = ()) -> Any:
-    """Plain data for a part's argument or a part. What exists only in memory is recorded by its fingerprint."""
+    """Write a part or an argument as plain data. What exists only in memory is recorded by its fingerprint."""
     if isinstance(value, Enum):
         return write_value(value.value)
     if value is None or isinstance(value, bool | int | float | str):
@@ -207,7 +214,7 @@ def _write_object(value: Any, folders: Sequence[str]) -> Any:
             return value.__name__
         name = importable_as(value)
         return {"use": name} if name else record_in_memory(value)
-    name = _use_of(type(value), folders) if is_part(value) else None
+    name = _use_name(type(value), folders) if is_part(value) else None
     if name is None:
         return record_in_memory(value)
     try:
@@ -220,11 +227,15 @@ def _write_object(value: Any, folders: Sequence[str]) -> Any:
 
 
 def record_in_memory(value: Any) -> dict[str, str]:
+    """Record an object that a file cannot hold: its kind and its fingerprint."""
     return {"in_memory": describe_kind(value), "fingerprint": fingerprint(value)}
 
 
 def is_part(value: Any) -> bool:
-    """Ours, a subclass of ours, or a frozen dataclass; not a model, and not a dataset that could be long."""
+    """Whether a value is a part: a class of ours or a subclass, a frozen dataclass, or a collator of transformers.
+
+    A model is no part, and neither is a frozen dataclass with items, which may be a long dataset.
+    """
     ours = any(base.__module__.split(".")[0] == "hf_stages" for base in type(value).__mro__)
     if is_model(value) and not any(base.__name__ == "Loss" for base in type(value).__mro__):
         return False
@@ -239,7 +250,7 @@ def _is_collator(value: Any) -> bool:
     return is_dataclass(value) and type(value).__module__ == "transformers.data.data_collator"
 
 
-def _use_of(cls: type, folders: Sequence[str]) -> str | None:
+def _use_name(cls: type, folders: Sequence[str]) -> str | None:
     if cls.__module__ == "hf_stages.losses.base" and "losses" in folders:
         return cls.__name__
     if cls.__module__.split(".")[0] == "hf_stages" and has_part(cls.__name__, folders):
@@ -248,13 +259,13 @@ def _use_of(cls: type, folders: Sequence[str]) -> str | None:
 
 
 def arguments_of(value: Any) -> Iterator[tuple[str, Any]]:
-    """The constructor's arguments of a part that differ from their defaults, in their order."""
+    """Yield the arguments of a part's constructor that differ from their defaults, in their order."""
     defaults = {}
     if is_dataclass(value):
         for f in fields(value):
-            made = f.default_factory() if f.default_factory is not MISSING else f.default
+            default = f.default_factory() if f.default_factory is not MISSING else f.default
             if f.init:
-                defaults[f.name] = made
+                defaults[f.name] = default
     else:
         defaults = {
             name: MISSING if p.default is p.empty else p.default
@@ -272,9 +283,9 @@ def _same(value: Any, default: Any) -> bool:
 
 
 def write_loss(loss: Any) -> Any:
-    """The shortest form that reads back equal: a sum is a list, a weight stands in the part's own mapping."""
+    """Write a loss in its shortest form: a sum becomes a list, a weight an argument of the part."""
     if isinstance(loss, Mapping):
         return {str(source): write_loss(part) for source, part in loss.items()}
     written = write_value(loss, "loss")
-    summed = isinstance(written, dict) and set(written) == {"use", "losses"} and len(written["losses"]) > 1
-    return written["losses"] if summed else written
+    is_sum = isinstance(written, dict) and set(written) == {"use", "losses"} and len(written["losses"]) > 1
+    return written["losses"] if is_sum else written

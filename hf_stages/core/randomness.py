@@ -1,4 +1,4 @@
-"""Keyed randomness: every place that draws gets its own seed from what it is, never from what ran before."""
+"""Seeds made of names: each place that draws random numbers has its own seed, whatever was drawn before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import xxhash
 
 
 def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed from anything that names a place.
+    """Make a 63-bit seed from the numbers and words that identify a place.
 
     >>> seed_of(42, "language", 3) == seed_of(42, "language", 3) != seed_of(42, "code", 3)
     True
@@ -21,7 +21,7 @@ def seed_of(*parts: int | str) -> int:
 
 
 def seed_data(seed: int) -> None:
-    """Seed what data loading draws from. CUDA's generators are left alone: fetching does not use them."""
+    """Seed the generators that data loading draws from. It uses none of CUDA's, which stay as they are."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
@@ -29,7 +29,7 @@ def seed_data(seed: int) -> None:
 
 @contextmanager
 def preserve_random_state() -> Iterator[None]:
-    """Run a block without moving the generators that training draws from."""
+    """Run a block and then put the generators that training draws from back as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Names to classes: the folder is the registry. ``use: LogitKL`` means the one public class in losses/logit_kl.py."""
+"""Names of parts and their classes. Folders are the registry: ``use: LogitKL`` is the class in losses/logit_kl.py."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KIND_OF_KEY = {
     "teacher": "teachers",
     "model": "models",
 }
-"""Which kind of part stands under a recipe's key. A kind is looked for in the files of ``PLACES``."""
+"""The kind of part that stands under each key of a recipe. ``PLACES`` says in which files a kind is looked up."""
 
 PLACES = {
     "losses": ("losses",),
@@ -54,11 +54,11 @@ PLACES = {
     "curves": ("core/curves.py",),
     "recipes": ("recipes/ready",),
 }
-"""Folders in which each file holds the one part of its name (``losses/logit_kl.py``: LogitKL), and files that hold several."""
+"""The files of each kind: folders in which each file holds the part of its name, and files with several parts."""
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be read: where, what was expected, what was found, how to mend it."""
+    """A recipe cannot be read. The message says where, what was expected, what was found and how to mend it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(shorten_message(message))
@@ -66,18 +66,25 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Where:
-    """A position in a recipe: its path (``stages[1].loss.beta``) and, when it came from YAML, the line and column."""
+    """A position in a recipe: its path, and the line and column where it was read from YAML.
+
+    >>> str(Where() / "stages" / 1 / "loss" / "beta")
+    'stages[1].loss.beta'
+    """
 
     path: tuple[str | int, ...] = ()
+    """Keys and indexes from the top of the recipe."""
     marks: Mapping[tuple[str | int, ...], tuple[int, int]] = field(default_factory=dict, repr=False)
+    """Line and column of each path; empty where the recipe is no YAML text."""
     file: str = ""
+    """The file's name; empty where there is none."""
     trusted: bool = False
     """Whether ``use: module:Class`` may import code from outside hf_stages."""
     sketched: bool = False
-    """Whether parts are only looked up in their source files: names and arguments are checked, nothing is imported."""
+    """Whether parts are only sketched from their source: names and arguments are checked, nothing is imported."""
 
     def load(self, module: str, name: str) -> Any:
-        """A class or a function of ours, or its sketch."""
+        """Import a class or a function; where parts are only ``sketched``, return its sketch."""
         return sketch(module, name) if self.sketched else getattr(importlib.import_module(module), name)
 
     def __truediv__(self, key: str | int) -> Where:
@@ -98,24 +105,25 @@ class Where:
         return (self.path[:length] for length in range(len(self.path), -1, -1))
 
     def error(self, message: str) -> RecipeError:
+        """Make the error that says ``message`` about this position."""
         return RecipeError(f"{self}: {message}")
 
     @contextmanager
     def wrap(self, keys: Iterable[str] = ()) -> Iterator[None]:
-        """Turn an error that a constructor raises into one that says where; ``keys`` are the arguments it may name."""
+        """Put this position in front of a constructor's error; ``keys`` are arguments that its text may name."""
         try:
             yield
         except RecipeError:
             raise
         except (ValueError, TypeError) as error:
             found = {key: re.search(rf"\b{re.escape(key)}: ", str(error)) for key in keys}
-            named = min((m.start(), key) for key, m in found.items() if m)[1] if any(found.values()) else None
-            message = str(error).removeprefix(f"{named}: ")
-            raise (self / named if named else self).error(message) from error
+            first = min((m.start(), key) for key, m in found.items() if m)[1] if any(found.values()) else None
+            message = str(error).removeprefix(f"{first}: ")
+            raise (self / first if first else self).error(message) from error
 
 
 def find_class(name: str, kinds: Iterable[str], where: Where) -> type:
-    """The class of that name in the first of the kinds that has it; only its own file is imported."""
+    """Return the class of that name from the first of the kinds that has it. Only its own file is imported."""
     kinds = list(dict.fromkeys(kinds))
     for kind in kinds:
         module = module_of(name, kind)
@@ -134,7 +142,7 @@ def find_class(name: str, kinds: Iterable[str], where: Where) -> type:
 
 
 def find_ready(name: str, where: Where = Where()) -> Any:
-    """A ready recipe: the function of that name in the file of that name."""
+    """Return the ready recipe of that name: a function in the file of the same name."""
     module = module_of(name, "recipes")
     if module is None:
         raise where.error(f"unknown recipe {name!r} in hf_stages.recipes; {did_you_mean(name, part_names('recipes'))}")
@@ -142,28 +150,30 @@ def find_ready(name: str, where: Where = Where()) -> Any:
 
 
 def has_part(name: str, kinds: Iterable[str]) -> bool:
+    """Whether one of the kinds has a part of that name."""
     return any(module_of(name, kind) is not None for kind in kinds)
 
 
 def module_of(name: str, kind: str) -> str | None:
-    """The module of the part of that name; None where there is none of this kind."""
+    """Return the module that defines a part; None where the kind has no part of that name."""
     return next((module for module, known in list_parts(kind) if known == name), None)
 
 
 def part_names(kind: str) -> list[str]:
+    """List the names of all parts of a kind."""
     return [name for _, name in list_parts(kind)]
 
 
 def list_parts(kind: str) -> list[tuple[str, str]]:
-    """(module, name) of every part of a kind, in the order of the files. A ready recipe is a function, any other part a class."""
+    """List (module, name) of every part of a kind. A ready recipe is a function, any other part is a class."""
     found = []
     for path in _files(kind):
         module = ".".join(("hf_stages", *path.relative_to(_PACKAGE).with_suffix("").parts))
-        classes, functions = _parsed(path, path.stat().st_mtime_ns)
-        alone = path.relative_to(_PACKAGE).as_posix() in PLACES[kind]
+        classes, functions = _public_names(path, path.stat().st_mtime_ns)
+        holds_several = path.relative_to(_PACKAGE).as_posix() in PLACES[kind]
         for name in functions if kind == "recipes" else classes:
             # Compared without underscores, so that acronyms need no rule: LogitKL is logit_kl.py.
-            if alone or path.stem.replace("_", "") == name.replace("_", "").lower():
+            if holds_several or path.stem.replace("_", "") == name.replace("_", "").lower():
                 found.append((module, name))
     return found
 
@@ -175,16 +185,16 @@ def _files(kind: str) -> list[Path]:
 
 
 @lru_cache(maxsize=512)
-def _parsed(path: Path, changed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Public classes and functions of a file. Read, not imported: looking for one part must not import all the others."""
+def _public_names(path: Path, changed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the names of a file's public classes and functions, without importing it. ``changed`` is for the cache."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    named = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_"]
-    classes = tuple(node.name for node in named if isinstance(node, ast.ClassDef))
-    return classes, tuple(node.name for node in named if isinstance(node, ast.FunctionDef))
+    public = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name[0] != "_"]
+    classes = tuple(node.name for node in public if isinstance(node, ast.ClassDef))
+    return classes, tuple(node.name for node in public if isinstance(node, ast.FunctionDef))
 
 
 def find_custom(use: str, where: Where) -> Any:
-    """``module:Class`` from outside: refused without trust, because importing a module runs it."""
+    """Import ``module:Class`` from outside hf_stages; refused without trust, because importing a module runs it."""
     module, _, name = use.partition(":")
     ours = module.split(".")[0] == "hf_stages"
     if not (ours or where.trusted):
@@ -210,7 +220,7 @@ def find_custom(use: str, where: Where) -> Any:
 
 
 def importable_as(target: Any) -> str | None:
-    """``module:qualname`` if that leads back to the very same class or function, else None."""
+    """Return ``module:qualname``; None where importing that would not give the very same class or function."""
     module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
     if not module or not name or module == "__main__" or "<" in name:
         return None
@@ -224,12 +234,13 @@ def importable_as(target: Any) -> str | None:
 
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
+    """Return the arguments of a class or a function by name, without ``*args``."""
     parameters = inspect.signature(target).parameters
     return {name: p for name, p in parameters.items() if p.kind is not inspect.Parameter.VAR_POSITIONAL}
 
 
 def check_arguments(target: Any, given: Iterable[str], where: Where, *, supplied: Iterable[str] = ()) -> None:
-    """Refuse unknown and missing arguments by the signature; ``supplied`` are those that come from elsewhere."""
+    """Refuse unknown and missing arguments, by the signature. ``supplied`` are arguments that come from elsewhere."""
     parameters = parameters_of(target)
     name = target.__name__
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -246,7 +257,7 @@ def check_arguments(target: Any, given: Iterable[str], where: Where, *, supplied
 
 
 def check_training_arguments(given: Iterable[str], where: Where) -> None:
-    """Refuse fields that transformers' TrainingArguments does not have, without importing it."""
+    """Refuse names that are no fields of transformers' TrainingArguments, without importing it."""
     known = dataclass_fields("transformers.training_args", "TrainingArguments")
     for key in given:
         if key not in known:

@@ -1,8 +1,8 @@
-"""Folders that are whole or not there: seals, atomic writes, and the newest checkpoint that is intact.
+"""Sealed folders: written completely or not at all, with checksums that show later damage.
 
-A seal is a file written last that lists every other file with size and checksum. A folder without one was being
-written when the process died; a folder that disagrees with its seal was damaged afterwards. Both are passed over.
-The model card is left out: it is for people, who may edit it.
+A seal is a file that is written last and lists every other file with its size and checksum. A folder without a seal was
+being written when the process died; a folder that differs from its seal was damaged later. Both are passed over. The
+model card is not listed: people may edit it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STAGE_FILE = "stage.json"
 STATE_FILE = "stage_state.json"
 RUN_FILE = "run.json"
 TRAINING_STATE = "training_state"
-_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS})
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS})
 _DISK_WORDS = (
     "No space left",
     "os error 28",
@@ -40,11 +40,11 @@ _CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 
 class NewerSchema(ValueError):
-    """A folder that a newer version wrote: neither read nor written over."""
+    """A newer version of hf_stages wrote the folder. It is neither read nor overwritten."""
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace a JSON file in one step: readers see the old one or the new one, never half of it."""
+    """Write a JSON file in one step: readers see the old file or the new one, never a part of it."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(data, file, indent=2, sort_keys=True)
@@ -56,7 +56,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read one of our JSON files; a newer schema is refused, not guessed at."""
+    """Read a JSON file of ours, which an error calls ``what``. A file with a newer schema is refused."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -74,6 +74,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def checksum_file(path: Path) -> str:
+    """Return the checksum of a file's bytes."""
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -82,9 +83,9 @@ def checksum_file(path: Path) -> str:
 
 
 def seal_folder(folder: Path) -> str:
-    """Write everything through to the disk, then the seal. Returns the seal's own checksum: the folder's identity."""
+    """Flush all files to the disk, then write the seal. Return the seal's checksum, which identifies the folder."""
     paths = _files(folder)
-    with ThreadPoolExecutor(2) as pool:  # checksums are the processor's work, syncing is the disk's: both at once
+    with ThreadPoolExecutor(2) as pool:  # the processor makes checksums while the disk syncs
         digests = pool.map(checksum_file, paths)
         for path in paths:
             _sync_file(path)
@@ -97,7 +98,7 @@ def seal_folder(folder: Path) -> str:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Why a folder cannot be trusted, or None where it is whole."""
+    """Say why a folder cannot be trusted; None where it is complete and unchanged."""
     try:
         files = read_json(folder / SEAL, "a seal")["files"]
     except NewerSchema:
@@ -117,14 +118,14 @@ def find_damage(folder: Path) -> str | None:
 
 @contextmanager
 def write_sealed_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``final``, sealed, in one rename. On any error nothing is left behind."""
+    """Give a temporary folder that is then sealed and renamed to ``final``. After an error nothing is left of it."""
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         seal_folder(temporary)
-        if final.exists():  # left by an earlier attempt at the same stage, which the manifest does not count
+        if final.exists():  # an earlier attempt at the same stage, which the manifest does not list
             shutil.rmtree(final)
         os.replace(temporary, final)
         _sync_folder(final.parent)
@@ -134,7 +135,7 @@ def write_sealed_folder(final: Path) -> Iterator[Path]:
 
 
 def checkpoints(out: Path) -> list[tuple[int, Path]]:
-    """``checkpoint-N`` folders, newest first."""
+    """List the ``checkpoint-N`` folders as (N, folder), newest first."""
     if not out.is_dir():
         return []
     found = [(int(m.group(1)), p) for p in out.iterdir() if p.is_dir() and (m := _CHECKPOINT.match(p.name))]
@@ -142,7 +143,7 @@ def checkpoints(out: Path) -> list[tuple[int, Path]]:
 
 
 def newest_intact_checkpoint(out: Path, wanted: Callable[[dict], bool], say: Callable[[str], None]) -> Path | None:
-    """The newest intact checkpoint whose stage state is wanted; says which ones it passed over and why."""
+    """Return the newest intact checkpoint whose stage state is ``wanted``; ``say`` which were passed over and why."""
     for _, folder in checkpoints(out):
         problem = find_damage(folder)
         if problem is None and not (folder / STATE_FILE).is_file():
@@ -153,15 +154,15 @@ def newest_intact_checkpoint(out: Path, wanted: Callable[[dict], bool], say: Cal
         state = read_json(folder / STATE_FILE, "a stage state")
         if not wanted(state):
             continue
-        if (problem := _best_lost(folder, state)) is not None:
+        if (problem := _damage_of_best(folder, state)) is not None:
             say(f"{folder} is passed over: {problem}; looking for the one before")
             continue
         return folder
     return None
 
 
-def _best_lost(folder: Path, state: dict[str, Any]) -> str | None:
-    """A stage that ends with its best model needs that checkpoint, too."""
+def _damage_of_best(folder: Path, state: dict[str, Any]) -> str | None:
+    """Say what is wrong with the best checkpoint so far, where the stage is to end with its best model."""
     best = state.get("best")
     if best is None or best == folder.name or not state["declared"]["args"]["load_best_model_at_end"]:
         return None
@@ -170,8 +171,8 @@ def _best_lost(folder: Path, state: dict[str, Any]) -> str | None:
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether an error is the disk's: torch and safetensors wrap the system's own in types of theirs."""
-    if isinstance(error, OSError) and error.errno in _DISK:
+    """Whether the disk caused an error. torch and safetensors wrap the system's errors in their own types."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return True  # not every OSError: a failed push to the Hub is one, too
     text = str(error)
     return any(mark in text for mark in _DISK_WORDS)
@@ -189,7 +190,7 @@ def _sync_file(path: Path) -> None:
 def _sync_folder(folder: Path) -> None:
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows has no descriptors of folders; renames are durable there without
+    except OSError:  # Windows has no descriptors of folders, and needs none
         return
     try:
         os.fsync(descriptor)

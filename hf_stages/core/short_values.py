@@ -1,4 +1,4 @@
-"""Values in messages: short, in words where Python's own would say little."""
+"""How error messages show values: short, and in words where Python's own form says little."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 _LONG = re.compile(r"'[^'\n]{300,}'|\"[^\"\n]{300,}\"|\[[^\[\]]{600,}\]|\{[^{}]{600,}\}|\([^()]{600,}\)|\S{300,}")
-_KEPT, _MOST = 80, 4000
+_SHOWN, _LONGEST = 80, 4000
+"""Characters of a long value, and of a message, that are shown."""
 
 
 def shorten_message(message: str) -> str:
-    """The message with long values cut: what stands at their beginning tells which they are.
+    """Cut long values in a message; their beginning is enough to recognize them.
 
     >>> shorten_message("expected text, got '" + 400 * "ab" + "'; leave it out")[:40]
     "expected text, got 'abababababababababab"
     """
-    cut = _LONG.sub(lambda found: f"{found[0][:_KEPT]}... ({len(found[0])} characters)", message)
-    return cut if len(cut) <= _MOST else f"{cut[:_MOST]}... ({len(cut)} characters)"
+    cut = _LONG.sub(lambda found: f"{found[0][:_SHOWN]}... ({len(found[0])} characters)", message)
+    return cut if len(cut) <= _LONGEST else f"{cut[:_LONGEST]}... ({len(cut)} characters)"
 
 
 def describe_value(value: Any) -> str:
-    """
+    """Describe a value in a few words.
+
     >>> describe_value({"a": 1, "b": 2}), describe_value([1, 2]), describe_value(None), describe_value("x")
     ('a mapping of a, b', 'a list of 2', 'nothing', "'x'")
     """

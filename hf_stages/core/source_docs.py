@@ -1,4 +1,7 @@
-"""What source files say of a class: its docstring and each argument's hint, default and the string under it. Nothing is imported."""
+"""The documentation of a class, read from its source file without importing it.
+
+It consists of the docstring, and of each argument's type hint, default and the string under it.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,29 @@ from hf_stages.core.source_sketch import parse_module
 
 @dataclass(frozen=True)
 class DocumentedArgument:
-    """One argument of a class, in the words of its source."""
+    """One argument of a class, as its source has it."""
 
     name: str
     hint: str
+    """The type hint."""
     default: str | None
-    """None where one has to be given."""
+    """The default as source text; None where the argument must be given."""
     doc: str
+    """The string under the argument, on one line."""
 
 
 @dataclass(frozen=True)
 class DocumentedClass:
-    """A class of ours as its file has it; arguments that it inherits stand first.
+    """A class of hf_stages as its file documents it.
 
     >>> DocumentedClass("hf_stages.gates.below", "Below").arguments[0].name
     'metric'
     """
 
     module: str
+    """The module that defines it."""
     name: str
+    """The class's name."""
 
     @property
     def doc(self) -> str:
@@ -38,11 +45,12 @@ class DocumentedClass:
 
     @property
     def bases(self) -> list[str]:
+        """The base classes, as source text."""
         return [ast.unparse(base) for base in self._node.bases]
 
     @property
     def arguments(self) -> list[DocumentedArgument]:
-        """As ``dataclass`` has them; those by keyword alone come last."""
+        """The arguments in the order of the dataclass: inherited ones first, keyword-only ones last."""
         fields = self._fields()
         return [argument for last in (False, True) for keyword, argument in fields.values() if keyword is last]
 
@@ -53,7 +61,7 @@ class DocumentedClass:
     def _fields(self) -> dict[str, tuple[bool, DocumentedArgument]]:
         node, found = self._node, {}
         for base in node.bases:
-            if isinstance(base, ast.Name) and (module := _home(self.module, base.id)) is not None:
+            if isinstance(base, ast.Name) and (module := _defining_module(self.module, base.id)) is not None:
                 found.update(DocumentedClass(module, base.id)._fields())
         if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
             found.update(self._own())
@@ -79,7 +87,9 @@ class DocumentedClass:
     def _default(self, options: dict[str, ast.expr]) -> str | None:
         if "default_factory" in options:
             made = options["default_factory"]
-            return ast.unparse(made.body) if isinstance(made, ast.Lambda) else "{}"  # ``dict``: the only other one
+            return (
+                ast.unparse(made.body) if isinstance(made, ast.Lambda) else "{}"
+            )  # ``dict`` is the only other factory
         if "default" not in options:
             return None
         value = _constant(self.module, options["default"]) or options["default"]
@@ -92,7 +102,7 @@ _TRUE = ast.Constant(True)
 
 
 def _options(value: ast.expr | None) -> dict[str, ast.expr]:
-    """Of ``field(...)``, or a plain default as its option of that name."""
+    """Return the options of ``field(...)``; a plain default becomes the option ``default``."""
     if value is None:
         return {}
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
@@ -101,23 +111,23 @@ def _options(value: ast.expr | None) -> dict[str, ast.expr]:
 
 
 def _text(node: ast.stmt | None) -> str:
-    said = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-    return " ".join(str(node.value.value).split()) if said else ""  # type: ignore[union-attr]
+    is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return " ".join(str(node.value.value).split()) if is_text else ""  # type: ignore[union-attr]
 
 
 def _constant(module: str, node: ast.expr) -> ast.expr | None:
-    """What a name stands for, where it is a constant of the module or of another one of ours."""
+    """Return the value of a constant, defined in the module or in one of ours that it is imported from."""
     if not isinstance(node, ast.Name):
         return None
-    home = _home(module, node.id)
+    home = _defining_module(module, node.id)
     for line in parse_module(home).body if home is not None else ():
         if isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == node.id:
             return line.value
     return None
 
 
-def _home(module: str, name: str) -> str | None:
-    """The module of ours in which a class or a constant stands, by the names that a module has."""
+def _defining_module(module: str, name: str) -> str | None:
+    """Find the module of ours that defines a class or a constant, following imports."""
     for line in parse_module(module).body:
         if isinstance(line, ast.ClassDef) and line.name == name:
             return module
@@ -125,5 +135,5 @@ def _home(module: str, name: str) -> str | None:
             return module
         if isinstance(line, ast.ImportFrom) and name in [alias.name for alias in line.names]:
             ours = line.module is not None and line.module.split(".")[0] == "hf_stages"
-            return _home(line.module, name) if ours and line.module else None
+            return _defining_module(line.module, name) if ours and line.module else None
     return None

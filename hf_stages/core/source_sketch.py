@@ -1,7 +1,7 @@
-"""A class or a function as its source file declares it: what a recipe's words are checked against before torch is imported.
+"""Sketches of classes and functions: their names and arguments, read from source files without importing them.
 
-``sketch(module, name)`` is a class with the same name, arguments and plain type hints, that does nothing. So the reader of recipes
-finds a misspelt word in a fraction of a second, where the import of the parts themselves takes many.
+A sketch is a class with the same name, arguments and plain type hints that does nothing. With sketches, a misspelt word
+in a recipe is found in a fraction of a second. To import the parts themselves, and torch with them, takes seconds.
 """
 
 from __future__ import annotations
@@ -21,42 +21,44 @@ from hf_stages.core.duration import Duration
 _PACKAGE = Path(__file__).parents[1]
 _KNOWN = {**vars(typing), "Mapping": Mapping, "Sequence": Sequence, "Callable": Callable, "Curve": Curve}
 _KNOWN |= {"Duration": Duration, "Path": Path}
-"""What a type hint is read with; a hint of anything else is left out, as hints are advice."""
+"""The names that a type hint may use. Other hints are left out: they only help to convert and check."""
 _POSITIONAL, _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-_OPEN = (inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD),)
+_ANY_ARGUMENTS = (inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD),)
 Parameters = tuple[inspect.Parameter, ...]
 
 
 @lru_cache(maxsize=256)
 def sketch(module: str, name: str) -> type:
-    """The sketch of ``name`` in a module, ours or another's."""
+    """Return the sketch of a class or function in any module."""
     tree = parse_module(module)
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name), None)
     if node is None:
         return sketch_of_anything(name)
-    return _made(name, _of_function(node) if isinstance(node, ast.FunctionDef) else _of_class(module, node) or ())
+    parameters = _function_parameters(node) if isinstance(node, ast.FunctionDef) else _class_parameters(module, node)
+    return _sketch_class(name, parameters or ())
 
 
 def sketch_of_anything(name: str) -> type:
-    """One that takes any arguments: code of the user's, which is not read."""
-    return _made(name, _OPEN)
+    """Return a sketch that takes any arguments, for a user's own code, which is not read."""
+    return _sketch_class(name, _ANY_ARGUMENTS)
 
 
 def classes_and_functions(module: str) -> list[str]:
-    """The classes and functions of a module, in the order of its file."""
+    """List the names of a module's classes and functions, in the order of its file."""
     return [node.name for node in parse_module(module).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
 
 
 def module_doc(module: str) -> str:
+    """Return a module's docstring."""
     return ast.get_docstring(parse_module(module)) or ""
 
 
 def dataclass_fields(module: str, name: str) -> list[str]:
-    """The fields of a dataclass, such as transformers' TrainingArguments."""
+    """List the fields of a dataclass, such as transformers' TrainingArguments."""
     return list(inspect.signature(sketch(module, name)).parameters)
 
 
-def _made(name: str, parameters: Parameters) -> type:
+def _sketch_class(name: str, parameters: Parameters) -> type:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         pass
 
@@ -67,12 +69,12 @@ def _made(name: str, parameters: Parameters) -> type:
 
 @lru_cache(maxsize=256)
 def parse_module(module: str) -> ast.Module:
-    """The source of a module, ours or another's, which is not imported."""
+    """Parse the source of any module, without importing it."""
     return ast.parse(_file(module).read_text(encoding="utf-8"))
 
 
 def _file(module: str) -> Path:
-    """Found without importing the packages above it, which is what ``find_spec`` of a submodule would do."""
+    """Find a module's file without importing the packages above it, as ``find_spec`` of a submodule would."""
     top, *rest = module.split(".")
     if top == "hf_stages":
         root = _PACKAGE
@@ -85,38 +87,40 @@ def _file(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _of_class(module: str, node: ast.ClassDef) -> Parameters | None:
-    """The constructor's parameters; None where neither the class nor a base of it says any."""
+def _class_parameters(module: str, node: ast.ClassDef) -> Parameters | None:
+    """Return the constructor's parameters; None where neither the class nor a base declares any."""
     own = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
     if own is not None:
-        return _of_function(own)[1:]
-    inherited = next((found for base in node.bases if (found := _of_base(module, base)) is not None), None)
+        return _function_parameters(own)[1:]
+    inherited = next((found for base in node.bases if (found := _base_parameters(module, base)) is not None), None)
     if not any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return inherited
-    fields = {parameter.name: parameter for parameter in inherited or () if parameter.kind is not _OPEN[0].kind}
+    fields = {
+        parameter.name: parameter for parameter in inherited or () if parameter.kind is not _ANY_ARGUMENTS[0].kind
+    }
     for line in node.body:
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-            fields.update(_of_field(line.target.id, line))
-    return tuple(sorted(fields.values(), key=lambda p: p.kind))  # as ``dataclass`` does it: keywords alone come last
+            fields.update(_field_parameter(line.target.id, line))
+    return tuple(sorted(fields.values(), key=lambda p: p.kind))  # as ``dataclass`` does: keyword-only ones last
 
 
-def _of_base(module: str, base: ast.expr) -> Parameters | None:
-    return _named(module, base.id) if isinstance(base, ast.Name) else _OPEN
+def _base_parameters(module: str, base: ast.expr) -> Parameters | None:
+    return _named_class_parameters(module, base.id) if isinstance(base, ast.Name) else _ANY_ARGUMENTS
 
 
-def _named(module: str, name: str) -> Parameters | None:
-    """Of a class that stands in the module, or that another module of the same package gives to it."""
+def _named_class_parameters(module: str, name: str) -> Parameters | None:
+    """Return the parameters of a class that the module defines or imports from its own package."""
     for line in parse_module(module).body:
         if isinstance(line, ast.ClassDef) and line.name == name:
-            return _of_class(module, line)
+            return _class_parameters(module, line)
         if isinstance(line, ast.ImportFrom) and any((a.asname or a.name) == name for a in line.names):
             found = next(a.name for a in line.names if (a.asname or a.name) == name)
             near = (line.module or "").split(".")[0] == module.split(".")[0] and not line.level
-            return _named(line.module or "", found) if near else _OPEN
-    return _OPEN
+            return _named_class_parameters(line.module or "", found) if near else _ANY_ARGUMENTS
+    return _ANY_ARGUMENTS
 
 
-def _of_field(name: str, line: ast.AnnAssign) -> dict[str, inspect.Parameter]:
+def _field_parameter(name: str, line: ast.AnnAssign) -> dict[str, inspect.Parameter]:
     hint, value = ast.unparse(line.annotation), line.value
     if "ClassVar" in hint:
         return {}
@@ -136,7 +140,7 @@ def _is(node: ast.expr | None, value: bool) -> bool:
     return isinstance(node, ast.Constant) and node.value is value
 
 
-def _of_function(node: ast.FunctionDef) -> Parameters:
+def _function_parameters(node: ast.FunctionDef) -> Parameters:
     own = node.args
     places = [*own.posonlyargs, *own.args]
     first = len(places) - len(own.defaults)
@@ -145,7 +149,7 @@ def _of_function(node: ast.FunctionDef) -> Parameters:
         _parameter(a.arg, _KEYWORD, default is not None, a.annotation)
         for a, default in zip(own.kwonlyargs, own.kw_defaults, strict=True)
     ]
-    return (*found, *_OPEN) if own.kwarg is not None else tuple(found)
+    return (*found, *_ANY_ARGUMENTS) if own.kwarg is not None else tuple(found)
 
 
 def _parameter(name: str, kind: Any, given: bool, annotation: ast.expr | None) -> inspect.Parameter:

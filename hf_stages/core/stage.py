@@ -1,4 +1,4 @@
-"""The two nouns: a Stage says what one stretch of training is; a Recipe is a sequence of stages."""
+"""Stages and recipes: a ``Stage`` describes one stage of a training, a ``Recipe`` is a sequence of stages."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from typing import Any, ClassVar
 from hf_stages.core.duration import Duration
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_UNTIL = ("steps", "epochs", "tokens")
+_UNTIL_UNITS = ("steps", "epochs", "tokens")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training, in the Trainer's own words. What is left out is the trainer's.
+    """One stage of a training, in the words of Trainer. What it leaves out it takes from the recipe or the trainer.
 
     >>> Stage("language", until="200 steps").until
     Duration(amount=200.0, unit='steps')
     """
 
     name: str
-    """Names the folder (``out/01-name``) and the seed: a stage reseeds from (seed, name)."""
+    """The stage's name. It names the folder (``out/01-name``), and the stage's seed is made of it."""
     until: str | Duration
-    """A cap in steps, epochs or tokens; it defines progress t. What may end the stage earlier stands in ``gates``."""
+    """The length in steps, epochs or tokens, which defines the progress t. ``gates`` may end the stage earlier."""
     train_dataset: Any = field(default=None, kw_only=True)
     """A dataset, or the name of one of the recipe's sources."""
     eval_dataset: Any = field(default=None, kw_only=True)
-    """The same, or ``{name: dataset}``: every one of them is measured. None: the recipe's."""
+    """The same, or ``{name: dataset}`` to evaluate on each of them. None: the recipe's."""
     data_collator: Any = field(default=None, kw_only=True)
-    """Makes a batch of rows: one of ours, or one of transformers' by its name. None: the recipe's, or Trainer's choice."""
+    """A collator of ours, or one of transformers' by its name. None: the recipe's, or Trainer's choice."""
     compute_metrics: Any = field(default=None, kw_only=True)
     """Names of metrics such as ``[accuracy, f1]``, or a function. None: the recipe's."""
     teacher: Any = field(default=None, kw_only=True)
-    """A model, a ``Teacher``, a ``CachedTeacher``, ``"stage:<name>"``, or ``"base"``: a LoRA student's own."""
+    """A model, a ``Teacher``, a ``CachedTeacher``, ``"stage:<name>"``, or ``"base"`` for the base of a LoRA student."""
     loss: Any = field(default=None, kw_only=True)
-    """A loss or a sum of losses; None is the model's own (``TaskLoss()``)."""
+    """A loss or a sum of losses. None: the model's own loss (``TaskLoss()``)."""
     transforms: Sequence[Any] = field(default=(), kw_only=True)
-    """What the model becomes before the first step, in order."""
+    """How the model is changed before the first step, in this order."""
     schedule: Any = field(default=None, kw_only=True)
-    """How the stage takes over learning rate and optimizer; None is ``Fresh()``."""
+    """The learning rates, and whether the optimizer's moments are carried over. None: ``Fresh()``."""
     args: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-    """TrainingArguments fields that differ in this stage (an allow-list; others are refused with the reason)."""
+    """Fields of TrainingArguments that differ in this stage. Fields that cannot differ are refused, with the reason."""
     monitors: Sequence[Any] = field(default=(), kw_only=True)
-    """Parts of your own that watch the stage; hf_stages has none."""
+    """Parts of your own that add numbers to the training log; hf_stages has none itself."""
     gates: Sequence[Any] = field(default=(), kw_only=True)
-    """What may end the stage early, go back, or stop the run."""
+    """Parts that may end the stage early, go back to an earlier state, or stop the run."""
     exporters: Sequence[Any] = field(default=(), kw_only=True)
-    """Other formats to write the finished stage in, to ``out/NN-name-exports``."""
+    """Further formats in which the finished stage is written, to ``out/NN-name-exports``."""
     pack_on_save: bool = field(default=False, kw_only=True)
-    """Write the finished stage packed, too, to ``out/NN-name-exports/packed``."""
+    """True: the finished stage is also written packed, to ``out/NN-name-exports/packed``."""
     parents: Sequence[str] | str | None = field(default=None, kw_only=True)
-    """Where it starts: None is the stage before it, ``[]`` the initial model, ``"name"`` another stage (a branch)."""
+    """Where it starts. None: the stage before it. ``[]``: the initial model. ``"name"``: another stage (a branch)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(
-                f"Stage name {self.name!r}: expected letters, digits, '.', '_' or '-', starting with a letter or digit, "
-                "64 at most (it names a folder)"
+                f"Stage name {self.name!r}: expected letters, digits, '.', '_' or '-', starting with a letter or "
+                "digit, 64 at most (it names a folder)"
             )
-        object.__setattr__(self, "until", _until(self.name, self.until))
+        object.__setattr__(self, "until", _parse_until(self.name, self.until))
         for key in ("transforms", "monitors", "gates", "exporters"):
             value = getattr(self, key)
             parts = tuple(value) if isinstance(value, list | tuple) else (() if value is None else (value,))
@@ -80,18 +80,18 @@ class Stage:
 
 
 def _refuse_classes(where: str, parts: Sequence[Any]) -> None:
-    """A class in the place of a part would fail much later, in words of Python's."""
+    """Refuse a class where a part belongs: it would fail much later, with a message of Python's own."""
     for part in parts:
         if isinstance(part, type):
             raise ValueError(f"{where}: expected a part, got the class {part.__name__}; write {part.__name__}()")
 
 
-def _until(name: str, until: str | Duration) -> Duration:
+def _parse_until(name: str, until: str | Duration) -> Duration:
     try:
         duration = Duration.parse(until)
     except ValueError as error:
         raise ValueError(f"stage {name!r}: until: {error}") from None
-    if duration.unit not in _UNTIL:
+    if duration.unit not in _UNTIL_UNITS:
         raise ValueError(
             f"stage {name!r}: until: expected steps, epochs or tokens, got {str(duration)!r}; "
             "a limit in time is a gate: gates=[Budget('2 hours')]"
@@ -101,30 +101,35 @@ def _until(name: str, until: str | Duration) -> Duration:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A sequence of stages with what they share. Python and YAML are the same thing (see ``hf_stages.recipes``)."""
+    """A sequence of stages, with what they share. A YAML file holds the same (see ``hf_stages.recipes``).
+
+    >>> recipe = Recipe([Stage("language", "200 steps"), Stage("task", "1 epochs")], model="bert-base-uncased")
+    >>> recipe["task"].until
+    Duration(amount=1.0, unit='epochs')
+    """
 
     stages: Sequence[Stage]
     """A list of stages, or a ready recipe: ``{use: three_stage, until: 9 epochs}``."""
     model: Any = field(default=None, kw_only=True)
-    """What the first stage starts from: a folder or a Hub name, ``{path: ...}`` or ``{config: ...}``."""
+    """What the first stage starts from: a folder or a name on the Hub, ``{path: ...}`` or ``{config: ...}``."""
     tokenizer: Any = field(default=None, kw_only=True)
     """A folder or a name on the Hub."""
     args: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     """TrainingArguments fields for the whole run (``output_dir`` among them)."""
     sources: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-    """Named datasets; a stage's ``train_dataset`` and ``eval_dataset`` name them."""
+    """Datasets by name; ``train_dataset`` and ``eval_dataset`` of a stage may be such a name."""
     train_dataset: Any = field(default=None, kw_only=True)
-    """For stages that name none: a source's name, a source, or a curriculum over sources."""
+    """The default of stages: a source's name, a source, or a curriculum over sources."""
     eval_dataset: Any = field(default=None, kw_only=True)
-    """For stages that name none: one, or ``{name: dataset}``."""
+    """The default of stages: a dataset, or ``{name: dataset}``."""
     data_collator: Any = field(default=None, kw_only=True)
-    """For stages that name none."""
+    """The default of stages."""
     compute_metrics: Any = field(default=None, kw_only=True)
-    """For stages that name none."""
+    """The default of stages."""
     teacher: Any = field(default=None, kw_only=True)
-    """For stages that name none and whose loss reads a teacher."""
+    """The default of stages whose loss reads a teacher."""
     origin: ClassVar[Any] = None
-    """The text that it was read from, if any (``hf_stages.core.origins``): later errors name its lines."""
+    """The text that the recipe was read from, if any (``hf_stages.core.origins``): errors name its lines."""
 
     def __post_init__(self) -> None:
         if isinstance(self.stages, Stage):
@@ -148,14 +153,14 @@ class Recipe:
 def _check_names(stages: Sequence[Stage]) -> None:
     seen: dict[str, str] = {}
     for stage in stages:
-        # Folders of names that differ only in case are one folder on macOS and Windows.
+        # On macOS and Windows two folders cannot differ only in upper and lower case.
         other = seen.setdefault(stage.name.lower(), stage.name)
         if other is not stage.name or sum(s.name == stage.name for s in stages) > 1:
             raise ValueError(f"stages: the names {other!r} and {stage.name!r} collide; every stage needs its own")
 
 
 def parents_of(stages: Sequence[Stage]) -> dict[str, str | None]:
-    """The stage each stage starts from (None: the initial model). Refuses unknown parents and cycles.
+    """Return the stage that each stage starts from (None: the initial model). Refuse unknown parents and cycles.
 
     >>> parents_of([Stage("a", "1 steps"), Stage("b", "1 steps"), Stage("c", "1 steps", parents="a")])
     {'a': None, 'b': 'a', 'c': 'a'}
@@ -168,7 +173,8 @@ def parents_of(stages: Sequence[Stage]) -> dict[str, str | None]:
             parents[stage.name] = before
         elif len(declared) > 1:
             raise ValueError(
-                f"stage {stage.name!r}: parents {list(declared)}: a stage starts from one model; expected one name at most"
+                f"stage {stage.name!r}: parents {list(declared)}: a stage starts from one model; expected one "
+                "name at most"
             )
         else:
             parents[stage.name] = declared[0] if declared else None

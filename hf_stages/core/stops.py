@@ -1,4 +1,4 @@
-"""How a run ends early on purpose. Both leave a folder that the run can be resumed from."""
+"""Exceptions that end a run early on purpose. Both leave a folder from which the run can be resumed."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ class StageStopped(RuntimeError):
 
 
 class RunInterrupted(RuntimeError):
-    """The run was asked to stop (Ctrl-C, a cluster's SIGTERM); a checkpoint of the last update was written."""
+    """The run was asked to stop (Ctrl-C, or SIGTERM from a cluster). A checkpoint of the last update was written."""

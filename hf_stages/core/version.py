@@ -1,3 +1,3 @@
-"""The version of hf_stages, as run folders and cards name it."""
+"""The version of hf_stages, which run folders and model cards name."""
 
 __version__ = "0.1.0"

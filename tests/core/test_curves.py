@@ -21,18 +21,18 @@ from tests.support.strategies import curves
         (Join((Linear(0, 1), Const(1)), until=(0.5,)), [0, 0.5, 1, 1, 1]),
     ],
 )
-def test_values(curve, values):
+def test_a_curve_gives_its_values(curve, values):
     assert [curve(t) for t in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx(values, abs=1e-15)
     assert (curve(-1), curve(2)) == (curve(0), curve(1))
 
 
 @given(curves)
-def test_text_reads_back(curve):
+def test_a_curve_written_as_text_reads_back_equal(curve):
     assert as_curve(repr(curve)) == curve
 
 
 @given(curves, st.floats(0, 1))
-def test_dict_reads_back(curve, t):
+def test_a_curve_in_a_dict_reads_back_equal(curve, t):
     again = part_from_dict(part_to_dict(Weighted(curve), "weights"), "loss", trust_remote_code=True).weight
     assert again == curve
     assert again(t) == curve(t)
@@ -63,14 +63,14 @@ def Weighted(curve):  # a curve as it stands in a recipe: an argument of a part
         ("(" * 5000, "cannot read the curve"),
     ],
 )
-def test_refuses(text, message):
+def test_what_is_no_curve_is_refused(text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         as_curve(text)
 
 
-def test_own_curve_must_say_at():
+def test_a_curve_of_your_own_must_define_value_at():
     class Own(Curve):
         pass
 
-    with pytest.raises(NotImplementedError, match="Own must define _at"):
+    with pytest.raises(NotImplementedError, match="Own must define value_at"):
         Own()(0.5)

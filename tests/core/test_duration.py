@@ -29,7 +29,7 @@ UNITS = ["steps", "epochs", "tokens", "seconds", "percent"]
         ("6%", 6, "percent"),
     ],
 )
-def test_reads(text, amount, unit):
+def test_a_duration_is_read_from_text(text, amount, unit):
     assert Duration.parse(text) == Duration(amount, unit)
 
 
@@ -45,7 +45,7 @@ def test_reads(text, amount, unit):
         ("", "expected a number and a unit"),
     ],
 )
-def test_refuses(text, message):
+def test_what_is_no_duration_is_refused(text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Duration.parse(text)
 
@@ -54,7 +54,7 @@ def test_refuses(text, message):
 @example(9e15, "tokens")
 @example(1500.5, "tokens")
 @example(1e-7, "epochs")
-def test_text_reads_back(amount, unit):
+def test_a_duration_written_as_text_reads_back_equal(amount, unit):
     duration = Duration(amount, unit)
     assert Duration.parse(str(duration)) == duration
 
@@ -62,7 +62,7 @@ def test_text_reads_back(amount, unit):
 @pytest.mark.parametrize(
     ("warmup", "steps"), [(0, 0), (0.06, 12), (10, 10), ("10 steps", 10), ("6 %", 12), (Duration(5, "percent"), 10)]
 )
-def test_warmup(warmup, steps):
+def test_a_warmup_becomes_a_number_of_steps(warmup, steps):
     assert warmup_steps(warmup, 200) == steps
 
 
@@ -96,7 +96,7 @@ def test_warmup_is_refused_where_it_is_read(warmup):
         (None, 'expected a duration such as "2000 steps", got None'),
     ],
 )
-def test_absurd_durations(amount, message):
+def test_absurd_durations_are_refused(amount, message):
     with pytest.raises(ValueError, match=re.escape(message)) as refused:
         Duration.parse(amount)
     assert "write the unit" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Adding a part is adding one file: recipes, Python and the reference page find it. And importing the package costs next to nothing."""
+"""A new part is one new file: recipes, Python and the reference page find it. Importing the package costs little."""
 
 from __future__ import annotations
 
@@ -221,7 +221,8 @@ SECONDS = """
 import sys, time
 began = time.process_time()
 import {module}
-print(time.process_time() - began, *(name for name in ("torch", "transformers", "numpy", "yaml") if name in sys.modules))
+heavy = ("torch", "transformers", "numpy", "yaml")
+print(time.process_time() - began, *(name for name in heavy if name in sys.modules))
 """
 
 

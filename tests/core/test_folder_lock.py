@@ -75,7 +75,7 @@ def held(tmp_path):
         process.wait()
 
 
-def test_a_second_process_is_refused_and_the_dead_hold_nothing(held, tmp_path):
+def test_a_second_process_is_refused_and_a_dead_one_holds_no_lock(held, tmp_path):
     out = tmp_path / "out"
     first = held("forked")
     with pytest.raises(ValueError, match=rf"out: process {first.pid} on .* writes into this folder.*choose another"):
@@ -112,7 +112,7 @@ def test_another_recipe_beside_it_is_refused_in_a_resume_too(tmp_path):
     assert [path.name for path in out.glob("0*")] == ["01-a"]
 
 
-def test_it_is_given_back_however_a_run_ends(tmp_path):
+def test_the_lock_is_released_however_a_run_ends(tmp_path):
     judged = Stage("a", "1 step", gates=[Expect("train_loss", high=-1.0)])
     with pytest.raises(StageStopped):
         trainer(tmp_path / "out", [judged, "b"]).train()
@@ -130,7 +130,7 @@ def test_without_stages_nothing_is_locked(held, tmp_path):
     StagedTrainer(tiny.bert(), args, train_dataset=tiny.class_data(16)).train()
 
 
-def test_file_systems_without_locks_are_warned_of(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplog):
     def cannot(descriptor):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -140,7 +140,7 @@ def test_file_systems_without_locks_are_warned_of(tmp_path, monkeypatch, caplog)
     assert len([r for r in caplog.records if "cannot be locked" in r.message]) == 1
 
 
-def test_one_packs_while_another_has_written(tmp_path, monkeypatch):
+def test_packing_is_refused_where_another_process_has_written_meanwhile(tmp_path, monkeypatch):
     model, write = Binarize()(tiny.bert()), pack_folder.write_packed
 
     def slowly(*args):
@@ -156,7 +156,7 @@ def test_one_packs_while_another_has_written(tmp_path, monkeypatch):
     assert (tmp_path / "packed" / "mine.txt").read_text(encoding="utf-8") == "kept"
 
 
-def test_comparisons_and_trials_take_their_folder(tmp_path):
+def test_comparisons_and_trials_lock_their_folder(tmp_path):
     """Between two of their runs too, where no trainer holds it."""
     prepared = SimpleNamespace(args=arguments(tmp_path / "out"))
     with (
@@ -167,7 +167,7 @@ def test_comparisons_and_trials_take_their_folder(tmp_path):
     assert not list((tmp_path / "versus").iterdir())
 
 
-def test_who_writes_the_same_cache_waits_and_finds_it(tmp_path):
+def test_a_second_writer_of_a_teacher_cache_waits_and_finds_it_written(tmp_path):
     """Ranks ask for one cache together: none is refused, one writes."""
     cache, data, found = tmp_path / "cache", tiny.class_data(8), []
     asked = threading.Thread(target=lambda: found.append(Teacher(tiny.bert()).cache(data, cache)))
@@ -184,7 +184,7 @@ def test_who_writes_the_same_cache_waits_and_finds_it(tmp_path):
 
 
 @pytest.mark.parametrize(("started", "refused"), [("2", True), ("16", True), ("1", False), ("", False)])
-def test_processes_that_do_not_know_each_other_are_refused(tmp_path, monkeypatch, started, refused):
+def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch, started, refused):
     """As in a pod of several that sets WORLD_SIZE and no LOCAL_RANK."""
     args = arguments(tmp_path / "out")
     assert args.world_size == 1  # accelerate makes up its mind, and finds one process
@@ -205,7 +205,7 @@ StagedTrainer(tiny.bert(), args, stages=[Stage("a", "1 step")], train_dataset=ti
 """
 
 
-def test_torchrun_on_a_cpu_without_use_cpu(tmp_path):
+def test_torchrun_on_a_cpu_is_told_to_set_use_cpu(tmp_path):
     script, out = tmp_path / "train.py", tmp_path / "out"
     script.write_text(ALONE, encoding="utf-8")
     command = [

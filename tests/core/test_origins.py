@@ -100,12 +100,12 @@ def test_a_recipe_made_in_python_has_no_lines(plan, tmp_path, monkeypatch):
         prepare(again)
 
 
-def test_text_without_a_file_has_lines():
+def test_errors_in_text_without_a_file_name_the_line():
     with pytest.raises(RecipeError, match=r"^line 5, column 3: args\.learning_rate"):
         prepare(recipes.loads(HEAD.replace("use_cpu: true", "use_cpu: true\n  learning_rate: fast")))
 
 
-def test_what_a_stage_takes_from_the_run():
+def test_a_value_that_a_stage_takes_from_the_recipe_is_found_there():
     origin = recipes.loads(HEAD).origin
     assert (
         origin.locate("stage 'a': train_dataset: is empty") == "line 10, column 1: stage 'a': train_dataset: is empty"
@@ -113,6 +113,6 @@ def test_what_a_stage_takes_from_the_run():
     assert origin.locate("stage 'a': no loss").startswith("line 12, column 5: ")
 
 
-def test_what_is_about_no_value_is_left_as_it_is():
+def test_a_message_about_no_value_stays_as_it_is():
     assert Origin({}, {}, "").locate("no such place") == "no such place"
     assert Origin({}, {}, "run.yaml").locate("no such place") == "run.yaml: no such place"

@@ -1,4 +1,4 @@
-"""What is read from source files is what the imported parts say; and a misspelt word never costs the import of torch."""
+"""Sketches read from source files equal the imported parts; a misspelt word is found without importing torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_sketch_takes_what_the_part_takes(module, name):
     }
 
 
-def test_what_is_known_of_transformers():
+def test_names_of_transformers_are_read_without_importing_it():
     from transformers import TrainingArguments
 
     assert dataclass_fields("transformers.training_args", "TrainingArguments") == list(parameters_of(TrainingArguments))
@@ -94,7 +94,7 @@ def test_a_misspelt_word_is_found_before_torch_is_imported(run_python, tmp_path,
     [["--help"], ["plan", "--help"], ["recipe", "--help"], ["recipe"], ["recipe", "three_stag"], ["run", "none.yaml"]],
     ids=" ".join,
 )
-def test_answers_that_need_no_torch(run_python, argv):
+def test_some_commands_answer_without_importing_torch(run_python, argv):
     done = run_python(CODE, *argv)
     assert done.stdout.split()[-3:-1] == ["False", "False"]
 

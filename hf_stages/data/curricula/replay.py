@@ -70,5 +70,5 @@ class _Remainder(Curve):
 
     share: Curve
 
-    def _at(self, t: float) -> float:
+    def value_at(self, t: float) -> float:
         return 1.0 - self.share(t)
