@@ -155,9 +155,9 @@ def _probe_lr(options: argparse.Namespace, prepare: Callable[..., Any], guard: A
     from hf_stages.reports.pages.probe_page import save_probe
     from hf_stages.reports.pages.versus_page import check_suffix
     from hf_stages.reports.tables.probe_table import probe_dict, probe_table
-    from hf_stages.reports.trials import Trials, budget_of, read_trial
+    from hf_stages.reports.trials import Trials, parse_budget, read_trial
 
-    budget = budget_of(options.budget)
+    budget = parse_budget(options.budget)
     if options.save:
         check_suffix(options.save)
     prepared = prepare(options)
@@ -170,7 +170,7 @@ def _probe_lr(options: argparse.Namespace, prepare: Callable[..., Any], guard: A
     trainings = Trainings(prepared, guard)
     each = tuple(read_trial(folder) for folder in run_probe(trainings, probe))
     same = {key: getattr(probe, key) for key in ("stage", "steps", "whole", "declared", "new", "earlier", "resumes_to")}
-    trials = Trials(**same, budget=budget, each=each)
+    trials = Trials(**same, budget=budget, tried=each)
     while options.confirm and probe.steps < probe.whole and (best := trials.next_to_confirm) is not None:
         (folder,) = run_probe(trainings, probe.whole_of(best.rate, best.replay))
         trials = replace(trials, confirmed=(*trials.confirmed, read_trial(folder)))

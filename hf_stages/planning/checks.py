@@ -29,7 +29,7 @@ from hf_stages.planning.stage_args import stage_args
 from hf_stages.teachers.cache_reader import check_needs
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
-from hf_stages.teachers.of_stage import structure_of, teacher_of
+from hf_stages.teachers.stage_teachers import teacher_of, teacher_structure
 from hf_stages.transforms.split_ternary import SplitTernary
 
 _LOGITS = frozenset({"logits", "final", "outputs"})
@@ -215,7 +215,7 @@ def _structure(stage: Stage, declared: Any, student: Any, skeletons: Mapping[str
         source = declared if read is None else read(declared)
     called = f" {source.model!r}" if isinstance(source, Teacher) and isinstance(source.model, str) else ""
     with _placing(f"stage {stage.name!r}: teacher{called}"):
-        return structure_of(source, student)
+        return teacher_structure(source, student)
 
 
 def _check_base(stage: Stage, student: Any) -> None:

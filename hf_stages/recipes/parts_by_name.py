@@ -26,14 +26,18 @@ def with_parts(recipe: Recipe) -> Recipe:
     for stage in recipe.stages:
         try:
             keys = (*_LISTS, "loss", "schedule", "data_collator", "compute_metrics")
-            stages.append(replace(stage, **{key: _opened(key, getattr(stage, key), Where((key,))) for key in keys}))
+            stages.append(
+                replace(stage, **{key: _read_if_named(key, getattr(stage, key), Where((key,))) for key in keys})
+            )
         except ValueError as error:
             raise ValueError(f"stage {stage.name!r}: {error}") from error
-    own = {key: _opened(key, getattr(recipe, key), Where((key,))) for key in ("data_collator", "compute_metrics")}
+    own = {
+        key: _read_if_named(key, getattr(recipe, key), Where((key,))) for key in ("data_collator", "compute_metrics")
+    }
     return replace(recipe, stages=stages, **own)
 
 
-def at_hand(recipe: Recipe, tokenizer: Any, model: Any) -> Recipe:
+def with_trainer_parts(recipe: Recipe, tokenizer: Any, model: Any) -> Recipe:
     """The same with what only a trainer has: collators of transformers get their tokenizer, and teachers by path become
     ones that a stage loads when it begins (the same path the same one)."""
     known: dict[str, Any] = {}
@@ -42,7 +46,7 @@ def at_hand(recipe: Recipe, tokenizer: Any, model: Any) -> Recipe:
     def noun(thing: Any, where: str) -> Any:
         if isinstance(thing.teacher, str) and thing.teacher in names and not os.path.exists(thing.teacher):
             raise ValueError(f"{where}teacher: {thing.teacher!r} is a stage; did you mean 'stage:{thing.teacher}'?")
-        own = {"teacher": _teacher(thing.teacher, known)}
+        own = {"teacher": _teacher_by_path(thing.teacher, known)}
         if isinstance(thing.data_collator, Collator):
             try:
                 own["data_collator"] = thing.data_collator.build(getattr(tokenizer, "tokenizer", tokenizer), model)
@@ -54,9 +58,9 @@ def at_hand(recipe: Recipe, tokenizer: Any, model: Any) -> Recipe:
     return replace(noun(recipe, ""), stages=stages)
 
 
-def _opened(key: str, value: Any, where: Where) -> Any:
+def _read_if_named(key: str, value: Any, where: Where) -> Any:
     if key == "loss":
-        return _loss(value, where)
+        return _read_loss(value, where)
     if key in _LISTS:
         read: Callable[..., Any] = lambda part, at: read_part(part, [KIND_OF_KEY[key]], at)  # noqa: E731
         return tuple(read(part, where / i) if _is_named(part) else part for i, part in enumerate(value))
@@ -67,16 +71,16 @@ def _opened(key: str, value: Any, where: Where) -> Any:
     return read_part(value, ["schedules"], where) if key == "schedule" else read_collator(value, where)
 
 
-def _loss(value: Any, where: Where) -> Any:
+def _read_loss(value: Any, where: Where) -> Any:
     if isinstance(value, list | tuple) and value:
-        terms = [_loss(term, where / i) for i, term in enumerate(value)]
+        terms = [_read_loss(term, where / i) for i, term in enumerate(value)]
         return terms[0] if len(terms) == 1 else Sum(tuple(terms))
     if isinstance(value, Mapping) and not _is_named(value):
-        return {source: _loss(loss, where / source) for source, loss in value.items()}
+        return {source: _read_loss(loss, where / source) for source, loss in value.items()}
     return read_loss(value, where) if _is_named(value) else value
 
 
-def _teacher(teacher: Any, known: dict[str, Any]) -> Any:
+def _teacher_by_path(teacher: Any, known: dict[str, Any]) -> Any:
     if isinstance(teacher, ModelSource):
         if repr(teacher) not in known:
             known[repr(teacher)] = teacher.load()

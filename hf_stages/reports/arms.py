@@ -26,7 +26,7 @@ class ArmRun:
 
     arm: str
     seed: int
-    says: str
+    description: str
     updates: int
     planned: int
     lr_sum: float
@@ -54,14 +54,14 @@ def read_arm(folder: str | Path) -> ArmRun:
     tokens: dict[str, int] = {}
     called = arm.get("called") or [{}] * len(arm["drawn"])
     for stage, drawn, names in zip(run.done, arm["drawn"], called, strict=True):
-        for own, (n, held) in _drawn(stage.summary or {}, drawn).items():
+        for own, (n, held) in _examples_and_tokens(stage.summary or {}, drawn).items():
             name = names.get(own, own)
             examples[name] = examples.get(name, 0) + n
             tokens[name] = tokens.get(name, 0) + held
     summaries = [stage.summary or {} for stage in run.done]
     clock = _Clock(run)
     return ArmRun(
-        arm=arm["name"], seed=told["seed"], says=arm["says"], updates=sum(s["steps"] for s in summaries),
+        arm=arm["name"], seed=told["seed"], description=arm["says"], updates=sum(s["steps"] for s in summaries),
         planned=arm["updates"], lr_sum=arm["lr_sum"], lr_peak=arm["lr_peak"], tokens=round(sum(s["tokens"] for s in summaries)),
         seconds=clock.seconds, examples=examples, source_tokens=tokens,
         before={d: v["loss"] for d, v in (summaries[0].get("domains_start") or {}).items() if "loss" in v},
@@ -70,7 +70,7 @@ def read_arm(folder: str | Path) -> ArmRun:
     )  # fmt: skip
 
 
-def _drawn(summary: Mapping[str, Any], planned: Mapping[str, float]) -> dict[str, tuple[int, int]]:
+def _examples_and_tokens(summary: Mapping[str, Any], planned: Mapping[str, float]) -> dict[str, tuple[int, int]]:
     """(examples, tokens) of each source: as counted, or of a plain dataset as planned."""
     if summary.get("data"):
         found = summary["data"]["sources"].items()
@@ -86,7 +86,7 @@ class _Clock:
         for stage in run.done:
             summary = stage.summary or {}
             end = summary["global_step"]
-            spent = max(summary["seconds"] - _evaluating(run, stage, end), 0.0)
+            spent = max(summary["seconds"] - _evaluation_seconds(run, stage, end), 0.0)
             self.points.append((end, self.points[-1][1] + spent))
 
     @property
@@ -100,7 +100,7 @@ class _Clock:
         return self.seconds
 
 
-def _evaluating(run: ReadRun, stage: ReadStage, end: int) -> float:
+def _evaluation_seconds(run: ReadRun, stage: ReadStage, end: int) -> float:
     """The stage's clock runs from its first evaluation to its last update; what is measured after that is not on it."""
     own = [log for log in run.logs if log.get("stage") == stage.index]
     return sum(
@@ -158,7 +158,7 @@ class Gap:
         return statistics.fmean(self.differences)
 
     @property
-    def holds(self) -> bool:
+    def beyond_spread(self) -> bool:
         """Beyond the spread, and in the same direction under every seed."""
         if self.spread is None or not all(math.isfinite(d) for d in self.differences):
             return False
@@ -169,7 +169,7 @@ class Gap:
 def gap_of(arm: str, other: str, values: Mapping[str, Mapping[int, float]]) -> Gap:
     """From values by arm and seed; seeds that both have.
 
-    >>> gap_of("a", "b", {"a": {0: 1.0, 1: 1.1}, "b": {0: 2.0, 1: 2.2}}).holds
+    >>> gap_of("a", "b", {"a": {0: 1.0, 1: 1.1}, "b": {0: 2.0, 1: 2.2}}).beyond_spread
     True
     """
     seeds = sorted(set(values[arm]) & set(values[other]))
@@ -200,7 +200,7 @@ class Comparison:
         """What the others are held against."""
         return REFERENCE if REFERENCE in self.arms else self.arms[0]
 
-    def of(self, arm: str) -> list[ArmRun]:
+    def runs_of(self, arm: str) -> list[ArmRun]:
         return [run for run in self.runs if run.arm == arm]
 
     def metrics(self) -> list[tuple[str, str]]:
@@ -240,11 +240,11 @@ class Comparison:
             runs = {run.arm: run for run in self.runs if run.seed == seed}
             base = runs[self.reference]
             for run in runs.values():
-                found.update(dict.fromkeys(_differences(run, base)))
+                found.update(dict.fromkeys(_unequal_to(run, base)))
         return list(found)
 
 
-def _differences(run: ArmRun, base: ArmRun) -> list[str]:
+def _unequal_to(run: ArmRun, base: ArmRun) -> list[str]:
     found, who = [], f"{run.arm} (seed {run.seed})"
     if run.updates != base.updates:
         found.append(f"{who}: {run.updates} updates, {base.arm} {base.updates}")

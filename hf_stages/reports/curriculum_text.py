@@ -14,7 +14,7 @@ _WALKED = 200_000
 _MANY_PASSES = 4
 
 
-def sources_of(planned: PlannedStage) -> dict[str, dict[str, Any]] | None:
+def source_facts(planned: PlannedStage) -> dict[str, dict[str, Any]] | None:
     """Of each source: how many examples there are, how many are drawn, how often that reads it, its first and last share."""
     blend, batch = planned.blend, planned.size.global_batch
     if blend is None:
@@ -36,7 +36,7 @@ def sources_of(planned: PlannedStage) -> dict[str, dict[str, Any]] | None:
 
 def sources_text(planned: PlannedStage) -> str | None:
     """One line: shares from the first update to the last, examples drawn, and how often that reads each source."""
-    found = sources_of(planned)
+    found = source_facts(planned)
     if found is None:
         return None
     texts = []
@@ -59,7 +59,7 @@ def sources_text(planned: PlannedStage) -> str | None:
 def data_notes(plan: Plan) -> Iterator[str]:
     """What a plan shows of the data that mostly is a mistake."""
     for planned in plan.stages:
-        for name, about in (sources_of(planned) or {}).items():
+        for name, about in (source_facts(planned) or {}).items():
             if (about["passes"] or 0) > _MANY_PASSES:
                 yield (
                     f"{planned.name} reads {name} {about['passes']:.2g} times; beyond about {_MANY_PASSES} passes repeated text is worth "
@@ -77,8 +77,8 @@ def batches_of(planned: PlannedStage) -> list[dict[str, Any]]:
     blend, batch = planned.blend, planned.size.global_batch
     if blend is None:
         return []
-    updates = _some(planned)
-    held = _held(blend, updates, batch)
+    updates = _sampled_updates(planned)
+    held = _examples_by_source(blend, updates, batch)
     stretches = []
     size = -(-len(updates) // _GROUPS)
     for start in range(0, len(updates), size):
@@ -91,14 +91,14 @@ def batches_of(planned: PlannedStage) -> list[dict[str, Any]]:
     return stretches
 
 
-def _some(planned: PlannedStage) -> list[int]:
+def _sampled_updates(planned: PlannedStage) -> list[int]:
     steps = planned.steps
     if planned.blend.one_by_one:  # these must be drawn one after another
         steps = min(steps, max(_WALKED // planned.size.global_batch, 1))
     return sorted({steps * k // SHOWN for k in range(SHOWN)})
 
 
-def _held(blend: Any, updates: Sequence[int], batch: int) -> list[list[int]]:
+def _examples_by_source(blend: Any, updates: Sequence[int], batch: int) -> list[list[int]]:
     if not blend.one_by_one:
         edges = [(blend.draws_before(u * batch), blend.draws_before((u + 1) * batch)) for u in updates]
         return [[b - a for a, b in zip(before, after, strict=True)] for before, after in edges]

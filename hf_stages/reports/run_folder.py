@@ -26,7 +26,7 @@ _STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
-class HalfDone:
+class Unfinished:
     """Where a stage stands that was cut, or still runs."""
 
     checkpoint: Path
@@ -47,7 +47,7 @@ class ReadStage:
     problem: str = ""
     planned: int | None = None
     """Updates, as the run's manifest has them."""
-    half: HalfDone | None = None
+    unfinished: Unfinished | None = None
     """How far a stage is that is not done, as its newest checkpoint says."""
 
     @property
@@ -94,8 +94,10 @@ def read_run(out: str | Path) -> ReadRun:
             continue
         name, status, steps = declared.get(folder, (match[2], "done", None))
         stages.append(replace(_read_stage(out / folder, int(match[1]), name, status), planned=steps))
-    half = _half_done(out)
-    stages = [replace(stage, half=half.get(stage.name) if stage.summary is None else None) for stage in stages]
+    unfinished = _unfinished(out)
+    stages = [
+        replace(stage, unfinished=unfinished.get(stage.name) if stage.summary is None else None) for stage in stages
+    ]
     problems += [f"{stage.folder}: {stage.problem}" for stage in stages if stage.problem]
     done = [stage.summary for stage in stages if stage.summary is not None]
     last = max(done, key=lambda summary: summary.get("global_step", 0), default={})
@@ -117,17 +119,17 @@ def _read_stage(folder: Path, index: int, name: str, status: str) -> ReadStage:
     return ReadStage(index, name, folder, "done", summary)
 
 
-def _half_done(out: Path) -> dict[str, HalfDone]:
+def _unfinished(out: Path) -> dict[str, Unfinished]:
     """By stage, the newest checkpoint that a resumed run would go on from."""
-    found: dict[str, HalfDone] = {}
+    found: dict[str, Unfinished] = {}
     for _, folder in checkpoints(out):
         try:
             state = read_json(folder / STATE_FILE, "a stage state")
-            half = HalfDone(folder, int(state["steps"]), float(state["tokens"]), float(state["seconds"]))
+            one = Unfinished(folder, int(state["steps"]), float(state["tokens"]), float(state["seconds"]))
         except (ValueError, KeyError, TypeError):
             continue  # Trainer's own, or half-written by a process that died
         if state.get("resumable", True) and (folder / SEAL).is_file():
-            found.setdefault(state["stage"], half)
+            found.setdefault(state["stage"], one)
     return found
 
 

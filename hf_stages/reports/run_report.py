@@ -18,14 +18,14 @@ def run_report(run: ReadRun) -> str:
     parts = [stages_table(run), *[f"! {problem}" for problem in run.problems], domain_table(run)]
     if shares := shares_table(run):
         parts.append(shares)
-    if decisions := decided(run):
+    if decisions := decisions_of(run):
         parts.append(
             "Decisions and notices\n" + "\n".join(f"  step {step}, {stage}: {text}" for step, stage, text in decisions)
         )
-    return "\n\n".join([*parts, *benches(run)])
+    return "\n\n".join([*parts, *bench_tables(run)])
 
 
-def decided(run: ReadRun) -> list[tuple[int, str, str]]:
+def decisions_of(run: ReadRun) -> list[tuple[int, str, str]]:
     """(step, stage, words) of what the ledger holds besides plain ends."""
     shown = [entry for entry in run.ledger if entry["kind"] in _KINDS]
     return [
@@ -33,7 +33,7 @@ def decided(run: ReadRun) -> list[tuple[int, str, str]]:
     ]
 
 
-def benches(run: ReadRun) -> list[str]:
+def bench_tables(run: ReadRun) -> list[str]:
     """What ``hf-stages bench --save`` left in the stages' folders."""
     found = []
     for stage in run.stages:

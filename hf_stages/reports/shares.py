@@ -29,7 +29,7 @@ class StageShares:
     sources: tuple[str, ...]
     points: tuple[SharePoint, ...]
     totals: Mapping[str, Mapping[str, Any]]
-    of: str = ""
+    unit: str = ""
     """``tokens`` or ``examples``."""
 
     @property
@@ -37,18 +37,18 @@ class StageShares:
         return bool(self.totals)
 
 
-def shares_of(run: ReadRun) -> list[StageShares]:
+def read_shares(run: ReadRun) -> list[StageShares]:
     """Of every stage that draws from more than one source, as far as it went."""
     found, step = [], 0
     for stage in run.stages:
-        one = _recorded(stage) if stage.summary is not None else _logged(stage, run, step)
+        one = _from_stage_file(stage) if stage.summary is not None else _from_log(stage, run, step)
         if one is not None and len(one.sources) > 1 and one.points:
             found.append(one)
         step = (stage.summary or {}).get("global_step", step)
     return found
 
 
-def _recorded(stage: ReadStage) -> StageShares | None:
+def _from_stage_file(stage: ReadStage) -> StageShares | None:
     data = (stage.summary or {}).get("data")
     if not data:
         return None
@@ -57,7 +57,7 @@ def _recorded(stage: ReadStage) -> StageShares | None:
     return StageShares(stage.index, stage.name, tuple(totals), points, totals, data.get("shares_of", ""))
 
 
-def _logged(stage: ReadStage, run: ReadRun, start: int) -> StageShares | None:
+def _from_log(stage: ReadStage, run: ReadRun, start: int) -> StageShares | None:
     """Of a stage that was cut or still trains: each log tells the shares since the one before it."""
     if stage.status == "damaged" or not stage.planned:
         return None

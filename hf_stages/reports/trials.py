@@ -46,23 +46,23 @@ class Trials:
     new: tuple[str, ...]
     earlier: tuple[str, ...]
     budget: float
-    each: tuple[Trial, ...]
+    tried: tuple[Trial, ...]
     resumes_to: float | None = None
     """Of a stage that resumes its parent's schedule: which share of its first rate it ends at."""
     confirmed: tuple[Trial, ...] = ()
     """Candidates that were trained over all of the stage's updates, best first, until one kept the budget there, too."""
 
-    def within(self, trial: Trial) -> bool:
+    def within_budget(self, trial: Trial) -> bool:
         return trial.finite and trial.forgotten(self.earlier) <= self.budget
 
-    def kept(self, trial: Trial) -> bool:
+    def keeps_budget(self, trial: Trial) -> bool:
         """Within the budget, and in full as well where that was tried."""
-        return self.within(trial) and all(self.within(t) for t in self.confirmed if t.same_as(trial))
+        return self.within_budget(trial) and all(self.within_budget(t) for t in self.confirmed if t.same_as(trial))
 
     @property
     def candidates(self) -> list[Trial]:
         """Those that gain within the budget, the largest gain on the new domains first."""
-        good = [t for t in self.each if self.within(t) and t.gain(self.new) > 0]
+        good = [t for t in self.tried if self.within_budget(t) and t.gain(self.new) > 0]
         return sorted(good, key=lambda t: t.gain(self.new), reverse=True)
 
     @property
@@ -70,14 +70,14 @@ class Trials:
         """The best candidate; where some were confirmed, the one that was. None: there is none."""
         for trial in self.candidates:
             whole = next((t for t in self.confirmed if t.same_as(trial)), None)
-            if not self.confirmed or (whole is not None and self.within(whole)):
+            if not self.confirmed or (whole is not None and self.within_budget(whole)):
                 return trial
         return None
 
     @property
     def next_to_confirm(self) -> Trial | None:
         """None where a pick is confirmed, or no candidate is left. What forgot too much does so at higher rates, or with less replay."""
-        if self.confirmed and self.within(self.confirmed[-1]):
+        if self.confirmed and self.within_budget(self.confirmed[-1]):
             return None
         for trial in self.candidates:
             if not any(trial.rate >= t.rate and trial.replay <= t.replay for t in self.confirmed):
@@ -108,10 +108,10 @@ def _losses(domains: Mapping[str, Mapping[str, float]] | None) -> dict[str, floa
     return {name: found["loss"] for name, found in (domains or {}).items() if "loss" in found}
 
 
-def budget_of(text: str) -> float:
+def parse_budget(text: str) -> float:
     """A share of the loss, as the gate ``Forgetting`` takes it.
 
-    >>> budget_of("5%"), budget_of("0.05")
+    >>> parse_budget("5%"), parse_budget("0.05")
     (0.05, 0.05)
     """
     try:

@@ -33,14 +33,14 @@ def numpy_dtype(name: str) -> np.dtype:
     return np.dtype(_AS_NUMPY.get(name, name))
 
 
-def content_of(request: Mapping[str, Any]) -> dict[str, Any]:
+def content_settings(request: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a cache's content; how it was cut into batches and shards does not."""
     return {key: request[key] for key in ("teacher", "data", "collator", "tokenizer", "k", "hidden", "logits", "dtype")}
 
 
-def address_of(request: Mapping[str, Any]) -> str:
+def content_address(request: Mapping[str, Any]) -> str:
     """The content's address: equal where teacher, data, tokenizer and what is kept are."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(content_of(request), sort_keys=True).encode())
+    return xxhash.xxh3_128_hexdigest(json.dumps(content_settings(request), sort_keys=True).encode())
 
 
 class CacheFolder:
@@ -125,21 +125,21 @@ class CacheFolder:
         """Read all of it: every checksum must hold."""
         for number, _ in self._shards():
             if (problem := find_damage(self.folder / shard_name(number))) is not None:
-                raise _damaged(self.folder, f"{shard_name(number)}: {problem}")
+                raise _damaged_error(self.folder, f"{shard_name(number)}: {problem}")
 
     def _check_sizes(self) -> None:
         """The index's checksum, the shards' seals and the sizes of their files: without reading the files themselves."""
         for name, (size, digest) in self.manifest["index"].items():
             path = self.folder / name
             if not path.is_file() or path.stat().st_size != size or checksum_file(path) != digest:
-                raise _damaged(self.folder, f"{name} is missing or was changed")
+                raise _damaged_error(self.folder, f"{name} is missing or was changed")
         for number, about in self._shards():
             folder = self.folder / shard_name(number)
             if not (folder / SEAL).is_file() or checksum_file(folder / SEAL) != about["seal"]:
-                raise _damaged(self.folder, f"{folder.name} is missing or is of another cache")
+                raise _damaged_error(self.folder, f"{folder.name} is missing or is of another cache")
             for name, (size, _) in json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"].items():
                 if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-                    raise _damaged(self.folder, f"{folder.name}/{name} is missing or has another size")
+                    raise _damaged_error(self.folder, f"{folder.name}/{name} is missing or has another size")
 
     def _shards(self) -> Iterator[tuple[int, dict[str, Any]]]:
         return enumerate(self.manifest["shards"])
@@ -163,17 +163,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         schema = manifest["schema"]
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, f"{MANIFEST} cannot be read ({error})") from error
+        raise _damaged_error(folder, f"{MANIFEST} cannot be read ({error})") from error
     if schema != SCHEMA:
         raise ValueError(
             f"{path}: written with schema {schema}, this version of hf_stages reads {SCHEMA}; write the cache anew"
         )
-    if manifest.get("address") != address_of(manifest["request"]):
-        raise _damaged(folder, f"{MANIFEST} was changed after it was written")
+    if manifest.get("address") != content_address(manifest["request"]):
+        raise _damaged_error(folder, f"{MANIFEST} was changed after it was written")
     return manifest
 
 
-def _damaged(folder: Path, what: str) -> ValueError:
+def _damaged_error(folder: Path, what: str) -> ValueError:
     return ValueError(
         f"{folder}: the teacher's cache is damaged: {what}; delete it and write it anew with Teacher.cache"
     )

@@ -13,8 +13,8 @@ from hf_stages.models.checksums import checksum_of, vocabulary_of
 from hf_stages.models.signals import Head, Signals
 from hf_stages.teachers.cache_folder import CacheFolder
 from hf_stages.teachers.declared import CachedTeacher, Teacher
-from hf_stages.teachers.row_keys import DECODER, ROWS, TOKENS, Rows, rows_of
-from hf_stages.teachers.top_k_logits import Unpack, pack
+from hf_stages.teachers.row_keys import DECODER, ROWS, TOKENS, BatchRows, rows_of_batch
+from hf_stages.teachers.top_k_logits import UnpackLogits, pack_logits
 
 
 class CacheReader:
@@ -31,8 +31,8 @@ class CacheReader:
 
     def __call__(self, batch: Mapping[str, Any]) -> Signals:
         with torch.no_grad():
-            rows = rows_of(self.model, batch)
-            places = find(self.store, rows, batch)
+            rows = rows_of_batch(self.model, batch)
+            places = find_rows(self.store, rows, batch)
             captured: dict[str, Any] = {key: self._gather(key, places, rows) for key in self.hidden if key != "logits"}
             logits = self._logits(places, rows) if self.final or self.logits else None
             if isinstance(logits, Head):
@@ -41,21 +41,21 @@ class CacheReader:
                 logits = logits.module(logits.hidden) if self.logits else None
         return Signals(_Outputs(logits=logits), captured=captured)
 
-    def _gather(self, name: str, places: Any, rows: Rows) -> torch.Tensor:
+    def _gather(self, name: str, places: Any, rows: BatchRows) -> torch.Tensor:
         frame = self.store.arrays[name]["frame"]
         found = self.store.gather(name, places, rows.spans.get(frame), rows.sizes.get(frame, 0))
         return found.to(rows.device, non_blocking=True)
 
-    def _logits(self, places: Any, rows: Rows) -> torch.Tensor | Head:
+    def _logits(self, places: Any, rows: BatchRows) -> torch.Tensor | Head:
         classes = self.store.manifest["classes"]
         if "logits" not in self.store.arrays:
             parts = [self._gather(f"logits.{name}", places, rows) for name in ("value", "index", "rest")]
-            return Head(pack(*parts), Unpack(classes))
+            return Head(pack_logits(*parts), UnpackLogits(classes))
         frame = self.store.arrays["logits"]["frame"]
         if frame == ROWS:
             return self._gather("logits", places, rows)
         slots = self.store.slots(frame, places, rows.spans[frame], rows.sizes[frame])
-        return Head(slots.to(rows.device), _Read(self.store, classes))
+        return Head(slots.to(rows.device), _StoredLogits(self.store, classes))
 
 
 class _Outputs(dict):
@@ -70,7 +70,7 @@ class _Outputs(dict):
         return self[key]
 
 
-class _Read(nn.Module):
+class _StoredLogits(nn.Module):
     """An output head whose input says where in the cache its logits lie."""
 
     def __init__(self, store: CacheFolder, classes: int) -> None:
@@ -82,18 +82,18 @@ class _Read(nn.Module):
         return found.reshape(*slots.shape[:-1], self.out_features).to(slots.device)
 
 
-def find(store: CacheFolder, rows: Rows, batch: Mapping[str, Any]) -> Any:
+def find_rows(store: CacheFolder, rows: BatchRows, batch: Mapping[str, Any]) -> Any:
     """Where the rows of a batch lie; a row that is not there is refused, for the cache is stale or of other data."""
     numbers = store.find(rows.keys)
     if (numbers >= 0).all():
         return store.places[numbers]
     row = int((numbers < 0).argmax())
     raise ValueError(
-        f"{store.folder}: the teacher's cache is stale: {_describe(row, rows, batch)}. {_mend(store, rows)}"
+        f"{store.folder}: the teacher's cache is stale: {_describe_row(row, rows, batch)}. {_how_to_mend(store, rows)}"
     )
 
 
-def _describe(row: int, rows: Rows, batch: Mapping[str, Any]) -> str:
+def _describe_row(row: int, rows: BatchRows, batch: Mapping[str, Any]) -> str:
     for frame, key in ((TOKENS, "input_ids"), (DECODER, "decoder_input_ids")):
         ids: Any = batch.get(key)
         if torch.is_tensor(ids) and frame in rows.spans:
@@ -103,7 +103,7 @@ def _describe(row: int, rows: Rows, batch: Mapping[str, Any]) -> str:
     return f"it does not hold row {row} of this batch ({', '.join(rows.names)})"
 
 
-def _mend(store: CacheFolder, rows: Rows) -> str:
+def _how_to_mend(store: CacheFolder, rows: BatchRows) -> str:
     known = tuple(store.manifest["inputs"])
     if known != rows.names:
         return (
@@ -142,7 +142,7 @@ def check_needs(cached: CachedTeacher, needs: frozenset[str]) -> None:
         if key not in arrays:
             held = ", ".join(request["hidden"]) or "no hidden states"
             raise ValueError(
-                f"needs the teacher's {key}, but {cached.folder} holds {held}; write it anew with hidden={_layers(needs)}"
+                f"needs the teacher's {key}, but {cached.folder} holds {held}; write it anew with hidden={_layers_needed(needs)}"
             )
 
 
@@ -172,6 +172,6 @@ def check_vocabulary(cached: CachedTeacher, tokenizer: Any) -> None:
         )
 
 
-def _layers(needs: frozenset[str]) -> list[int | str]:
+def _layers_needed(needs: frozenset[str]) -> list[int | str]:
     keys = [key for key in sorted(needs) if key not in ("final", "logits", "outputs") and parse(key)[1] == "hidden"]
     return [parse(key)[2] if parse(key)[0] is None else key for key in keys]

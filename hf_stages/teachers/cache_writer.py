@@ -35,14 +35,14 @@ from hf_stages.teachers.cache_folder import (
     MANIFEST,
     PLACES,
     SCHEMA,
-    address_of,
-    content_of,
+    content_address,
+    content_settings,
     read_manifest,
     shard_name,
 )
 from hf_stages.teachers.live import LiveTeacher
-from hf_stages.teachers.row_keys import DECODER, ROWS, TOKENS, Rows, rows_of
-from hf_stages.teachers.top_k_logits import encode
+from hf_stages.teachers.row_keys import DECODER, ROWS, TOKENS, BatchRows, rows_of_batch
+from hf_stages.teachers.top_k_logits import encode_top_k
 
 logger = logging.get_logger(__name__)
 DTYPES = ("float32", "float16", "bfloat16")
@@ -50,7 +50,7 @@ _ABOUT = "shard.json"
 
 
 @dataclass(frozen=True)
-class Job:
+class CacheJob:
     """One cache to be written."""
 
     model: Any
@@ -75,12 +75,12 @@ class Job:
         work = self.folder.with_name(f".{self.folder.name}.partial")
         with alone(work):
             if self.folder.exists():
-                _refuse_another(self.folder, request)
+                _refuse_other_cache(self.folder, request)
                 shutil.rmtree(work, ignore_errors=True)
                 return
             self._take_up(work, request)
             self._shards(work, keys)
-            finish(work, request)
+            write_index(work, request)
             os.replace(work, self.folder)
         (self.folder / "lock").unlink(missing_ok=True)
 
@@ -152,7 +152,7 @@ class Job:
                     _Shard(new, shard, keys, self) as writer,
                 ):
                     for batch in self._batches(part, device):
-                        rows = rows_of(self.model, batch)
+                        rows = rows_of_batch(self.model, batch)
                         writer.add(rows, teacher(batch))
                         progress.update(len(rows))
         finally:
@@ -177,7 +177,7 @@ class Job:
 class _Shard:
     """One shard while it is written: arrays grow at their ends, so no more than a batch is in memory."""
 
-    def __init__(self, folder: Path, number: int, hidden: Sequence[str], job: Job) -> None:
+    def __init__(self, folder: Path, number: int, hidden: Sequence[str], job: CacheJob) -> None:
         self.folder, self.number, self.hidden, self.job = folder, number, hidden, job
         self.dtype: torch.dtype = getattr(torch, job.dtype)
         self.files: dict[str, BinaryIO] = {}
@@ -198,7 +198,7 @@ class _Shard:
             np.save(self.folder / PLACES, np.array(self.places, np.int64))
             write_json(self.folder / _ABOUT, {"schema": SCHEMA, "arrays": self.arrays, "ends": self.ends, **self.about})
 
-    def add(self, rows: Rows, signals: Any) -> None:
+    def add(self, rows: BatchRows, signals: Any) -> None:
         for key in self.hidden:
             self._signal(key, signals[key], rows)
         if self.job.logits:
@@ -213,16 +213,16 @@ class _Shard:
                 self.ends[frame] += end - start
             self.places.append(place)
 
-    def _signal(self, key: str, states: torch.Tensor, rows: Rows) -> None:
-        frame = _frame(key, states, rows)
-        self._append(key, frame, self._cast(key, _inside(states, frame, rows)))
+    def _signal(self, key: str, states: torch.Tensor, rows: BatchRows) -> None:
+        frame = _frame_of_signal(key, states, rows)
+        self._append(key, frame, self._cast(key, _without_padding(states, frame, rows)))
 
-    def _logits(self, logits: torch.Tensor, rows: Rows) -> None:
+    def _logits(self, logits: torch.Tensor, rows: BatchRows) -> None:
         k, classes = self.job.k, logits.shape[-1]
-        frame = _frame("logits", logits, rows)
+        frame = _frame_of_signal("logits", logits, rows)
         self.about["classes"] = classes
         if k is None:
-            self._append("logits", frame, self._cast("logits", _inside(logits, frame, rows)))
+            self._append("logits", frame, self._cast("logits", _without_padding(logits, frame, rows)))
             return
         if frame == ROWS:
             raise ValueError(
@@ -232,7 +232,7 @@ class _Shard:
             raise ValueError(
                 f"Teacher.cache: k: expected fewer than the teacher's {classes} logits, got {k}; leave k out for all"
             )
-        parts = encode(_inside(logits, frame, rows), k, self.dtype)
+        parts = encode_top_k(_without_padding(logits, frame, rows), k, self.dtype)
         kept = parts.pop("kept").double()
         self.about["kept"] += float(kept.sum())
         self.about["least"] = min(self.about["least"], float(kept.min())) if len(kept) else self.about["least"]
@@ -276,7 +276,7 @@ def hidden_keys(model: Any, hidden: Sequence[int | str]) -> list[str]:
     return sorted(set(keys))
 
 
-def finish(work: Path, request: Mapping[str, Any]) -> None:
+def write_index(work: Path, request: Mapping[str, Any]) -> None:
     """The index over all shards, and the manifest."""
     folders = sorted(path for path in work.iterdir() if path.is_dir())
     abouts = [read_json(folder / _ABOUT, "a shard") for folder in folders]
@@ -295,7 +295,7 @@ def finish(work: Path, request: Mapping[str, Any]) -> None:
     size = sum(path.stat().st_size for folder in folders for path in folder.glob("*.bin"))
     manifest = {
         "schema": SCHEMA,
-        "address": address_of(request),
+        "address": content_address(request),
         "request": request,
         "arrays": abouts[0]["arrays"],
         "classes": abouts[0]["classes"],
@@ -312,7 +312,7 @@ def finish(work: Path, request: Mapping[str, Any]) -> None:
     (work / "plan.json").unlink()
 
 
-def _frame(key: str, values: torch.Tensor, rows: Rows) -> str:
+def _frame_of_signal(key: str, values: torch.Tensor, rows: BatchRows) -> str:
     if len(values) != len(rows):
         raise ValueError(
             f"Teacher.cache: {key} has {len(values)} rows for {len(rows)} examples (choices or images that the model runs as rows of "
@@ -323,7 +323,7 @@ def _frame(key: str, values: torch.Tensor, rows: Rows) -> str:
     return frame if values.dim() >= 3 and rows.sizes.get(frame) == values.shape[1] else ROWS
 
 
-def _inside(values: torch.Tensor, frame: str, rows: Rows) -> torch.Tensor:
+def _without_padding(values: torch.Tensor, frame: str, rows: BatchRows) -> torch.Tensor:
     """(tokens of all rows, ...), without padding."""
     if frame == ROWS:
         return values
@@ -332,10 +332,10 @@ def _inside(values: torch.Tensor, frame: str, rows: Rows) -> torch.Tensor:
     return values.reshape(-1, *values.shape[2:])[torch.from_numpy(index).to(values.device)]
 
 
-def _refuse_another(folder: Path, request: Mapping[str, Any]) -> None:
+def _refuse_other_cache(folder: Path, request: Mapping[str, Any]) -> None:
     found = read_manifest(folder)
-    if found["address"] != address_of(request):
-        changed = "; ".join(diff(content_of(found["request"]), content_of(request))[:3])
+    if found["address"] != content_address(request):
+        changed = "; ".join(diff(content_settings(found["request"]), content_settings(request))[:3])
         raise ValueError(
             f"{folder} holds another cache ({changed}); choose another folder, or delete it to write it anew"
         )

@@ -108,13 +108,13 @@ class Teacher:
         the first block) or by key (``decoder.hidden.3``). ``collator`` and ``tokenizer`` are to be those of the training.
         Killed and called again it goes on; called on a finished folder it returns at once, or refuses another's.
         """
-        from hf_stages.teachers.cache_writer import Job, logger
+        from hf_stages.teachers.cache_writer import CacheJob, logger
 
-        tokenizer = _tokenizer(tokenizer if tokenizer is not None else self.tokenizer)
+        tokenizer = _load_tokenizer(tokenizer if tokenizer is not None else self.tokenizer)
         options: dict[str, Any] = {"k": k, "hidden": hidden, "logits": logits, "dtype": dtype, "batch_size": batch_size}
         options |= {"shard_rows": shard_rows, "remove_unused_columns": remove_unused_columns, "device": device}
         model = self.load(device=device)
-        Job(model, dataset, Path(folder), collator=collator, tokenizer=tokenizer, **options).write()
+        CacheJob(model, dataset, Path(folder), collator=collator, tokenizer=tokenizer, **options).write()
         cached = CachedTeacher(str(folder))
         logger.warning(f"{folder}: {cached.summary()}")
         return cached
@@ -129,7 +129,7 @@ class Teacher:
             options = {"revision": self.revision or "main", "trust_remote_code": trust_remote_code}
             with explain_hub_lookup(self.model):
                 config = AutoConfig.from_pretrained(self.model, **options)
-            auto = _auto_class(next(iter(config.architectures or ()), ""))
+            auto = _auto_class_by_name(next(iter(config.architectures or ()), ""))
         return ModelSource(
             self.model, auto_class=auto or "AutoModelForCausalLM", dtype=self.dtype, revision=self.revision
         )
@@ -219,14 +219,14 @@ def auto_class_of(model: Any) -> str | None:
     'AutoModelForSequenceClassification'
     """
     base = getattr(model, "get_base_model", lambda: model)()
-    return _auto_class(type(base).__name__)
+    return _auto_class_by_name(type(base).__name__)
 
 
-def _auto_class(name: str) -> str | None:
+def _auto_class_by_name(name: str) -> str | None:
     return next((auto for end, auto in _AUTO.items() if re.search(f"{end}$", name)), None)
 
 
-def _tokenizer(tokenizer: Any) -> Any:
+def _load_tokenizer(tokenizer: Any) -> Any:
     if not isinstance(tokenizer, str | Path):
         return tokenizer
     from transformers import AutoTokenizer

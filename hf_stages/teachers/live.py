@@ -31,15 +31,15 @@ class LiveTeacher:
 
     def __init__(self, model: nn.Module, needs: frozenset[str], device: torch.device) -> None:
         self._was = model.training, [p for p in model.parameters() if p.requires_grad]
-        self._cached = [config for config in _configs(model) if getattr(config, "use_cache", None)]
+        self._cached = [config for config in _configs_within(model) if getattr(config, "use_cache", None)]
         for config in self._cached:
             config.use_cache = False
-        self.model = _placed(model, device).eval().requires_grad_(False)
+        self.model = _move_to(model, device).eval().requires_grad_(False)
         self.capture = Capture(self.model, needs, stop=True)
 
     def __call__(self, batch: Mapping[str, Any]) -> Signals:
         self.model.eval()  # a user's callback may have set it to train
-        return _run(self.model, self.capture, batch)
+        return _run_without_gradient(self.model, self.capture, batch)
 
     def remove(self) -> None:
         """Give the model back as it was, but for the device that it is on."""
@@ -66,7 +66,7 @@ class BaseTeacher:
 
     def __call__(self, batch: Mapping[str, Any]) -> Signals:
         with adapters_off(self.model), preserve_random_state():
-            return _run(self.model, self.capture, batch)
+            return _run_without_gradient(self.model, self.capture, batch)
 
     def remove(self) -> None:
         self.capture.remove()
@@ -87,7 +87,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             module._disable_adapters = value
 
 
-def _run(model: nn.Module, capture: Capture, batch: Mapping[str, Any]) -> Signals:
+def _run_without_gradient(model: nn.Module, capture: Capture, batch: Mapping[str, Any]) -> Signals:
     inputs = model_inputs(model, batch)
     capture.check_head(lambda: model(**inputs))
     with torch.no_grad(), capture.collecting() as captured:
@@ -95,7 +95,7 @@ def _run(model: nn.Module, capture: Capture, batch: Mapping[str, Any]) -> Signal
     return Signals(outputs, captured=captured)
 
 
-def _configs(model: nn.Module) -> list[Any]:
+def _configs_within(model: nn.Module) -> list[Any]:
     """The model's own, and those of the models within."""
     found = {
         id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None
@@ -103,7 +103,7 @@ def _configs(model: nn.Module) -> list[Any]:
     return list(found.values())
 
 
-def _placed(model: nn.Module, device: torch.device) -> nn.Module:
+def _move_to(model: nn.Module, device: torch.device) -> nn.Module:
     """Quantized and dispatched models are where they belong, and refuse to be moved."""
     if getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None) is not None:
         return model

@@ -23,7 +23,7 @@ _IDS = {TOKENS: ("input_ids", "inputs_embeds"), DECODER: ("decoder_input_ids", "
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchRows:
     """The rows of one batch."""
 
     keys: np.ndarray
@@ -40,7 +40,7 @@ class Rows:
         return len(self.keys)
 
 
-def rows_of(model: Any, batch: Mapping[str, Any]) -> Rows:
+def rows_of_batch(model: Any, batch: Mapping[str, Any]) -> BatchRows:
     """Keys and frames of a batch as ``model`` (a skeleton will do) would take it. One copy to the CPU per input."""
     inputs = {key: v for key, v in model_inputs(model, batch).items() if torch.is_tensor(v) and v.dim()}
     if not inputs:
@@ -55,7 +55,7 @@ def rows_of(model: Any, batch: Mapping[str, Any]) -> Rows:
                 f"{key} has {value.shape[0]} entries for a batch of {count} rows, so no row can be told from the others; such "
                 "inputs (packed images) need a live teacher"
             )
-    arrays = {key: _array(value) for key, value in inputs.items()}
+    arrays = {key: _as_array(value) for key, value in inputs.items()}
     spans, sizes = _frames(model, arrays, batch)
     fields = []
     for name in sorted(arrays):
@@ -64,10 +64,10 @@ def rows_of(model: Any, batch: Mapping[str, Any]) -> Rows:
             fields.append((name, arrays[name], frame))
     keys = np.array([_key(fields, spans, row) for row in range(count)], dtype=np.uint64).reshape(count, 2)
     device = next(iter(inputs.values())).device
-    return Rows(keys, spans, sizes, tuple(n for n in sorted(arrays) if n not in _MASKS.values()), device)
+    return BatchRows(keys, spans, sizes, tuple(n for n in sorted(arrays) if n not in _MASKS.values()), device)
 
 
-def _array(value: torch.Tensor) -> np.ndarray:
+def _as_array(value: torch.Tensor) -> np.ndarray:
     value = value.detach().cpu()
     if not value.is_floating_point():
         return np.ascontiguousarray(value.to(torch.int64).numpy())
@@ -85,12 +85,12 @@ def _frames(
         mask = arrays.get(_MASKS[frame])
         seen = mask != 0 if mask is not None and mask.shape == ids.shape[:2] else None
         if frame == DECODER and seen is None:
-            seen = _decoded(model, ids, batch)
+            seen = _decoder_tokens_seen(model, ids, batch)
         spans[frame], sizes[frame] = _span(seen, *ids.shape[:2]), ids.shape[1]
     return spans, sizes
 
 
-def _decoded(model: Any, ids: np.ndarray, batch: Mapping[str, Any]) -> np.ndarray | None:
+def _decoder_tokens_seen(model: Any, ids: np.ndarray, batch: Mapping[str, Any]) -> np.ndarray | None:
     """A decoder's inputs rarely have a mask: labels say how far a row goes, or else the padding at its end."""
     labels: Any = batch.get("labels")
     if torch.is_tensor(labels) and tuple(labels.shape) == ids.shape[:2] and not labels.is_floating_point():

@@ -25,7 +25,7 @@ from torch import nn
 _CHUNK = 2**25
 
 
-def encode(logits: torch.Tensor, k: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def encode_top_k(logits: torch.Tensor, k: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """(positions, tokens) -> ``value`` and ``index`` (positions, k), ``rest`` (positions, 2), and ``kept`` mass."""
     step = max(1, _CHUNK // logits.shape[-1])
     parts = [_encode(chunk.float(), k, dtype) for chunk in logits.split(step)]
@@ -45,13 +45,13 @@ def _encode(logits: torch.Tensor, k: int, dtype: torch.dtype) -> dict[str, torch
     }
 
 
-def pack(value: torch.Tensor, index: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+def pack_logits(value: torch.Tensor, index: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     """One tensor (..., 2k + 1) of the k logits, their tokens, and the logit of all others. 32 bits tell 16 million tokens."""
     whole, even = rest[..., :1], rest[..., 1:]
     return torch.cat((value.float() + whole, index.float(), even + whole), -1)
 
 
-class Unpack(nn.Module):
+class UnpackLogits(nn.Module):
     """An output head whose input are packed logits: losses that take logits a chunk at a time make a chunk of them."""
 
     def __init__(self, classes: int) -> None:

@@ -14,11 +14,11 @@ from hf_stages.core.stage import Stage
 from hf_stages.data.collators.base import columns_read
 from hf_stages.planning.measure_data import train_dataset_of
 from hf_stages.planning.plan import PlannedStage
-from hf_stages.teachers.cache_reader import check_same_teacher, check_vocabulary, find
+from hf_stages.teachers.cache_reader import check_same_teacher, check_vocabulary, find_rows
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
-from hf_stages.teachers.of_stage import teacher_of
-from hf_stages.teachers.row_keys import rows_of
+from hf_stages.teachers.row_keys import rows_of_batch
+from hf_stages.teachers.stage_teachers import teacher_of
 
 logger = logging.get_logger(__name__)
 
@@ -89,7 +89,7 @@ def _check_rows(trainer: Any, stage: Stage, cached: CachedTeacher) -> None:
     finally:
         trainer.teach_by(None)
     if isinstance(batch, Mapping):
-        find(cached.store, rows_of(cached.model, batch), batch)
+        find_rows(cached.store, rows_of_batch(cached.model, batch), batch)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from hf_stages.planning.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.planning.stage_args import stage_args
 from hf_stages.planning.teacher_agreement import probe
 from hf_stages.teachers.live import BaseTeacher, LiveTeacher
-from hf_stages.teachers.of_stage import at_work, structure_of
+from hf_stages.teachers.stage_teachers import start_teacher, teacher_structure
 from hf_stages.training.handover import Handover, Transition
 from hf_stages.training.manifest import Manifest
 from hf_stages.training.rollback_states import forget, kept_folder
@@ -309,10 +309,10 @@ class Runner:
         model = self.trainer.model
         source = self.teachers.of(planned)
         set_seed(seed_of(args.seed, planned.name, "losses") & 0xFFFFFFFF)  # projections begin alike on all ranks
-        terms = adapted_terms(planned.stage, model, structure_of(source, model))
+        terms = adapted_terms(planned.stage, model, teacher_structure(source, model))
         if self.trainer.is_fsdp_enabled and any(term.loss.modules is not None for term in terms):
             raise ValueError(f"stage {planned.name!r}: loss: projections are not supported under FSDP; use DDP")
-        teacher = at_work(source, model, teacher_needs_of(terms), args.device)
+        teacher = start_teacher(source, model, teacher_needs_of(terms), args.device)
         losses = StageLosses(terms, model, teacher, defer_head=not self.trainer.is_fsdp_enabled)
         ddp = self.trainer.accelerator.ddp_handler  # made once, from the run's args; read at each wrapping
         if ddp is not None:

@@ -38,7 +38,7 @@ from hf_stages.planning.plan import Plan
 from hf_stages.planning.raw_rows import check_labels, check_rows, has_own_rows
 from hf_stages.planning.teacher_agreement import check_teacher_tokenizers
 from hf_stages.planning.unused_args import unused_args
-from hf_stages.recipes.parts_by_name import at_hand, with_parts
+from hf_stages.recipes.parts_by_name import with_parts, with_trainer_parts
 from hf_stages.reports.tables.plan_table import plan_table
 from hf_stages.training.callbacks import OneRun
 from hf_stages.training.loop_mixin import LoopMixin
@@ -120,7 +120,7 @@ class StagedMixin(MeasuredMixin, PreparingMixin, LoopMixin, SavingMixin):
             teacher=teacher,
             **{k: getattr(self, k) for k in _SHARED},
         )
-        self.recipe = at_hand(with_parts(declared), self.processing_class, self.model)
+        self.recipe = with_trainer_parts(with_parts(declared), self.processing_class, self.model)
         for key in ("teacher", "data_collator", "compute_metrics"):
             setattr(self, key, getattr(self.recipe, key))
         self._refuse()

@@ -31,8 +31,8 @@ def trials(*each, budget=0.05, steps=20, whole=200):
 
 def test_the_pick_is_the_largest_gain_within_the_budget():
     found = trials((1e-4, 0, 3.8, 1.99), (3e-4, 0, 3.5, 2.09), (1e-3, 0, 3.0, 2.11), (1e-3, 0.05, 3.1, 2.099))
-    assert [round(t.gain(found.new), 6) for t in found.each] == [0.05, 0.125, 0.25, 0.225]
-    assert [round(t.forgotten(found.earlier), 6) for t in found.each] == [-0.005, 0.045, 0.055, 0.0495]
+    assert [round(t.gain(found.new), 6) for t in found.tried] == [0.05, 0.125, 0.25, 0.225]
+    assert [round(t.forgotten(found.earlier), 6) for t in found.tried] == [-0.005, 0.045, 0.055, 0.0495]
     assert (found.pick.rate, found.pick.replay) == (1e-3, 0.05)
     text = probe_table(found)
     assert text.count("over budget") == 1

@@ -51,7 +51,7 @@ def test_a_difference_beyond_the_spread_that_turns_with_the_seed_is_no_claim():
     values = {"a": {0: 2.0, 1: 2.5, 2: 2.1}, "b": {0: 1.8, 1: 1.75, 2: 2.15}}
     gap = gap_of("a", "b", values)
     assert abs(gap.mean) > gap.spread
-    assert not gap.holds
+    assert not gap.beyond_spread
     assert (
         "not of one direction"
         in claims(comparison([(2.0, 1), (2.5, 1), (2.1, 1)], [(1.8, 1), (1.75, 1), (2.15, 1)]))[0]

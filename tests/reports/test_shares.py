@@ -13,7 +13,7 @@ from hf_stages.reports.pages.report_page import save_report
 from hf_stages.reports.pages.share_panels import share_panels
 from hf_stages.reports.run_folder import read_run
 from hf_stages.reports.run_report import run_report
-from hf_stages.reports.shares import shares_of
+from hf_stages.reports.shares import read_shares
 from hf_stages.reports.tables.shares_table import shares_table
 from tests.reports.folders import losses, manifest, stage
 
@@ -36,7 +36,7 @@ RAMP = [(0.125, (0.9, 0.1), (1.0, 0.0)), (0.375, (0.75, 0.25), (0.75, 0.25)), (0
 
 
 def drawn(out):
-    svg, width, height = share_panels(shares_of(read_run(out)))
+    svg, width, height = share_panels(read_shares(read_run(out)))
     return ElementTree.fromstring(f"<svg>{svg}</svg>"), width, height
 
 
@@ -77,7 +77,7 @@ def test_one_source_or_none_draws_nothing(tmp_path):
     stage(tmp_path, 2, "one", losses(plain=2.0), parent="plain", data=data([(0.5, (1.0,), (1.0,))], ("a",)))
     manifest(tmp_path, ["plain", "one"])
     run = read_run(tmp_path)
-    assert shares_of(run) == []
+    assert read_shares(run) == []
     assert share_panels([])[2] == 0
     assert shares_table(run) == ""
     assert "Sources drawn" not in run_report(run)
@@ -142,7 +142,7 @@ def test_a_run_cut_within_a_stage_shows_what_its_log_says(tmp_path, capsys):
         {"step": 18, "stage": 2, "share_a": 0.5, "share_b": 0.5},
     ]
     (checkpoint / "trainer_state.json").write_text(json.dumps({"log_history": logs}))
-    first, second = shares_of(read_run(tmp_path))
+    first, second = read_shares(read_run(tmp_path))
     assert first.finished
     assert not second.finished
     # Stage two begins after step 10: its logs stand for its updates 0 to 4 and 4 to 8 of 20.
@@ -160,4 +160,4 @@ def test_a_damaged_stage_is_left_out(tmp_path):
     folder = stage(tmp_path, 1, "one", losses(one=2.0), data=data(RAMP))
     manifest(tmp_path, ["one"])
     (folder / "seal.json").unlink()
-    assert shares_of(read_run(tmp_path)) == []
+    assert read_shares(read_run(tmp_path)) == []

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
-from hf_stages.teachers.top_k_logits import Unpack, encode, pack
+from hf_stages.teachers.top_k_logits import UnpackLogits, encode_top_k, pack_logits
 
 
 def given_back(logits: torch.Tensor, k: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    parts = encode(logits, k, dtype)
-    return Unpack(logits.shape[-1])(pack(parts["value"], parts["index"], parts["rest"]))
+    parts = encode_top_k(logits, k, dtype)
+    return UnpackLogits(logits.shape[-1])(pack_logits(parts["value"], parts["index"], parts["rest"]))
 
 
 def logits(spread: float, classes: int = 50) -> torch.Tensor:
@@ -28,7 +28,7 @@ def test_the_largest_k_are_exact_and_the_mass_is_whole():
     rest = found.softmax(-1).scatter(-1, index, 0.0)
     torch.testing.assert_close(rest.sum(-1), tail, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(rest.max(-1).values, tail / 45, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(encode(true, 5, torch.float32)["kept"], 1 - tail)
+    torch.testing.assert_close(encode_top_k(true, 5, torch.float32)["kept"], 1 - tail)
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])

@@ -29,21 +29,24 @@ def layer_maps(layers: Any, reduce: Sequence[int] | None) -> tuple[Any, Any]:
     return dict(layers), {s: t for s, t in layers.items() if s != 0 and t != 0}
 
 
-def features_of(
+def feature_losses(
     hidden: Any, attention: Any, layers: Any, reduce: Any, *, stack: str | None = None, scores: Any = AttentionMSE
 ) -> list[Loss]:
     of_hidden, of_attention = layer_maps(layers, reduce)
     return [
-        *part("hidden", hidden, lambda: HiddenMSE(layers=of_hidden, stack=stack)),
-        *part("attention", attention, lambda: scores(layers=of_attention, stack=stack)),
+        *weighted_loss("hidden", hidden, lambda: HiddenMSE(layers=of_hidden, stack=stack)),
+        *weighted_loss("attention", attention, lambda: scores(layers=of_attention, stack=stack)),
     ]
 
 
-def logits_of(logits: Any, task: Any, temperature: float = 1.0) -> list[Loss]:
-    return [*part("logits", logits, lambda: LogitKL(temperature=temperature)), *part("task", task, TaskLoss)]
+def logit_losses(logits: Any, task: Any, temperature: float = 1.0) -> list[Loss]:
+    return [
+        *weighted_loss("logits", logits, lambda: LogitKL(temperature=temperature)),
+        *weighted_loss("task", task, TaskLoss),
+    ]
 
 
-def part(name: str, given: Any, default: Any) -> list[Loss]:
+def weighted_loss(name: str, given: Any, default: Any) -> list[Loss]:
     """A loss as it is, or the default one with a weight; nothing for a weight of zero."""
     if isinstance(given, Loss):
         return [given]
@@ -60,17 +63,17 @@ def part(name: str, given: Any, default: Any) -> list[Loss]:
     return [weight * default()]
 
 
-def split(until: Any, parts: int) -> list[Duration]:
+def split_duration(until: Any, parts: int) -> list[Duration]:
     """A whole run's length in so many pieces that add up to it exactly; the first ones take what is left over.
 
-    >>> [str(piece) for piece in split("100 steps", 3)]
+    >>> [str(piece) for piece in split_duration("100 steps", 3)]
     ['34 steps', '33 steps', '33 steps']
     """
     if isinstance(until, list | tuple):
         if len(until) != parts:
             raise ValueError(f"until: expected one duration, or one for each of {parts} stages, got {len(until)}")
-        return [_parsed(one) for one in until]
-    whole = _parsed(until)
+        return [_parse_duration(one) for one in until]
+    whole = _parse_duration(until)
     if parts == 1:
         return [whole]
     amount = int(whole.amount)
@@ -83,14 +86,14 @@ def split(until: Any, parts: int) -> list[Duration]:
     return [Duration(amount // parts + (i < amount % parts), whole.unit) for i in range(parts)]
 
 
-def _parsed(until: Any) -> Duration:
+def _parse_duration(until: Any) -> Duration:
     try:
         return Duration.parse(until)
     except ValueError as error:
         raise ValueError(f"until: {error}") from None
 
 
-def recipe_of(stages: Mapping[str, Sequence[Loss]], *, until: Any, learning_rate: Any, reduce: Any) -> Recipe:
+def build_recipe(stages: Mapping[str, Sequence[Loss]], *, until: Any, learning_rate: Any, reduce: Any) -> Recipe:
     """One stage for each name, whose losses are added up."""
     for name, losses in stages.items():
         if not losses:
@@ -99,17 +102,19 @@ def recipe_of(stages: Mapping[str, Sequence[Loss]], *, until: Any, learning_rate
     if len(rates) != len(stages):
         raise ValueError(f"learning_rate: expected one, or one for each of {len(stages)} stages, got {len(rates)}")
     made = []
-    for index, ((name, losses), piece) in enumerate(zip(stages.items(), split(until, len(stages)), strict=True)):
+    for index, ((name, losses), piece) in enumerate(
+        zip(stages.items(), split_duration(until, len(stages)), strict=True)
+    ):
         loss = losses[0]
         for more in losses[1:]:
             loss = loss + more
         args = {} if rates[index] is None else {"learning_rate": rates[index]}
-        transforms = _reduced(reduce) if index == 0 else ()
+        transforms = _reduce_layers(reduce) if index == 0 else ()
         made.append(Stage(name, piece, loss=loss, transforms=transforms, args=args))
     return Recipe(made)
 
 
-def _reduced(reduce: Sequence[int] | None) -> tuple[Any, ...]:
+def _reduce_layers(reduce: Sequence[int] | None) -> tuple[Any, ...]:
     if reduce is None:
         return ()
     from hf_stages.transforms.reduce_layers import ReduceLayers

@@ -10,10 +10,10 @@ from hf_stages.core.stage import Stage
 from hf_stages.losses.attention_mse import AttentionMSE
 from hf_stages.losses.attention_relation import AttentionRelation
 from hf_stages.losses.base import Loss
-from hf_stages.recipes.ready._parts import features_of
+from hf_stages.recipes.ready._parts import feature_losses
 
 
-def smaller(reduce: Sequence[int] | None, width: float | None, stack: str | None = None) -> list[Any]:
+def shrink_transforms(reduce: Sequence[int] | None, width: float | None, stack: str | None = None) -> list[Any]:
     """Fewer layers, then narrower ones."""
     made: list[Any] = []
     if reduce is not None:
@@ -27,7 +27,7 @@ def smaller(reduce: Sequence[int] | None, width: float | None, stack: str | None
     return made
 
 
-def headed(set_task: Any) -> list[Any]:
+def head_transforms(set_task: Any) -> list[Any]:
     """A fresh head: a ``SetTask``, its arguments, or a classifier's labels."""
     from hf_stages.transforms.base import Transform
     from hf_stages.transforms.set_task import SetTask
@@ -48,22 +48,22 @@ def headed(set_task: Any) -> list[Any]:
     )
 
 
-UNSEEN: dict[str, Any] = {
+WITHOUT_EVALUATION: dict[str, Any] = {
     "eval_dataset": {},
     "args": {"eval_strategy": "no", "load_best_model_at_end": False},
 }
 """Of a stage on a corpus: the run's evaluation data is the task's, which its model cannot be scored on yet."""
 
 
-def features(
+def compression_losses(
     hidden: Any, attention: Any, layers: Any, reduce: Any, width: float | None = None, stack: str | None = None
 ) -> list[Loss]:
     """Hidden states and attention. Half the heads have no scores to compare one by one: their relations are."""
     scores = AttentionMSE if width in (None, 1) else AttentionRelation
-    return features_of(hidden, attention, layers, reduce, stack=stack, scores=scores)
+    return feature_losses(hidden, attention, layers, reduce, stack=stack, scores=scores)
 
 
-def added(name: str, losses: Sequence[Loss]) -> Loss:
+def sum_losses(name: str, losses: Sequence[Loss]) -> Loss:
     if not losses:
         raise ValueError(f"stage {name!r}: every part of its loss has weight 0, so nothing would be learned")
     total = losses[0]
@@ -72,14 +72,14 @@ def added(name: str, losses: Sequence[Loss]) -> Loss:
     return total
 
 
-def stage(
+def build_stage(
     name: str, until: str | Duration, losses: Sequence[Loss], rate: Any, transforms: Sequence[Any] = (), **more: Any
 ) -> Stage:
     args = {**more.pop("args", {}), **({} if rate is None else {"learning_rate": rate})}
-    return Stage(name, until, loss=added(name, losses), transforms=transforms, args=args, **more)
+    return Stage(name, until, loss=sum_losses(name, losses), transforms=transforms, args=args, **more)
 
 
-def rates_of(learning_rate: Any, count: int) -> list[Any]:
+def one_rate_per_stage(learning_rate: Any, count: int) -> list[Any]:
     rates = list(learning_rate) if isinstance(learning_rate, list | tuple) else [learning_rate] * count
     if len(rates) != count:
         raise ValueError(f"learning_rate: expected one, or one for each of {count} stages, got {len(rates)}")

@@ -11,8 +11,8 @@ from hf_stages.core.stage import Recipe
 from hf_stages.losses.attention_relation import AttentionRelation
 from hf_stages.losses.base import Loss
 from hf_stages.losses.task_loss import TaskLoss
-from hf_stages.recipes.ready._parts import logits_of, part
-from hf_stages.recipes.ready._quantized import UNSEEN, headed, rates_of, stage
+from hf_stages.recipes.ready._parts import logit_losses, weighted_loss
+from hf_stages.recipes.ready._quantized import WITHOUT_EVALUATION, build_stage, head_transforms, one_rate_per_stage
 
 
 def bitdistill(
@@ -58,19 +58,21 @@ def bitdistill(
         from hf_stages.transforms.insert_subln import InsertSubLN
 
         first.insert(0, InsertSubLN())
-    relations = part("relation", relation, lambda: AttentionRelation(layers={layer: layer}, heads=heads, form="cosine"))
-    losses = [*logits_of(logits, task, temperature), *relations]
-    rates = rates_of(learning_rate, 2 if pretrain is not None else 1)
+    relations = weighted_loss(
+        "relation", relation, lambda: AttentionRelation(layers={layer: layer}, heads=heads, form="cosine")
+    )
+    losses = [*logit_losses(logits, task, temperature), *relations]
+    rates = one_rate_per_stage(learning_rate, 2 if pretrain is not None else 1)
     stages = []
     if pretrain is not None:
         if set_task is not None and corpus is None:
             raise ValueError(
                 "set_task: expected corpus= beside it (the text to go on pretraining with), or pretrain=None"
             )
-        own = {} if corpus is None else {"train_dataset": corpus, **UNSEEN}
-        stages.append(stage("pretrain", pretrain, [TaskLoss()], rates[0], first, **own))
+        own = {} if corpus is None else {"train_dataset": corpus, **WITHOUT_EVALUATION}
+        stages.append(build_stage("pretrain", pretrain, [TaskLoss()], rates[0], first, **own))
         first = []
     elif corpus is not None:
         raise ValueError("corpus: expected pretrain= beside it, such as pretrain='1 epochs'")
-    stages.append(stage("distil", until, losses, rates[-1], [*first, *headed(set_task)]))
+    stages.append(build_stage("distil", until, losses, rates[-1], [*first, *head_transforms(set_task)]))
     return Recipe(stages)

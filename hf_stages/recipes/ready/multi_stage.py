@@ -8,8 +8,15 @@ from typing import Any
 from hf_stages.core.duration import Duration
 from hf_stages.core.stage import Recipe
 from hf_stages.losses.base import Loss
-from hf_stages.recipes.ready._parts import logits_of, split
-from hf_stages.recipes.ready._quantized import UNSEEN, features, headed, rates_of, smaller, stage
+from hf_stages.recipes.ready._parts import logit_losses, split_duration
+from hf_stages.recipes.ready._quantized import (
+    WITHOUT_EVALUATION,
+    build_stage,
+    compression_losses,
+    head_transforms,
+    one_rate_per_stage,
+    shrink_transforms,
+)
 
 
 def multi_stage(
@@ -51,26 +58,26 @@ def multi_stage(
     from hf_stages.transforms.split_ternary import SplitTernary
     from hf_stages.transforms.ternarize import Ternarize
 
-    shapes = features(hidden, attention, layers, reduce, width, stack)
-    answers = [*(shapes if keep_features else ()), *logits_of(logits, task)]
-    smaller_first, head = smaller(reduce, width, stack), headed(set_task)
+    shapes = compression_losses(hidden, attention, layers, reduce, width, stack)
+    answers = [*(shapes if keep_features else ()), *logit_losses(logits, task)]
+    smaller_first, head = shrink_transforms(reduce, width, stack), head_transforms(set_task)
     stages = []
     if general is not None:
         if corpus is None or general_teacher is None:
             raise ValueError(
                 "general: expected corpus= (what to learn from) and general_teacher= (whose hidden states) beside it"
             )
-        given = {"train_dataset": corpus, "teacher": general_teacher, **UNSEEN}
-        stages.append(stage("general", general, shapes, None, smaller_first, **given))
+        given = {"train_dataset": corpus, "teacher": general_teacher, **WITHOUT_EVALUATION}
+        stages.append(build_stage("general", general, shapes, None, smaller_first, **given))
         smaller_first = []
     elif corpus is not None or general_teacher is not None:
         raise ValueError("corpus, general_teacher: expected general= beside them, such as general='3 epochs'")
     ternary = Ternarize(method=method, per=per, activations=activations, embeddings=embeddings)
-    pieces, rates = split(until, 4), rates_of(learning_rate, 4)
+    pieces, rates = split_duration(until, 4), one_rate_per_stage(learning_rate, 4)
     stages += [
-        stage("ternary-features", pieces[0], shapes, rates[0], [*smaller_first, *head, ternary]),
-        stage("ternary-logits", pieces[1], answers, rates[1]),
-        stage("binary-features", pieces[2], shapes, rates[2], [SplitTernary()]),
-        stage("binary-logits", pieces[3], answers, rates[3]),
+        build_stage("ternary-features", pieces[0], shapes, rates[0], [*smaller_first, *head, ternary]),
+        build_stage("ternary-logits", pieces[1], answers, rates[1]),
+        build_stage("binary-features", pieces[2], shapes, rates[2], [SplitTernary()]),
+        build_stage("binary-logits", pieces[3], answers, rates[3]),
     ]
     return Recipe(stages)

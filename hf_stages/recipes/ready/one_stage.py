@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from hf_stages.core.duration import Duration
 from hf_stages.core.stage import Recipe
 from hf_stages.losses.base import Loss
-from hf_stages.recipes.ready._parts import features_of, logits_of, recipe_of
+from hf_stages.recipes.ready._parts import build_recipe, feature_losses, logit_losses
 
 
 def one_stage(
@@ -26,6 +26,6 @@ def one_stage(
 
     The arguments are those of all ready recipes: see ``hf_stages.recipes``.
     """
-    features = features_of(hidden, attention, layers, reduce)
-    answers = logits_of(logits, task)
-    return recipe_of({"all": [*features, *answers]}, until=until, learning_rate=learning_rate, reduce=reduce)
+    features = feature_losses(hidden, attention, layers, reduce)
+    answers = logit_losses(logits, task)
+    return build_recipe({"all": [*features, *answers]}, until=until, learning_rate=learning_rate, reduce=reduce)

@@ -8,8 +8,8 @@ from hf_stages.core.curves import Curve
 from hf_stages.core.duration import Duration
 from hf_stages.core.stage import Recipe
 from hf_stages.losses.base import Loss
-from hf_stages.recipes.ready._parts import logits_of, split
-from hf_stages.recipes.ready._quantized import features, smaller, stage
+from hf_stages.recipes.ready._parts import logit_losses, split_duration
+from hf_stages.recipes.ready._quantized import build_stage, compression_losses, shrink_transforms
 
 
 def single_stage(
@@ -45,6 +45,16 @@ def single_stage(
     kind = Binarize if bits == 1 else Ternarize
     chosen = {} if method is None else {"method": method}
     quantize = kind(per=per, activations=activations, embeddings=embeddings, strength=strength, **chosen)  # type: ignore[arg-type]
-    losses = [*features(hidden, attention, layers, reduce, stack=stack), *logits_of(logits, task)]
+    losses = [*compression_losses(hidden, attention, layers, reduce, stack=stack), *logit_losses(logits, task)]
     name = "binary" if bits == 1 else "ternary"
-    return Recipe([stage(name, split(until, 1)[0], losses, learning_rate, [*smaller(reduce, None, stack), quantize])])
+    return Recipe(
+        [
+            build_stage(
+                name,
+                split_duration(until, 1)[0],
+                losses,
+                learning_rate,
+                [*shrink_transforms(reduce, None, stack), quantize],
+            )
+        ]
+    )

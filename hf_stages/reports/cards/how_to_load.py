@@ -13,19 +13,19 @@ _OURS = "hf_stages"
 def how_to_load(folder: Path, shown: str, summary: Mapping[str, Any] | None = None) -> list[str]:
     """Three lines. ``shown`` is the folder's place, ``summary`` its ``stage.json`` if it is a stage's."""
     config = _config(folder)
-    if _packed(config):
-        return [f"import {_OURS}", *_stock(config, shown, auto=True)]
-    if summary is not None and wants_rebuilding(folder, summary):
+    if _is_packed(config):
+        return [f"import {_OURS}", *_from_pretrained(config, shown, auto=True)]
+    if summary is not None and needs_rebuilding(folder, summary):
         trust = "" if summary["base"]["class"].startswith("transformers.") else ", trust_remote_code=True"
         return ["from hf_stages import StagedTrainer", "", f'model = StagedTrainer.from_stage("{shown}"{trust}).model']
     if (folder / "base" / "config.json").is_file():
         return _by_peft(folder, shown)
     if config.get("model_type") == _OURS:
-        return [f"import {_OURS}", *_stock(config, shown, auto=True)]
-    return _stock(config, shown, auto=False)
+        return [f"import {_OURS}", *_from_pretrained(config, shown, auto=True)]
+    return _from_pretrained(config, shown, auto=False)
 
 
-def wants_rebuilding(folder: Path, summary: Mapping[str, Any]) -> bool:
+def needs_rebuilding(folder: Path, summary: Mapping[str, Any]) -> bool:
     """Whether a stage's model is more than stock transformers makes of its folder: layers that round, adapters."""
     rounds = bool((summary.get("size") or {}).get("quantized"))
     return summary["base"]["config"] is not None and (rounds or has_adapter(folder))
@@ -38,19 +38,21 @@ def has_adapter(folder: Path) -> bool:
 
 def _by_peft(folder: Path, shown: str) -> list[str]:
     """Base and adapter from their own folders; PEFT keeps further adapters in folders of their names."""
-    base = _stock(_config(folder / "base"), f"{shown}/base", auto=False)
+    base = _from_pretrained(_config(folder / "base"), f"{shown}/base", auto=False)
     places = sorted(path.parent.relative_to(folder) for path in folder.glob("adapter/**/adapter_config.json"))
     lines = [*base[:1], "from peft import PeftModel", "", base[-1].replace("model =", "base =")]
-    lines.append(f'model = PeftModel.from_pretrained(base, "{shown}/{places[0].as_posix()}", "{_called(places[0])}")')
+    lines.append(
+        f'model = PeftModel.from_pretrained(base, "{shown}/{places[0].as_posix()}", "{_adapter_name(places[0])}")'
+    )
     lines += [f'model.load_adapter("{shown}/{place.as_posix()}", "{place.name}")' for place in places[1:]]
     return lines if len(places) == 1 else [*lines, "# and model.set_adapter, with the one that is to be used"]
 
 
-def _called(place: Path) -> str:
+def _adapter_name(place: Path) -> str:
     return "default" if place.name == "adapter" else place.name
 
 
-def _stock(config: Mapping[str, Any], shown: str, *, auto: bool) -> list[str]:
+def _from_pretrained(config: Mapping[str, Any], shown: str, *, auto: bool) -> list[str]:
     kind = (config.get("architectures") or [None])[0]
     name = (_auto_class(kind) if auto else kind) or "AutoModel"
     import transformers
@@ -80,7 +82,7 @@ def _names(mapping: Any) -> set[str]:
     return {name for names in several for name in names}
 
 
-def _packed(config: Mapping[str, Any]) -> bool:
+def _is_packed(config: Mapping[str, Any]) -> bool:
     return (config.get("quantization_config") or {}).get("quant_method") == _OURS
 
 

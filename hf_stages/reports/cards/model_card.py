@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.sealed_folders import STAGE_FILE, read_json
-from hf_stages.reports.cards.how_to_load import has_adapter, how_to_load, wants_rebuilding
+from hf_stages.reports.cards.how_to_load import has_adapter, how_to_load, needs_rebuilding
 from hf_stages.reports.markdown import table
 from hf_stages.reports.text import bits, count, rate, size
 
@@ -32,7 +32,7 @@ def run_card(out: Path, stage: str | None, given: Mapping[str, Any]) -> str:
     if stage is None:
         return _card(name, out, [], how_to_load(out, name), given)
     stages, folder = lineage(out / stage), out / stage
-    saved = (out / "config.json").is_file() and not wants_rebuilding(folder, stages[-1])
+    saved = (out / "config.json").is_file() and not needs_rebuilding(folder, stages[-1])
     load = how_to_load(out, name) if saved else how_to_load(folder, f"{name}/{stage}", stages[-1])
     return _card(name, out, stages, load, given)
 
@@ -64,8 +64,8 @@ def _card(
 ) -> str:
     begun = (stages[0].get("began_with") if stages else None) or {}
     base = given.get("finetuned_from") or (begun.get("name") if begun.get("on_hub") else None)
-    lines = [f"# {given.get('model_name') or title}", "", _first(stages, base or begun.get("name"), says)]
-    if names := [*_several(given.get("dataset")), *_several(given.get("dataset_args"))]:
+    lines = [f"# {given.get('model_name') or title}", "", _introduction(stages, base or begun.get("name"), says)]
+    if names := [*_as_list(given.get("dataset")), *_as_list(given.get("dataset_args"))]:
         lines += ["", f"Data: {', '.join(names)}."]
     lines += ["", "## How to load it", "", "```python", *load, "```"]
     if stages:
@@ -79,26 +79,26 @@ def _metadata(folder: Path, base: str | None, given: Mapping[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
     adapter = has_adapter(folder) and not (folder / "config.json").is_file()
-    tasks = _several(given.get("tasks"))
+    tasks = _as_list(given.get("tasks"))
     data = ModelCardData(
         base_model=base,
-        datasets=_several(given.get("dataset_tags")) or None,
+        datasets=_as_list(given.get("dataset_tags")) or None,
         language=given.get("language"),
         library_name="peft" if adapter else "transformers",
         license=given.get("license"),
         pipeline_tag=tasks[0] if len(tasks) == 1 else None,
-        tags=list(dict.fromkeys(["hf_stages", *_several(given.get("tags")), *(tasks if len(tasks) > 1 else [])])),
+        tags=list(dict.fromkeys(["hf_stages", *_as_list(given.get("tags")), *(tasks if len(tasks) > 1 else [])])),
     )
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _first(stages: Sequence[Mapping[str, Any]], base: str | None, says: str) -> str:
+def _introduction(stages: Sequence[Mapping[str, Any]], base: str | None, says: str) -> str:
     if not stages:
         return says or "Trained with hf_stages; no stage of the run is finished."
     first = stages[0]
     words = f"{len(stages)} stage{'s' * (len(stages) > 1)}"
     after = "".join(f" after {parent['name']}" for parent in first.get("parents") or [])
-    made = [_part(part) for part in first["base"].get("transforms") or []]
+    made = [_part_call(part) for part in first["base"].get("transforms") or []]
     start = f"from {base or 'a ' + first['base']['class'].rpartition(':')[2] + ' without a name'}"
     before = f", which {', '.join(made)} had made" if made else ""
     return f"Trained with hf_stages in {words}{after}, {start}{before}." + (f" {says}" if says else "")
@@ -111,14 +111,14 @@ def _row(stage: Mapping[str, Any]) -> list[str]:
     taught = stage.get("taught_by")
     return [
         stage["name"],
-        ", ".join(map(_part, declared.get("transforms") or [])) or "-",
+        ", ".join(map(_part_call, declared.get("transforms") or [])) or "-",
         str(declared["until"]),
         f"{stage['steps']:,}",
         count(stage["tokens"] or None),
         _loss(declared.get("loss")),
-        "-" if taught is None else _model(taught),
+        "-" if taught is None else _teacher_name(taught),
         rates,
-        _part(schedule) if schedule is not None else _trainers(declared["args"]),
+        _part_call(schedule) if schedule is not None else _trainer_schedule(declared["args"]),
         str(stage["ended_by"] or "-"),
     ]
 
@@ -134,7 +134,7 @@ def _metrics(stage: Mapping[str, Any], when: str) -> list[str]:
     return ["", f"## Metrics{when}", "", *table(("metric", "value"), rows)] if rows else []
 
 
-def _trainers(args: Mapping[str, Any]) -> str:
+def _trainer_schedule(args: Mapping[str, Any]) -> str:
     warmup = args.get("warmup_steps") or 0
     return f"{args['lr_scheduler_type']}, warmup {warmup:g}" if warmup else str(args["lr_scheduler_type"])
 
@@ -148,42 +148,42 @@ def _loss(value: Any) -> str:
         return ", ".join(f"{source}: {_loss(loss)}" for source, loss in value.items())
     if isinstance(value, Mapping) and "weight" in value:
         rest = {key: item for key, item in value.items() if key != "weight"}
-        return f"{value['weight']} * {_part(rest)}"
-    return _part(value)
+        return f"{value['weight']} * {_part_call(rest)}"
+    return _part_call(value)
 
 
-def _part(value: Any) -> str:
+def _part_call(value: Any) -> str:
     """A part as its call; of paths within it, the last name alone."""
     if isinstance(value, Mapping) and "use" in value:
-        arguments = [f"{key}={_part(item)}" for key, item in value.items() if key != "use"]
+        arguments = [f"{key}={_part_call(item)}" for key, item in value.items() if key != "use"]
         return f"{value['use']}({', '.join(arguments)})" if arguments else str(value["use"])
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_part(item)}" for key, item in value.items())
+        return ", ".join(f"{key}: {_part_call(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_part, value)) + "]"
-    return _place(value) if isinstance(value, str) else str(value)
+        return "[" + ", ".join(map(_part_call, value)) + "]"
+    return _short_name(value) if isinstance(value, str) else str(value)
 
 
 def began_with(declared: Any, config: Any) -> dict[str, Any] | None:
     """What the initial model was called: by the recipe, else by its config. Found out where the run is, and recorded."""
     path = declared.get("path") if isinstance(declared, Mapping) else declared
     name = path or getattr(config, "_name_or_path", None)
-    return None if not name else {"name": _place(str(name)), "on_hub": _on_hub(str(name))}
+    return None if not name else {"name": _short_name(str(name)), "on_hub": _on_hub(str(name))}
 
 
-def _model(value: Any) -> str:
+def _teacher_name(value: Any) -> str:
     """A teacher as declared, without the places of one machine."""
     if isinstance(value, Mapping) and "in_memory" in value:
         return "a model in memory"
     if isinstance(value, Mapping) and "use" in value:
-        held = [_model(item) for key, item in value.items() if key in ("model", "folder", "path")]
+        held = [_teacher_name(item) for key, item in value.items() if key in ("model", "folder", "path")]
         return f"{value['use']} {held[0]}" if held else str(value["use"])
     if isinstance(value, Mapping):
-        return _place(str(value.get("path", "a model of a config")))
-    return _place(str(value))
+        return _short_name(str(value.get("path", "a model of a config")))
+    return _short_name(str(value))
 
 
-def _place(text: str) -> str:
+def _short_name(text: str) -> str:
     """A name on the Hub stays; of a path, the last part."""
     return text if not {"/", "\\"} & set(text) or _on_hub(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
@@ -192,5 +192,5 @@ def _on_hub(name: str) -> bool:
     return _HUB.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()
 
 
-def _several(value: Any) -> list[str]:
+def _as_list(value: Any) -> list[str]:
     return [] if value is None else [value] if isinstance(value, str) else list(value)

@@ -57,13 +57,13 @@ def _model(summary: Mapping[str, Any]) -> str:
 
 def _settings(index: int, name: str, summary: Mapping[str, Any]) -> list[str]:
     stage, args = summary.get("stage") or {}, (summary.get("declared") or {}).get("args") or {}
-    schedule = _words(stage.get("schedule")) or str(args.get("lr_scheduler_type", ""))
+    schedule = _calls(stage.get("schedule")) or str(args.get("lr_scheduler_type", ""))
     batch = args.get("per_device_train_batch_size")
     return [
         f"{index} {name}",
         str(stage.get("until", "")),
-        _words(stage.get("loss"), " + ") or ("the model's own loss" if stage else ""),
-        _words(stage.get("transforms")),
+        _calls(stage.get("loss"), " + ") or ("the model's own loss" if stage else ""),
+        _calls(stage.get("transforms")),
         f"{rate(summary['lr_peak'])} -> {rate(summary['lr_end'])}" if "lr_peak" in summary else "",
         schedule,
         f"{batch} x {args.get('gradient_accumulation_steps', 1)}" if batch else "",
@@ -72,18 +72,18 @@ def _settings(index: int, name: str, summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _words(value: Any, between: str = ", ") -> str:
+def _calls(value: Any, between: str = ", ") -> str:
     """Plain data of parts as their calls.
 
-    >>> _words([{"use": "TaskLoss"}, {"use": "LogitKL", "temperature": 2.0, "weight": 0.5}], " + ")
+    >>> _calls([{"use": "TaskLoss"}, {"use": "LogitKL", "temperature": 2.0, "weight": 0.5}], " + ")
     'TaskLoss + LogitKL(temperature=2.0, weight=0.5)'
     """
     if isinstance(value, Mapping):
         rest = {key: item for key, item in value.items() if key != "use"}
         if "use" in value:
-            inner = ", ".join(f"{key}={_words(item)}" for key, item in rest.items())
+            inner = ", ".join(f"{key}={_calls(item)}" for key, item in rest.items())
             return f"{value['use']}({inner})" if inner else str(value["use"])
-        return between.join(f"{key}: {_words(item)}" for key, item in rest.items())
+        return between.join(f"{key}: {_calls(item)}" for key, item in rest.items())
     if isinstance(value, list | tuple):
-        return between.join(_words(item) for item in value)
+        return between.join(_calls(item) for item in value)
     return "" if value is None else str(value)

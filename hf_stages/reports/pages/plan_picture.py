@@ -64,8 +64,8 @@ def _draw_boxes(axes: Any, plan: Plan, places: Mapping[str, tuple[int, float]], 
     for planned in plan.stages:
         left, top = places[planned.name][0] * (BOX + GAP), -places[planned.name][1] * LANE
         look: dict[str, Any] = {
-            "facecolor": _mix(colours[planned.name], 0.45),
-            "edgecolor": _mix(colours[planned.name], 1.25),
+            "facecolor": _shade(colours[planned.name], 0.45),
+            "edgecolor": _shade(colours[planned.name], 1.25),
         }
         style = "round,pad=0,rounding_size=0.09"
         axes.add_patch(FancyBboxPatch((left, top - TALL), BOX, TALL, boxstyle=style, linewidth=1.4, zorder=2, **look))
@@ -109,7 +109,7 @@ def _draw_rates(axes: Any, plan: Plan, colours: Mapping[str, str]) -> None:
         ts = [k / _SAMPLES for k in range(_SAMPLES + 1)]
         xs = [planned.first_step + t * planned.steps for t in ts]
         ys = [plan.lr_at(planned.name, t) for t in ts]
-        axes.fill_between(xs, ys, color=_mix(colours[planned.name], 0.6), linewidth=0)
+        axes.fill_between(xs, ys, color=_shade(colours[planned.name], 0.6), linewidth=0)
         axes.plot(xs, ys, color=_INK, linewidth=1.3, solid_capstyle="round")
     axes.set_ylabel("learning rate", fontsize=9, color=_INK)
     axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.02)
@@ -148,7 +148,7 @@ def _draw_data(axes: Any, plan: Plan, colours: Mapping[str, str], data: Mapping[
         if planned.name in mixtures:
             _draw_shares(axes, planned, mixtures[planned.name], sources)
             continue
-        axes.fill_between([start, end], 1, color=_mix(colours[planned.name], 0.6), linewidth=0)
+        axes.fill_between([start, end], 1, color=_shade(colours[planned.name], 0.6), linewidth=0)
         room = int((width - 1.1) * planned.steps / plan.total_steps / 0.075)
         label = data.get(planned.name, "")
         if room >= min(len(label), 7):
@@ -171,7 +171,7 @@ def _draw_shares(axes: Any, planned: PlannedStage, weights: list[dict[str, float
     xs = [planned.first_step + k / (len(weights) - 1) * planned.steps for k in range(len(weights))]
     totals = [sum(w.values()) or 1.0 for w in weights]
     ys = [[w.get(name, 0.0) / total for w, total in zip(weights, totals, strict=True)] for name in sources]
-    colours = [_mix(_SOURCES[i % len(_SOURCES)], 0.75) for i in range(len(sources))]
+    colours = [_shade(_SOURCES[i % len(_SOURCES)], 0.75) for i in range(len(sources))]
     axes.stackplot(xs, *ys, colors=colours, linewidth=0)
 
 
@@ -192,10 +192,10 @@ def _has_mixture(plan: Plan) -> bool:
 def _swatch(colour: str) -> Any:
     from matplotlib.patches import Patch
 
-    return Patch(facecolor=_mix(colour, 0.75))
+    return Patch(facecolor=_shade(colour, 0.75))
 
 
-def _mix(colour: str, amount: float) -> tuple[float, ...]:
+def _shade(colour: str, amount: float) -> tuple[float, ...]:
     """Lighter below 1 (towards white), darker above (towards black)."""
     from matplotlib.colors import to_rgb
 

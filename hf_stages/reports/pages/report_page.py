@@ -13,10 +13,10 @@ from hf_stages.reports.matrix import matrix_of, metrics_of
 from hf_stages.reports.pages.share_panels import share_panels
 from hf_stages.reports.pages.svg import curves, document, heat_map
 from hf_stages.reports.run_folder import ReadRun
-from hf_stages.reports.run_report import benches, decided
-from hf_stages.reports.shares import shares_of
+from hf_stages.reports.run_report import bench_tables, decisions_of
+from hf_stages.reports.shares import read_shares
 from hf_stages.reports.tables.domain_table import domain_table
-from hf_stages.reports.tables.result_table import stage_cells, standing
+from hf_stages.reports.tables.result_table import run_status, stage_cells
 from hf_stages.reports.tables.shares_table import shares_table
 
 _STYLE = (
@@ -39,7 +39,7 @@ def save_report(run: ReadRun, path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in (".html", ".svg"):
         raise ValueError(f"report: expected a file that ends in .html or .svg, got {str(path)!r}")
-    pictures = [p for p in (*_pictures(run), share_panels(shares_of(run))) if p[2]]
+    pictures = [p for p in (*_pictures(run), share_panels(read_shares(run))) if p[2]]
     if path.suffix == ".svg" and not pictures:
         raise ValueError(f"{run.out}: nothing was measured yet that could be drawn")
     text = report_html(run) if path.suffix == ".html" else document(pictures)
@@ -54,18 +54,18 @@ def report_html(run: ReadRun) -> str:
     parts = [f"<h1>{name}</h1>", *(f'<p class="problem">{escape(problem)}</p>' for problem in run.problems)]
     parts.append(_table([["", ""], *map(list, run_facts(run))]))
     cells, right = stage_cells(run)
-    parts.append(f"<h2>Stages</h2>{_table(cells, right)}<p>{escape(standing(run))}</p>")
+    parts.append(f"<h2>Stages</h2>{_table(cells, right)}<p>{escape(run_status(run))}</p>")
     if settings := settings_of(run):
         parts.append(f"<h2>Settings</h2>{_table(settings)}")
     if pictures := _pictures(run):
         parts.append("<h2>Training and domains</h2>" + "".join(_wide(document([picture])) for picture in pictures))
     parts.append(f"<pre>{escape(domain_table(run))}</pre>")
     if shares := shares_table(run):
-        parts.append(f"<h2>Sources</h2>{_wide(document([share_panels(shares_of(run))]))}<pre>{escape(shares)}</pre>")
-    if found := decided(run):
+        parts.append(f"<h2>Sources</h2>{_wide(document([share_panels(read_shares(run))]))}<pre>{escape(shares)}</pre>")
+    if found := decisions_of(run):
         words = "\n".join(f"step {s}, {stage}: {words}" for s, stage, words in found)
         parts.append(f'<h2>Decisions and notices</h2><pre class="words">{escape(words)}</pre>')
-    parts += [f"<h2>Size and speed</h2><pre>{escape(text)}</pre>" for text in benches(run)]
+    parts += [f"<h2>Size and speed</h2><pre>{escape(text)}</pre>" for text in bench_tables(run)]
     head = f'<meta charset="utf-8"><title>{name}</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 

@@ -12,7 +12,7 @@ from hf_stages.reports.text import rate, shorten, shorten_middle
 Points = Sequence[tuple[float, float]]
 # Wong's palette (Nature Methods 8, 441), told apart by colour-blind readers.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8a7a00", "#555555"]
-_INK, _FAINT = "#222222", "#888888"
+INK, FAINT = "#222222", "#888888"
 _FONT = 'font-family="system-ui, sans-serif"'
 _CELL, _ROW, _HEAD = 118, 40, 30
 _DOTTED = 200
@@ -36,24 +36,24 @@ def heat_map(matrix: Matrix, title: str) -> tuple[str, float, float]:
     """A cell for each stage and domain: the value, what it rose since its best, redder the more of it."""
     rows = [row for row in matrix.rows if any((row, domain) in matrix.values for domain in matrix.domains)]
     left = max(60 + 7 * max(len(shorten(row, 24)) for row in rows), 116)
-    parts = [_text(0, 14, title, size=14, weight="bold")]
+    parts = [text_at(0, 14, title, size=14, weight="bold")]
     for column, domain in enumerate(matrix.domains):
         parts.append(
-            _text(left + (column + 0.5) * _CELL, 44, shorten_middle(domain, 15), anchor="middle", weight="bold")
+            text_at(left + (column + 0.5) * _CELL, 44, shorten_middle(domain, 15), anchor="middle", weight="bold")
         )
     for line, row in enumerate(rows):
         top = 52 + line * _ROW
         name = "before training" if row == START else f"{matrix.rows.index(row)} {row}"
-        parts.append(_text(left - 8, top + 24, shorten(name, 26), anchor="end"))
+        parts.append(text_at(left - 8, top + 24, shorten(name, 26), anchor="end"))
         for column, domain in enumerate(matrix.domains):
             parts.append(_cell(matrix, row, domain, left + column * _CELL, top))
     height = 52 + len(rows) * _ROW + 24
     parts.append(
-        _text(
+        text_at(
             0,
             height - 4,
             "framed: the stage that trains on it; +: risen since its best, full red from 50 %",
-            colour=_FAINT,
+            colour=FAINT,
             size=11,
         )
     )
@@ -63,7 +63,7 @@ def heat_map(matrix: Matrix, title: str) -> tuple[str, float, float]:
 def _cell(matrix: Matrix, row: str, domain: str, x: float, y: float) -> str:
     value = matrix.values.get((row, domain))
     if value is None:
-        return _text(x + _CELL / 2, y + 24, "-", anchor="middle", colour=_FAINT)
+        return text_at(x + _CELL / 2, y + 24, "-", anchor="middle", colour=FAINT)
     rise = matrix.forgotten(row, domain) or 0.0
     best = abs(value - rise)
     share = min(rise / best / _WORST, 1.0) if best and math.isfinite(rise) else float(rise > 0)
@@ -71,10 +71,10 @@ def _cell(matrix: Matrix, row: str, domain: str, x: float, y: float) -> str:
         f"rgb({255 - round(33 * share)},{255 - round(180 * share)},{255 - round(190 * share)})" if share else "#eef6f0"
     )
     home = matrix.homes.get(domain) == row
-    frame = f'stroke="{_INK}" stroke-width="2"' if home else 'stroke="#cccccc"'
+    frame = f'stroke="{INK}" stroke-width="2"' if home else 'stroke="#cccccc"'
     box = f'<rect x="{x + 2:g}" y="{y + 2:g}" width="{_CELL - 4}" height="{_ROW - 4}" rx="4" fill="{fill}" {frame}/>'
     told = f"{value:.4g}" + (f"  +{rise:.3g}" if rise else "")
-    return box + _text(x + _CELL / 2, y + 25, told, anchor="middle")
+    return box + text_at(x + _CELL / 2, y + 25, told, anchor="middle")
 
 
 def curves(
@@ -99,8 +99,8 @@ def curves(
         [x for points in lines.values() for x, _ in points] + [x for x, _ in edges] + [1 if unit == "step" else 1e-9]
     )
     place = _Place((70.0, 46.0, width - 90, height - 78), last, min(values) if not is_rate else 0.0, max(values))
-    parts = [_text(0, 14, title, size=14, weight="bold"), _axes(place, is_rate, unit), _edges(place, edges)]
-    for (name, points), colour in zip(lines.items(), _cycle(len(lines)), strict=True):
+    parts = [text_at(0, 14, title, size=14, weight="bold"), _axes(place, is_rate, unit), _edges(place, edges)]
+    for (name, points), colour in zip(lines.items(), colour_cycle(len(lines)), strict=True):
         path = " ".join(f"{place.x(x):.1f},{place.y(y):.1f}" for x, y in points)
         told = f"<title>{escape(name)}</title>"
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8">{told}</polyline>')
@@ -147,19 +147,19 @@ def _multiples(low: float, high: float, every: float) -> list[float]:
 
 def _axes(place: _Place, is_rate: bool, unit: str) -> str:
     left, top, width, height = place.box
-    parts = [f'<path d="M{left:g},{top:g} v{height:g} h{width:g}" fill="none" stroke="{_INK}"/>']
+    parts = [f'<path d="M{left:g},{top:g} v{height:g} h{width:g}" fill="none" stroke="{INK}"/>']
     for value in place.ticks:
         y = place.y(value)
         parts.append(f'<path d="M{left:g},{y:.1f} h{width:g}" stroke="#e5e5e5"/>')
-        parts.append(_text(left - 6, y + 4, rate(value) if is_rate else f"{value:.6g}", anchor="end", size=11))
+        parts.append(text_at(left - 6, y + 4, rate(value) if is_rate else f"{value:.6g}", anchor="end", size=11))
     every = round_step(place.last, 8)
     every = max(every, 1.0) if unit == "step" else every
     for step in _multiples(0, place.last, every):
         x = place.x(step)
-        parts.append(f'<path d="M{x:.1f},{top + height:g} v4" stroke="{_INK}"/>')
+        parts.append(f'<path d="M{x:.1f},{top + height:g} v4" stroke="{INK}"/>')
         told = f"{step:,.0f}" if step >= 1000 else f"{step:.6g}"
-        parts.append(_text(x, top + height + 16, told, anchor="middle", size=11))
-    parts.append(_text(left + width, top + height + 29, f"{unit}s", anchor="end", size=11, colour=_FAINT))
+        parts.append(text_at(x, top + height + 16, told, anchor="middle", size=11))
+    parts.append(text_at(left + width, top + height + 29, f"{unit}s", anchor="end", size=11, colour=FAINT))
     return "".join(parts)
 
 
@@ -170,10 +170,10 @@ def _edges(place: _Place, edges: Sequence[tuple[float, str]]) -> str:
     ends = [*(place.x(step) for step, _ in edges[1:]), left + width + 20]
     for (step, name), end in zip(edges, ends, strict=bool(edges)):
         x = place.x(step)
-        parts.append(f'<path d="M{x:.1f},{top:g} v{height:g}" stroke="{_FAINT}" stroke-dasharray="4 4"/>')
+        parts.append(f'<path d="M{x:.1f},{top:g} v{height:g}" stroke="{FAINT}" stroke-dasharray="4 4"/>')
         if (room := int((end - x - 4) / 6)) >= 2:
             shown = shorten(name, min(room, 24)) if room >= 6 else name.split(" ")[0][:room]
-            parts.append(_text(x + 4, top - 4, shown, size=11, colour=_FAINT))
+            parts.append(text_at(x + 4, top - 4, shown, size=11, colour=FAINT))
     return "".join(parts)
 
 
@@ -182,7 +182,7 @@ def _legend(
 ) -> tuple[str, float]:
     """Under the picture, in as many rows as it takes; and how high it is. A triangle is a decision of the run."""
     items = [(f'<rect x="0" y="-9" width="12" height="10" fill="{c}"/>', shorten_middle(name, 40))
-             for name, c in zip(lines, _cycle(len(lines)), strict=True)]  # fmt: skip
+             for name, c in zip(lines, colour_cycle(len(lines)), strict=True)]  # fmt: skip
     if marks:
         kinds = ", ".join(dict.fromkeys(words.split(":")[0] for _, words in marks))
         items.append((_triangle(6, -9, "a decision"), f"a decision ({kinds}); its reason shows on hover"))
@@ -191,7 +191,7 @@ def _legend(
         need = 30 + 6.6 * len(words)
         if x > 70 and x + need > width:
             x, y = 70.0, y + 18
-        parts.append(f'<g transform="translate({x:.1f},{y:g})">{sign}{_text(17, 0, words, size=12)}</g>')
+        parts.append(f'<g transform="translate({x:.1f},{y:g})">{sign}{text_at(17, 0, words, size=12)}</g>')
         x += need
     return "".join(parts), y + 8 - top if items else 0
 
@@ -200,12 +200,12 @@ def _triangle(x: float, y: float, words: str) -> str:
     return f'<path d="M{x:.1f},{y:.1f} l-5,9 h10 z" fill="#D55E00"><title>{escape(words)}</title></path>'
 
 
-def _cycle(count: int) -> list[str]:
+def colour_cycle(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
-def _text(
-    x: float, y: float, words: str, *, anchor: str = "start", size: int = 12, weight: str = "normal", colour: str = _INK
+def text_at(
+    x: float, y: float, words: str, *, anchor: str = "start", size: int = 12, weight: str = "normal", colour: str = INK
 ) -> str:
     look = f'font-size="{size}" font-weight="{weight}" fill="{colour}" text-anchor="{anchor}"'
     return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{escape(words)}</text>'

@@ -55,7 +55,7 @@ def _pictures(comparison: Comparison) -> list[tuple[str, float, float]]:
     told = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
     found = []
     for domain in domains:
-        lines = {arm: mean_line(comparison.of(arm), domain) for arm in comparison.arms}
+        lines = {arm: mean_line(comparison.runs_of(arm), domain) for arm in comparison.arms}
         found.append(curves(lines, f"{domain}: loss over seconds of training ({told})", [], unit="second"))
     return [picture for picture in found if picture[2]]
 

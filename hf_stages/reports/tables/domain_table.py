@@ -43,7 +43,7 @@ def _table(matrix: Matrix) -> str:
     rows = [row for row in rows if any(cell != "-" for cell in row[1:])]
     title = _TITLES.get(matrix.metric, matrix.metric)
     note = " (+: risen since its best; *: the stage that trains on it)" if lower else ""
-    return f"{title}{note}\n{_aligned([heads, *rows])}"
+    return f"{title}{note}\n{aligned([heads, *rows])}"
 
 
 def _row_name(matrix: Matrix, row: str) -> str:
@@ -70,14 +70,14 @@ def _transfers(matrix: Matrix) -> list[str]:
         return []
     rows.append(["mean", "", _signed(mean_of(back)), _signed(mean_of(forth))])
     title = "Transfer in loss (positive: better). Backward: by later stages; forward: by earlier ones, before its own"
-    return [f"{title}\n{_aligned([heads, *rows])}"]
+    return [f"{title}\n{aligned([heads, *rows])}"]
 
 
 def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.3g}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(

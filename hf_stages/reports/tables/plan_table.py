@@ -10,7 +10,7 @@ from hf_stages.core.stage import Recipe
 from hf_stages.planning.cautions import cautions
 from hf_stages.planning.model_shapes import StageShape, dry_run, shape_of
 from hf_stages.planning.plan import Plan, PlannedStage
-from hf_stages.reports.curriculum_text import data_notes, sources_of, sources_text
+from hf_stages.reports.curriculum_text import data_notes, source_facts, sources_text
 from hf_stages.reports.tables.model_size import size_details, size_table
 from hf_stages.reports.text import count, duration, part, parts, rate, size
 
@@ -76,7 +76,7 @@ def plan_dict(
                 "flops_estimate": flops_of(planned, shapes),
                 "checkpoint_bytes": shape and shape.bytes,
                 "size": shape.stored.to_dict(began) if shape is not None and shape.stored is not None else None,
-                "sources": sources_of(planned),
+                "sources": source_facts(planned),
                 "losses": list(planned.taught.losses) if planned.taught else None,
                 "teacher": planned.taught and planned.taught.teacher,
                 "teacher_reach": planned.taught and (planned.taught.reach or None),

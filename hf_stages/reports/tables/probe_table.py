@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_stages.reports.tables.domain_table import _aligned
+from hf_stages.reports.tables.domain_table import aligned
 from hf_stages.reports.text import rate
 from hf_stages.reports.trials import Trial, Trials
 
@@ -13,16 +13,16 @@ def probe_table(trials: Trials) -> str:
     """The table, the pick, and how far to trust it."""
     domains = [*trials.new, *trials.earlier]
     rows = [["rate", "replay", *domains, "gain", "forgotten", ""]]
-    start = next((t.before for t in trials.each if t.finite), None)
+    start = next((t.before for t in trials.tried if t.finite), None)
     if start is not None:
         rows.append(["(boundary)", "", *(f"{start[d]:.4g}" for d in domains), "", "", ""])
     picked = trials.pick
-    for trial in sorted(trials.each, key=lambda t: (t.replay, t.rate)):
+    for trial in sorted(trials.tried, key=lambda t: (t.replay, t.rate)):
         cells = [rate(trial.rate), f"{100 * trial.replay:.3g} %" if trial.replay else "-"]
         if not trial.finite:
             rows.append([*cells, *("-" for _ in domains), "-", "-", "the loss was not finite"])
             continue
-        mark = "<- pick" if trial is picked else "" if trials.within(trial) else "over budget"
+        mark = "<- pick" if trial is picked else "" if trials.within_budget(trial) else "over budget"
         values = [f"{trial.after[d]:.4g}" for d in domains]
         rows.append(
             [*cells, *values, _percent(trial.gain(trials.new)), _percent(trial.forgotten(trials.earlier)), mark]
@@ -31,10 +31,10 @@ def probe_table(trials: Trials) -> str:
         f"{trials.stage}: {trials.steps} of {trials.whole} updates from its boundary; loss on {', '.join(trials.new)} (new) and "
         f"{', '.join(trials.earlier)} (earlier), budget {_percent(trials.budget)}"
     )
-    return "\n".join([head, _aligned(rows), "", *_confirmed(trials), said(trials)])
+    return "\n".join([head, aligned(rows), "", *_confirmed_text(trials), pick_text(trials)])
 
 
-def _confirmed(trials: Trials) -> list[str]:
+def _confirmed_text(trials: Trials) -> list[str]:
     """What became of candidates that were trained in full."""
     if not trials.confirmed:
         return []
@@ -45,11 +45,11 @@ def _confirmed(trials: Trials) -> list[str]:
             rows.append([*cells, *("-" for _ in (*trials.new, *trials.earlier)), "-", "-", "the loss was not finite"])
             continue
         values = [f"{trial.after[d]:.4g}" for d in (*trials.new, *trials.earlier)]
-        mark = "kept" if trials.within(trial) else "over budget"
+        mark = "kept" if trials.within_budget(trial) else "over budget"
         rows.append(
             [*cells, *values, _percent(trial.gain(trials.new)), _percent(trial.forgotten(trials.earlier)), mark]
         )
-    return [f"Over all {trials.whole} updates:", _aligned(rows), ""]
+    return [f"Over all {trials.whole} updates:", aligned(rows), ""]
 
 
 def probe_dict(trials: Trials) -> dict[str, Any]:
@@ -60,18 +60,22 @@ def probe_dict(trials: Trials) -> dict[str, Any]:
             return None
         found: dict[str, Any] = {"rate": trial.rate, "replay": trial.replay, "finite": trial.finite}
         if trial.finite:
-            found |= {"before": dict(trial.before), "after": dict(trial.after), "within_budget": trials.within(trial)}
+            found |= {
+                "before": dict(trial.before),
+                "after": dict(trial.after),
+                "within_budget": trials.within_budget(trial),
+            }
             found |= {"gain": trial.gain(trials.new), "forgotten": trial.forgotten(trials.earlier)}
         return found
 
     same = ("stage", "steps", "whole", "declared", "budget")
     return {
         **{key: getattr(trials, key) for key in same}, "new": list(trials.new), "earlier": list(trials.earlier),
-        "trials": [one(trial) for trial in trials.each], "confirmed": [one(trial) for trial in trials.confirmed], "pick": one(trials.pick), "said": said(trials),
+        "trials": [one(trial) for trial in trials.tried], "confirmed": [one(trial) for trial in trials.confirmed], "pick": one(trials.pick), "said": pick_text(trials),
     }  # fmt: skip
 
 
-def said(trials: Trials) -> str:
+def pick_text(trials: Trials) -> str:
     """The pick in words, and what it does not say."""
     picked = trials.pick
     if picked is None and trials.confirmed:
@@ -85,14 +89,14 @@ def said(trials: Trials) -> str:
             "or a larger budget."
         )
     lines = [
-        f"Pick: {rate(picked.rate)}{_with(picked)}, the largest gain within the budget. Declared: {rate(trials.declared)}."
+        f"Pick: {rate(picked.rate)}{_with_replay(picked)}, the largest gain within the budget. Declared: {rate(trials.declared)}."
     ]
     if trials.resumes_to is not None:
         lines.append(
             f"The stage resumes its parent's schedule, which goes on from {rate(trials.declared)} and has no rate of its own. For another one write "
             f"Rewarm(to={picked.rate:.4g}, warmup=0, then='Linear(1, {trials.resumes_to:.3g})'), or the like."
         )
-    lines += _beside(trials, picked)
+    lines += _rates_beside(trials, picked)
     if trials.confirmed:
         return "\n".join([*lines, f"Over all {trials.whole} updates it stayed within it, too."])
     if trials.steps < trials.whole:
@@ -104,18 +108,18 @@ def said(trials: Trials) -> str:
     return "\n".join(lines)
 
 
-def _beside(trials: Trials, picked: Trial) -> list[str]:
+def _rates_beside(trials: Trials, picked: Trial) -> list[str]:
     """Where a better rate may lie that was not tried."""
-    own = sorted((t for t in trials.each if t.replay == picked.replay), key=lambda t: t.rate)
+    own = sorted((t for t in trials.tried if t.replay == picked.replay), key=lambda t: t.rate)
     place = own.index(picked)
-    if place + 1 < len(own) and not trials.kept(own[place + 1]):
+    if place + 1 < len(own) and not trials.keeps_budget(own[place + 1]):
         return [f"The next rate tried, {rate(own[place + 1].rate)}, is over the budget: the best may lie between them."]
     if len(own) > 1 and place in (0, len(own) - 1):
         return [f"It is the {'lowest' if place == 0 else 'highest'} rate tried: the best may lie beyond it."]
     return []
 
 
-def _with(trial: Trial) -> str:
+def _with_replay(trial: Trial) -> str:
     return f" with {100 * trial.replay:.3g} % replay" if trial.replay else ""
 
 

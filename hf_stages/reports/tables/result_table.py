@@ -29,10 +29,10 @@ def stages_table(run: ReadRun) -> str:
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     lines = [_line(row, widths, right) for row in (heads, *rows)]
     lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
-    return "\n".join([*lines, standing(run)])
+    return "\n".join([*lines, run_status(run)])
 
 
-def standing(run: ReadRun) -> str:
+def run_status(run: ReadRun) -> str:
     return f"The run is {run.status}."
 
 
@@ -52,10 +52,10 @@ def stage_cells(run: ReadRun) -> tuple[list[list[str]], set[int]]:
 def _open_row(stage: ReadStage, run: str) -> list[str]:
     """A stage that is not done: how far its checkpoint is, or that there is none to go on from."""
     name = f"{stage.index} {stage.name}"
-    half, of = stage.half, f" of {count(stage.planned)}" if stage.planned else ""
-    if half is not None:
-        far = [f"{count(half.steps)}{of}", count(half.tokens or None), duration(half.seconds)]
-        return [name, *far, "half done", "", "", "", str(half.checkpoint)]
+    saved, of = stage.unfinished, f" of {count(stage.planned)}" if stage.planned else ""
+    if saved is not None:
+        far = [f"{count(saved.steps)}{of}", count(saved.tokens or None), duration(saved.seconds)]
+        return [name, *far, "half done", "", "", "", str(saved.checkpoint)]
     cut = stage.status == "running" and run != "running"
     return [name, f"0{of}" if cut else "-", "-", "-", "cut, not saved" if cut else stage.status, "", "", "", ""]
 
@@ -68,7 +68,7 @@ def _row(number: int, name: str, folder: Path, stage: Mapping[str, Any]) -> list
         count(stage.get("tokens") or None),
         duration(stage.get("seconds")),
         str(stage.get("ended_by") or "-") + (", went back" if _went_back(stage) else ""),
-        _change(stage),
+        _metrics_change(stage),
         bits(size.get("bits_per_weight")),
         mebibytes(size.get("bytes")),
         str(folder),
@@ -81,11 +81,11 @@ def _went_back(stage: Mapping[str, Any]) -> bool:
     return any(entry.get("step") == stage.get("global_step") for entry in own)
 
 
-def _change(stage: Mapping[str, Any]) -> str:
+def _metrics_change(stage: Mapping[str, Any]) -> str:
     """Metrics at the stage's first step and at its end, the loss last unless it is all there is."""
     boundary = stage.get("boundary") or {}
-    before = _bare(boundary.get("start") or boundary.get("before") or {})
-    after = _bare(stage.get("metrics") or {})
+    before = _without_prefixes(boundary.get("start") or boundary.get("before") or {})
+    after = _without_prefixes(stage.get("metrics") or {})
     names = [n for n in after if not n.endswith(_QUIET) and not n.startswith("train_") and n not in _PLACES]
     names.sort(key=lambda n: n == "loss" or n.endswith("_loss"))
     pieces = []
@@ -95,7 +95,7 @@ def _change(stage: Mapping[str, Any]) -> str:
     return ", ".join(pieces) or "-"
 
 
-def _bare(metrics: Mapping[str, Any]) -> dict[str, float]:
+def _without_prefixes(metrics: Mapping[str, Any]) -> dict[str, float]:
     numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
     return {key.removeprefix("eval_").removeprefix("start_"): value for key, value in numbers.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_stages.reports.run_folder import ReadRun
-from hf_stages.reports.shares import StageShares, shares_of
+from hf_stages.reports.shares import StageShares, read_shares
 from hf_stages.reports.text import count, shorten
 
 _HEADS = ["stage", "source", "share", "first -> last", "examples", "tokens", "passes"]
@@ -12,7 +12,7 @@ _LEFT = 4
 
 def shares_table(run: ReadRun) -> str:
     """A row for each source of a stage that has several; empty where no stage has."""
-    stages = shares_of(run)
+    stages = read_shares(run)
     if not stages:
         return ""
     rows = [_HEADS, *(row for stage in stages for row in _rows(stage))]

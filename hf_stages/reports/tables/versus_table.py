@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_stages.reports.arms import LOWER, Comparison, Gap, spread_of
-from hf_stages.reports.tables.domain_table import _aligned
+from hf_stages.reports.tables.domain_table import aligned
 from hf_stages.reports.text import count, duration, rate
 
 _CAVEATS = (
@@ -17,7 +17,13 @@ _CAVEATS = (
 
 def versus_table(comparison: Comparison) -> str:
     """Tables for the terminal."""
-    parts = [_arms_text(comparison), _spent(comparison), _equal(comparison), _quality(comparison), _said(comparison)]
+    parts = [
+        _arms_text(comparison),
+        _spent_text(comparison),
+        _equality_text(comparison),
+        _quality_text(comparison),
+        _claims_text(comparison),
+    ]
     return "\n\n".join(parts)
 
 
@@ -25,9 +31,9 @@ def versus_dict(comparison: Comparison) -> dict[str, Any]:
     """The same as plain data."""
     found: dict[str, Any] = {"seeds": comparison.seeds, "reference": comparison.reference, "arms": {}, "domains": {}}
     for arm in comparison.arms:
-        runs = comparison.of(arm)
+        runs = comparison.runs_of(arm)
         found["arms"][arm] = {
-            "says": runs[0].says,
+            "says": runs[0].description,
             "lr_sum": runs[0].lr_sum,
             "lr_peak": runs[0].lr_peak,
             "runs": [
@@ -53,7 +59,13 @@ def _measured(comparison: Comparison, values: Mapping[str, Mapping[int, float]])
     return {
         "arms": {arm: {"mean": s.mean, "spread": s.spread} for arm, s in each.items()},
         "gaps": [
-            {"arm": g.arm, "against": g.other, "difference": g.mean, "spread": g.spread, "beyond_spread": g.holds}
+            {
+                "arm": g.arm,
+                "against": g.other,
+                "difference": g.mean,
+                "spread": g.spread,
+                "beyond_spread": g.beyond_spread,
+            }
             for g in comparison.gaps(values)
         ],
     }
@@ -61,45 +73,45 @@ def _measured(comparison: Comparison, values: Mapping[str, Mapping[int, float]])
 
 def _arms_text(comparison: Comparison) -> str:
     width = max(len(arm) for arm in comparison.arms)
-    lines = [f"{arm.ljust(width)}  {comparison.of(arm)[0].says}" for arm in comparison.arms]
+    lines = [f"{arm.ljust(width)}  {comparison.runs_of(arm)[0].description}" for arm in comparison.arms]
     return f"Arms (seeds {', '.join(map(str, comparison.seeds))})\n" + "\n".join(lines)
 
 
-def _spent(comparison: Comparison) -> str:
+def _spent_text(comparison: Comparison) -> str:
     sources = list(dict.fromkeys(name for run in comparison.runs for name in run.source_tokens))
     rows = [["", "updates", "examples", "tokens", *(f"of {s}" for s in sources), "LR sum", "LR peak", "training time"]]
     for arm in comparison.arms:
-        runs = comparison.of(arm)
+        runs = comparison.runs_of(arm)
         seconds = spread_of([run.seconds for run in runs])
         time = duration(seconds.mean) + (f" ± {duration(seconds.spread)}" if seconds.spread is not None else "")
         rows.append(
             [
-                arm, _each([r.updates for r in runs]), _each([sum(r.examples.values()) for r in runs]), _each([r.tokens for r in runs]),
-                *(_each([r.source_tokens.get(s, 0) for r in runs]) for s in sources), rate(runs[0].lr_sum), rate(runs[0].lr_peak), time,
+                arm, _range([r.updates for r in runs]), _range([sum(r.examples.values()) for r in runs]), _range([r.tokens for r in runs]),
+                *(_range([r.source_tokens.get(s, 0) for r in runs]) for s in sources), rate(runs[0].lr_sum), rate(runs[0].lr_peak), time,
             ]
         )  # fmt: skip
-    return f"Spent, of each seed (LR as planned; time without evaluations)\n{_aligned(rows)}"
+    return f"Spent, of each seed (LR as planned; time without evaluations)\n{aligned(rows)}"
 
 
-def _each(values: list[int]) -> str:
+def _range(values: list[int]) -> str:
     low, high = min(values), max(values)
     return count(low) if count(low) == count(high) else f"{count(low)}-{count(high)}"
 
 
-def _equal(comparison: Comparison) -> str:
+def _equality_text(comparison: Comparison) -> str:
     found = comparison.unequal()
     if not found:
         return "Equal: updates, examples and tokens (within 1 %), and the loss on every domain before the first update."
     return "NOT EQUAL, so no difference below is the order's alone:\n" + "\n".join(f"! {line}" for line in found)
 
 
-def _quality(comparison: Comparison) -> str:
+def _quality_text(comparison: Comparison) -> str:
     rows = [["", *comparison.arms]]
     for domain, metric in comparison.metrics():
         rows.append([f"{domain}: {metric.replace('_', ' ')}", *_cells(comparison, comparison.values(domain, metric))])
     rows.append(["mixture loss", *_cells(comparison, comparison.mixture())])
     weights = ", ".join(f"{name} {weight:.3g}" for name, weight in comparison.weights.items())
-    return f"At the end (mean ± standard deviation over seeds)\n{_aligned(rows)}\nMixture loss: {weights}, {comparison.weighed_by}."
+    return f"At the end (mean ± standard deviation over seeds)\n{aligned(rows)}\nMixture loss: {weights}, {comparison.weighed_by}."
 
 
 def _cells(comparison: Comparison, values: Mapping[str, Mapping[int, float]]) -> list[str]:
@@ -132,7 +144,7 @@ def _claim(what: str, gap: Gap, lower: bool) -> str:
     if gap.spread is None:
         word = ("lower" if gap.mean < 0 else "higher") if gap.mean else "equal"
         return f"{what}: {gap.arm} {word} than {gap.other} by {size} in one seed; no spread, so no claim."
-    if not gap.holds:
+    if not gap.beyond_spread:
         beyond = abs(gap.mean) > gap.spread
         why = "not of one direction under all seeds" if beyond else f"within the spread ({gap.spread:.3g})"
         return f"{what}: no claim; {gap.arm} and {gap.other} differ by {size}, {why}."
@@ -140,7 +152,7 @@ def _claim(what: str, gap: Gap, lower: bool) -> str:
     return f"{what}: {gap.arm} {word} than {gap.other} by {size}, beyond the spread ({gap.spread:.3g}) in {seeds} of {seeds} seeds."
 
 
-def _said(comparison: Comparison) -> str:
+def _claims_text(comparison: Comparison) -> str:
     lines = claims(comparison)
     head = "What this supports" if not comparison.unequal() else "What this supports, of arms that were not equal"
     return f"{head}\n" + "\n".join(f"- {line}" for line in lines) + f"\n{_CAVEATS}"

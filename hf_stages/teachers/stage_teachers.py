@@ -17,7 +17,7 @@ def teacher_of(run: Any, stage: Stage) -> Any:
     return stage.teacher if stage.teacher is not None else run.teacher
 
 
-def at_work(source: Any, student: Any, needs: frozenset[str], device: torch.device) -> Any:
+def start_teacher(source: Any, student: Any, needs: frozenset[str], device: torch.device) -> Any:
     """What gives a stage's losses their signals; None without a teacher."""
     if source is None:
         return None
@@ -27,7 +27,7 @@ def at_work(source: Any, student: Any, needs: frozenset[str], device: torch.devi
     return BaseTeacher(student, needs) if source == BASE else LiveTeacher(source, needs, device)
 
 
-def structure_of(source: Any, student: Any, *, trust_remote_code: bool = False) -> Any:
+def teacher_structure(source: Any, student: Any, *, trust_remote_code: bool = False) -> Any:
     """A model that losses can be adapted to: the teacher itself, or its skeleton."""
     if isinstance(source, Teacher):
         return source.skeleton(student, trust_remote_code=trust_remote_code)
