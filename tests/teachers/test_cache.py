@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from hf_stages import CachedTeacher, Stage, StagedTrainer, Teacher, recipes
 from hf_stages.losses import AttentionKL, HiddenMSE, LogitKL, Loss, TaskLoss
+from hf_stages.recipes.files import resolve_paths
 from hf_stages.teachers.cache_reader import CacheReader
 from hf_stages.teachers.live import LiveTeacher
 from tests.support import tiny
@@ -424,7 +425,7 @@ stages:
     assert "use: CachedTeacher" in recipes.dump(recipe)
     (tmp_path / "cache").mkdir()
     (tmp_path / "big").mkdir()
-    found = recipes.resolve_paths(recipe, tmp_path)
+    found = resolve_paths(recipe, tmp_path)
     assert (found.teacher.model, found["a"].teacher.folder) == (str(tmp_path / "big"), str(tmp_path / "cache"))
 
 
