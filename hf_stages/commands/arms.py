@@ -25,8 +25,7 @@ from hf_stages.planning.measure_data import plan_for, train_dataset_of
 from hf_stages.planning.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.planning.replay_sources import examples_read, replay_gate
 from hf_stages.planning.stage_args import stage_args
-from hf_stages.schedules.fresh import Fresh
-from hf_stages.schedules.rewarm import Rewarm
+from hf_stages.schedules.of_stage import schedule_of
 
 ARMS = ("staged", "joint", "replay", "annealed")
 LATE = 0.2
@@ -313,12 +312,11 @@ def _annealed(counts: Mapping[str, float], sources: Sources, last: str) -> tuple
 
 def _schedule(stage: Stage, args: TrainingArguments, total: int, lr: str | float, target: float) -> tuple[Any, str]:
     """The first stage's schedule over all updates, and its rate in words."""
-    schedule = stage.schedule if stage.schedule is not None else Fresh()
+    schedule = schedule_of(stage)
     defaults = args_defaults(stage_args(args, stage))
 
     def summed(peak: float | None) -> tuple[Any, float, float]:
-        field = "to" if isinstance(schedule, Rewarm) else "peak"
-        made = schedule if peak is None else replace(schedule, **{field: peak})
+        made = schedule if peak is None else schedule.with_peak(peak)
         span = span_of(replace(stage, schedule=made), defaults, total, None)
         return made, sum(span.lr(k) for k in range(total)), span.peak
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from transformers import TrainingArguments
 from transformers.utils import logging
@@ -16,7 +15,6 @@ from transformers.utils import logging
 from hf_stages.commands.arm_collators import collators_of
 from hf_stages.commands.arm_runs import ARM_FILE, Trainings
 from hf_stages.commands.arms import Sources, own_part, with_replay
-from hf_stages.core.curves import Step
 from hf_stages.core.folder_lock import lock_folder_on_all_ranks
 from hf_stages.core.sealed_folders import SCHEMA, STAGE_FILE, find_damage, read_json, write_json
 from hf_stages.core.stage import Recipe, Stage, parents_of
@@ -26,17 +24,12 @@ from hf_stages.planning.domains import domains_of, earlier_domains, own_domains,
 from hf_stages.planning.measure_data import plan_for
 from hf_stages.planning.plan import Plan, PlannedStage
 from hf_stages.planning.replay_sources import replay_gate
-from hf_stages.schedules.base import Span
-from hf_stages.schedules.fresh import Fresh
-from hf_stages.schedules.resume import Resume
-from hf_stages.schedules.rewarm import Rewarm
+from hf_stages.schedules.of_stage import schedule_of
 from hf_stages.training.from_recipe import Prepared
 
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 """Of the declared rate: more below it than above, since what is asked is mostly how to forget less."""
 SHARE, LEAST = 0.1, 20
-_PIECES = 1000
-"""At most so many steps of a staircase stand for a piece of a schedule."""
 _REACHED = "the boundary that probe-lr starts from is reached"
 _NOT_FINITE = "nothing was stepped"
 
@@ -103,7 +96,7 @@ def probe_of(
             f"stage {stage!r}: it starts from the initial model; there is no boundary before it, and nothing to forget"
         )
     declared, ends = plan.spans[planned.span_root].peak, None
-    if isinstance(planned.stage.schedule, Resume):
+    if schedule_of(planned.stage).resumes:
         declared, ends = planned.lr_in, planned.lr_out
         if not declared > 0:
             raise ValueError(
@@ -276,22 +269,9 @@ def trial_stage(probe: Probe, plan: Plan, sources: Sources | None, rate: float, 
         stage = with_replay(planned, sources, _read_before(plan, sources, planned), share)
     quiet = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     return replace(
-        stage, until=f"{probe.steps} steps", schedule=_squeezed(planned, plan.spans[planned.span_root], probe.steps, rate), gates=(), exporters=(),
+        stage, until=f"{probe.steps} steps", schedule=schedule_of(stage).squeezed(plan.piece(probe.stage), probe.steps, rate), gates=(), exporters=(),
         pack_on_save=False, args={**stage.args, **quiet},
     )  # fmt: skip
-
-
-def _squeezed(planned: PlannedStage, span: Span, steps: int, rate: float) -> Any:
-    """The stage's schedule at another rate, over a trial's updates."""
-    schedule: Any = planned.stage.schedule if planned.stage.schedule is not None else Fresh()
-    if isinstance(schedule, Resume):  # its piece of the parent's shape, a step of it for each update
-        count = min(steps, _PIECES)
-        points = [(k / count, span.lr(planned.s0 + k * planned.steps / count) / planned.lr_in) for k in range(count)]
-        return Fresh(rate, 0, Step(tuple(points)), schedule.optimizer)
-    warmup = round(span.warmup / planned.steps * steps)
-    warmup = min(max(warmup, min(span.warmup, 1)), steps - 1)
-    peak = {"to": rate} if isinstance(schedule, Rewarm) else {"peak": rate}
-    return replace(schedule, warmup=warmup, **peak)
 
 
 def _by_source(recipe: Recipe, plan: Plan, sources: Sources | None, args: TrainingArguments) -> Recipe:

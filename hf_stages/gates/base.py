@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from hf_stages.core.ledger import Entry
+from hf_stages.core.stage_context import StageContext
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,31 @@ class Decision:
 
 
 class Gate:
-    """Base of all gates: a frozen dataclass, asked after every update (``on = "step"``), after new log entries
-    (``"log"``), after an evaluation of all sets (``"evaluation"``) or once at the stage's end (``"end"``)."""
+    """Base of all gates: a frozen dataclass that reads a stage's history and may answer with a decision.
+
+    A gate of your own is a subclass with ``__call__(history)``:
+
+    >>> @dataclass(frozen=True)
+    ... class Diverged(Gate):
+    ...     def __call__(self, history):
+    ...         losses = history.values("loss")
+    ...         return Decision("end", "the loss doubled") if losses and losses[-1] > 2 * losses[0] else None
+    >>> Diverged()(History(step=20, logs=[{"loss": 2.0}, {"loss": 4.5}])).reason
+    'the loss doubled'
+    """
 
     on: Literal["step", "log", "evaluation", "end"] = "log"
+    """When it is asked: after every update, new log entries or an evaluation of all sets, or once at the stage's end."""
     reads_clock: bool = False
     """True: the answer depends on the wall clock, so a resumed run may differ from an uncut one."""
+    keeps: bool = False
+    """True: it may answer ``rollback``, so the stage stores states to go back to."""
+    replays: bool = False
+    """True: it may answer ``replay``, so the stage's data are planned with what may be replayed."""
+    most_replayed: float = 0.0
+    """The largest share of the examples that it may replay."""
+    replay_source: Any = None
+    """What it replays: a source's name, a curriculum or a dataset. None: what the stages before this one drew."""
 
     def __post_init__(self) -> None:
         """Numbers are numbers: a limit that is NaN would never be reached, and no word would say so."""
@@ -67,6 +87,30 @@ class Gate:
             if not number or value != value:
                 expected = "a whole number" if whole else "a number"
                 raise ValueError(f"{type(self).__name__}: {field_.name}: expected {expected}, got {value!r}")
+
+    @property
+    def metric_read(self) -> str | None:
+        """The name in the log that it needs; by default its field ``metric``, if it has one."""
+        return getattr(self, "metric", None)
+
+    def check(self, context: StageContext) -> None:
+        """Raise ValueError where it could never fire in this stage. Asked before the first step."""
+        metric = self.metric_read
+        if self.on == "log" and metric is not None and metric.startswith("eval_") and not context.evaluates:
+            raise ValueError(
+                f'{metric} is never measured inside the stage, because eval_strategy is "no"; set '
+                'eval_strategy="steps" and eval_steps'
+            )
+        if self.on != "evaluation":
+            return
+        if not isinstance(context.eval_sets, Mapping):
+            raise ValueError(
+                'eval_dataset: expected named sets, such as {"prose": ..., "code": ...}, whose losses are compared'
+            )
+        if not context.evaluates:
+            raise ValueError(
+                'it is asked after evaluations, but eval_strategy is "no"; set eval_strategy="steps" and eval_steps'
+            )
 
     def at_end(self, history: History) -> Decision | None:
         """Once more on the stage's last evaluation, before its folder is written: ``alert`` or ``rollback``."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hf_stages.core.stage_context import StageContext
 from hf_stages.gates.base import Decision, Gate, History
 
 _ACTIONS = ("alert", "cut_lr", "rollback", "replay", "end")
@@ -68,11 +69,43 @@ class Forgetting(Gate):
         if self.source is not None and self.action != "replay":
             raise ValueError(f"Forgetting: source: it is what 'replay' draws from; leave it out with {self.action!r}")
 
+    @property
+    def keeps(self) -> bool:  # type: ignore[override]
+        return self.action == "rollback"
+
+    @property
+    def replays(self) -> bool:  # type: ignore[override]
+        return self.action == "replay"
+
+    @property
+    def most_replayed(self) -> float:  # type: ignore[override]
+        return self.most if self.replays else 0.0
+
+    @property
+    def replay_source(self) -> Any:
+        return self.source
+
+    def check(self, context: StageContext) -> None:
+        super().check(context)
+        known = ", ".join(context.domains)
+        if self.of is not None and (unknown := [name for name in self.of if name not in context.domains]):
+            raise ValueError(f"of: no evaluation set is called {unknown[0]!r}; there are {known}")
+        if self.of is None and not context.earlier:
+            raise ValueError(
+                f"of: no evaluation set ({known}) is named as an earlier stage or its data are, so it cannot tell what "
+                "is not to be forgotten; say of=[...]"
+            )
+        if self.keeps and context.args.load_best_model_at_end:
+            raise ValueError(
+                "action: 'rollback' and load_best_model_at_end both choose what the stage ends with; leave one of them out"
+            )
+        if self.keeps and context.sharded:
+            raise ValueError("action: 'rollback' is not supported under FSDP; use 'cut_lr' or 'end'")
+
     def __call__(self, history: History) -> Decision | None:
         rounds = self._rounds(history)
-        replays = self.action == "replay"  # another gate of the stage may cut its rate
         own = [entry for entry in history.entries if entry.by == type(self).__name__ and entry.value is not None]
-        acted = [entry for entry in own if (entry.kind == "replay") == replays]
+        acted = [entry for entry in own if (entry.kind == "replay") == self.replays]  # another gate may cut the rate
         since = max((entry.step for entry in acted), default=-1)
         outside = 0
         for step, (rise, _) in rounds:
@@ -80,14 +113,14 @@ class Forgetting(Gate):
         if not rounds or rounds[-1][0] <= since:
             return None
         if not outside:
-            return Decision("keep", "") if self.action == "rollback" else None
+            return Decision("keep", "") if self.keeps else None
         if outside < self.patience or (self.action == "alert" and outside > self.patience):
             return None
         return self._act(rounds[-1][1], history, acted)
 
     def _act(self, worst: tuple[float, str], history: History, acted: Sequence) -> Decision | None:
         reason, share = worst[1], 1.0
-        if self.action == "replay":
+        if self.replays:
             return self._more(reason, acted[-1].value if acted else 0.0, history)
         for entry in acted:
             share *= entry.value
@@ -100,7 +133,7 @@ class Forgetting(Gate):
             cut = f"the learning rate is cut to {share:.3g} of its schedule"
             return Decision(self.action, f"{reason}; {cut}", self.factor)
         low = f"its rate is at the floor ({self.floor:.3g} of the schedule)"
-        if self.action == "rollback":
+        if self.keeps:
             return Decision("rollback", f"{reason}; {low}, so the stage ends here")
         return self._once(f"{reason}; {low}", history)
 
@@ -124,7 +157,7 @@ class Forgetting(Gate):
         rounds = self._rounds(history)
         if not rounds or rounds[-1][1][0] <= self._budget:
             return None
-        return Decision("rollback" if self.action == "rollback" else "alert", f"{rounds[-1][1][1]} as the stage ends")
+        return Decision("rollback" if self.keeps else "alert", f"{rounds[-1][1][1]} as the stage ends")
 
     @property
     def _budget(self) -> float:

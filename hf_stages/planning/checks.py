@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
 
-from hf_stages.core.curves import Curve
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.stage import Recipe, Stage
+from hf_stages.core.stage_context import StageContext, is_sharded
 from hf_stages.losses.objective.by_source import OnSource
 from hf_stages.losses.objective.stage_losses import adapted_terms, wants_teacher
 from hf_stages.losses.objective.terms import Term, groups_of, teacher_needs_of, terms_of
@@ -30,7 +29,6 @@ from hf_stages.teachers.cache_reader import check_needs
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
 from hf_stages.teachers.stage_teachers import teacher_of, teacher_structure
-from hf_stages.transforms.split_ternary import SplitTernary
 
 _LOGITS = frozenset({"logits", "final", "outputs"})
 
@@ -64,16 +62,16 @@ def check_metrics(recipe: Recipe) -> None:
     for where, noun in nouns:
         check = getattr(noun.compute_metrics, "check", None)  # a part of ours; a function has none
         if check is not None:
-            with _placing(where):
+            with place_errors(where):
                 check()
 
 
 def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
     where = f"stage {stage.name!r}"
-    own = stage_args(args, stage)
-    strategy = str(getattr(own.eval_strategy, "value", own.eval_strategy))
-    evaluated = stage.eval_dataset if stage.eval_dataset is not None else recipe.eval_dataset
-    if strategy != "no" and evaluated is None:
+    context = _context(recipe, args, stage)
+    own, evaluated = context.args, context.eval_sets
+    if context.evaluates and evaluated is None:
+        strategy = str(getattr(own.eval_strategy, "value", own.eval_strategy))
         raise ValueError(
             f"{where}: eval_dataset: eval_strategy={strategy!r}, but there is none here and none in the trainer"
         )
@@ -89,30 +87,12 @@ def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
             f"{where}: metric_for_best_model={own.metric_for_best_model!r}: it is a distance, and greater_is_better (which Trainer "
             "sets for every metric that does not end in 'loss') would keep the worst model; set greater_is_better=False"
         )
-    blended = next((t for t in stage.transforms if isinstance(getattr(t, "strength", None), Curve)), None)
-    if own.load_best_model_at_end and blended is not None:
-        raise ValueError(
-            f"{where}: load_best_model_at_end: the best checkpoint may be one from before {type(blended).__name__} reached full "
-            "strength, when the model was better because it was not quantized yet; set it to False here, or go on to a stage "
-            "without a curve"
-        )
-    kinds = [type(transform) for transform in stage.transforms]
-    if blended is not None and SplitTernary in kinds[stage.transforms.index(blended) :]:
-        raise ValueError(
-            f"{where}: transforms: {type(blended).__name__} comes to full strength over the stage, but SplitTernary splits before its "
-            "first step; let SplitTernary begin the next stage, or leave strength out"
-        )
+    for transform in stage.transforms:
+        with place_errors(where):
+            transform.check_stage(context)
     for index, gate in enumerate(stage.gates):
-        metric = getattr(gate, "metric", None)
-        if gate.on == "log" and isinstance(metric, str) and metric.startswith("eval_") and strategy == "no":
-            raise ValueError(
-                f"{where}: gates[{index}] {type(gate).__name__}: {metric} is never measured inside the stage, because "
-                'eval_strategy is "no"; set eval_strategy="steps" and eval_steps'
-            )
-    for index, gate in enumerate(stage.gates):
-        if gate.on == "evaluation":
-            with _placing(f"{where}: gates[{index}] {type(gate).__name__}"):
-                _check_watched(recipe, stage, own, gate, strategy)
+        with place_errors(f"{where}: gates[{index}] {type(gate).__name__}"):
+            gate.check(context)
     reads = [t.name for t in terms_of(stage.loss) if t.loss.needs & _LOGITS] if stage.loss is not None else []
     if own.use_liger_kernel and reads:
         raise ValueError(
@@ -121,32 +101,15 @@ def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
         )
 
 
-def _check_watched(recipe: Recipe, stage: Stage, args: Any, gate: Any, strategy: str) -> None:
-    """A gate that compares evaluations with the boundary must be able to."""
-    sets = stage.eval_dataset if stage.eval_dataset is not None else recipe.eval_dataset
-    known = domains_of(recipe, stage.name)
-    if not isinstance(sets, Mapping):
-        raise ValueError(
-            'eval_dataset: expected named sets, such as {"prose": ..., "code": ...}, whose losses are compared'
-        )
-    if strategy == "no":
-        raise ValueError(
-            'it is asked after evaluations, but eval_strategy is "no"; set eval_strategy="steps" and eval_steps'
-        )
-    of = getattr(gate, "of", None)
-    if of is not None and (unknown := [name for name in of if name not in known]):
-        raise ValueError(f"of: no evaluation set is called {unknown[0]!r}; there are {', '.join(known)}")
-    if of is None and not earlier_domains(recipe, stage):
-        raise ValueError(
-            f"of: no evaluation set ({', '.join(known)}) is named as an earlier stage or its data are, so it cannot tell what is not "
-            "to be forgotten; say of=[...]"
-        )
-    if getattr(gate, "action", None) == "rollback" and args.load_best_model_at_end:
-        raise ValueError(
-            "action: 'rollback' and load_best_model_at_end both choose what the stage ends with; leave one of them out"
-        )
-    if getattr(gate, "action", None) == "rollback" and _sharded(args):
-        raise ValueError("action: 'rollback' is not supported under FSDP; use 'cut_lr' or 'end'")
+def _context(recipe: Recipe, args: Any, stage: Stage) -> StageContext:
+    """The stage as its parts see it. Names of domains are looked up for gates alone."""
+    return StageContext(
+        stage=stage,
+        args=stage_args(args, stage),
+        eval_sets=stage.eval_dataset if stage.eval_dataset is not None else recipe.eval_dataset,
+        domains=tuple(domains_of(recipe, stage.name)) if stage.gates else (),
+        earlier=earlier_domains(recipe, stage) if stage.gates else (),
+    )
 
 
 def check_teacher(recipe: Recipe, stage: Stage) -> None:
@@ -199,7 +162,7 @@ def check_losses(
         _check_needs(args, stage, terms, student, own_loss)
         if isinstance(declared, CachedTeacher):
             for term in terms:
-                with _placing(f"stage {stage.name!r}: loss {term.name}"):
+                with place_errors(f"stage {stage.name!r}: loss {term.name}"):
                     check_needs(declared, teacher_needs_of([term]))
         found[stage.name] = taught(terms, declared)
     return found
@@ -211,10 +174,10 @@ def _structure(stage: Stage, declared: Any, student: Any, skeletons: Mapping[str
         return skeletons.get(declared.removeprefix("stage:"))
     if isinstance(declared, str):
         _check_base(stage, student)
-    with _placing(f"stage {stage.name!r}: teacher"):
+    with place_errors(f"stage {stage.name!r}: teacher"):
         source = declared if read is None else read(declared)
     called = f" {source.model!r}" if isinstance(source, Teacher) and isinstance(source.model, str) else ""
-    with _placing(f"stage {stage.name!r}: teacher{called}"):
+    with place_errors(f"stage {stage.name!r}: teacher{called}"):
         return teacher_structure(source, student)
 
 
@@ -236,7 +199,7 @@ def _check_base(stage: Stage, student: Any) -> None:
 def _check_needs(args: Any, stage: Stage, terms: Sequence[Term], student: Any, own_loss: bool) -> None:
     where = f"stage {stage.name!r}: loss"
     for term in terms:
-        with _placing(f"{where} {term.name}"):
+        with place_errors(f"{where} {term.name}"):
             Capture(student, term.loss.needs).remove()
         own = sum(1 for _ in getattr(term.loss, "parameters", lambda: ())())
         if own:
@@ -245,7 +208,7 @@ def _check_needs(args: Any, stage: Stage, terms: Sequence[Term], student: Any, o
             )
     gradients = [group for group in groups_of(stage.loss) if group.by == "gradient"]
     reentrant = (stage_args(args, stage).gradient_checkpointing_kwargs or {}).get("use_reentrant")
-    if gradients and (reentrant or _sharded(args)):
+    if gradients and (reentrant or is_sharded(args)):
         what = "reentrant activation checkpointing" if reentrant else "FSDP"
         raise ValueError(f"{where}: Balanced: gradients of single terms cannot be taken under {what}; use by='loss'")
     if (own_loss or args.label_smoothing_factor) and any(
@@ -263,24 +226,12 @@ def _check_needs(args: Any, stage: Stage, terms: Sequence[Term], student: Any, o
         )
 
 
-def _sharded(args: Any) -> bool:
-    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
-
-
-@contextmanager
-def _placing(where: str) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
 def check_no_rebuild(recipe: Recipe, plan: Plan) -> None:
     """A model that cannot be built a second time can only go from each stage to the next."""
     reason = "this model cannot be built a second time from its config (it is quantized, changed by hand, or no transformers model)"
     for stage in recipe.stages:
         for index, transform in enumerate(stage.transforms):
-            with _placing(f"stage {stage.name!r}: transforms[{index}]"):
+            with place_errors(f"stage {stage.name!r}: transforms[{index}]"):
                 transform.check(recipe.model)
     for before, planned in zip([None, *(p.name for p in plan.stages)], plan.stages, strict=False):
         if planned.parent != before:

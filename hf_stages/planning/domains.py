@@ -10,7 +10,7 @@ from typing import Any
 from hf_stages.core.stage import Recipe, Stage, parents_of
 from hf_stages.data.curricula.base import Curriculum
 from hf_stages.planning.measure_data import named, train_dataset_of
-from hf_stages.transforms.set_task import SetTask
+from hf_stages.transforms.base import Transform
 
 PLAIN = "eval"
 """The name of the run's evaluation set where it has none of its own."""
@@ -91,11 +91,11 @@ def same_task(recipe: Recipe, stage: Stage, domain: Domain) -> bool:
     return _task(recipe, stage) == (_task(recipe, domain.stage) if domain.stage is not None else None)
 
 
-def _task(recipe: Recipe, stage: Stage) -> SetTask | None:
+def _task(recipe: Recipe, stage: Stage) -> Transform | None:
     """The head that a stage's model was given last; None is the initial model's."""
     for current in _chain(recipe, stage):
         for transform in reversed(current.transforms):
-            if isinstance(transform, SetTask):
+            if transform.sets_task:
                 return transform
     return None
 

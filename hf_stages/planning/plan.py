@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_stages.core.duration import Duration
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.stage import Recipe, Stage, parents_of
-from hf_stages.schedules.base import Defaults, Span
-from hf_stages.schedules.fresh import Fresh
-from hf_stages.schedules.resume import Resume
+from hf_stages.schedules.base import Defaults, Piece, Span
+from hf_stages.schedules.of_stage import schedule_of
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,11 @@ class Plan:
         stage = self[name]
         return self.spans[stage.span_root].highest(stage.s0, stage.s1)
 
+    def piece(self, name: str) -> Piece:
+        """The part of its learning-rate span that a stage runs through."""
+        stage = self[name]
+        return Piece(self.spans[stage.span_root], stage.s0, stage.steps)
+
     def lr_at(self, name: str, t: float) -> float:
         """The planned learning rate of a stage at progress t."""
         stage = self[name]
@@ -162,7 +167,8 @@ def make_plan(recipe: Recipe, sizes: Mapping[str, Size], defaults: Mapping[str, 
         if root == stage.name:
             parent_lr = planned[parent].lr_out if parent else None
             spans[root] = span_of(stage, defaults[root], _span_total(root, steps, roots, parents), parent_lr)
-            _check_warmup(stage, spans[root], steps[stage.name])
+            with place_errors(f"stage {stage.name!r}: schedule"):
+                schedule_of(stage).check(spans[root], steps[stage.name])
         elif parent is not None:
             s0 = planned[parent].s1
         s1 = s0 + steps[stage.name]
@@ -216,31 +222,18 @@ def steps_of(stage: Stage, size: Size) -> int:
 
 def span_of(stage: Stage, defaults: Defaults, total: int, parent_lr: float | None) -> Span:
     """The learning-rate span that a stage declares, over ``total`` steps."""
-    schedule = stage.schedule if stage.schedule is not None else Fresh()
-    try:
+    schedule = schedule_of(stage)
+    with place_errors(f"stage {stage.name!r}: schedule"):
         return schedule.span(defaults, total=total, parent_lr=parent_lr)
-    except ValueError as error:
-        raise ValueError(f"stage {stage.name!r}: schedule: {error}") from error
-
-
-def _check_warmup(stage: Stage, span: Span, steps: int) -> None:
-    if span.warmup > steps:
-        raise ValueError(
-            f"stage {stage.name!r}: schedule: a warmup of {span.warmup} steps is longer than the stage ({steps} steps); "
-            "shorten the warmup or lengthen the stage"
-        )
 
 
 def _span_roots(stages: Sequence[Stage], parents: Mapping[str, str | None]) -> dict[str, str]:
+    """The stage that declares each stage's span: itself, or the one that its schedule resumes."""
     roots: dict[str, str] = {}
     for stage in stages:
         parent = parents[stage.name]
-        if not isinstance(stage.schedule, Resume):
-            roots[stage.name] = stage.name
-        elif parent is None:
-            raise ValueError(f"stage {stage.name!r}: schedule: Resume() needs a parent to go on from; use Fresh()")
-        else:
-            roots[stage.name] = roots[parent]
+        resumed = parent if schedule_of(stage).resumes else None
+        roots[stage.name] = roots[resumed] if resumed is not None else stage.name
     return roots
 
 

@@ -22,7 +22,7 @@ _MODEL_READS = ("input_ids", "labels", "label", "label_ids", "pixel_values", "in
 
 def replay_gate(stage: Stage) -> Any:
     """The stage's gate that may replay; None without one."""
-    found = [gate for gate in stage.gates if getattr(gate, "action", None) == "replay"]
+    found = [gate for gate in stage.gates if gate.replays]
     if len(found) > 1:
         raise ValueError(
             f"stage {stage.name!r}: gates: {len(found)} of them replay, and the stage's data have one share to give; expected one gate "
@@ -38,12 +38,12 @@ def with_earlier(
     gate, given = replay_gate(stage), stage.train_dataset if stage.train_dataset is not None else recipe.train_dataset
     where = f"stage {stage.name!r}: gates: {type(gate).__name__}: source"
     name = given if isinstance(given, str) else _known_as(own, known) or stage.name
-    if gate.source is not None:
-        check_source(gate.source, where)
-        for called in gate.source.source_names() if isinstance(gate.source, Curriculum) else [gate.source]:
+    if (source := gate.replay_source) is not None:
+        check_source(source, where)
+        for called in source.source_names() if isinstance(source, Curriculum) else [source]:
             if isinstance(called, str) and called not in known:
                 raise ValueError(f"{where}: no source is called {called!r}; there are {', '.join(known) or 'none'}")
-        return Replayed(own, gate.source, name)
+        return Replayed(own, source, name)
     alone = data_of(stage)  # without what is to be replayed
     held = [_rows_of(leaf) for leaf in alone.leaves] if isinstance(alone, Blend) else [alone]
     names = list(alone.names) if isinstance(alone, Blend) else [name]
@@ -84,12 +84,12 @@ def check_replay(recipe: Recipe, stage: Stage, dataset: Blend) -> None:
     """What would only show once the gate acts: rows that no batch can hold together, a source that runs dry."""
     gate = replay_gate(stage)
     _check_columns(recipe, stage, dataset)
-    dataset.replay(((0, gate.most),))
+    dataset.replay(((0, gate.most_replayed),))
     try:
         dataset.check_dry()
     except ValueError as error:
         raise ValueError(
-            f"{error} (this is at {type(gate).__name__}(most={gate.most}), from the first update on)"
+            f"{error} (this is at {type(gate).__name__}(most={gate.most_replayed}), from the first update on)"
         ) from None
     finally:
         dataset.replay(())

@@ -11,7 +11,7 @@ from hf_stages.core.stage import Recipe, Stage
 from hf_stages.losses.objective.stage_losses import wants_teacher
 from hf_stages.planning.plan import args_defaults, span_of
 from hf_stages.schedules.base import Defaults
-from hf_stages.schedules.resume import Resume
+from hf_stages.schedules.of_stage import schedule_of
 
 _OF_SCHEDULES = {
     "learning_rate": "learning_rate",
@@ -73,7 +73,7 @@ def _was_copied(args: TrainingArguments) -> bool:
 
 def _read(args: TrainingArguments, stage: Stage) -> set[str]:
     """What the stage's schedule asks the run's args for."""
-    if isinstance(stage.schedule, Resume):
+    if schedule_of(stage).resumes:
         return set()
     asked = _Asked(args_defaults(args))
     try:

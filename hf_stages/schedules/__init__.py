@@ -4,7 +4,11 @@ from typing import Any
 
 from hf_stages.core.exports import Exports
 
-_EXPORTS = Exports(__name__, ("schedules",))
+_EXPORTS = Exports(
+    __name__,
+    ("schedules",),
+    more=dict.fromkeys(("Defaults", "Piece", "Schedule", "Span"), "hf_stages.schedules.base"),
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hf_stages.core.curves import Curve
 from hf_stages.core.duration import Duration, as_warmup, warmup_steps
-from hf_stages.schedules.base import Defaults, Span, as_shape, check_optimizer, check_rate, curve_shape, trainer_shape
+from hf_stages.schedules.base import (
+    Defaults,
+    Piece,
+    Schedule,
+    Span,
+    as_shape,
+    check_optimizer,
+    check_rate,
+    curve_shape,
+    squeezed_warmup,
+    trainer_shape,
+)
 
 
 @dataclass(frozen=True)
-class Fresh:
+class Fresh(Schedule):
     """Start a new schedule: warm up to ``peak``, then follow ``shape``. The optimizer starts empty.
 
     >>> from hf_stages.core.curves import Cosine
@@ -46,3 +57,6 @@ class Fresh:
         kwargs = defaults.shape_kwargs if self.shape is None else {}
         name = str(getattr(name, "value", name))
         return Span(peak, warmup, total, trainer_shape(name, warmup, total, kwargs, peak=peak))
+
+    def squeezed(self, piece: Piece, steps: int, rate: float) -> Fresh:
+        return replace(self, warmup=squeezed_warmup(piece, steps), peak=rate)

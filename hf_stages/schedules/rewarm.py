@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hf_stages.core.curves import Cosine, Curve
 from hf_stages.core.duration import Duration, as_warmup, warmup_steps
-from hf_stages.schedules.base import Defaults, Span, as_shape, check_optimizer, check_rate, curve_shape, trainer_shape
+from hf_stages.schedules.base import (
+    Defaults,
+    Piece,
+    Schedule,
+    Span,
+    as_shape,
+    check_optimizer,
+    check_rate,
+    curve_shape,
+    squeezed_warmup,
+    trainer_shape,
+)
 
 
 @dataclass(frozen=True)
-class Rewarm:
+class Rewarm(Schedule):
     """From the parent's last learning rate up (or down) to ``to`` over ``warmup``, then along ``then``.
 
     Long-context and cooldown stages do this: SmolLM3 re-warms 1,000 steps to 2e-5 and follows a cosine.
@@ -47,3 +58,9 @@ class Rewarm:
             return start + (1 - start) * s / warmup if s < warmup else after(s - warmup)
 
         return Span(self.to, warmup, total, shape)
+
+    def with_peak(self, rate: float) -> Rewarm:
+        return replace(self, to=rate)
+
+    def squeezed(self, piece: Piece, steps: int, rate: float) -> Rewarm:
+        return replace(self, warmup=squeezed_warmup(piece, steps), to=rate)

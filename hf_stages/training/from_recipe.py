@@ -292,7 +292,7 @@ def _names(recipe: Recipe) -> list[tuple[str, str]]:
             value = getattr(noun, key)
             entries = value.items() if isinstance(value, Mapping) else [("", value)]
             found += [(f"{where}{key}{k and f'.{k}'}", name) for k, v in entries for name in source_names_in(v)]
-        held = [(i, getattr(gate, "source", None)) for i, gate in enumerate(getattr(noun, "gates", ()))]
+        held = [(i, gate.replay_source) for i, gate in enumerate(getattr(noun, "gates", ()))]
         found += [(f"{where}gates.{i}.source", name) for i, source in held for name in source_names_in(source)]
     return found
 

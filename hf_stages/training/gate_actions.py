@@ -29,7 +29,7 @@ class Steering:
         self.kept: int | None = None
         """After how many of the stage's updates the kept state was taken."""
         self.folder = kept_folder(trainer._runner.out, planned.folder)
-        self.keeps = any(getattr(gate, "action", None) == "rollback" for gate in planned.stage.gates)
+        self.keeps = any(gate.keeps for gate in planned.stage.gates)
         self.earlier = earlier_domains(trainer.recipe, planned.stage)
         self.chain = [planned.name]
         """The stages whose cuts lower this stage's rate: those whose schedule it goes on with."""

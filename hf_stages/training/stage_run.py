@@ -291,7 +291,7 @@ class StageRun:
         """A gate whose metric was never logged could not have fired: say so."""
         history = self.history(state)
         for gate in self.planned.stage.gates:
-            metric = getattr(gate, "metric", None)
+            metric = gate.metric_read
             if gate.on == "log" and metric is not None and not history.values(metric):
                 known = sorted({key for log in history.logs for key in log})
                 self.note("notice", f"{metric} was never logged; there are {', '.join(known)}", by=type(gate).__name__)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hf_stages.core.stage_context import StageContext
+
 
 class Transform:
     """Base of all transforms: a frozen dataclass with ``__call__(model) -> model``.
@@ -18,11 +20,19 @@ class Transform:
     keeps_function: bool = False
     """True claims equal outputs before and after; the trainer checks it on real batches and records the deviation."""
 
+    varies: bool = False
+    """True: the model it makes changes with the stage's progress and is complete only at its end (see ``at``)."""
+    sets_task: bool = False
+    """True: the model gets another task (a new head), so what was measured before cannot be measured after it."""
+
     def __call__(self, model: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(model)")
 
     def check(self, model: Any) -> None:
         """Raise ValueError for a model that cannot be built from its config, and so not be tried before the run."""
+
+    def check_stage(self, context: StageContext) -> None:
+        """Raise ValueError where it cannot do its work in this stage. Asked before the first step."""
 
     def at(self, model: Any, t: float) -> None:
         """Set what varies with the stage's progress ``t`` (a quantization strength). A finished stage stands at 1."""

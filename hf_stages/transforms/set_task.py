@@ -43,6 +43,7 @@ class SetTask(Transform):
     """Names of the labels: a list, or ``{number: name}``."""
     problem_type: str | None = field(default=None, kw_only=True)
     """``"regression"``, ``"single_label_classification"`` or ``"multi_label_classification"``; None: by the labels."""
+    sets_task = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "auto_class", _auto_class(self.auto_class))

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from hf_stages.core.stage_context import StageContext
 from hf_stages.layers.experts import QuantizedExperts
 from hf_stages.layers.quantizable import holders_of
 from hf_stages.layers.quantized import WithStrength
@@ -38,6 +39,17 @@ class SplitTernary(Transform):
     def __post_init__(self) -> None:
         if self.modules is not None:
             object.__setattr__(self, "modules", as_names(self.modules, where="SplitTernary: modules"))
+
+    def check_stage(self, context: StageContext) -> None:
+        """Refuse to split what is ternary only at the stage's end: the split comes before its first step."""
+        transforms = context.stage.transforms
+        place = max(index for index, part in enumerate(transforms) if part is self)
+        before = [part for part in transforms[:place] if part.varies]
+        if before:
+            raise ValueError(
+                f"transforms: {type(before[0]).__name__} comes to full strength over the stage, but SplitTernary splits before its "
+                "first step; let SplitTernary begin the next stage, or leave strength out"
+            )
 
     def __call__(self, model: Any) -> Any:
         refuse_adapters(model, where="SplitTernary")

@@ -64,8 +64,8 @@ def walk(page: Path, *, slow: bool) -> None:
         for name in block.values("file"):
             Path(name).write_text(block.code, encoding="utf-8")
         if block.kind == "python":
-            # Blank lines in front make the line numbers of a traceback those of the page.
-            exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec"), namespace)
+            # Blank lines in front make the line numbers of a traceback those of the page. The reader has no __future__.
+            exec(compile("\n" * (block.line - 1) + block.code, str(page), "exec", dont_inherit=True), namespace)
         elif block.kind == "bash":
             for number, line in enumerate(block.code.splitlines(), start=block.line):
                 _run(line, f"{page.name}:{number}")

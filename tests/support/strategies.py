@@ -11,7 +11,7 @@ from hf_stages.gates import Above, Below, Budget, Expect, Plateau
 from hf_stages.losses import TaskLoss
 from hf_stages.losses.base import Scaled, Sum
 from hf_stages.models.model_source import ModelSource
-from hf_stages.schedules import Fresh, Resume, Rewarm
+from hf_stages.schedules import Fresh, Restarts, Resume, Rewarm
 
 numbers = st.one_of(st.integers(-1000, 1000), st.floats(-1e6, 1e6))
 shares = st.floats(0, 0.5)
@@ -53,6 +53,7 @@ schedules = st.one_of(
     st.builds(Fresh, st.none() | st.floats(1e-9, 1), st.none() | warmups, st.none() | shapes, carry),
     st.builds(Resume, carry),
     st.builds(Rewarm, st.floats(1e-9, 1), warmups, shapes, carry),
+    st.builds(Restarts, st.integers(1, 9) | st.lists(st.floats(0.1, 9), min_size=1), st.none() | st.floats(1e-9, 1)),
 )
 plain_args = st.dictionaries(
     texts, st.none() | st.booleans() | numbers | texts | st.lists(numbers, max_size=2), max_size=3

@@ -113,7 +113,7 @@ def misplaced(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str | Non
         ((*path, "gates", i, "source"), source)
         for path, noun in nouns[1:]
         for i, gate in enumerate(noun.gates)
-        if (source := getattr(gate, "source", None)) is not None
+        if (source := gate.replay_source) is not None
     ]
     for path, value in held:
         bare = isinstance(value, str) and "gates" in path
