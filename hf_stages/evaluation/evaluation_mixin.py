@@ -11,8 +11,8 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from hf_stages.data.stage_collator import for_source
-from hf_stages.evaluation.loss_over_items import EvalSums
-from hf_stages.evaluation.per_domain import as_its_own
+from hf_stages.evaluation.loss_over_items import LossOverItems
+from hf_stages.evaluation.per_domain import measured_as_its_stage_does
 from hf_stages.evaluation.teacher_terms import BULKY
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
@@ -29,14 +29,14 @@ def _without_nan(metrics: dict[str, float], prefix: str) -> None:
         logger.warning(f"{prefix}: no row of this evaluation set has a label (all are -100), so it has no loss")
 
 
-class MeasuredMixin(_Base):
+class EvaluationMixin(_Base):
     """The part of StagedMixin that evaluates. Each override is Trainer's own without stages."""
 
     recipe: Any
     data_collator: Any
     _stage: Any
     _sums: Any = None
-    """The EvalSums of an evaluation in progress."""
+    """The LossOverItems of an evaluation in progress."""
     _evaluated: Any = None
     """The set that is evaluated, as the user gave it."""
     _weighs_items = False
@@ -59,7 +59,7 @@ class MeasuredMixin(_Base):
     def evaluate(self, eval_dataset=None, *args, **kwargs):
         if self._stage is None or not isinstance(eval_dataset, str):
             return super().evaluate(eval_dataset, *args, **kwargs)
-        with as_its_own(self, eval_dataset):
+        with measured_as_its_stage_does(self, eval_dataset):
             return super().evaluate(eval_dataset, *args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset=None, **kwargs):
@@ -77,7 +77,7 @@ class MeasuredMixin(_Base):
     def evaluation_loop(self, *args, **kwargs):
         inner = super().evaluation_loop
         prefix = inspect.signature(inner).bind(*args, **kwargs).arguments.get("metric_key_prefix", "eval")
-        self._sums = EvalSums(self, self._evaluated) if self._weighs_items else None
+        self._sums = LossOverItems(self, self._evaluated) if self._weighs_items else None
         try:
             with self._sums.counting() if self._sums is not None else nullcontext():
                 output = inner(*args, **kwargs)

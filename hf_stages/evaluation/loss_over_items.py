@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from hf_stages.evaluation.padded_rows import first_rows, new_rows
+from hf_stages.evaluation.padded_rows import count_unread_rows, first_rows
 from hf_stages.evaluation.token_bytes import bytes_per_token
-from hf_stages.losses.objective.mean_of_parts import EvalParts
-from hf_stages.losses.objective.micro_batch_loss import outermost
-from hf_stages.losses.objective.task_probe import known_reduction
-from hf_stages.losses.objective.update_sums import counted
+from hf_stages.losses.objective.mean_of_parts import MeanOfParts
+from hf_stages.losses.objective.micro_batch_loss import replace_compute_loss
+from hf_stages.losses.objective.task_probe import reduction_in_evaluation
+from hf_stages.losses.objective.update_sums import give_item_count
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.outputs import outputs_of
 
@@ -26,7 +26,7 @@ BYTES = "bytes"
 """A column of an evaluation set: how many bytes of text each row stands for."""
 
 
-class EvalSums:
+class LossOverItems:
     """Sums over one evaluation of one set; made anew for each."""
 
     def __init__(self, trainer: Any, dataset: Any) -> None:
@@ -34,10 +34,10 @@ class EvalSums:
         exact = torch.float32 if trainer.args.device.type == "mps" else torch.float64  # MPS has no float64
         self.totals = torch.zeros(3, dtype=exact, device=trainer.args.device)
         self.task = TaskLoss().for_models(trainer.model, None)
-        self.parts: EvalParts | None = None
+        self.parts: MeanOfParts | None = None
         self.values: dict[int, torch.Tensor] = {}
         """Of the batch at hand, where the loss has parts."""
-        self.learned = False
+        self.reduction_is_known = False
         told = _is_code_length(trainer)
         # Rows of a last batch that is dropped would count in their bytes alone.
         self.given = _given_bytes(dataset) if told and not trainer.args.dataloader_drop_last else None
@@ -55,7 +55,7 @@ class EvalSums:
         step = trainer.prediction_step
         trainer.prediction_step = lambda *args, **kwargs: self._step(step, *args, **kwargs)
         try:
-            with outermost(trainer, self.loss):
+            with replace_compute_loss(trainer, self.loss):
                 yield
         finally:
             del trainer.prediction_step
@@ -65,7 +65,7 @@ class EvalSums:
     def _step(self, step: Any, model: Any, inputs: Any, loss_only: bool, *args: Any, **kwargs: Any) -> Any:
         batch = dict(inputs)  # label smoothing takes the labels out
         self._learn(batch)
-        new, self.part, self.values = new_rows(self.trainer, batch), None, {}
+        new, self.part, self.values = count_unread_rows(self.trainer, batch), None, {}
         found = step(model, inputs, loss_only, *args, **kwargs)
         if new is None or found[0] is None:
             self._add(found[0], batch)
@@ -81,7 +81,7 @@ class EvalSums:
     def loss(self, inner: Callable[..., Any], model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         """``compute_loss`` of one batch. Without a number of items every trainer gives its batch's mean."""
         batch = self.trainer.batch_of(inputs).columns
-        new = new_rows(self.trainer, batch)
+        new = count_unread_rows(self.trainer, batch)
         if new is not None:  # before the forward of all rows, which is the one that others watch
             few = first_rows(batch, new)
             self.part = self._run(inner, model, {key: few[key] for key in inputs}, few)
@@ -91,21 +91,23 @@ class EvalSums:
         self, inner: Any, model: Any, inputs: Any, batch: Any, return_outputs: bool = False, notes: bool = True
     ) -> Any:
         watch = self.parts.watching(self.values) if self.parts is not None and notes else nullcontext()
-        with counted(self.trainer, self.task.items(batch)), watch:
+        with give_item_count(self.trainer, self.task.items(batch)), watch:
             return inner(model, inputs, return_outputs=return_outputs, num_items_in_batch=None)
 
     def _learn(self, batch: Mapping[str, Any]) -> None:
         """What the loss is a mean over, on the first batch that has one."""
         trainer = self.trainer
-        if self.learned or not (trainer.can_return_loss or any(batch.get(k) is not None for k in trainer.label_names)):
+        if self.reduction_is_known or not (
+            trainer.can_return_loss or any(batch.get(k) is not None for k in trainer.label_names)
+        ):
             return
-        found = known_reduction(trainer, self.inner, self.task, batch)
+        found = reduction_in_evaluation(trainer, self.inner, self.task, batch)
         if found is False:
             return
-        self.learned = True
-        self.task.learn(found)
+        self.reduction_is_known = True
+        self.task.set_reduction(found)
         if found is not None and found.split:
-            self.parts = EvalParts(found, self.totals)
+            self.parts = MeanOfParts(found, self.totals)
 
     def _add(self, loss: torch.Tensor | None, batch: Mapping[str, Any]) -> None:
         if loss is None:

@@ -12,7 +12,7 @@ from hf_stages.data.stage_collator import find_packed
 from hf_stages.models.real_tokens import rows_of
 
 
-def new_rows(trainer: Any, batch: Mapping[str, Any]) -> int | None:
+def count_unread_rows(trainer: Any, batch: Mapping[str, Any]) -> int | None:
     """How many of this rank's rows, from the first on, were not read before. None where no rank's batch was filled up.
 
     Packed rows tell nothing of which example they are: there all count, as in Trainer.

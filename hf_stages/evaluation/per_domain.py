@@ -10,7 +10,7 @@ from hf_stages.data.stage_collator import for_source, prepare_collator
 from hf_stages.planning.domains import Domain, domains_of, own_domains
 
 
-def as_its_own(trainer: Any, name: str) -> AbstractContextManager[None]:
+def measured_as_its_stage_does(trainer: Any, name: str) -> AbstractContextManager[None]:
     """For one of the sets that a stage evaluates: an earlier domain's, which a gate watches, may be of another kind of rows."""
     stage = trainer._stage.planned.stage
     if name in own_domains(trainer.recipe, stage):

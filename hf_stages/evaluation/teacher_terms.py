@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_stages.core.batch import SOURCE, Batch
-from hf_stages.evaluation.padded_rows import first_rows, new_rows
+from hf_stages.evaluation.padded_rows import count_unread_rows, first_rows
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses.base import value_and_logged
 from hf_stages.losses.objective.by_source import OnSource, signals_of_rows
@@ -26,7 +26,7 @@ BULKY = (
 """Outputs that no metric reads and that gathered over a dataset fill the memory."""
 
 
-class EvalTerms:
+class TeacherTerms:
     """Sums and items of each teacher term over one evaluation."""
 
     def __init__(self, losses: StageLosses, trainer: Any) -> None:
@@ -44,7 +44,7 @@ class EvalTerms:
         if not self.terms or not self.losses.can_be_evaluated or not self._can_compare(batch.columns):
             yield
             return
-        new = new_rows(self.trainer, batch.columns)
+        new = count_unread_rows(self.trainer, batch.columns)
         with torch.no_grad(), self.losses.watching_evaluation() as captured:
             yield
         with torch.no_grad(), autocast:

@@ -18,7 +18,7 @@ _HIDDEN = -1e9
 
 
 @dataclass(frozen=True)
-class OnScores(Loss):
+class ScoreLoss(Loss):
     """Base of the losses on scores: layer by layer, averaged over heads, over real tokens as queries."""
 
     layers: str | list[int] | dict[int, int] = "uniform"
@@ -34,7 +34,7 @@ class OnScores(Loss):
         _layers.check(self.layers, f"{self.name}: layers")
 
     def for_models(self, student: Any, teacher: Any) -> Any:
-        return mapped(self, student, teacher)
+        return with_layer_pairs(self, student, teacher)
 
     def tensors_read(self, captured: Mapping[str, Any]) -> Any:
         return tensors_of(self, captured, "query", "key")
@@ -43,15 +43,15 @@ class OnScores(Loss):
         return self.tokens.items(batch)
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
-        found = (self.apart(mine, theirs) for mine, theirs in layers_of(self, student, teacher))
-        return torch.stack([over_queries(apart, batch, self.tokens) for apart in found])
+        found = (self.layer_distance(mine, theirs) for mine, theirs in attention_pairs(self, student, teacher))
+        return torch.stack([sum_over_queries(apart, batch, self.tokens) for apart in found])
 
-    def apart(self, student: Attention, teacher: Attention) -> torch.Tensor:
+    def layer_distance(self, student: Attention, teacher: Attention) -> torch.Tensor:
         """How far one layer is off: (batch, heads, queries)."""
-        raise NotImplementedError(f"{self.name} must define apart(student, teacher)")
+        raise NotImplementedError(f"{self.name} must define layer_distance(student, teacher)")
 
 
-def layers_of(loss: Any, student: Any, teacher: Any) -> Iterator[tuple[Attention, Attention]]:
+def attention_pairs(loss: Any, student: Any, teacher: Any) -> Iterator[tuple[Attention, Attention]]:
     """The mapped layers' attention, the student's and the teacher's."""
     for one, other in loss.pairs:
         mine, theirs = student[key_of("attention", one, loss.stack)], teacher[key_of("attention", other, loss.stack)]
@@ -65,7 +65,7 @@ def layers_of(loss: Any, student: Any, teacher: Any) -> Iterator[tuple[Attention
         yield mine, theirs
 
 
-def mapped(loss: Any, student: Any, teacher: Any, *, same_heads: bool = True) -> Any:
+def with_layer_pairs(loss: Any, student: Any, teacher: Any, *, same_heads: bool = True) -> Any:
     """``loss`` with its layer pairs and needs for these models."""
     name = type(loss).__name__
     depths = _layers.depth_of(student, loss.stack), _layers.depth_of(teacher, loss.stack)
@@ -91,7 +91,7 @@ def tensors_of(loss: Any, captured: Mapping[str, Any], *names: str) -> list[torc
     return [getattr(layer, name) for layer in layers for name in names]
 
 
-def log_shares(values: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+def masked_log_softmax(values: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
     """Log-softmax over the visible keys. Hidden ones get a large negative number: -inf would make 0 x inf of a NaN."""
     if seen is not None:
         values = values.masked_fill(~seen, _HIDDEN)
@@ -103,7 +103,7 @@ def divergence(targets: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.kl_div(logs, targets, reduction="none", log_target=True).sum(-1)
 
 
-def over_queries(found: torch.Tensor, batch: Mapping[str, Any], tokens: Tokens) -> torch.Tensor:
+def sum_over_queries(found: torch.Tensor, batch: Mapping[str, Any], tokens: Tokens) -> torch.Tensor:
     """(batch, heads, queries) averaged over heads and summed over the queries that are real tokens."""
     mean = found.mean(1)
     return (mean * tokens.weights(batch, mean)).sum()

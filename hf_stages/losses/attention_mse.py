@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_stages.losses._attention import OnScores
+from hf_stages.losses._attention import ScoreLoss
 from hf_stages.losses.attention_scores import both_visible, scores
 from hf_stages.models.signals import Attention
 
 
 @dataclass(frozen=True)
-class AttentionMSE(OnScores):
+class AttentionMSE(ScoreLoss):
     """Mean squared difference of pre-softmax scores over heads and visible keys, summed over layers, averaged over
     real tokens as queries (TinyBERT, BinaryBERT, XTC; they leave padding in).
 
     Scores are computed from the queries and keys of the mapped layers alone; the model goes on with SDPA.
     """
 
-    def apart(self, student: Attention, teacher: Attention) -> torch.Tensor:
+    def layer_distance(self, student: Attention, teacher: Attention) -> torch.Tensor:
         with torch.no_grad():
             target = scores(teacher)
         off = scores(student, minus=target)

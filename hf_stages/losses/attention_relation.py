@@ -10,7 +10,7 @@ import torch
 
 from hf_stages.losses import _attention, _layers
 from hf_stages.losses._width import heads_of, size_of
-from hf_stages.losses.attention_scores import exact
+from hf_stages.losses.attention_scores import without_autocast
 from hf_stages.losses.base import Loss, adapted
 from hf_stages.models.real_tokens import Tokens
 
@@ -55,7 +55,7 @@ class AttentionRelation(Loss):
             raise ValueError(f"AttentionRelation: temperature: expected more than 0, got {self.temperature}")
 
     def for_models(self, student: Any, teacher: Any) -> AttentionRelation:
-        known = _attention.mapped(self, student, teacher, same_heads=False)
+        known = _attention.with_layer_pairs(self, student, teacher, same_heads=False)
         if self.heads is None:
             known = adapted(known, heads=heads_of(student, self.stack, keys=True))
         for whose, model in (("student", student), ("teacher", teacher)):
@@ -71,7 +71,7 @@ class AttentionRelation(Loss):
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
         layers = []
-        for mine, theirs in _attention.layers_of(self, student, teacher):
+        for mine, theirs in _attention.attention_pairs(self, student, teacher):
             weights = self.tokens.weights(batch, mine.query.transpose(1, 2))
             apart = self.tokens.same_example(batch)
             real = (weights > 0)[:, None, None, :] if apart is None else apart[:, None]
@@ -102,6 +102,6 @@ class AttentionRelation(Loss):
         if self.form == "cosine":
             joined = torch.nn.functional.normalize(joined, dim=-1)
         scale = 1.0 if self.form == "cosine" else joined.shape[-1] ** -0.5
-        with exact(joined):
+        with without_autocast(joined):
             found = torch.matmul(joined, joined.transpose(2, 3)) * (scale / self.temperature)
-        return _attention.log_shares(found, real)
+        return _attention.masked_log_softmax(found, real)

@@ -12,11 +12,11 @@ def scores(attention: Attention, *, minus: torch.Tensor | None = None) -> torch.
 
     ``minus`` is taken off in the same multiplication, which saves a pass over the largest tensor of the loss.
     """
-    with exact(attention.query):
+    with without_autocast(attention.query):
         return _scores(attention, minus)
 
 
-def exact(like: torch.Tensor) -> torch.autocast:
+def without_autocast(like: torch.Tensor) -> torch.autocast:
     """Autocast would take fp32 products in half precision after all, and losses are computed within it."""
     return torch.autocast(like.device.type, enabled=False)
 

@@ -45,10 +45,10 @@ class TaskLoss(Loss):
         return self
 
     @property
-    def learns(self) -> bool:
+    def finds_reduction(self) -> bool:
         return self.shift is None
 
-    def learn(self, reduction: Reduction | None) -> None:
+    def set_reduction(self, reduction: Reduction | None) -> None:
         """Told to a stage's own copy, once: what the loss of this model and this data is a mean over."""
         object.__setattr__(self, "reduction", reduction)
 

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
 from hf_stages.layers.quantized import is_range_parameter
-from hf_stages.losses.objective.micro_batch_loss import outermost, update_loss
+from hf_stages.losses.objective.micro_batch_loss import replace_compute_loss, update_loss
 from hf_stages.training.stage_rates import check_rates
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
@@ -63,7 +63,7 @@ class LoopMixin(_Base):
     def training_step(self, *args, **kwargs):
         if self._stage is None:
             return super().training_step(*args, **kwargs)
-        with outermost(self, partial(update_loss, self)):
+        with replace_compute_loss(self, partial(update_loss, self)):
             loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             self._stage.objective.close_update(loss)

@@ -24,7 +24,7 @@ from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source_column import SourceCollator
 from hf_stages.data.stage_collator import for_source, prepare_collator
 from hf_stages.evaluation.final_metrics import settled_metrics
-from hf_stages.evaluation.teacher_terms import EvalTerms
+from hf_stages.evaluation.teacher_terms import TeacherTerms
 from hf_stages.gates.base import History
 from hf_stages.losses.objective.stage_losses import StageLosses, adapted_terms
 from hf_stages.losses.objective.terms import groups_of, sources_of, teacher_needs_of
@@ -165,7 +165,7 @@ class Runner:
             self._probe_teacher(planned, losses)
         groups, weights = groups_of(planned.stage.loss), list(trainer.model.parameters())
         run.objective = Objective(losses.terms, args.device, args.world_size, groups, weights)
-        run.evaluated = EvalTerms(losses, trainer)
+        run.evaluated = TeacherTerms(losses, trainer)
         if state is not None:
             run.objective.load_state_dict(state["objective"][args.process_index])
         trainer.callback_handler.stage = trainer._stage = run

@@ -24,7 +24,7 @@ from hf_stages.data.stage_collator import reads_progress
 from hf_stages.evaluation.last_evaluation import LastEvaluation
 from hf_stages.evaluation.start_metrics import start_metrics
 from hf_stages.gates.base import History
-from hf_stages.losses.objective.task_probe import learn
+from hf_stages.losses.objective.task_probe import learn_reduction
 from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.planning.measure_data import stage_seed
 from hf_stages.planning.plan import PlannedStage
@@ -58,7 +58,7 @@ class StageRun:
     losses: Any = None
     """The StageLosses in place while the stage trains."""
     evaluated: Any = None
-    """The EvalTerms of an evaluation within the stage."""
+    """The TeacherTerms of an evaluation within the stage."""
     resumed: dict[str, Any] | None = None
     checkpoint: str | None = None
     """The folder that ``resumed`` was read from."""
@@ -312,7 +312,7 @@ class StageRun:
         elapsed = self.seconds_before + time.monotonic() - self.began
         extras = [elapsed if main else 0.0, 1.0 if runner.stop_request else 0.0, *self.drawn.of_update(batches)]
         self.set_progress()
-        learn(self.trainer, self.objective, batches)
+        learn_reduction(self.trainer, self.objective, batches)
         tokens, self.seconds, stop, *drawn = self.objective.open_update(batches, self.t, extras).tolist()
         self.drawn.add(drawn, self.steps)
         self.tokens += tokens

@@ -21,8 +21,8 @@ from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.data.stage_collator import prepare_collator
-from hf_stages.evaluation.evaluation_mixin import MeasuredMixin
-from hf_stages.losses.objective.micro_batch_loss import overrides
+from hf_stages.evaluation.evaluation_mixin import EvaluationMixin
+from hf_stages.losses.objective.micro_batch_loss import overrides_compute_loss
 from hf_stages.losses.objective.stage_losses import wants_teacher
 from hf_stages.models.method_patches import Patches, check_rebuilt_model
 from hf_stages.models.stage_models import load_stage
@@ -55,7 +55,7 @@ logger = logging.get_logger(__name__)
 _SHARED = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")
 
 
-class StagedMixin(MeasuredMixin, PreparingMixin, LoopMixin, SavingMixin):
+class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
     """Stages for any subclass of Trainer that keeps Trainer's hooks: ``class StagedX(StagedMixin, XTrainer): ...``.
 
     Without ``stages`` nothing is changed: it is that trainer, bit for bit.
@@ -156,7 +156,7 @@ class StagedMixin(MeasuredMixin, PreparingMixin, LoopMixin, SavingMixin):
         check_teacher_tokenizers(self.recipe, self.processing_class)
         if not has_own_rows(self):
             check_rows(self.recipe, self.args, models)
-            if not own_loss and not overrides(self):
+            if not own_loss and not overrides_compute_loss(self):
                 check_labels(self.recipe, self.args, models)
         check_packed_stages(self.recipe, models)
         taught = check_stages(self.recipe, self.args, models, own_loss=own_loss)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast, Seq2SeqTrainer, Seq2SeqTrainin
 
 from hf_stages import Stage
 from hf_stages.data.sample_text import byte_tokenizer
-from hf_stages.evaluation.evaluation_mixin import MeasuredMixin
+from hf_stages.evaluation.evaluation_mixin import EvaluationMixin
 from hf_stages.schedules import Resume
 from hf_stages.training.trainer import StagedMixin
 from hf_stages.transforms import Freeze
@@ -57,7 +57,7 @@ def test_staged_seq2seq(tmp_path):
 )
 def test_overrides_take_what_the_trainer_below_takes(module, name):
     below = getattr(pytest.importorskip(module), name)
-    ours = {**vars(StagedMixin), **vars(MeasuredMixin)}
+    ours = {**vars(StagedMixin), **vars(EvaluationMixin)}
     common = [key for key, value in ours.items() if inspect.isfunction(value) and hasattr(below, key)]
     assert {"prediction_step", "evaluate", "train"} <= set(common)
     for key in common:

@@ -9,10 +9,10 @@ import torch
 
 from hf_stages.core.randomness import preserve_random_state
 from hf_stages.losses.objective.by_source import OnSource
-from hf_stages.losses.objective.mean_of_parts import EvalParts
-from hf_stages.losses.objective.task_trial import stirred
-from hf_stages.losses.objective.untouched_state import as_it_was
-from hf_stages.losses.objective.update_sums import counted
+from hf_stages.losses.objective.mean_of_parts import MeanOfParts
+from hf_stages.losses.objective.task_trial import fill_zero_weights
+from hf_stages.losses.objective.trainer_notes import preserve_trainer_notes
+from hf_stages.losses.objective.update_sums import give_item_count
 from hf_stages.models.capture import evaluating
 from hf_stages.models.model_inputs import model_inputs
 from hf_stages.models.signals import Signals
@@ -21,7 +21,7 @@ _OFF, _HALF = 1e-3, 2e-2
 """Relative: what rounding makes of one loss computed in two ways."""
 
 
-def unlike_by_source(trainer: Any, objective: Any, batch: Mapping[str, Any], *, half: bool) -> str | None:
+def own_loss_mismatch(trainer: Any, objective: Any, batch: Mapping[str, Any], *, half: bool) -> str | None:
     """What is wrong where a model's own loss (class weights, smoothing, focal, a sum) would silently be replaced."""
     term = next(t.loss for t in objective.terms if isinstance(t.loss, OnSource) and t.loss.task is not None)
     batch = trainer._prepare_input(dict(batch))
@@ -30,19 +30,21 @@ def unlike_by_source(trainer: Any, objective: Any, batch: Mapping[str, Any], *, 
         return None
     inputs = trainer.split_batch(batch).inputs
     reduction, values = objective.reduction, dict[int, torch.Tensor]()
-    watch = EvalParts(reduction, torch.zeros(())).watching(values) if reduction is not None and reduction.adds else None
+    watch = (
+        MeanOfParts(reduction, torch.zeros(())).watching(values) if reduction is not None and reduction.adds else None
+    )
     context = trainer.compute_loss_context_manager()
     with (
         preserve_random_state(),
-        as_it_was(trainer),
+        preserve_trainer_notes(trainer),
         torch.no_grad(),
         evaluating(trainer.model),
         context,
-        stirred(trainer.model),
+        fill_zero_weights(trainer.model),
     ):
         outputs = trainer.model(**model_inputs(trainer.model, inputs))
         by_source = float(term.mean_of_all(Signals(outputs), batch))
-        with counted(trainer, items):
+        with give_item_count(trainer, items):
             if watch is None:
                 own = _loss(trainer.compute_loss(trainer.model, dict(inputs), num_items_in_batch=None))
             else:  # what the model adds to its targets' mean is shared by items

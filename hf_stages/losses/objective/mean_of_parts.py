@@ -11,7 +11,7 @@ from hf_stages.losses.objective.loss_calls import Call, LossCalls
 from hf_stages.models.reduction import Reduction
 
 
-class EvalParts:
+class MeanOfParts:
     """Sums and items of each part over one evaluation; what the model adds to them goes by rows."""
 
     def __init__(self, reduction: Reduction, like: torch.Tensor) -> None:

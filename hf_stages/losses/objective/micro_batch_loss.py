@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from hf_stages.losses.objective.loss_calls import Call, LossCalls
 from hf_stages.losses.objective.student_forwards import TaskForward
-from hf_stages.losses.objective.update_sums import counted
+from hf_stages.losses.objective.update_sums import give_item_count
 
 logger = logging.get_logger(__name__)
 _LIBRARIES = ("hf_stages", "transformers", "trl")
@@ -19,7 +19,7 @@ _LIBRARIES = ("hf_stages", "transformers", "trl")
 
 
 @contextmanager
-def outermost(trainer: Any, loss: Callable[..., Any]) -> Iterator[None]:
+def replace_compute_loss(trainer: Any, loss: Callable[..., Any]) -> Iterator[None]:
     """Let ``loss(inner, model, inputs, return_outputs)`` answer where Trainer's own code asks for ``compute_loss``.
 
     ``inner`` is the trainer's own: Trainer's, or the override of a class on either side of the mixin. So an override
@@ -91,10 +91,10 @@ def task_loss(trainer: Any, inner: Any, model: Any, inputs: Any, items: Any, wan
     """The mean over the micro-batch, and outputs where they are wanted: without a count of items every trainer
     reports its mean."""
     try:
-        with counted(trainer, items):
+        with give_item_count(trainer, items):
             found = inner(model, inputs, return_outputs=wanted, num_items_in_batch=None)
     except TypeError as error:
-        if "NoneType" not in str(error) or not overrides(trainer):
+        if "NoneType" not in str(error) or not overrides_compute_loss(trainer):
             raise
         raise ValueError(
             f"{type(trainer).__name__}.compute_loss: it fails where num_items_in_batch is None ({error}); give the mean over the "
@@ -127,14 +127,14 @@ def _parts_at(objective: Any, batch: Any) -> Any:
 
 
 def own_compute_loss(trainer: Any) -> Any:
-    """The trainer's own, below what ``outermost`` put around it: set on the object, or its class's."""
+    """The trainer's own, below what ``replace_compute_loss`` put around it: set on the object, or its class's."""
     found = vars(trainer).get("compute_loss")
     while hasattr(found, "held"):
         found = found.held
     return found if found is not None else type(trainer).compute_loss
 
 
-def overrides(trainer: Any) -> bool:
+def overrides_compute_loss(trainer: Any) -> bool:
     """Whether ``compute_loss`` is a user's: set on the object, or by a class on either side of the mixin."""
     theirs = [cls for cls in type(trainer).__mro__ if cls.__module__.split(".")[0] not in _LIBRARIES]
     on_object = own_compute_loss(trainer) is not type(trainer).compute_loss
@@ -150,7 +150,7 @@ def _say_other_parts(found: int, expected: int) -> None:
 
 def _say_unused(trainer: Any) -> None:
     terms = trainer._stage.losses.terms
-    if overrides(trainer) and not any("loss" in term.loss.needs for term in terms):
+    if overrides_compute_loss(trainer) and not any("loss" in term.loss.needs for term in terms):
         logger.warning_once(
             f"stage {trainer._stage.planned.name!r}: no TaskLoss is in its loss, so {type(trainer).__name__}.compute_loss is not "
             f"used; it trains by {' + '.join(term.name for term in terms)}. Add TaskLoss() for both"

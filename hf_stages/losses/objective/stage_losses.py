@@ -17,7 +17,7 @@ from hf_stages.core.batch import Batch
 from hf_stages.core.curves import Const
 from hf_stages.core.stage import Stage
 from hf_stages.losses.objective.student_forwards import TaskForward
-from hf_stages.losses.objective.terms import Term, needs_of, terms_of, weighted
+from hf_stages.losses.objective.terms import Term, needs_of, terms_of, terms_with_weight
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.capture import WHOLE, Capture, CaptureRequest
 from hf_stages.models.model_inputs import model_inputs
@@ -68,7 +68,7 @@ class StageLosses:
         The one call of a training step: it runs the teacher, finds out what becomes of the head, and runs the student. ``model`` is the
         student as it is wrapped; ``task`` is the trainer's own forward, where a term takes the task's loss.
         """
-        terms = weighted(self.terms, t)
+        terms = terms_with_weight(self.terms, t)
         with autocast():
             # Before the student's activations take their room.
             taught = self.teacher is not None and any(term.loss.uses_teacher for term in terms)

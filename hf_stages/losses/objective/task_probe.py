@@ -20,11 +20,11 @@ from transformers.utils import logging
 from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.ranks import from_main_rank
 from hf_stages.layers.blocks import base_of
-from hf_stages.losses.objective.by_source_check import unlike_by_source
+from hf_stages.losses.objective.by_source_check import own_loss_mismatch
 from hf_stages.losses.objective.loss_calls import Call, LossCalls
-from hf_stages.losses.objective.task_trial import Trial, doubled
-from hf_stages.losses.objective.untouched_state import as_it_was
-from hf_stages.losses.objective.update_sums import counted
+from hf_stages.losses.objective.task_trial import AdditivityTrial, doubled
+from hf_stages.losses.objective.trainer_notes import preserve_trainer_notes
+from hf_stages.losses.objective.update_sums import give_item_count
 from hf_stages.losses.objective.without_dropout import training_without_dropout
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.capture import evaluating
@@ -43,9 +43,9 @@ class _Nothing(Exception):
     """The batch has no target at all: another one may tell."""
 
 
-def learn(trainer: Any, objective: Any, batches: Sequence[Mapping[str, Any]]) -> None:
+def learn_reduction(trainer: Any, objective: Any, batches: Sequence[Mapping[str, Any]]) -> None:
     """Before a stage's first update: what its task's loss is a mean over. Main's answer holds for all ranks."""
-    if objective.learned or not objective.tasks:
+    if objective.reduction_is_known or not objective.tasks:
         return
     found: Any = False
     by_source = any(term.loss.task is not term.loss for term in objective.terms if term.loss.task is not None)
@@ -55,16 +55,16 @@ def learn(trainer: Any, objective: Any, batches: Sequence[Mapping[str, Any]]) ->
             break
     found = from_main_rank(found, trainer.args)
     if found is not False:
-        objective.learn(found)
+        objective.set_reduction(found)
         # In shards all ranks must run forwards alike, and one without targets would run none.
         told = by_source and not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
-        problem = unlike_by_source(trainer, objective, batch, half=_is_half(trainer)) if told else None
+        problem = own_loss_mismatch(trainer, objective, batch, half=_is_half(trainer)) if told else None
         if (problem := from_main_rank(problem, trainer.args)) is not None:
             raise ValueError(f"stage {trainer._stage.planned.name!r}: {problem}")
         trainer._reductions = {**trainer._reductions, _kind(trainer, batches[0]): found}
 
 
-def known_reduction(trainer: Any, inner: Callable[..., Any], task: TaskLoss, batch: Mapping[str, Any]) -> Any:
+def reduction_in_evaluation(trainer: Any, inner: Callable[..., Any], task: TaskLoss, batch: Mapping[str, Any]) -> Any:
     """For evaluation: what holds for batches of this kind with this model, found once; parts are weighed anew."""
     kind = _kind(trainer, batch)
     found = trainer._reductions.get(kind, False)
@@ -103,7 +103,7 @@ def find_reduction(
     inputs = trainer._prepare_input(trainer.split_batch(batch).inputs)
 
     def loss_of(few: Mapping[str, Any], items: Any) -> torch.Tensor:
-        with counted(trainer, items):
+        with give_item_count(trainer, items):
             found = inner(trainer.model, dict(few), num_items_in_batch=None)
         return found[0] if isinstance(found, tuple) else found
 
@@ -112,7 +112,7 @@ def find_reduction(
         try:
             with (
                 preserve_random_state(),
-                as_it_was(trainer),
+                preserve_trainer_notes(trainer),
                 torch.no_grad(),
                 evaluating(trainer.model),
                 context,
@@ -170,7 +170,7 @@ def _found(trainer: Any, loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLo
     found: Any = _watched(loss_of, inputs, task, names, leaves=not sharded)
     if sharded or rows_of(inputs) < 2:
         return found
-    trial = Trial(loss_of, half=_is_half(trainer))
+    trial = AdditivityTrial(loss_of, half=_is_half(trainer))
     adds_up = True
     if found is None:
         found = trial(trainer.model, inputs, (task.items, *_by_number(inputs, names), None))

@@ -22,7 +22,7 @@ _TOLERANCE, _HALF = 1e-4, 2e-3
 
 
 @dataclass(frozen=True)
-class Trial:
+class AdditivityTrial:
     """Runs the loss on a batch, on its first row and on the others."""
 
     loss_of: Callable[[Mapping[str, Any], Any], torch.Tensor]
@@ -30,7 +30,7 @@ class Trial:
 
     def __call__(self, model: Any, inputs: Mapping[str, Any], ways: Sequence[Any]) -> Any:
         """The way to count that adds up; None where it is the first one or nothing tells, False if none does."""
-        with stirred(model):
+        with fill_zero_weights(model):
             fitting = self._fitting(inputs, ways)
             if fitting is not None and len(fitting) > 1 and (uneven := _uneven(inputs)) is not None:
                 with suppress(Exception):  # a loss that knows no -100
@@ -70,7 +70,7 @@ class Trial:
 
 
 @contextmanager
-def stirred(model: Any) -> Iterator[None]:
+def fill_zero_weights(model: Any) -> Iterator[None]:
     """A head of zeros gives every row one loss, whatever that is divided by: while it is tried it holds small numbers."""
     zeros = [p for p in model.parameters() if p.is_floating_point() and p.numel() and not bool(p.any())]
     noise = torch.Generator().manual_seed(0)

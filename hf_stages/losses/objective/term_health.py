@@ -15,7 +15,7 @@ _LIMIT = 20
 """Updates that something of positive weight may be exactly zero. Self-distillation of a fresh adapter is for one."""
 
 
-class Health:
+class TermHealth:
     """Sums of an update by term and, where a loss says them, by its parts (layers)."""
 
     def __init__(self, terms: Sequence[Term], device: torch.device, world: int) -> None:

@@ -45,7 +45,7 @@ def terms_of(loss: Loss | Mapping[str, Loss], student: Any = None, teacher: Any 
     return tuple(terms)
 
 
-def weighted(terms: Sequence[Term], t: float) -> tuple[Term, ...]:
+def terms_with_weight(terms: Sequence[Term], t: float) -> tuple[Term, ...]:
     """Those that are computed at ``t``: a term without weight is not, unless it is all there is."""
     return tuple(term for term in terms if len(terms) == 1 or term.weight(t) != 0.0)
 

@@ -16,8 +16,8 @@ from hf_stages.losses.balanced import Balanced
 from hf_stages.losses.base import value_and_logged
 from hf_stages.losses.objective.balance import Balance, gradient_norms
 from hf_stages.losses.objective.depends_on_weights import reaches_weights
-from hf_stages.losses.objective.term_health import Health
-from hf_stages.losses.objective.terms import Term, weighted
+from hf_stages.losses.objective.term_health import TermHealth
+from hf_stages.losses.objective.terms import Term, terms_with_weight
 from hf_stages.models.real_tokens import real_tokens
 from hf_stages.models.reduction import Reduction
 from hf_stages.models.signals import Signals
@@ -54,16 +54,16 @@ class Objective:
         own = [term.loss.modules for term in self.terms if term.loss.modules is not None]
         self.apart = {id(weight) for modules in own for weight in modules.parameters()}
         """Weights of the losses' own: what reaches these alone leaves the model as it is."""
-        self.health = Health(self.terms, device, world)
+        self.health = TermHealth(self.terms, device, world)
         self.updates = 0
         self.t = 0.0
-        self.learned = False
+        self.reduction_is_known = False
         """Whether it is known what the task's loss is a mean over."""
         self.part_items = self.items[:0]
 
     @property
     def needs_task_loss(self) -> bool:
-        return any("loss" in term.loss.needs for term in weighted(self.terms, self.t))
+        return any("loss" in term.loss.needs for term in terms_with_weight(self.terms, self.t))
 
     def reads_outputs(self, batch: Mapping[str, Any]) -> bool:
         """Whether more than the model's own loss is needed: another term, or a graph for a batch without targets."""
@@ -76,12 +76,12 @@ class Objective:
     @property
     def tasks(self) -> list[Any]:
         """The TaskLoss of each term that has one and is left to find out how the model divides."""
-        return [term.loss.task for term in self.terms if term.loss.task is not None and term.loss.task.learns]
+        return [term.loss.task for term in self.terms if term.loss.task is not None and term.loss.task.finds_reduction]
 
-    def learn(self, reduction: Reduction | None) -> None:
-        self.learned = True
+    def set_reduction(self, reduction: Reduction | None) -> None:
+        self.reduction_is_known = True
         for task in self.tasks:
-            task.learn(reduction)
+            task.set_reduction(reduction)
 
     @property
     def reduction(self) -> Reduction | None:
@@ -129,7 +129,7 @@ class Objective:
         """The weighted loss of one micro-batch, ready for backward under DDP's averaging."""
         total: torch.Tensor | None = None
         shares: dict[int, torch.Tensor] = {}
-        computed = weighted(self.terms, self.t)
+        computed = terms_with_weight(self.terms, self.t)
         for i, term in enumerate(self.terms):
             if term not in computed:
                 continue
@@ -230,7 +230,7 @@ class Objective:
             "health": self.health.state_dict(),
             "updates": self.updates,
             "balance": self.balance.state_dict() if self.balance is not None else None,
-            "learned": self.learned,
+            "learned": self.reduction_is_known,
             "reduction": self.reduction.to_dict() if self.reduction is not None else None,
         }
 
@@ -242,13 +242,13 @@ class Objective:
         self.log_updates, self.updates = state["log_updates"], state["updates"]
         if state.get("learned"):
             found = state["reduction"]
-            self.learn(None if found is None else Reduction.from_dict(found))
+            self.set_reduction(None if found is None else Reduction.from_dict(found))
         if self.balance is not None:
             self.balance.load_state_dict(state["balance"])
 
 
 @contextmanager
-def counted(trainer: Any, items: Any) -> Iterator[None]:
+def give_item_count(trainer: Any, items: Any) -> Iterator[None]:
     """Give a user's ``compute_loss_func`` the items of the micro-batch: its sum over them is the mean that is asked for."""
     own = trainer.compute_loss_func
     if own is None:

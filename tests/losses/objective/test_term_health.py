@@ -10,7 +10,7 @@ import torch
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
-from hf_stages.losses.objective.term_health import Health
+from hf_stages.losses.objective.term_health import TermHealth
 from hf_stages.losses.objective.terms import terms_of
 from hf_stages.transforms import Freeze
 from tests.workers.cases import Pad, Rows, arguments, bert, text
@@ -57,7 +57,7 @@ def test_self_distillation_may_start_at_zero(tmp_path):
 
 def test_counts_survive_a_checkpoint():
     terms = terms_of(TaskLoss() + HiddenMSE())
-    ours, again = Health(terms, torch.device("cpu"), 1), Health(terms, torch.device("cpu"), 1)
+    ours, again = TermHealth(terms, torch.device("cpu"), 1), TermHealth(terms, torch.device("cpu"), 1)
     for update in range(1, 15):
         ours.open_update()
         ours.note(0, torch.tensor(1.0))

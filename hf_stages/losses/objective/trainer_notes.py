@@ -12,7 +12,7 @@ _MOST = 10_000
 
 
 @contextmanager
-def as_it_was(trainer: Any) -> Iterator[None]:
+def preserve_trainer_notes(trainer: Any) -> Iterator[None]:
     """Trainers count tokens and keep metrics in ``compute_loss``: numbers, and lists and mappings of such."""
     known = set(vars(trainer))
     held = {name: copy.deepcopy(value) for name, value in vars(trainer).items() if _is_note(value)}
