@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_stages.core.stage import Recipe, Stage
+from hf_stages.core.stage import Stage
 from hf_stages.data.collators.by_source import BySource
 from hf_stages.planning.domains import domains_of, trained_on
 from hf_stages.planning.plan import PlannedStage
+from hf_stages.planning.resolved import ResolvedRecipe
 
 Drawn = Callable[[PlannedStage], Mapping[str, str]]
 """Of a planned stage that draws: the source of each name that its rows have."""
@@ -36,10 +37,10 @@ class RowCollators:
         return replace(stage, data_collator=BySource(collators, own))
 
 
-def collators_of(recipe: Recipe, stages: Sequence[PlannedStage], sources_of: Drawn) -> RowCollators | None:
+def collators_of(resolved: ResolvedRecipe, stages: Sequence[PlannedStage], sources_of: Drawn) -> RowCollators | None:
     """None where all the stages have the same."""
-    own = {planned.name: planned.stage.data_collator for planned in stages}
-    own = {name: collator if collator is not None else recipe.data_collator for name, collator in own.items()}
+    own = {planned.name: resolved[planned.name].data_collator for planned in stages}
+    shared = resolved.recipe.data_collator
     if all(collator == own[stages[0].name] for collator in own.values()):
         return None
     problem = ""
@@ -52,25 +53,25 @@ def collators_of(recipe: Recipe, stages: Sequence[PlannedStage], sources_of: Dra
             of_source.setdefault(source, own[planned.name])
             brought.setdefault(source, planned.name)
     of_domain: dict[str, Any] = {}
-    for domain in domains_of(recipe, stages[-1].name).values():
-        home = domain.stage.name if domain.stage is not None else _home(recipe, stages, domain.name)
-        if home is None and recipe.data_collator is None:
+    for domain in domains_of(resolved, stages[-1].name).values():
+        home = domain.stage.name if domain.stage is not None else _home(resolved, stages, domain.name)
+        if home is None and shared is None:
             problem = problem or (
                 f"the evaluation set {domain.name!r} is named as no stage and no source, so there is no telling whose collator it takes"
             )
-        of_domain[domain.name] = own[home] if home is not None else recipe.data_collator
+        of_domain[domain.name] = own[home] if home is not None else shared
         if domain.name in of_source and of_source[domain.name] != of_domain[domain.name]:
             problem = problem or _two(domain.name, "as a source", "as an evaluation set")
     try:
         BySource({**of_domain, **of_source})
     except ValueError as error:
         problem = problem or str(error)
-    return RowCollators(recipe.data_collator, of_source, of_domain, problem)
+    return RowCollators(shared, of_source, of_domain, problem)
 
 
-def _home(recipe: Recipe, stages: Sequence[PlannedStage], domain: str) -> str | None:
+def _home(resolved: ResolvedRecipe, stages: Sequence[PlannedStage], domain: str) -> str | None:
     """The first stage that trains on what the domain measures."""
-    return next((planned.name for planned in stages if domain in trained_on(recipe, planned.stage)), None)
+    return next((planned.name for planned in stages if domain in trained_on(resolved, planned.name)), None)
 
 
 def _two(name: str, one: str, other: str) -> str:

@@ -15,15 +15,17 @@ from transformers import TrainingArguments
 
 from hf_stages.commands.arm_collators import RowCollators, collators_of
 from hf_stages.core.curves import Step
-from hf_stages.core.stage import Recipe, Stage, parents_of
+from hf_stages.core.references import look_up
+from hf_stages.core.stage import Recipe, Stage, own_or_shared, parents_of
 from hf_stages.data.curricula.base import Curriculum
 from hf_stages.data.curricula.mixture import Mixture
 from hf_stages.data.curricula.replay import Replay
 from hf_stages.data.drawing.replayed import Replayed
 from hf_stages.planning.domains import domains_of
-from hf_stages.planning.measure_data import plan_for, train_dataset_of
+from hf_stages.planning.measure_data import examples_read, plan_for
 from hf_stages.planning.plan import Plan, PlannedStage, args_defaults, span_of
-from hf_stages.planning.replay_sources import examples_read, replay_gate
+from hf_stages.planning.replay_sources import replay_gate
+from hf_stages.planning.resolved import ResolvedRecipe, resolve
 from hf_stages.planning.stage_args import stage_args
 from hf_stages.schedules.of_stage import schedule_of
 
@@ -89,11 +91,11 @@ def arms_of(
     for name in names:
         if name not in ARMS:
             raise ValueError(f"arms: there is no {name!r}; there are {', '.join(ARMS)}")
-    kept, staged = _comparable(recipe, stages)
+    resolved, staged = _comparable(recipe, stages)
     plan = plan_for(staged, args)
     sources = Sources(staged, plan)
     _check_batches(plan)
-    collators = collators_of(kept, plan.stages, sources.names)
+    collators = collators_of(resolved, plan.stages, sources.names)
     _check_joint(staged, plan, collators, [name for name in names if name in ("joint", "annealed")])
     if collators is not None and collators.problem:
         collators = None  # each stage's own for all that it reads
@@ -108,7 +110,7 @@ def arms_of(
     return arms
 
 
-def _comparable(recipe: Recipe, only: Sequence[str] | None) -> tuple[Recipe, Recipe]:
+def _comparable(recipe: Recipe, only: Sequence[str] | None) -> tuple[ResolvedRecipe, Recipe]:
     """The stages to compare, as declared; and judged by the same named evaluation sets throughout, and by nothing that could end the run."""
     stages = list(recipe.stages)
     if only is not None:
@@ -120,8 +122,7 @@ def _comparable(recipe: Recipe, only: Sequence[str] | None) -> tuple[Recipe, Rec
         raise ValueError(
             f"stages: expected two at least, got {', '.join(s.name for s in stages) or 'none'}; with one there is nothing to compare"
         )
-    kept = replace(recipe, stages=stages)
-    parents = parents_of(kept.stages)
+    parents = parents_of(stages)
     for before, stage in itertools.pairwise(stages):
         if parents[stage.name] != before.name:
             raise ValueError(
@@ -141,9 +142,11 @@ def _comparable(recipe: Recipe, only: Sequence[str] | None) -> tuple[Recipe, Rec
             f"stage {lacking!r}: eval_dataset: expected named evaluation sets, one for each domain: eval_dataset: {{language: ..., "
             "code: ...}; one loss over all of them would hide what is to be compared"
         )
-    sets = {domain.name: domain.dataset for domain in domains_of(kept).values()}
-    bare = [replace(s, eval_dataset=None, gates=_kept(s), exporters=(), pack_on_save=False) for s in stages]
-    return kept, replace(kept, stages=bare, eval_dataset=sets)
+    judged = [replace(s, gates=_kept(s), exporters=(), pack_on_save=False) for s in stages]
+    resolved = resolve(replace(recipe, stages=judged))
+    sets = {domain.name: domain.dataset for domain in domains_of(resolved).values()}
+    bare = [replace(s, eval_dataset=None) for s in judged]
+    return resolved, replace(recipe, stages=bare, eval_dataset=sets)
 
 
 def _kept(stage: Stage) -> list[Any]:
@@ -179,8 +182,8 @@ class Sources:
         blend = planned.blend
         if blend is None:
             stage = planned.stage
-            data = stage.train_dataset if stage.train_dataset is not None else self.recipe.train_dataset
-            dataset = train_dataset_of(self.recipe, stage)
+            data = own_or_shared(stage, "train_dataset", self.recipe)
+            dataset = look_up(data, self.known, f"stage {stage.name!r}: train_dataset")
             return {self._name(data if isinstance(data, str) else planned.name, dataset): _read(planned)}
         counts = examples_read(planned, blend)
         found: dict[str, float] = {}

@@ -17,13 +17,14 @@ from hf_stages.commands.arm_runs import ARM_FILE, Trainings
 from hf_stages.commands.arms import Sources, own_part, with_replay
 from hf_stages.core.folder_lock import lock_folder_on_all_ranks
 from hf_stages.core.sealed_folders import SCHEMA, STAGE_FILE, find_damage, read_json, write_json
-from hf_stages.core.stage import Recipe, Stage, parents_of
+from hf_stages.core.stage import Recipe, Stage
 from hf_stages.core.stops import StageStopped
 from hf_stages.gates.base import Decision, Gate, History
 from hf_stages.planning.domains import domains_of, earlier_domains, own_domains, trained_on
 from hf_stages.planning.measure_data import plan_for
 from hf_stages.planning.plan import Plan, PlannedStage
 from hf_stages.planning.replay_sources import replay_gate
+from hf_stages.planning.resolved import ResolvedRecipe, ResolvedStage, resolve
 from hf_stages.schedules.of_stage import schedule_of
 from hf_stages.training.from_recipe import Prepared
 
@@ -114,7 +115,7 @@ def probe_of(
         raise ValueError(
             f"replay: stage {stage!r} reads all that stages before it read itself already, so a share would change nothing; leave it out"
         )
-    new, earlier = _domains(prepared, planned.stage)
+    new, earlier = _domains(plan.resolved, planned.name)
     length = _length(planned.steps, steps, share)
     share_left = None if ends is None else ends / declared
     return Probe(stage, length, planned.steps, declared, tried, tuple(dict.fromkeys(replays)), new, earlier, share_left)
@@ -132,26 +133,25 @@ def _length(whole: int, steps: int | None, share: float | None) -> int:
     return min(max(round((share or SHARE) * whole), 1 if share else LEAST), whole)
 
 
-def _domains(prepared: Prepared, stage: Stage) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    recipe = prepared.recipe
-    sets = domains_of(recipe, stage.name)
-    earlier = earlier_domains(recipe, stage)
-    new = tuple(name for name in trained_on(recipe, stage) if name in sets and name not in earlier)
+def _domains(resolved: ResolvedRecipe, stage: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    sets = domains_of(resolved, stage)
+    earlier = earlier_domains(resolved, stage)
+    new = tuple(name for name in trained_on(resolved, stage) if name in sets and name not in earlier)
     for what, found in (("what it brings", new), ("what was learned before", earlier)):
         if not found:
             raise ValueError(
-                f"stage {stage.name!r}: eval_dataset: no evaluation set measures {what}: expected sets named as the stages or their "
-                f"sources ({', '.join(dict.fromkeys(n for s in recipe.stages for n in trained_on(recipe, s)))}), got "
+                f"stage {stage!r}: eval_dataset: no evaluation set measures {what}: expected sets named as the stages or their "
+                f"sources ({', '.join(dict.fromkeys(n for s in resolved for n in trained_on(resolved, s.name)))}), got "
                 f"{', '.join(sets) or 'none'}"
             )
-    _check_measured(recipe, stage, (*new, *earlier))
+    _check_measured(resolved[stage], (*new, *earlier))
     return new, earlier
 
 
-def _check_measured(recipe: Recipe, stage: Stage, names: Sequence[str]) -> None:
+def _check_measured(stage: ResolvedStage, names: Sequence[str]) -> None:
     """Losses before are those of the parent's folder, or of the stage's own sets at its first step."""
-    own = own_domains(recipe, stage)
-    for one in (recipe[parents_of(recipe.stages)[stage.name] or stage.name], stage):
+    own = own_domains(stage)
+    for one in stage.lineage[-2:]:
         nothing = isinstance(one.eval_dataset, Mapping) and not one.eval_dataset
         if nothing and (lacking := [n for n in names if n not in own]):
             raise ValueError(
@@ -251,8 +251,8 @@ def sources_at(recipe: Recipe, plan: Plan, stage: str) -> Sources:
 
 def _read_before(plan: Plan, sources: Sources, planned: PlannedStage) -> dict[str, float]:
     found: dict[str, float] = {}
-    for name in _ancestors(plan, planned.parent):
-        for source, count in sources.of(plan[name]).items():
+    for before in plan.lineage(planned.name)[:-1]:
+        for source, count in sources.of(before).items():
             found[source] = found.get(source, 0.0) + count
     return found
 
@@ -279,17 +279,8 @@ def _by_source(recipe: Recipe, plan: Plan, sources: Sources | None, args: Traini
     *before, tried = recipe.stages
     if sources is None:
         return recipe
-    known = [plan[name] for name in _ancestors(plan, tried.name)]
-    collators = collators_of(recipe, known, sources.names)
+    collators = collators_of(resolve(recipe), plan.lineage(tried.name), sources.names)
     if collators is None or collators.problem:
         return recipe
     planned = plan_for(recipe, args)[tried.name]
     return replace(recipe, stages=[*before, collators.at_work(planned, sources.names)])
-
-
-def _ancestors(plan: Plan, name: str | None) -> list[str]:
-    found: list[str] = []
-    while name is not None:
-        found.insert(0, name)
-        name = plan[name].parent
-    return found

@@ -6,14 +6,12 @@ import copy
 import itertools
 import tempfile
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from transformers import Trainer
 
 from hf_stages.core.randomness import preserve_random_state
-from hf_stages.core.stage import parents_of
 from hf_stages.planning.plan import Plan, PlannedStage
 
 _WARM, _TIMED = 1, 3
@@ -24,27 +22,20 @@ def probe_seconds(plan: Plan, prepared: Any) -> dict[str, float]:
 
     Losses other than the model's own, teachers and evaluation are not in it, so it is a lower estimate.
     """
-    parents = parents_of([planned.stage for planned in plan.stages])
     seconds: dict[str, float] = {}
     known: dict[Any, float] = {}
     for planned in plan.stages:
-        chain = _chain(plan, planned, parents)
-        key = (repr(chain), id(planned.stage.train_dataset), planned.size.batch, planned.size.accumulation)
+        chain = [transform for one in plan.lineage(planned.name) for transform in one.stage.transforms]
+        dataset = plan.resolved[planned.name].dataset
+        key = (repr(chain), id(dataset), planned.size.batch, planned.size.accumulation)
         if key not in known:
             with preserve_random_state():
-                known[key] = _seconds_per_update(planned, chain, prepared)
+                known[key] = _seconds_per_update(planned, dataset, chain, prepared)
         seconds[planned.name] = known[key] * planned.steps
     return seconds
 
 
-def _chain(plan: Plan, planned: PlannedStage, parents: Mapping[str, str | None]) -> list[Any]:
-    """Every transform from the initial model up to this stage."""
-    parent = parents[planned.name]
-    before = _chain(plan, plan[parent], parents) if parent is not None else []
-    return [*before, *planned.stage.transforms]
-
-
-def _seconds_per_update(planned: PlannedStage, chain: list[Any], prepared: Any) -> float:
+def _seconds_per_update(planned: PlannedStage, dataset: Any, chain: list[Any], prepared: Any) -> float:
     model = prepared.fresh_model()
     for transform in chain:
         model = transform(model)
@@ -57,7 +48,7 @@ def _seconds_per_update(planned: PlannedStage, chain: list[Any], prepared: Any) 
         trainer = Trainer(
             model,
             args,
-            train_dataset=planned.stage.train_dataset,
+            train_dataset=dataset,
             data_collator=collator,
             processing_class=prepared.tokenizer,
         )

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 
 _MOST = 12
+_NEAR = 0.61
+"""How alike names must be to be taken for one another: three of five letters in common are no misspelling."""
 
 
 def did_you_mean(name: object, known: Iterable[str], *, there_are: str = "expected one of") -> str:
@@ -22,7 +24,7 @@ def did_you_mean(name: object, known: Iterable[str], *, there_are: str = "expect
     text = str(name).lower()
     # "acc" and "accuracy" share too few letters for difflib.
     longer = [k for k in lower if len(text) > 1 and k.startswith(text)]
-    near = longer if len(longer) == 1 else difflib.get_close_matches(text, lower, n=1)
+    near = longer if len(longer) == 1 else difflib.get_close_matches(text, lower, n=1, cutoff=_NEAR)
     if near:
         return f"did you mean {lower[near[0]]!r}?"
     return f"{there_are} {list_names(name, known)}"

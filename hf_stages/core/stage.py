@@ -193,3 +193,14 @@ def parents_of(stages: Sequence[Stage]) -> dict[str, str | None]:
     if late:
         raise ValueError(f"stage {late[0]!r}: its parent {parents[late[0]]!r} stands after it; list the parent first")
     return parents
+
+
+def own_or_shared(stage: Stage, key: str, shared: Any) -> Any:
+    """Return a stage's own value, or the one that ``shared`` (a recipe) holds for stages that say none.
+
+    >>> recipe = Recipe([Stage("a", "1 steps"), Stage("b", "1 steps", teacher="other")], teacher="some/model")
+    >>> [own_or_shared(stage, "teacher", recipe) for stage in recipe.stages]
+    ['some/model', 'other']
+    """
+    own = getattr(stage, key)
+    return own if own is not None else getattr(shared, key)

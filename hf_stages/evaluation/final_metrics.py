@@ -50,9 +50,10 @@ def _other_domains(runner: Any, run: Any) -> dict[str, float]:
         isinstance(stage.eval_dataset, Mapping) and not stage.eval_dataset
     ):  # said in so many words: nothing that the run evaluates fits this stage
         return found
-    own = {*own_domains(runner.recipe, stage), *_watched(trainer)}
-    for domain in domains_of(runner.recipe, stage.name).values():
-        if domain.name in own or domain.dataset is None or not same_task(runner.recipe, stage, domain):
+    resolved = runner.plan.resolved
+    own = {*own_domains(resolved[stage.name]), *_watched(trainer)}
+    for domain in domains_of(resolved, stage.name).values():
+        if domain.name in own or domain.dataset is None or not same_task(resolved, stage.name, domain):
             continue
         with measured_as(trainer, domain), trainer.callback_handler.measuring():
             data = trainer.eval_data(domain.dataset, domain.stage or stage)

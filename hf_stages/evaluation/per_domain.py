@@ -12,10 +12,10 @@ from hf_stages.planning.domains import Domain, domains_of, own_domains
 
 def measured_as_its_stage_does(trainer: Any, name: str) -> AbstractContextManager[None]:
     """For one of the sets that a stage evaluates: an earlier domain's, which a gate watches, may be of another kind of rows."""
-    stage = trainer._stage.planned.stage
-    if name in own_domains(trainer.recipe, stage):
+    resolved, stage = trainer._runner.plan.resolved, trainer._stage.planned.name
+    if name in own_domains(resolved[stage]):
         return nullcontext()
-    domain = domains_of(trainer.recipe, stage.name).get(name)
+    domain = domains_of(resolved, stage).get(name)
     return measured_as(trainer, domain) if domain is not None else nullcontext()
 
 

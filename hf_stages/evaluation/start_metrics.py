@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_stages.core.randomness import preserve_random_state
-from hf_stages.core.stage import Recipe, Stage
+from hf_stages.core.stage import Stage, own_or_shared
 from hf_stages.data.collators.base import nested_collators
 from hf_stages.data.collators.by_source import BySource
 from hf_stages.losses.objective.terms import terms_of
-from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.planning.domains import by_domain, domains_of, own_domains, plain_name
+from hf_stages.planning.resolved import ResolvedRecipe, ResolvedStage
 
 START = "start"
 _READS = (
@@ -54,21 +54,24 @@ def as_evaluated(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _unchanged(run: Any) -> dict[str | None, dict[str, float]]:
     """The parent's last metrics of each set (None: the set without a name) that would be measured the same now."""
-    recipe, stage = run.trainer.recipe, run.planned.stage
-    parent = recipe[run.planned.parent] if run.planned.parent is not None else None
-    if parent is None or not _same_model(stage) or not _same_args(run, parent):
+    if run.planned.parent is None:
         return {}
-    names, plain = domains_of(recipe, parent.name), plain_name(recipe, parent)
+    resolved = run.trainer._runner.plan.resolved
+    parent, stage = resolved[run.planned.parent], resolved[run.planned.name]
+    if not _same_model(stage.stage) or not _same_args(run, parent.stage):
+        return {}
+    names, plain = domains_of(resolved, parent.name), plain_name(parent)
     bare = {key.removeprefix("eval_"): value for key, value in run.before.items() if key.startswith("eval_")}
     ended = by_domain(bare, [name for name in names if name != plain], plain)
-    if plain_name(recipe, stage) is not None:
-        shown: dict[str | None, str] = {None: plain_name(recipe, stage) or ""}
+    if plain_name(stage) is not None:
+        shown: dict[str | None, str] = {None: plain_name(stage) or ""}
     else:
         shown = {name: name for name in run.trainer.eval_dataset}
     return {
         key: ended[name]
         for key, name in shown.items()
-        if name in ended and _same(_measure(run.trainer, parent, name), _measure(run.trainer, stage, name))
+        if name in ended
+        and _same(_measure(run.trainer, resolved, parent, name), _measure(run.trainer, resolved, stage, name))
     }
 
 
@@ -84,29 +87,29 @@ def _same_args(run: Any, parent: Stage) -> bool:
     )
 
 
-def _measure(trainer: Any, stage: Stage, name: str) -> tuple[Any, ...] | None:
+def _measure(trainer: Any, resolved: ResolvedRecipe, stage: ResolvedStage, name: str) -> tuple[Any, ...] | None:
     """All that the numbers of a set depend on besides the weights, as the stage measures it; None: not to be told."""
-    recipe: Recipe = trainer.recipe
     by: Stage | None
-    own, domain = own_domains(recipe, stage), domains_of(recipe, stage.name).get(name)
+    own, domain = own_domains(stage), domains_of(resolved, stage.name).get(name)
     if name in own:
-        by, dataset = stage, own[name]
+        by, dataset = stage.stage, own[name]
     elif domain is not None:
         by, dataset = domain.stage, domain.dataset
     else:
         return None
     collator, metrics = (
-        held if by is not None and (held := getattr(by, key)) is not None else getattr(recipe, key)
+        own_or_shared(by, key, resolved.recipe) if by is not None else getattr(resolved.recipe, key)
         for key in ("data_collator", "compute_metrics")
     )
     bound = None
     if name in own:
-        terms = terms_of(stage.loss if stage.loss is not None else TaskLoss())
+        terms = terms_of(stage.loss)
         if any(term.loss.uses_teacher for term in terms):
             return None  # evaluation adds them, and each stage's teacher is another's
         if any(isinstance(one, BySource) for one in nested_collators(collator)):
-            bound = stage.train_dataset if isinstance(stage.train_dataset, str) else None  # whose collator it is then
-    return trainer.eval_data(dataset, by if by is not None else stage), collator, metrics, bound
+            drawn = stage.stage.train_dataset
+            bound = drawn if isinstance(drawn, str) else None  # whose collator it is then
+    return trainer.eval_data(dataset, by if by is not None else stage.stage), collator, metrics, bound
 
 
 def _same(one: tuple[Any, ...] | None, other: tuple[Any, ...] | None) -> bool:

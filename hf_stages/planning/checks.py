@@ -12,6 +12,7 @@ from torch import nn
 
 from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.randomness import preserve_random_state
+from hf_stages.core.references import teaching_stage
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.core.stage_context import StageContext, is_sharded
 from hf_stages.losses.objective.by_source import OnSource
@@ -21,36 +22,37 @@ from hf_stages.models.adapters import is_peft, trained_in_base
 from hf_stages.models.capture import WHOLE, Capture
 from hf_stages.models.model_source import ModelSource
 from hf_stages.models.structure import latent_split_on_disk
-from hf_stages.planning.describe_teaching import taught
+from hf_stages.planning.describe_teaching import describe_teaching
 from hf_stages.planning.domains import domains_of, earlier_domains
 from hf_stages.planning.plan import Plan, Taught
+from hf_stages.planning.resolved import ResolvedRecipe
 from hf_stages.planning.stage_args import stage_args
 from hf_stages.teachers.cache_reader import check_needs
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
-from hf_stages.teachers.stage_teachers import teacher_of, teacher_structure
+from hf_stages.teachers.stage_teachers import teacher_structure
 
 _LOGITS = frozenset({"logits", "final", "outputs"})
 
 
 def check_stages(
-    recipe: Recipe, args: Any, skeletons: Mapping[str, Any], read: Any = None, *, own_loss: bool = False
+    resolved: ResolvedRecipe, args: Any, skeletons: Mapping[str, Any], read: Any = None, *, own_loss: bool = False
 ) -> dict[str, Taught]:
     """All that can be told of the stages from shapes; returns what each is taught. No weight is read.
 
     ``skeletons`` are the stages' models on the meta device; ``read`` makes one of a teacher that is given by name;
     ``own_loss`` says that the trainer has a ``compute_loss_func``.
     """
-    check_metrics(recipe)
-    for stage in recipe.stages:
-        check_teacher(recipe, stage)
-        check_stage(recipe, args, stage)
+    check_metrics(resolved.recipe)
+    for stage in resolved.recipe.stages:
+        check_teacher(resolved, stage)
+        check_stage(resolved, args, stage)
         if stage.name in skeletons and (name := latent_split_on_disk(skeletons[stage.name])) is not None:
             raise ValueError(
                 f"stage {stage.name!r}: {name}: transformers {transformers.__version__} would store it in pieces and not put it "
                 'together again; use a newer one (5.23 stores it whole), or leave the experts out: exclude="experts"'
             )
-    return check_losses(recipe, args, skeletons, read, own_loss=own_loss)
+    return check_losses(resolved, args, skeletons, read, own_loss=own_loss)
 
 
 def check_metrics(recipe: Recipe) -> None:
@@ -66,9 +68,9 @@ def check_metrics(recipe: Recipe) -> None:
                 check()
 
 
-def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
+def check_stage(resolved: ResolvedRecipe, args: Any, stage: Stage) -> None:
     where = f"stage {stage.name!r}"
-    context = _context(recipe, args, stage)
+    context = _context(resolved, args, stage)
     own, evaluated = context.args, context.eval_sets
     if context.evaluates and evaluated is None:
         strategy = str(getattr(own.eval_strategy, "value", own.eval_strategy))
@@ -101,19 +103,19 @@ def check_stage(recipe: Recipe, args: Any, stage: Stage) -> None:
         )
 
 
-def _context(recipe: Recipe, args: Any, stage: Stage) -> StageContext:
-    """The stage as its parts see it. Names of domains are looked up for gates alone."""
+def _context(resolved: ResolvedRecipe, args: Any, stage: Stage) -> StageContext:
+    """The stage as its parts see it."""
     return StageContext(
         stage=stage,
         args=stage_args(args, stage),
-        eval_sets=stage.eval_dataset if stage.eval_dataset is not None else recipe.eval_dataset,
-        domains=tuple(domains_of(recipe, stage.name)) if stage.gates else (),
-        earlier=earlier_domains(recipe, stage) if stage.gates else (),
+        eval_sets=resolved[stage.name].eval_dataset,
+        domains=tuple(domains_of(resolved, stage.name)),
+        earlier=earlier_domains(resolved, stage.name),
     )
 
 
-def check_teacher(recipe: Recipe, stage: Stage) -> None:
-    teacher = teacher_of(recipe, stage)
+def check_teacher(resolved: ResolvedRecipe, stage: Stage) -> None:
+    recipe, teacher = resolved.recipe, resolved[stage.name].teacher
     if isinstance(teacher, Teacher) and not isinstance(teacher.model, str):
         teacher = teacher.model
     wanted = wants_teacher(stage)
@@ -146,14 +148,14 @@ def check_teacher(recipe: Recipe, stage: Stage) -> None:
 
 
 def check_losses(
-    recipe: Recipe, args: Any, skeletons: Mapping[str, Any], read: Any = None, *, own_loss: bool = False
+    resolved: ResolvedRecipe, args: Any, skeletons: Mapping[str, Any], read: Any = None, *, own_loss: bool = False
 ) -> dict[str, Taught]:
     """Adapt each stage's losses to skeletons of its models: wrong layers, widths and label sets show here."""
     found = {}
-    for stage in recipe.stages:
+    for stage in resolved.recipe.stages:
         if (student := skeletons.get(stage.name)) is None:
             continue
-        declared, wanted = teacher_of(recipe, stage), wants_teacher(stage)
+        declared, wanted = resolved[stage.name].teacher, wants_teacher(stage)
         teacher = _structure(stage, declared, student, skeletons, read) if wanted else None
         if teacher is None and wanted:
             continue
@@ -164,14 +166,14 @@ def check_losses(
             for term in terms:
                 with place_errors(f"stage {stage.name!r}: loss {term.name}"):
                     check_needs(declared, teacher_needs_of([term]))
-        found[stage.name] = taught(terms, declared)
+        found[stage.name] = describe_teaching(terms, declared)
     return found
 
 
 def _structure(stage: Stage, declared: Any, student: Any, skeletons: Mapping[str, Any], read: Any) -> Any:
     """The teacher as losses see it before anything is loaded; None where an earlier stage has no skeleton."""
-    if isinstance(declared, str) and declared != BASE:
-        return skeletons.get(declared.removeprefix("stage:"))
+    if (earlier := teaching_stage(declared)) is not None:
+        return skeletons.get(earlier)
     if isinstance(declared, str):
         _check_base(stage, student)
     with place_errors(f"stage {stage.name!r}: teacher"):

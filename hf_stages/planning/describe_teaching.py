@@ -22,8 +22,8 @@ _ALWAYS = {"temperature": "T={}", "direction": "{}"}
 """What a reader asks of a divergence even where it is the default."""
 
 
-def taught(terms: Sequence[Term], teacher: Any) -> Taught:
-    """Of terms that know their models (``adapted_terms``); ``teacher`` as it was declared, None without one."""
+def describe_teaching(terms: Sequence[Term], teacher: Any) -> Taught:
+    """Describe terms that know their models (``adapted_terms``); ``teacher`` is as declared, None without one."""
     if teacher is None or not any(term.loss.uses_teacher for term in terms):
         return Taught(tuple(map(_term, terms)))
     return Taught(tuple(map(_term, terms)), _teacher(teacher), _reach(teacher_needs_of(terms)))

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hf_stages.core.stage import Recipe, Stage, parents_of
+from hf_stages.core.stage import Stage, own_or_shared
 from hf_stages.data.curricula.base import Curriculum
-from hf_stages.planning.measure_data import named, train_dataset_of
+from hf_stages.planning.resolved import ResolvedRecipe, ResolvedStage
 from hf_stages.transforms.base import Transform
 
 PLAIN = "eval"
@@ -26,53 +26,54 @@ class Domain:
     stage: Stage | None = None
 
 
-def domains_of(recipe: Recipe, last: str | None = None) -> dict[str, Domain]:
-    """The domains known at the stage ``last``: the run's own and those of the stages up to it."""
-    found = {name: Domain(name, data) for name, data in _named(recipe.eval_dataset, PLAIN, recipe).items()}
-    for stage in recipe.stages:
-        sets = _named(stage.eval_dataset, stage.name, recipe)
-        found.update({name: Domain(name, data, stage) for name, data in sets.items()})
+def domains_of(resolved: ResolvedRecipe, last: str | None = None) -> dict[str, Domain]:
+    """Return the domains known at the stage ``last``: the run's own and those of the stages up to it."""
+    found = {name: Domain(name, data) for name, data in _by_name(resolved.eval_dataset, PLAIN).items()}
+    for stage in resolved:
+        if stage.stage.eval_dataset is not None:
+            sets = _by_name(stage.eval_dataset, stage.name)
+            found.update({name: Domain(name, data, stage.stage) for name, data in sets.items()})
         if stage.name == last:
             break
     return found
 
 
-def own_domains(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """What Trainer itself evaluates in the stage, by domain."""
-    own = stage.eval_dataset is not None
-    return _named(stage.eval_dataset if own else recipe.eval_dataset, stage.name if own else PLAIN, recipe)
+def own_domains(stage: ResolvedStage) -> dict[str, Any]:
+    """Return what Trainer itself evaluates in the stage, by domain."""
+    return _by_name(stage.eval_dataset, _plain(stage))
 
 
-def evaluated(recipe: Recipe) -> Iterator[tuple[Stage, Any]]:
-    """Every set that a stage evaluates, its own or the run's."""
-    for stage in recipe.stages:
-        for dataset in own_domains(recipe, stage).values():
+def evaluated(resolved: ResolvedRecipe) -> Iterator[tuple[ResolvedStage, Any]]:
+    """Yield every set that a stage evaluates, its own or the run's."""
+    for stage in resolved:
+        for dataset in own_domains(stage).values():
             yield stage, dataset
 
 
-def plain_name(recipe: Recipe, stage: Stage) -> str | None:
-    """The domain of metrics without a name; None where the stage's evaluation sets have names."""
-    own = stage.eval_dataset if stage.eval_dataset is not None else recipe.eval_dataset
-    if own is None or isinstance(own, Mapping):
-        return None
-    return stage.name if stage.eval_dataset is not None else PLAIN
+def plain_name(stage: ResolvedStage) -> str | None:
+    """Return the domain of metrics without a name; None where the stage's evaluation sets have names."""
+    single = stage.eval_dataset is not None and not isinstance(stage.eval_dataset, Mapping)
+    return _plain(stage) if single else None
 
 
-def _named(sets: Any, plain: str, recipe: Recipe) -> dict[str, Any]:
+def _plain(stage: ResolvedStage) -> str:
+    """What a set without a name is called: its stage's name, or that of the run's."""
+    return stage.name if stage.stage.eval_dataset is not None else PLAIN
+
+
+def _by_name(sets: Any, plain: str) -> dict[str, Any]:
     if sets is None:
         return {}
-    sets = sets if isinstance(sets, Mapping) else {plain: sets}
-    return {str(name): named(data, recipe, f"eval_dataset[{name!r}]") for name, data in sets.items()}
+    return {str(name): data for name, data in (sets if isinstance(sets, Mapping) else {plain: sets}).items()}
 
 
-def trained_on(recipe: Recipe, stage: Stage) -> list[str]:
-    """Names that say what a stage trains on: its own, its source's, those of a mixture."""
-    data = stage.train_dataset if stage.train_dataset is not None else recipe.train_dataset
-    names = [stage.name]
+def trained_on(resolved: ResolvedRecipe, name: str) -> list[str]:
+    """Return names that say what a stage trains on: its own, its source's, those of a mixture."""
+    data = own_or_shared(resolved[name].stage, "train_dataset", resolved.recipe)
+    names = [name]
     if isinstance(data, str):
         names.append(data)
-        data = train_dataset_of(recipe, stage)
-    if isinstance(data, Curriculum):
+    elif isinstance(data, Curriculum):
         weights = getattr(data, "weights", None)
         names += [*data.source_names(), *(weights if isinstance(weights, Mapping) else ())]
     elif isinstance(data, Mapping):
@@ -80,32 +81,23 @@ def trained_on(recipe: Recipe, stage: Stage) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def earlier_domains(recipe: Recipe, stage: Stage) -> tuple[str, ...]:
-    """Domains that the stages before this one, on its own branch, trained on, as far as names tell."""
-    learned = set(itertools.chain.from_iterable(trained_on(recipe, before) for before in _chain(recipe, stage)[1:]))
-    return tuple(name for name in domains_of(recipe, stage.name) if name in learned)
+def earlier_domains(resolved: ResolvedRecipe, name: str) -> tuple[str, ...]:
+    """Return the domains that the stages below this one, on its own branch, trained on, as far as names tell."""
+    below = resolved[name].lineage[:-1]
+    learned = set(itertools.chain.from_iterable(trained_on(resolved, stage.name) for stage in below))
+    return tuple(domain for domain in domains_of(resolved, name) if domain in learned)
 
 
-def same_task(recipe: Recipe, stage: Stage, domain: Domain) -> bool:
+def same_task(resolved: ResolvedRecipe, name: str, domain: Domain) -> bool:
     """Whether the stage's model still does what the domain measures: a head for classes reads no tokens."""
-    return _task(recipe, stage) == (_task(recipe, domain.stage) if domain.stage is not None else None)
+    theirs = _task(resolved[domain.stage.name]) if domain.stage is not None else None
+    return _task(resolved[name]) == theirs
 
 
-def _task(recipe: Recipe, stage: Stage) -> Transform | None:
+def _task(stage: ResolvedStage) -> Transform | None:
     """The head that a stage's model was given last; None is the initial model's."""
-    for current in _chain(recipe, stage):
-        for transform in reversed(current.transforms):
-            if transform.sets_task:
-                return transform
-    return None
-
-
-def _chain(recipe: Recipe, stage: Stage) -> list[Stage]:
-    """The stage and those it stands on, latest first."""
-    parents, chain = parents_of(recipe.stages), [stage]
-    while (parent := parents[chain[-1].name]) is not None:
-        chain.append(recipe[parent])
-    return chain
+    transforms = [transform for one in stage.lineage for transform in one.transforms]
+    return next((transform for transform in reversed(transforms) if transform.sets_task), None)
 
 
 def by_domain(metrics: Mapping[str, Any], names: Iterable[str], plain: str | None) -> dict[str, dict[str, float]]:

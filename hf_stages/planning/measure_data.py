@@ -11,60 +11,79 @@ from transformers import TrainingArguments
 from hf_stages.core.randomness import seed_of
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.base import find_pair_collator
-from hf_stages.data.curricula.base import Curriculum
-from hf_stages.data.curricula.mixture import Mixture
-from hf_stages.data.curricula.replay import Replay
-from hf_stages.data.drawing.blend import Blend, make_blend
+from hf_stages.data.drawing.blend import Blend, mean_tokens
 from hf_stages.data.drawing.scores import count_tokens
 from hf_stages.planning.args_values import check_args
-from hf_stages.planning.plan import Plan, Size, args_defaults, make_plan
-from hf_stages.planning.replay_sources import Read, check_replay, examples_read, replay_gate, with_earlier
+from hf_stages.planning.plan import Plan, PlannedStage, Size, args_defaults, make_plan
+from hf_stages.planning.replay_sources import check_replay, replay_gate
+from hf_stages.planning.resolved import ResolvedRecipe, resolve
 from hf_stages.planning.stage_args import stage_args, unsupported
 
 _PROBED = 64
 
 
 def plan_for(recipe: Recipe, args: TrainingArguments, prepare: Callable[[Any, Stage], Any] | None = None) -> Plan:
-    """The plan of a recipe whose datasets are loaded. Every error of the recipe's arithmetic is raised here.
+    """Resolve a recipe whose datasets are loaded, and plan it. Every error of the recipe's arithmetic is raised here.
 
     ``prepare`` makes of a stage's data what is trained on, where that is something else.
     """
-
-    def data_of(stage: Stage, read: Read | None = None) -> Any:
-        dataset = train_dataset_of(recipe, stage, read)
-        return dataset if prepare is None else prepare(dataset, stage)
-
     if (reason := unsupported(args)) is not None:
         raise ValueError(f"args: {reason}")
     check_args(args)
     own = {stage.name: stage_args(args, stage) for stage in recipe.stages}
-    sizes = {
-        stage.name: replace(
-            found := size_of(data_of(stage), own[stage.name], stage), rows=found.rows * _in_pairs(recipe, stage)
+    resolved = resolve(recipe)
+
+    def trained(dataset: Any, stage: Stage) -> Any:
+        return dataset if prepare is None else prepare(dataset, stage)
+
+    datasets = {stage.name: trained(stage.dataset, stage.stage) for stage in resolved}
+    sizes = {}
+    for stage in resolved:
+        size = size_of(datasets[stage.name], own[stage.name], stage.stage)
+        sizes[stage.name] = replace(
+            size, rows=size.rows * (2 if find_pair_collator(stage.data_collator) is not None else 1)
         )
-        for stage in recipe.stages
-    }
-    defaults = {stage.name: args_defaults(own[stage.name]) for stage in recipe.stages}
-    plan = make_plan(recipe, sizes, defaults)
-    return plan.with_blends(dict(_blends(recipe, plan, own, data_of)))
+    defaults = {stage.name: args_defaults(own[stage.name]) for stage in resolved}
+    plan = replace(make_plan(recipe, sizes, defaults), resolved=resolved, made_with=args.to_dict())
+    return plan.with_blends(dict(_blends(plan, resolved, own, datasets, trained)))
 
 
 def _blends(
-    recipe: Recipe, plan: Plan, own: Mapping[str, TrainingArguments], data_of: Callable[..., Any]
+    plan: Plan,
+    resolved: ResolvedRecipe,
+    own: Mapping[str, TrainingArguments],
+    datasets: Mapping[str, Any],
+    trained: Callable[[Any, Stage], Any],
 ) -> Iterator[tuple[str, Blend]]:
-    """The stages' blends as they will be drawn from: weights and dry sources are judged here."""
+    """Bind the stages' blends as they will be drawn from; weights and sources that run dry are judged here."""
     read: dict[str, list[float]] = {}
     for planned in plan.stages:
-        dataset, args = data_of(planned.stage, read), own[planned.name]
+        name, stage, args = planned.name, planned.stage, own[planned.name]
+        dataset = datasets[name]
+        if replay_gate(stage) is not None:
+            dataset = trained(resolved.replayable(name, read), stage)
         if isinstance(dataset, Blend):
-            seed = stage_seed(args, planned.name)
+            seed = stage_seed(args, name)
             dataset.bind(planned.steps * planned.size.global_batch, seed, shuffle=strategy_of(args) != "sequential")
             dataset.check_dry()
             if dataset.replays:
-                check_replay(recipe, planned.stage, dataset)
-            _check_losses(planned.stage, dataset)
-            yield planned.name, dataset
-        read[planned.name] = examples_read(planned, dataset)
+                check_replay(stage, resolved[name].data_collator, dataset)
+            _check_losses(stage, dataset)
+            yield name, dataset
+        read[name] = examples_read(planned, dataset)
+
+
+def examples_read(planned: PlannedStage, dataset: Any) -> list[float]:
+    """Examples of each source (of the one dataset) that a stage draws, as planned."""
+    examples = float(planned.steps * planned.size.global_batch)
+    if not isinstance(dataset, Blend):
+        return [examples]
+    if not dataset.one_by_one:
+        return [float(count) for count in dataset.draws_before(dataset.draws)]
+    # Shares of tokens are as much larger in examples as these are shorter.
+    shares = dataset.declared_shares(0, dataset.draws)
+    each = [share / (mean_tokens(leaf) or 1.0) for share, leaf in zip(shares, dataset.leaves, strict=True)]
+    return [examples * one / sum(each) for one in each]
 
 
 def _check_losses(stage: Stage, blend: Blend) -> None:
@@ -84,59 +103,6 @@ def stage_seed(args: TrainingArguments, name: str) -> int:
 
 def strategy_of(args: TrainingArguments) -> str:
     return str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
-
-
-def train_dataset_of(recipe: Recipe, stage: Stage, read: Read | None = None) -> Any:
-    """The stage's own training data, or the recipe's. A curriculum, or a dict that a stage holds, becomes a blend, and so does
-    what a gate may replay beside it: as much of each source as earlier stages ``read``, where the plan says so already."""
-    own, where = _declared(recipe, stage), f"stage {stage.name!r}: train_dataset"
-
-    def opened(dataset: Any) -> Any:
-        return (
-            make_blend(dataset, lambda name, where: named(name, recipe, where), where)
-            if isinstance(dataset, Curriculum)
-            else dataset
-        )
-
-    if replay_gate(stage) is None:
-        return opened(own)
-    return opened(with_earlier(recipe, stage, own, lambda one: opened(_declared(recipe, one)), _known(recipe), read))
-
-
-def _declared(recipe: Recipe, stage: Stage) -> Any:
-    """A dataset or a curriculum."""
-    where = f"stage {stage.name!r}: train_dataset"
-    dataset = stage.train_dataset if stage.train_dataset is not None else recipe.train_dataset
-    dataset = named(dataset, recipe, where)
-    if isinstance(dataset, Replay) and dataset.into is None and not isinstance(recipe.train_dataset, Mapping | Replay):
-        dataset = replace(dataset, into=recipe.train_dataset)
-    if type(dataset) is dict and stage.train_dataset is not None:
-        dataset = Mixture(tuple(dataset), dataset)
-    if dataset is None:
-        raise ValueError(
-            f"stage {stage.name!r}: train_dataset: expected a dataset, got none here and none in the trainer"
-        )
-    if isinstance(dataset, Mapping) and not isinstance(dataset, Curriculum):
-        raise ValueError(
-            f"stage {stage.name!r}: train_dataset: expected one dataset, got named ones ({', '.join(dataset)}); "
-            f"name the one to use: train_dataset={next(iter(dataset), 'name')!r}, or mix them: Mixture({list(dataset)})"
-        )
-    return dataset
-
-
-def named(dataset: Any, recipe: Recipe, where: str) -> Any:
-    """Look a name up among the recipe's sources, or among named datasets given as a dict."""
-    if not isinstance(dataset, str):
-        return dataset
-    sources = _known(recipe)
-    if dataset not in sources:
-        raise ValueError(f"{where}: no source is called {dataset!r}; there are {', '.join(sources) or 'none'}")
-    return sources[dataset]
-
-
-def _known(recipe: Recipe) -> dict[str, Any]:
-    """What names stand for."""
-    return {**recipe.sources, **(recipe.train_dataset if isinstance(recipe.train_dataset, Mapping) else {})}
 
 
 def size_of(dataset: Any, args: TrainingArguments, stage: Stage) -> Size:
@@ -174,11 +140,6 @@ def size_of(dataset: Any, args: TrainingArguments, stage: Stage) -> Size:
 def _rows_per_place(blend: Blend) -> float:
     held = [(len(leaf.dataset.order), leaf.n) for leaf in blend.leaves if leaf.takes_several]
     return sum(rows for rows, _ in held) / sum(n or 0 for _, n in held) if len(held) == len(blend.leaves) else 1.0
-
-
-def _in_pairs(recipe: Recipe, stage: Stage) -> int:
-    collator = stage.data_collator if stage.data_collator is not None else recipe.data_collator
-    return 2 if find_pair_collator(collator) is not None else 1
 
 
 def _tokens_per_example(dataset: Any, examples: int | None) -> float | None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_stages.core.duration import Duration
+from hf_stages.core.lineage import lineage
 from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.stage import Recipe, Stage, parents_of
+from hf_stages.planning.resolved import ResolvedRecipe
 from hf_stages.schedules.base import Defaults, Piece, Span
 from hf_stages.schedules.of_stage import schedule_of
 
@@ -118,6 +120,10 @@ class Plan:
     """Learning-rate spans as planned, by the stage that declares them."""
     show: Callable[[Plan], str] | None = field(default=None, repr=False, compare=False)
     """What prints it as a table; a trainer's plan has one."""
+    resolved: ResolvedRecipe = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    """What each stage works with. Only a plan of bare numbers (``make_plan``) has none."""
+    made_with: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    """The TrainingArguments that it was made with, as plain data."""
 
     def __str__(self) -> str:
         return repr(self) if self.show is None else self.show(self)
@@ -129,12 +135,21 @@ class Plan:
     def __getitem__(self, name: str) -> PlannedStage:
         return next(stage for stage in self.stages if stage.name == name)
 
+    def lineage(self, name: str) -> tuple[PlannedStage, ...]:
+        """Return the stages that a stage stands on, from the first, and itself at the end."""
+        return tuple(self[one] for one in lineage(name, lambda one: self[one].parent))
+
     def with_taught(self, taught: Mapping[str, Taught]) -> Plan:
         stages = [replace(stage, taught=taught.get(stage.name, stage.taught)) for stage in self.stages]
         return replace(self, stages=tuple(stages))
 
     def with_blends(self, blends: Mapping[str, Any]) -> Plan:
         return replace(self, stages=tuple(replace(stage, blend=blends.get(stage.name)) for stage in self.stages))
+
+    def with_recipe(self, recipe: Recipe) -> Plan:
+        """Return the same numbers and datasets for another recipe, whose stages differ in parts that are loaded now."""
+        stages = tuple(replace(stage, stage=recipe[stage.name]) for stage in self.stages)
+        return replace(self, stages=stages, resolved=self.resolved.with_recipe(recipe))
 
     def peak_lr(self, name: str) -> float:
         """The highest planned learning rate of a stage, which may lie between its ends."""

@@ -9,15 +9,12 @@ from transformers import DataCollatorWithPadding, default_data_collator
 from transformers.utils.generic import can_return_loss, find_labels
 
 from hf_stages.core.randomness import preserve_random_state
-from hf_stages.core.stage import Recipe, Stage
 from hf_stages.data.collators.base import columns_read
-from hf_stages.data.drawing.blend import Blend
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses.objective.terms import terms_of
-from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.model_inputs import columns_of
 from hf_stages.planning.domains import evaluated
-from hf_stages.planning.measure_data import train_dataset_of
+from hf_stages.planning.resolved import ResolvedRecipe, ResolvedStage
 from hf_stages.planning.stage_args import stage_args
 
 _LABELS = {"labels", "label", "label_ids", "return_dict", "args", "kwargs"}
@@ -32,17 +29,17 @@ def has_own_rows(trainer: Any) -> bool:
     return trainer.prepares or any(_HOOKS & vars(kind).keys() for kind in foreign)
 
 
-def check_rows(recipe: Recipe, args: Any, skeletons: Mapping[str, Any]) -> None:
+def check_rows(resolved: ResolvedRecipe, args: Any, skeletons: Mapping[str, Any]) -> None:
     """ValueError where the first row of a stage's data has no input of the stage's model."""
-    for stage, key, dataset in _datasets(recipe):
+    for stage, key, dataset in _datasets(resolved):
         model = skeletons.get(stage.name)
-        collator = stage.data_collator if stage.data_collator is not None else recipe.data_collator
+        collator = stage.data_collator
         foreign = collator is not None and type(collator).__module__.split(".")[0] not in (
             "transformers",
             "hf_stages",
             "builtins",
         )
-        if model is None or (foreign and not stage_args(args, stage).remove_unused_columns):
+        if model is None or (foreign and not stage_args(args, stage.stage).remove_unused_columns):
             continue  # the collator sees whole rows and may do what it likes
         inputs = columns_of(model) - _LABELS - {*find_labels(type(base_of(model)))} | columns_read(collator)
         row = _first(dataset)
@@ -55,19 +52,19 @@ def check_rows(recipe: Recipe, args: Any, skeletons: Mapping[str, Any]) -> None:
         )
 
 
-def check_labels(recipe: Recipe, args: Any, skeletons: Mapping[str, Any]) -> None:
+def check_labels(resolved: ResolvedRecipe, args: Any, skeletons: Mapping[str, Any]) -> None:
     """ValueError where a stage trains by its model's own loss on rows without labels, and no collator would make any."""
-    for stage, key, dataset in _datasets(recipe):
+    for stage, key, dataset in _datasets(resolved):
         model = skeletons.get(stage.name)
-        terms = terms_of(stage.loss if stage.loss is not None else TaskLoss())
+        terms = terms_of(stage.loss)
         if key != "train_dataset" or model is None or not any("loss" in term.loss.needs for term in terms):
             continue
-        collator = stage.data_collator if stage.data_collator is not None else recipe.data_collator
+        collator = stage.data_collator
         plain = collator in (None, default_data_collator) or type(collator) is DataCollatorWithPadding
         kind, row = type(base_of(model)), _first(dataset)
         if not plain or can_return_loss(kind) or not isinstance(row, Mapping) or not row:
             continue
-        names = stage_args(args, stage).label_names or find_labels(kind)
+        names = stage_args(args, stage.stage).label_names or find_labels(kind)
         if not {*names, *_LABELS, "shift_labels"} & row.keys():
             raise ValueError(
                 f"stage {stage.name!r}: {key}: its rows hold {', '.join(map(str, row))}, and the loss of {kind.__name__} needs "
@@ -89,12 +86,11 @@ def _mend(row: Mapping[str, Any]) -> str:
     )
 
 
-def _datasets(recipe: Recipe) -> Iterator[tuple[Stage, str, Any]]:
-    for stage in recipe.stages:
-        data = train_dataset_of(recipe, stage)
-        for dataset in [leaf.dataset for leaf in data.leaves] if isinstance(data, Blend) else [data]:
+def _datasets(resolved: ResolvedRecipe) -> Iterator[tuple[ResolvedStage, str, Any]]:
+    for stage in resolved:
+        for dataset in stage.sources:
             yield stage, "train_dataset", dataset
-    for stage, dataset in evaluated(recipe):
+    for stage, dataset in evaluated(resolved):
         yield stage, "eval_dataset", dataset
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
-from hf_stages.core.stage import Recipe, Stage, parents_of
+from hf_stages.core.references import look_up, source_names_in
+from hf_stages.core.stage import Stage
 from hf_stages.data.collators.base import columns_read, nested_collators
 from hf_stages.data.collators.by_source import BySource
-from hf_stages.data.curricula.base import Curriculum, check_source
+from hf_stages.data.curricula.base import check_source
 from hf_stages.data.curricula.mixture import Mixture
-from hf_stages.data.drawing.blend import Blend, mean_tokens
+from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.drawing.nodes import Leaf, subtree
 from hf_stages.data.drawing.replayed import Replayed
-from hf_stages.planning.plan import PlannedStage
 
-Read = Mapping[str, Sequence[float]]
-"""By stage: examples of each of its sources."""
+ExamplesRead = Mapping[str, Sequence[float]]
+"""How many examples a stage draws of each of its sources, by stage."""
 _MODEL_READS = ("input_ids", "labels", "label", "label_ids", "pixel_values", "input_features", "decoder_input_ids")
 
 
@@ -32,24 +32,33 @@ def replay_gate(stage: Stage) -> Any:
 
 
 def with_earlier(
-    recipe: Recipe, stage: Stage, own: Any, data_of: Callable[[Stage], Any], known: Mapping[str, Any], read: Read | None
+    stage: Stage,
+    own: Any,
+    *,
+    name: str | None,
+    before: Mapping[str, Any],
+    known: Mapping[str, Any],
+    read: ExamplesRead | None,
 ) -> Replayed:
-    """The stage's data with what its gate may replay. ``read`` says how much of what earlier stages draw; None: as if equally much."""
-    gate, given = replay_gate(stage), stage.train_dataset if stage.train_dataset is not None else recipe.train_dataset
+    """Return the stage's data with what its gate may replay.
+
+    ``own`` is what the stage trains on by itself (``name``, where it names it), ``before`` the datasets of the stages that it stands
+    on. ``read`` says how much of each source those draw; None counts all sources as drawn equally.
+    """
+    gate = replay_gate(stage)
     where = f"stage {stage.name!r}: gates: {type(gate).__name__}: source"
-    name = given if isinstance(given, str) else _known_as(own, known) or stage.name
+    declared = own.part if isinstance(own, Blend) else own
+    name = name if name is not None else _known_as(declared, known) or stage.name
     if (source := gate.replay_source) is not None:
         check_source(source, where)
-        for called in source.source_names() if isinstance(source, Curriculum) else [source]:
-            if isinstance(called, str) and called not in known:
-                raise ValueError(f"{where}: no source is called {called!r}; there are {', '.join(known) or 'none'}")
-        return Replayed(own, source, name)
-    alone = data_of(stage)  # without what is to be replayed
-    held = [_rows_of(leaf) for leaf in alone.leaves] if isinstance(alone, Blend) else [alone]
-    names = list(alone.names) if isinstance(alone, Blend) else [name]
+        for called in source_names_in(source):
+            look_up(called, known, where)
+        return Replayed(declared, source, name)
+    held = [_rows_of(leaf) for leaf in own.leaves] if isinstance(own, Blend) else [own]
+    names = list(own.names) if isinstance(own, Blend) else [name]
     found: dict[str, list[Any]] = {}
-    for before in _before(recipe, stage):
-        for called, dataset, count in _drawn(before, data_of(before), known, read):
+    for earlier, data in before.items():
+        for called, dataset, count in _drawn(earlier, data, known, read):
             if any(dataset is one for one in held):
                 continue
             same = next((entry for entry in found.values() if entry[0] is dataset), None)
@@ -64,26 +73,13 @@ def with_earlier(
         )
     apart = {called: dataset for called, (dataset, _) in found.items() if known.get(called) is not dataset}
     weights = {called: float(count) for called, (_, count) in found.items()}
-    return Replayed(own, Mixture(weights, sources=apart or None), name)
+    return Replayed(declared, Mixture(weights, sources=apart or None), name)
 
 
-def examples_read(planned: PlannedStage, dataset: Any) -> list[float]:
-    """Examples of each source (of the one dataset) that a stage draws, as planned."""
-    examples = float(planned.steps * planned.size.global_batch)
-    if not isinstance(dataset, Blend):
-        return [examples]
-    if not dataset.one_by_one:
-        return [float(count) for count in dataset.draws_before(dataset.draws)]
-    # Shares of tokens are as much larger in examples as these are shorter.
-    shares = dataset.declared_shares(0, dataset.draws)
-    each = [share / (mean_tokens(leaf) or 1.0) for share, leaf in zip(shares, dataset.leaves, strict=True)]
-    return [examples * one / sum(each) for one in each]
-
-
-def check_replay(recipe: Recipe, stage: Stage, dataset: Blend) -> None:
-    """What would only show once the gate acts: rows that no batch can hold together, a source that runs dry."""
+def check_replay(stage: Stage, collator: Any, dataset: Blend) -> None:
+    """Refuse what would only show once the gate acts: rows that no batch can hold together, a source that runs dry."""
     gate = replay_gate(stage)
-    _check_columns(recipe, stage, dataset)
+    _check_columns(stage, collator, dataset)
     dataset.replay(((0, gate.most_replayed),))
     try:
         dataset.check_dry()
@@ -95,9 +91,8 @@ def check_replay(recipe: Recipe, stage: Stage, dataset: Blend) -> None:
         dataset.replay(())
 
 
-def _check_columns(recipe: Recipe, stage: Stage, dataset: Blend) -> None:
+def _check_columns(stage: Stage, collator: Any, dataset: Blend) -> None:
     """Rows of both kinds come in one batch: the columns that the collator or the model reads must be those of both."""
-    collator = stage.data_collator if stage.data_collator is not None else recipe.data_collator
     if any(isinstance(one, BySource) for one in nested_collators(collator)):
         return  # each source's rows have a collator of their own
     read = {*_MODEL_READS, *columns_read(collator)}
@@ -124,11 +119,13 @@ def _columns(leaf: Leaf) -> set[str] | None:
     return set(row) if isinstance(row, Mapping) else None
 
 
-def _drawn(stage: Stage, dataset: Any, known: Mapping[str, Any], read: Read | None) -> list[tuple[str, Any, float]]:
+def _drawn(
+    stage: str, dataset: Any, known: Mapping[str, Any], read: ExamplesRead | None
+) -> list[tuple[str, Any, float]]:
     """(name, dataset, examples) of all that a stage trains on."""
     if not isinstance(dataset, Blend):
-        return [(_known_as(dataset, known) or stage.name, dataset, read[stage.name][0] if read is not None else 1.0)]
-    counts = read[stage.name] if read is not None else [1.0] * len(dataset.leaves)
+        return [(_known_as(dataset, known) or stage, dataset, read[stage][0] if read is not None else 1.0)]
+    counts = read[stage] if read is not None else [1.0] * len(dataset.leaves)
     found = []
     for leaf, count in zip(dataset.leaves, counts, strict=False):  # of a stage that may replay, its own come first
         rows = _rows_of(leaf)
@@ -141,13 +138,6 @@ def _rows_of(leaf: Leaf) -> Any:
     """The dataset; of places that hold several rows, what these are rows of."""
     grouped = hasattr(leaf.dataset, "order") and hasattr(leaf.dataset, "over")
     return leaf.dataset.dataset if grouped else leaf.dataset
-
-
-def _before(recipe: Recipe, stage: Stage) -> list[Stage]:
-    """The stages that this one stands on, earliest first."""
-    parents = parents_of(recipe.stages)
-    parent = parents[stage.name]
-    return [] if parent is None else [*_before(recipe, recipe[parent]), recipe[parent]]
 
 
 def _known_as(dataset: Any, known: Mapping[str, Any]) -> str | None:

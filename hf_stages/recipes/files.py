@@ -18,7 +18,7 @@ stages:
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ from hf_stages.core.parts import (
     write_loss,
     write_value,
 )
+from hf_stages.core.references import reference_problems
 from hf_stages.core.registry import (
     KIND_OF_KEY,
     RecipeError,
@@ -134,16 +135,11 @@ def _read_recipe(data: Any, where: Where) -> Recipe:
         raise where.error("'stages' is missing: expected a list of stages, each with a name and until")
     stages = _read_stages(data["stages"], where / "stages")
     read = {key: _read_value(key, value, where / key) for key, value in data.items() if key != "stages"}
-    _check_references(data, where)
     with where.wrap(["stages"]):
         recipe = Recipe(tuple(stages), **read)
-    if where.sketched:
-        return recipe
-    from hf_stages.data.curricula.base import misplaced
-
-    for path, name, problem in misplaced(recipe):
-        hint = "" if name is None else f"; {did_you_mean(name, recipe.sources, there_are='there are')}"
-        raise replace(where, path=(*where.path, *path)).error(problem + hint)
+    ready = where.sketched and not isinstance(data["stages"], list | tuple)  # whose stages are not known yet
+    for path, problem in reference_problems(recipe) if not ready else ():
+        raise replace(where, path=(*where.path, *path)).error(problem)
     return recipe
 
 
@@ -268,35 +264,6 @@ def read_metrics(value: Any, where: Where) -> Any:
         raise where.error(f"expected a list of metric names such as [accuracy, f1], got {describe_value(value)}")
     with where.wrap():
         return where.load("hf_stages.evaluation.metrics.metrics", "Metrics")(tuple(names))
-
-
-def _check_references(data: Mapping[str, Any], where: Where) -> None:
-    """Names of sources and of teacher stages must lead somewhere. Without sources, the trainer may bring its own."""
-    sources = data.get("sources") or {}
-    written = data["stages"] if isinstance(data["stages"], list | tuple) else ()  # a ready recipe names no other stage
-    names = [stage["name"] for stage in written]
-    nouns = [(data, where, names), *((s, where / "stages" / i, names[:i]) for i, s in enumerate(written))]
-    for noun, place, before in nouns:
-        for at, name in _dataset_names(noun, place):
-            if sources and name not in sources:
-                raise at.error(f"no source is called {name!r}; {did_you_mean(name, sources, there_are='there are')}")
-        teacher = noun.get("teacher")
-        if isinstance(teacher, str) and teacher.startswith("stage:") and teacher[6:] not in before:
-            if teacher[6:] in names:
-                raise (place / "teacher").error(
-                    f"{teacher!r} is not finished by then; a teacher stands before its student"
-                )
-            hint = did_you_mean(teacher[6:], before, there_are="there are")
-            raise (place / "teacher").error(f"no earlier stage is called {teacher[6:]!r}; {hint}")
-
-
-def _dataset_names(noun: Mapping[str, Any], where: Where) -> Iterator[tuple[Where, str]]:
-    for key in _DATASETS:
-        value = noun.get(key)
-        if isinstance(value, str):
-            yield where / key, value
-        elif isinstance(value, Mapping) and not {"use", "path", "in_memory"} & set(value):
-            yield from ((where / key / name, v) for name, v in value.items() if isinstance(v, str))
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Which teacher a stage has, as declared, as a structure, and at work."""
+"""A declared teacher as a structure, and at work."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ from typing import Any
 
 import torch
 
-from hf_stages.core.stage import Stage
 from hf_stages.teachers.cache_reader import CacheReader, check_needs
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE, BaseTeacher, LiveTeacher
-
-
-def teacher_of(run: Any, stage: Stage) -> Any:
-    """As declared: the stage's own, or that of the run (a recipe or a trainer)."""
-    return stage.teacher if stage.teacher is not None else run.teacher
 
 
 def start_teacher(source: Any, student: Any, needs: frozenset[str], device: torch.device) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
 from typing import Any
 
@@ -17,30 +17,32 @@ from transformers.utils import logging
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.hub_names import explain_hub_lookup
 from hf_stages.core.origins import Origin
-from hf_stages.core.stage import Recipe, Stage
+from hf_stages.core.references import (
+    named_sources,
+    named_teachers,
+    place_of,
+    source_names_in,
+    teaching_stage,
+    unknown_sources,
+)
+from hf_stages.core.stage import Recipe, Stage, own_or_shared
 from hf_stages.data.collators.base import build_collator
 from hf_stages.data.collators.collator import Collator
-from hf_stages.data.curricula.base import Curriculum, source_names_in
-from hf_stages.data.drawing.blend import Blend
+from hf_stages.data.curricula.base import Curriculum
 from hf_stages.data.source import Source
-from hf_stages.losses.objective.terms import terms_of
-from hf_stages.losses.task_loss import TaskLoss
+from hf_stages.losses.objective.stage_losses import wants_teacher
 from hf_stages.models.model_source import ModelSource
-from hf_stages.packing.checks import check_packed_stages
 from hf_stages.planning.args_values import check_ranges, check_types
-from hf_stages.planning.checks import check_stages
-from hf_stages.planning.collator_checks import check_collators
-from hf_stages.planning.measure_data import train_dataset_of
+from hf_stages.planning.measure_data import plan_for
 from hf_stages.planning.model_shapes import dry_models
-from hf_stages.planning.plan import Plan, Taught
-from hf_stages.planning.raw_rows import check_labels, check_rows
-from hf_stages.planning.replay_sources import replay_gate
-from hf_stages.planning.teacher_agreement import check_teacher_tokenizers
+from hf_stages.planning.plan import Plan
+from hf_stages.planning.resolved import resolve
 from hf_stages.planning.vocabulary import check_vocabulary
 from hf_stages.recipes.parts_by_name import with_parts
 from hf_stages.reports.text import dataset_label, part
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
+from hf_stages.training.checked_plan import checked
 
 logger = logging.get_logger(__name__)
 _OF_A_CONFIG = re.compile(r"(config|overrides)\.\w+: ")
@@ -71,40 +73,34 @@ class Prepared:
     trust_remote_code: bool = False
     origin: Origin | None = None
     """The text that the recipe was read from."""
+    _plans: list[Plan] = field(default_factory=list, init=False, repr=False, compare=False)
+    """The plan, once it was asked for."""
 
     @_placing
     def plan(self) -> Plan:
-        """The recipe in absolute numbers; its stages hold their datasets themselves."""
-        from hf_stages.planning.measure_data import plan_for, train_dataset_of
+        """The recipe in absolute numbers, with all that the trainer would refuse found in the models' configs alone."""
+        if not self._plans or self._plans[0].made_with != self.args.to_dict():
+            self._plans[:] = [self._planned()]
+        return self._plans[0]
 
-        stages = [
-            stage  # what it may replay is looked up once it is known how much of it the others read
-            if replay_gate(stage) is not None
-            else replace(stage, train_dataset=train_dataset_of(self.recipe, stage))
-            for stage in self.recipe.stages
-        ]
-        plan = plan_for(replace(self.recipe, stages=stages), self.args)
-        return plan.with_taught(self._check())
-
-    def _check(self) -> dict[str, Taught]:
-        """What the trainer would refuse, found in the models' configs alone."""
+    def _planned(self) -> Plan:
         own = [replace(stage, teacher=self._source(stage.teacher)) for stage in self.recipe.stages]
-        recipe = replace(self.recipe, stages=own, teacher=self._source(self.recipe.teacher))
+        plan = plan_for(replace(self.recipe, stages=own, teacher=self._source(self.recipe.teacher)), self.args)
+        known = {repr(stage.teacher): stage.teacher for stage in plan.resolved}
 
         @lru_cache
         def read(key: str) -> Any:
             return known[key].skeleton(trust_remote_code=self.trust_remote_code)
 
-        nouns: tuple[Any, ...] = (recipe, *recipe.stages)
-        known = {repr(noun.teacher): noun.teacher for noun in nouns if isinstance(noun.teacher, ModelSource)}
-        check_teacher_tokenizers(recipe, self.tokenizer)
-        check_collators(recipe, self.tokenizer)
-        models = dry_models(recipe, self.skeleton())
-        check_vocabulary(recipe, self.tokenizer, models)
-        check_rows(recipe, self.args, models)
-        check_labels(recipe, self.args, models)
-        check_packed_stages(recipe, models)
-        return check_stages(recipe, self.args, models, lambda t: read(repr(t)) if isinstance(t, ModelSource) else t)
+        models = dry_models(self.recipe, self.skeleton())
+        check_vocabulary(self.recipe, self.tokenizer, models)
+        return checked(
+            plan,
+            self.args,
+            models,
+            self.tokenizer,
+            structure=lambda teacher: read(repr(teacher)) if isinstance(teacher, ModelSource) else teacher,
+        )
 
     @_placing
     def skeleton(self) -> Any:
@@ -145,17 +141,18 @@ class Prepared:
             processing_class=self.tokenizer,
         )
         trainer.trust_remote_code = self.trust_remote_code
+        trainer.plan_at_hand = self._plans[0] if self._plans else None
         return trainer
 
     @_placing
     def cache_teacher(self, folder: str, **options: Any) -> CachedTeacher:
         """Run the recipe's teachers' one model over all data that stages learn from a teacher with; see ``Teacher.cache``."""
-        declared, datasets = [], []
-        for stage in self.recipe.stages:
-            if any(term.loss.uses_teacher for term in terms_of(stage.loss if stage.loss is not None else TaskLoss())):
-                declared.append(stage.teacher if stage.teacher is not None else self.recipe.teacher)
-                found = train_dataset_of(self.recipe, stage)
-                datasets += [leaf.dataset for leaf in found.leaves] if isinstance(found, Blend) else [found]
+        declared: list[Any] = []
+        datasets: list[Any] = []
+        for stage in resolve(self.recipe):
+            if wants_teacher(stage.stage):
+                declared.append(stage.teacher)
+                datasets += stage.sources
         teachers = {repr(teacher): teacher for teacher in declared}
         if len(teachers) != 1:
             raise ValueError(f"teacher: expected one that some stage's loss uses, got {', '.join(teachers) or 'none'}")
@@ -189,7 +186,7 @@ class Prepared:
 
     def _source(self, teacher: Any) -> Any:
         """A path becomes a model's source of the student's kind; ``base`` and ``stage:<name>`` are the trainer's matter."""
-        if not isinstance(teacher, str) or teacher == BASE or teacher.startswith("stage:"):
+        if not isinstance(teacher, str) or teacher == BASE or teaching_stage(teacher) is not None:
             return teacher
         return ModelSource(path=teacher, auto_class=self._model().auto_class)
 
@@ -208,8 +205,7 @@ def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str 
     origin, recipe = recipe.origin, with_parts(recipe)
     args = training_arguments(recipe.args, output_dir=output_dir)
     _model_source(recipe.model)
-    _check_teachers(recipe)
-    _check_sources(recipe)
+    _check_names(recipe)
     tokenizer = _tokenizer(recipe, trust_remote_code)
 
     def load(source: Any, where: str) -> Any:
@@ -221,7 +217,7 @@ def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str 
             return source
         return _named(where, source.load, tokenizer, trust_remote_code=trust_remote_code)
 
-    used = {name for _, name in _names(recipe)}
+    used = {name for path, name in named_sources(recipe) if path[0] != "sources"}
     while (deeper := {n for name in used for n in source_names_in(recipe.sources[name])}) - used:
         used |= deeper
     sources = {n: load(s, f"sources.{n}") if n in used else s for n, s in recipe.sources.items()}
@@ -272,38 +268,15 @@ def _model_source(model: Any) -> ModelSource:
     )
 
 
-def _check_teachers(recipe: Recipe) -> None:
+def _check_names(recipe: Recipe) -> None:
+    """Names of stages and sources lead somewhere; found before anything is loaded."""
     names = [stage.name for stage in recipe.stages]
-    nouns: list[tuple[str, Any]] = [("teacher", recipe.teacher)]
-    nouns += [(f"stage {stage.name!r}: teacher", stage.teacher) for stage in recipe.stages]
-    for where, teacher in nouns:
-        if isinstance(teacher, str) and teacher.startswith("stage:") and teacher.removeprefix("stage:") not in names:
-            name = teacher.removeprefix("stage:")
-            raise ValueError(
-                f"{where}: no stage is called {name!r}; {did_you_mean(name, names, there_are='there are')}"
-            )
-
-
-def _names(recipe: Recipe) -> list[tuple[str, str]]:
-    """Every place that names a source, and the name."""
-    found = []
-    for where, noun in [("", recipe), *((f"stage {stage.name!r}: ", stage) for stage in recipe.stages)]:
-        for key in ("train_dataset", "eval_dataset"):
-            value = getattr(noun, key)
-            entries = value.items() if isinstance(value, Mapping) else [("", value)]
-            found += [(f"{where}{key}{k and f'.{k}'}", name) for k, v in entries for name in source_names_in(v)]
-        held = [(i, gate.replay_source) for i, gate in enumerate(getattr(noun, "gates", ()))]
-        found += [(f"{where}gates.{i}.source", name) for i, source in held for name in source_names_in(source)]
-    return found
-
-
-def _check_sources(recipe: Recipe) -> None:
-    inside = [(f"sources.{key}", name) for key, source in recipe.sources.items() for name in source_names_in(source)]
-    for where, name in [*_names(recipe), *inside]:
-        if name not in recipe.sources:
-            known = recipe.sources
-            hint = did_you_mean(name, known, there_are="there are") if known else "the recipe has no sources"
-            raise ValueError(f"{where}: no source is called {name!r}; {hint}")
+    for path, name, _ in named_teachers(recipe):
+        if name not in names:
+            hint = did_you_mean(name, names, there_are="there are")
+            raise ValueError(f"{place_of(recipe, path)}: no stage is called {name!r}; {hint}")
+    for path, problem in unknown_sources(recipe):
+        raise ValueError(f"{place_of(recipe, path)}: {problem}")
 
 
 def _looked_up(value: Any, sources: Mapping[str, Any]) -> Any:
@@ -326,7 +299,7 @@ def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> Any:
 
 
 def _data_label(recipe: Recipe, stage: Stage) -> str:
-    dataset = stage.train_dataset if stage.train_dataset is not None else recipe.train_dataset
+    dataset = own_or_shared(stage, "train_dataset", recipe)
     return (
         dataset.path
         if isinstance(dataset, Source)

@@ -30,11 +30,10 @@ class Steering:
         """After how many of the stage's updates the kept state was taken."""
         self.folder = kept_folder(trainer._runner.out, planned.folder)
         self.keeps = any(gate.keeps for gate in planned.stage.gates)
-        self.earlier = earlier_domains(trainer.recipe, planned.stage)
-        self.chain = [planned.name]
+        plan = trainer._runner.plan
+        self.earlier = earlier_domains(plan.resolved, planned.name)
+        self.chain = [one.name for one in plan.lineage(planned.name) if one.span_root == planned.span_root]
         """The stages whose cuts lower this stage's rate: those whose schedule it goes on with."""
-        while self.chain[-1] != planned.span_root:
-            self.chain.append(trainer._runner.plan[self.chain[-1]].parent)
 
     def rate(self, step: int) -> float:
         return self.run.ledger.lr_factor(self.chain, self.run.first_step + step)

@@ -101,12 +101,7 @@ class Handover:
         return model  # a checkpoint brings its own weights
 
     def transforms_up_to(self, name: str) -> list[Any]:
-        chain: list[Any] = []
-        current: str | None = name
-        while current is not None:
-            chain = [*self.plan[current].stage.transforms, *chain]
-            current = self.plan[current].parent
-        return chain
+        return [transform for planned in self.plan.lineage(name) for transform in planned.stage.transforms]
 
     def _forget_wrapper(self) -> None:
         trainer = self.trainer

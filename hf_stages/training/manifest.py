@@ -26,9 +26,8 @@ from hf_stages.core.sealed_folders import (
     read_json,
     write_json,
 )
-from hf_stages.core.stage import Recipe, Stage
+from hf_stages.core.stage import Recipe
 from hf_stages.data.drawing.blend import Blend
-from hf_stages.planning.measure_data import train_dataset_of
 from hf_stages.planning.plan import Plan
 from hf_stages.planning.stage_args import facts, stage_args
 from hf_stages.recipes.files import to_dict
@@ -69,25 +68,17 @@ class Manifest:
         declared = to_dict(stage)
         # Expectations judge a stage and do not change it: they may be edited after it is done.
         gates = [g for g, part in zip(declared.get("gates", []), stage.gates, strict=True) if part.on != "end"]
-        teacher = stage.teacher if stage.teacher is not None else self.recipe.teacher
-        content = getattr(teacher, "content", None)  # a cache may be written anew in the same place
-        collator = stage.data_collator if stage.data_collator is not None else self.recipe.data_collator
+        resolved = self.plan.resolved[name]
+        content = getattr(resolved.teacher, "content", None)  # a cache may be written anew in the same place
         return {
             **{key: value for key, value in declared.items() if key not in _JUDGES},
             "gates": gates,
             "parent": self.plan[name].parent,
-            "train_dataset": self._data(stage),
+            "train_dataset": _data(resolved.dataset),
             "args": facts(stage_args(self.args, stage)),
-            "data_collator": fingerprint(collator),
+            "data_collator": fingerprint(resolved.data_collator),
             **({"teacher_cache": content} if content is not None else {}),
         }
-
-    def _data(self, stage: Stage) -> Any:
-        """A curriculum is written out, so that an edit shows as what it is."""
-        dataset = train_dataset_of(self.recipe, stage)
-        if not isinstance(dataset, Blend):
-            return fingerprint(dataset)
-        return {"curriculum": part_to_dict(dataset.part, "train_dataset"), **dataset.described()}
 
     # ---- opening ------------------------------------------------------------------------------------------------------
 
@@ -236,3 +227,10 @@ class Manifest:
                 f"{self.out / RUN_FILE} could not be written ({error}); every folder saved before it is whole. Free space on "
                 f"{self.out} and resume with resume_from_checkpoint=True"
             ) from error
+
+
+def _data(dataset: Any) -> Any:
+    """A curriculum is written out, so that an edit shows as what it is."""
+    if not isinstance(dataset, Blend):
+        return fingerprint(dataset)
+    return {"curriculum": part_to_dict(dataset.part, "train_dataset"), **dataset.described()}

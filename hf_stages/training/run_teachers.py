@@ -10,15 +10,14 @@ from transformers.utils import logging
 
 from hf_stages.core.batch import SOURCE
 from hf_stages.core.randomness import preserve_random_state
-from hf_stages.core.stage import Stage
+from hf_stages.core.references import teaching_stage
+from hf_stages.core.stage import Stage, own_or_shared
 from hf_stages.data.collators.base import columns_read
-from hf_stages.planning.measure_data import train_dataset_of
 from hf_stages.planning.plan import PlannedStage
+from hf_stages.planning.resolved import ResolvedRecipe, ResolvedStage
 from hf_stages.teachers.cache_reader import check_same_teacher, check_vocabulary, find_rows
 from hf_stages.teachers.declared import CachedTeacher, Teacher
-from hf_stages.teachers.live import BASE
 from hf_stages.teachers.row_keys import rows_of_batch
-from hf_stages.teachers.stage_teachers import teacher_of
 
 logger = logging.get_logger(__name__)
 
@@ -32,11 +31,11 @@ class Teachers:
 
     def of(self, planned: PlannedStage) -> Any:
         """A model, a cache, or the word for the student's own base; None where no loss asks."""
-        teacher = teacher_of(self.trainer, planned.stage)
+        teacher = own_or_shared(planned.stage, "teacher", self.trainer)
         if teacher is None or not self.trainer.wants_teacher(planned.stage):
             return None
-        if isinstance(teacher, str) and teacher != BASE:
-            return self.handover.saved(teacher.removeprefix("stage:"))
+        if (earlier := teaching_stage(teacher)) is not None:
+            return self.handover.saved(earlier)
         return self._load(teacher, planned) if isinstance(teacher, Teacher) else teacher
 
     def _load(self, teacher: Teacher, planned: PlannedStage) -> Any:
@@ -52,26 +51,25 @@ class Teachers:
 # ---- before the first step -------------------------------------------------------------------------------------------
 
 
-def check_declared(trainer: Any, stage: Stage) -> None:
-    """A cache: its vocabulary, its state, and whether it is of this data."""
-    teacher = teacher_of(trainer, stage)
+def check_declared(trainer: Any, stage: ResolvedStage, resolved: ResolvedRecipe) -> None:
+    """Check a cached teacher: its vocabulary, its state, and whether it is of this data."""
+    teacher = stage.teacher
     if not isinstance(teacher, CachedTeacher):
         return
-    stages = trainer.recipe.stages
-    first = not any(teacher_of(trainer, s) is teacher for s in stages[: stages.index(stage)])
-    with _placed(stage):
+    first = next(one for one in resolved if one.teacher is teacher) is stage
+    with _placed(stage.stage):
         check_vocabulary(teacher, trainer.processing_class)
         if first:
             check_same_teacher(teacher)
         _check_rows(trainer, stage, teacher)
 
 
-def _check_rows(trainer: Any, stage: Stage, cached: CachedTeacher) -> None:
-    """The first rows, as training would batch them. What cannot be tried out here is left to the first step."""
-    dataset = trainer.train_data(train_dataset_of(trainer.recipe, stage), stage)
+def _check_rows(trainer: Any, stage: ResolvedStage, cached: CachedTeacher) -> None:
+    """Look up the first rows, as training would batch them. What cannot be tried out here is left to the first step."""
+    dataset = trainer.train_data(stage.dataset, stage.stage)
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         return
-    collator = stage.data_collator if stage.data_collator is not None else trainer.data_collator
+    collator = own_or_shared(stage.stage, "data_collator", trainer)
     if SOURCE in columns_read(collator):
         return  # which collator a row is for, only drawing it tells
     trainer.teach_by(cached)

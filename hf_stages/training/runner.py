@@ -18,6 +18,7 @@ from transformers.utils import logging
 from hf_stages.core.ledger import Ledger
 from hf_stages.core.randomness import seed_of
 from hf_stages.core.ranks import from_all_ranks, from_main_rank
+from hf_stages.core.references import look_up
 from hf_stages.core.sealed_folders import is_disk_error, write_sealed_folder
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.data.drawing.blend import Blend
@@ -33,7 +34,6 @@ from hf_stages.packing.pack_folder import pack
 from hf_stages.planning.cautions import cautions
 from hf_stages.planning.collator_checks import check_teacher
 from hf_stages.planning.domains import domains_of, same_task
-from hf_stages.planning.measure_data import named, train_dataset_of
 from hf_stages.planning.plan import Plan, PlannedStage, args_defaults, span_of
 from hf_stages.planning.stage_args import stage_args
 from hf_stages.planning.teacher_agreement import probe
@@ -268,19 +268,20 @@ class Runner:
     def _use_data(self, planned: PlannedStage) -> None:
         trainer, stage = self.trainer, planned.stage
         trainer.train_dataset = dataset = self._dataset(stage)
+        resolved = self.plan.resolved
         evaluated = stage.eval_dataset if stage.eval_dataset is not None else self.own["eval_dataset"]
         where = f"stage {stage.name!r}: eval_dataset"
         if isinstance(evaluated, dict):
             if any(
                 gate.on == "evaluation" for gate in stage.gates
             ):  # which are asked about earlier domains within the stage
-                seen = [d for d in domains_of(self.recipe, stage.name).values() if same_task(self.recipe, stage, d)]
+                seen = [d for d in domains_of(resolved, stage.name).values() if same_task(resolved, stage.name, d)]
                 theirs = {domain.name: trainer.eval_data(domain.dataset, domain.stage or stage) for domain in seen}
                 evaluated = {**theirs, **evaluated}
-            sets = {key: named(value, self.recipe, where) for key, value in evaluated.items()}
+            sets = {key: look_up(value, resolved.sources, where) for key, value in evaluated.items()}
             trainer.eval_dataset = {key: trainer.eval_data(value, stage) for key, value in sets.items()}
         else:
-            trainer.eval_dataset = trainer.eval_data(named(evaluated, self.recipe, where), stage)
+            trainer.eval_dataset = trainer.eval_data(look_up(evaluated, resolved.sources, where), stage)
         for name in ("data_collator", "compute_metrics"):
             own = getattr(stage, name)
             setattr(trainer, name, own if own is not None else self.own[name])
@@ -293,8 +294,8 @@ class Runner:
 
     def _dataset(self, stage: Any) -> Any:
         """The stage's data, prepared as the trainer's own was (TRL): a curriculum's sources one by one."""
-        dataset = self.plan[stage.name].blend
-        return self.trainer.train_data(train_dataset_of(self.recipe, stage) if dataset is None else dataset, stage)
+        blend = self.plan[stage.name].blend
+        return self.trainer.train_data(self.plan.resolved[stage.name].dataset if blend is None else blend, stage)
 
     def _span(self, planned: PlannedStage, args: Any) -> Any:
         """The learning-rate span with the rate really reached before it (a gate may have ended the parent early)."""

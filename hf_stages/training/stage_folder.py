@@ -131,7 +131,7 @@ def _summary(runner: Any, planned: PlannedStage, run: StageRun, metrics: dict, c
         "boundary": boundary(run.before, run.start, change.deviations),
         "domains": _domains(runner, planned, metrics, "eval_"),
         "domains_start": _domains(runner, planned, run.start, "start_"),
-        "trains_on": trained_on(runner.recipe, planned.stage),
+        "trains_on": trained_on(runner.plan.resolved, planned.name),
         "ledger": runner.ledger.to_list(),
         "remembered": remembered(runner.trainer),
         "versions": {"hf_stages": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
@@ -147,7 +147,8 @@ def _teacher(runner: Any, stage: Any) -> Any:
 
 def _domains(runner: Any, planned: PlannedStage, metrics: dict, prefix: str) -> dict[str, dict[str, float]]:
     """Every domain that was measured: its loss over all items, bits per byte and task metrics."""
-    names, plain = domains_of(runner.recipe, planned.name), plain_name(runner.recipe, planned.stage)
+    resolved = runner.plan.resolved
+    names, plain = domains_of(resolved, planned.name), plain_name(resolved[planned.name])
     bare = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
     found = by_domain(bare, [name for name in names if name != plain], plain)
     return {name: found[name] for name in names if name in found}

@@ -22,30 +22,21 @@ from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.data.stage_collator import prepare_collator
 from hf_stages.evaluation.evaluation_mixin import EvaluationMixin
-from hf_stages.losses.objective.micro_batch_loss import overrides_compute_loss
 from hf_stages.losses.objective.stage_losses import wants_teacher
-from hf_stages.models.method_patches import Patches, check_rebuilt_model
+from hf_stages.models.method_patches import Patches
 from hf_stages.models.stage_models import load_stage
 from hf_stages.models.structure import Blueprint
-from hf_stages.packing.checks import check_packed_stages
 from hf_stages.planning.args_values import check_args
-from hf_stages.planning.checks import check_no_rebuild, check_stages
-from hf_stages.planning.collator_checks import check_collators
-from hf_stages.planning.domains import evaluated
-from hf_stages.planning.measure_data import plan_for
-from hf_stages.planning.model_shapes import dry_models
 from hf_stages.planning.plan import Plan
-from hf_stages.planning.raw_rows import check_labels, check_rows, has_own_rows
-from hf_stages.planning.teacher_agreement import check_teacher_tokenizers
 from hf_stages.planning.unused_args import unused_args
 from hf_stages.recipes.parts_by_name import with_parts, with_trainer_parts
 from hf_stages.reports.tables.plan_table import plan_table
 from hf_stages.training.callbacks import OneRun
+from hf_stages.training.checked_plan import plan_of
 from hf_stages.training.loop_mixin import LoopMixin
 from hf_stages.training.preparing.deferred_data import held_back
 from hf_stages.training.preparing.hooks import PreparingMixin
 from hf_stages.training.progress_bar import StageProgress
-from hf_stages.training.run_teachers import check_declared
 from hf_stages.training.runner import Runner
 from hf_stages.training.saving_mixin import SavingMixin
 from hf_stages.training.shown_signature import signature_of
@@ -71,6 +62,8 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
     _stage: Any = None
     """The StageRun in progress."""
     _runner: Any = None
+    plan_at_hand: Plan | None = None
+    """Made and checked before the trainer was, from the same data; taken over while the args are the same."""
     _stop_request: str | None = None
     """Asked for before ``train()``."""
 
@@ -144,26 +137,7 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
         """The recipe in absolute numbers; printed, a table. Raises every error that can be known before the first step."""
         if self.recipe is None:
             raise ValueError("plan: expected a trainer with stages")
-        plan = plan_for(self.recipe, self.args, self.train_data if self.prepares else None)
-        check_rebuilt_model(self, plan)
-        for stage, dataset in evaluated(self.recipe) if self.prepares else ():
-            self.eval_data(dataset, stage)
-        if not self.blueprint.buildable:
-            check_no_rebuild(self.recipe, plan)
-        models = dry_models(self.recipe, self.blueprint.build("meta")) if self.blueprint.buildable else {}
-        own_loss = self.compute_loss_func is not None
-        check_collators(self.recipe, self.processing_class)
-        check_teacher_tokenizers(self.recipe, self.processing_class)
-        if not has_own_rows(self):
-            check_rows(self.recipe, self.args, models)
-            if not own_loss and not overrides_compute_loss(self):
-                check_labels(self.recipe, self.args, models)
-        check_packed_stages(self.recipe, models)
-        taught = check_stages(self.recipe, self.args, models, own_loss=own_loss)
-        for stage in self.recipe.stages:
-            if self.wants_teacher(stage):
-                check_declared(self, stage)
-        return replace(plan.with_taught(taught), show=self._plan_table)
+        return replace(plan_of(self), show=self._plan_table)
 
     def _plan_table(self, plan: Plan) -> str:
         return plan_table(plan, model=self.blueprint.build("meta") if self.blueprint.buildable else None)

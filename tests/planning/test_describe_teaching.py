@@ -13,7 +13,7 @@ from hf_stages.commands import cli
 from hf_stages.core.curves import Linear
 from hf_stages.losses import AttentionMSE, HiddenMSE, LogitKL, TaskLoss
 from hf_stages.losses.objective.terms import terms_of
-from hf_stages.planning.describe_teaching import taught
+from hf_stages.planning.describe_teaching import describe_teaching
 from hf_stages.reports.tables.plan_table import plan_dict, plan_table
 from hf_stages.transforms import AddLora
 from tests.support import tiny
@@ -63,7 +63,7 @@ def test_an_earlier_stage_and_the_base_as_teachers():
 
 def test_long_maps_are_shortened():
     student, teacher = (tiny.bert(num_hidden_layers=n) for n in (12, 24))
-    (said,) = taught(terms_of(AttentionMSE(), student, teacher), "stage:a").losses
+    (said,) = describe_teaching(terms_of(AttentionMSE(), student, teacher), "stage:a").losses
     assert said == "AttentionMSE 1-2 2-4 .. 12-24"
 
 

@@ -8,6 +8,7 @@ from hf_stages import Recipe, Stage, StagedTrainer
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.models.model_source import ModelSource
+from hf_stages.training import checked_plan
 from hf_stages.training.from_recipe import build_trainer, prepare, training_arguments
 from hf_stages.transforms.freeze import Freeze
 from tests.support import tiny
@@ -51,7 +52,7 @@ def test_names_become_datasets(recipe):
     assert prepared.data == {"first": "small", "second": "large"}
     plan = prepared.plan()
     assert [stage.steps for stage in plan.stages] == [1, 4]
-    assert [len(stage.stage.train_dataset) for stage in plan.stages] == [8, 16]
+    assert [len(stage.dataset) for stage in plan.resolved] == [8, 16]
 
 
 def test_a_source_that_no_stage_uses_is_not_loaded(recipe, source):
@@ -134,3 +135,25 @@ def test_a_probe_times_equal_stages_once(recipe, monkeypatch):
     assert len(timed) == 2
     assert seconds["b"] == pytest.approx(3 * seconds["a"])
     assert all(value > 0 for value in seconds.values())
+
+
+def test_a_planned_recipe_is_not_planned_again_by_its_trainer(recipe, monkeypatch):
+    planned = []
+    real = checked_plan.plan_for
+    monkeypatch.setattr(checked_plan, "plan_for", lambda *args: planned.append(args) or real(*args))
+    prepared = prepare(recipe([Stage("a", "2 steps"), Stage("b", "1 epochs", train_dataset="large")]))
+    plan = prepared.plan()
+    assert prepared.plan() is plan
+    trainer = prepared.trainer()
+    taken = trainer.plan()
+    assert not planned
+    assert [(p.steps, p.size, p.lr_in) for p in taken.stages] == [(p.steps, p.size, p.lr_in) for p in plan.stages]
+    assert all(one.dataset is other.dataset for one, other in zip(taken.resolved, plan.resolved, strict=True))
+    trainer.args.gradient_accumulation_steps = 2
+    assert trainer.plan()["a"].size.accumulation == 2  # other arguments, another plan
+    assert len(planned) == 1
+
+
+def test_a_trainer_of_a_recipe_that_nobody_planned_plans_for_itself(recipe):
+    planned, unplanned = prepare(recipe()), prepare(recipe())
+    assert str(unplanned.trainer().plan()) == str((planned.plan(), planned.trainer().plan())[1])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from hf_stages.core.fingerprint import is_model
-from hf_stages.core.stage import Recipe
+from hf_stages.core.references import source_names_in
 from hf_stages.data.drawing.nodes import Leaf, Node
 
 _Own = TypeVar("_Own", bound="Curriculum")
@@ -31,7 +31,7 @@ class Curriculum:
         raise NotImplementedError(f"{type(self).__name__} must define node(make, name, where)")
 
     def source_names(self) -> tuple[str, ...]:
-        """Names of sources that it draws from, deeper ones too."""
+        """Return the names of the sources that it draws from, deeper ones too."""
         return tuple(dict.fromkeys(name for value in self._held_sources() for name in source_names_in(value)))
 
     def map_datasets(self: _Own, change: Callable[[Any], Any]) -> _Own:
@@ -67,15 +67,6 @@ class Curriculum:
                 yield value
 
 
-def source_names_in(value: Any) -> tuple[str, ...]:
-    """Names of sources in what stands for a dataset: a name, a curriculum, several by name."""
-    if isinstance(value, str):
-        return (value,)
-    if type(value) is dict:
-        return tuple(name for item in value.values() for name in source_names_in(item))
-    return value.source_names() if isinstance(value, Curriculum) else ()
-
-
 def check_source(value: Any, where: str) -> None:
     """Something to draw from: a name, a curriculum, a Source, or a dataset."""
     plain = value is None or isinstance(value, bool | int | float | bytes)
@@ -94,29 +85,3 @@ def single_source(node: Node, what: str, where: str) -> Leaf:
             f"{where}: {what} needs to know every row beforehand, and {node.name!r} is a stream; save it first"
         )
     return node
-
-
-def misplaced(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str | None, str]]:
-    """(path, unknown name or None, problem): names inside curricula that no source has, curricula where rows are only looked at."""
-    nouns: list[tuple[tuple[str | int, ...], Any]] = [((), recipe)]
-    nouns += [(("stages", i), stage) for i, stage in enumerate(recipe.stages)]
-    for path, noun in nouns:
-        if isinstance(noun.eval_dataset, Curriculum):
-            yield (
-                (*path, "eval_dataset"),
-                None,
-                f"{type(noun.eval_dataset).__name__} is for training; expected a dataset",
-            )
-    held = [((*path, "train_dataset"), noun.train_dataset) for path, noun in nouns]
-    held += [(("sources", name), source) for name, source in recipe.sources.items()]
-    held += [
-        ((*path, "gates", i, "source"), source)
-        for path, noun in nouns[1:]
-        for i, gate in enumerate(noun.gates)
-        if (source := gate.replay_source) is not None
-    ]
-    for path, value in held:
-        bare = isinstance(value, str) and "gates" in path
-        for name in source_names_in(value) if (bare or isinstance(value, Curriculum)) and recipe.sources else ():
-            if name not in recipe.sources:
-                yield path, name, f"no source is called {name!r}"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_stages.core.curves import Curve, as_curve
-from hf_stages.data.curricula.base import Curriculum, Make, check_source, source_names_in
+from hf_stages.core.references import source_names_in
+from hf_stages.data.curricula.base import Curriculum, Make, check_source
 from hf_stages.data.drawing.nodes import Mixed, Node
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hf_stages.data.curricula.base import Curriculum, Make, source_names_in
+from hf_stages.core.references import source_names_in
+from hf_stages.data.curricula.base import Curriculum, Make
 from hf_stages.data.drawing.nodes import Mixed, Node, subtree
 from hf_stages.data.drawing.quotas import FRACTION, Clock, Quotas
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_stages.core.lineage import lineage
 from hf_stages.core.sealed_folders import STAGE_FILE, read_json
 from hf_stages.reports.cards.how_to_load import has_adapter, how_to_load, needs_rebuilding
 from hf_stages.reports.markdown import table
@@ -22,7 +23,7 @@ _HUB = re.compile(r"[\w.-]*[A-Za-z][\w.-]*(/[\w.-]+)?")
 
 def stage_card(folder: Path, shown: str) -> str:
     """The card of a stage folder, ``shown`` as its place: of its own stage and those that it stands on."""
-    stages = lineage(folder)
+    stages = summaries_up_to(folder)
     return _card(shown, folder, stages, how_to_load(folder, shown, stages[-1]), {})
 
 
@@ -31,7 +32,7 @@ def run_card(out: Path, stage: str | None, given: Mapping[str, Any]) -> str:
     name = out.resolve().name
     if stage is None:
         return _card(name, out, [], how_to_load(out, name), given)
-    stages, folder = lineage(out / stage), out / stage
+    stages, folder = summaries_up_to(out / stage), out / stage
     saved = (out / "config.json").is_file() and not needs_rebuilding(folder, stages[-1])
     load = how_to_load(out, name) if saved else how_to_load(folder, f"{name}/{stage}", stages[-1])
     return _card(name, out, stages, load, given)
@@ -40,18 +41,25 @@ def run_card(out: Path, stage: str | None, given: Mapping[str, Any]) -> str:
 def packed_card(folder: Path, shown: str, source: Path | None, weights: Mapping[str, Any]) -> str:
     """The card of packed weights; ``source`` is the stage folder that they were made of, if there was one."""
     known = source is not None and (source / STAGE_FILE).is_file()
-    stages = lineage(source) if source is not None and known else []
+    stages = summaries_up_to(source) if source is not None and known else []
     title = f"{source.resolve().name}, packed" if source is not None else shown
     says = f"Its weights are packed: {size(weights['bytes'])}, {bits(weights['bits_per_weight'])} bits a weight."
     return _card(title, folder, stages, how_to_load(folder, shown), {}, says)
 
 
-def lineage(folder: Path) -> list[dict[str, Any]]:
-    """``stage.json`` of the stage's forebears that lie beside it, from the first, and its own last."""
-    summary = read_json(folder / STAGE_FILE, "a stage folder")
-    parents = summary.get("parents") or []
-    before = folder.parent / parents[0]["folder"] if parents else None
-    return [*(lineage(before) if before is not None and (before / STAGE_FILE).is_file() else []), summary]
+def summaries_up_to(folder: Path) -> list[dict[str, Any]]:
+    """Read ``stage.json`` of the stages below that lie beside the folder, from the first, and its own last."""
+
+    def parent_of(folder: Path) -> Path | None:
+        parents = _summary(folder).get("parents") or []
+        before = folder.parent / parents[0]["folder"] if parents else None
+        return before if before is not None and (before / STAGE_FILE).is_file() else None
+
+    return [_summary(one) for one in lineage(folder, parent_of)]
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    return read_json(folder / STAGE_FILE, "a stage folder")
 
 
 def _card(

@@ -9,7 +9,8 @@ from typing import Any
 from datasets import Dataset
 from transformers.trainer_utils import has_length
 
-from hf_stages.data.curricula.base import Curriculum, source_names_in
+from hf_stages.core.references import source_names_in
+from hf_stages.data.curricula.base import Curriculum
 
 
 def held_back(
