@@ -13,7 +13,7 @@ import quantize_trec
 import ternary_llama
 from distil_trec import LABELS
 from hf_stages.data.sample_text import blocks, prose
-from tests.data.test_augment import WORDS, wordpieces
+from tests.data.augmentation.tiny_models import WORDS, wordpieces
 from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc", "one_thread")

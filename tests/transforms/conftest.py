@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers as tf
 
+from tests.transforms.quantized_models import BUILD
+
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
 CONFIGS: dict[str, tuple[str, Callable[..., Any], dict[str, Any]]] = {
@@ -77,3 +79,16 @@ def trainable() -> Callable[[Any], set[str]]:
 @pytest.fixture
 def names() -> Callable[[Any], list[str]]:
     return lambda model: [name for name, _ in model.named_parameters()]
+
+
+@pytest.fixture
+def build():
+    def make(kind):
+        torch.manual_seed(0)
+        model = BUILD[kind]()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        return model.eval()
+
+    return make
