@@ -1,4 +1,4 @@
-"""Layers: modules that stand in for a model's own, quantized or normed, and where a model's blocks are."""
+"""Layers: quantized and normed modules that replace a model's own, and where the blocks of a model are."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""An embedding of one-bit rows."""
+"""An embedding with weights of one bit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from hf_stages.layers._embedding import QuantizedEmbedding
 
 
 class BinaryEmbedding(QuantizedEmbedding):
-    """Each row is plus or minus its scale: ``mean |w|``, or learned.
+    """An embedding whose weights are plus or minus their row's scale, which is ``mean |w|`` or learned.
+
+    Arguments are those of ``nn.Embedding``, and ``method`` and ``per`` of ``Quantizer``.
 
     >>> BinaryEmbedding(10, 4).weight.abs().unique(dim=-1).shape
     torch.Size([10, 1])

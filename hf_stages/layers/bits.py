@@ -1,7 +1,7 @@
-"""How many bits a model takes when packed: over everything that is stored, by part.
+"""How many bits a packed model takes, over everything that is stored, by part of the model.
 
-Levels take 1 bit (binary) or 2 (ternary; split layers twice 1). Scales and all that is not quantized take 16 bits, or 32
-where the figure says so. A ratio that leaves the embeddings out flatters: of BERT-base's weights they are a fifth.
+Levels take 1 bit (binary) or 2 bits (ternary; split layers 1 bit twice). Scales and weights that are not quantized take
+16 bits, or 32 where a number says so. Embeddings are counted too: in BERT-base they are a fifth of the weights.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ OTHER, ADAPTERS, VECTORS, BUFFERS = "other layers", "adapters", "norms and biase
 
 
 def stored_size(model: nn.Module) -> StoredSize:
-    """Count a model's bits, on any device: the meta device will do. Tied weights are stored once.
+    """Count the bits of a model on any device, the meta device included. Tied weights count once.
 
-    A quantized layer counts as it is at full strength. Any module may say by ``stored_bits()`` what packing keeps of its
-    own parameters (see ``StoredBits``); all others count as floating point. ValueError where another library has packed
-    weights: what it stores beside them cannot be seen.
+    A quantized layer counts as at full strength. A module may define ``stored_bits()`` to say what packing keeps of its
+    parameters (see ``StoredBits``); all other parameters count as floating point. Raises ValueError where another
+    library packed the weights, because what it stores beside them is not known.
 
     >>> from hf_stages.layers import BinaryLinear
     >>> size = stored_size(BinaryLinear(64, 32))  # 2048 one-bit weights, 32 scales, 32 biases
@@ -34,14 +34,14 @@ def stored_size(model: nn.Module) -> StoredSize:
     """
     place_of = part_of_parameters(model)
     parts: dict[str, PartSize] = {}
-    for name, size in _pieces(model, place_of):
+    for name, size in _stored_tensors(model, place_of):
         parts[name] = parts.get(name, PartSize()) + size
     order = list(dict.fromkeys([WORDS, TABLES, *_stack_parts(model), EXPERTS, OTHER, HEAD, ADAPTERS, VECTORS, BUFFERS]))
     return StoredSize({name: parts[name] for name in order if name in parts})
 
 
 def stored_size_or_none(model: nn.Module) -> StoredSize | None:
-    """None where it cannot be told."""
+    """Count the bits of a model; None where another library packed its weights."""
     try:
         return stored_size(model)
     except ValueError:
@@ -49,23 +49,23 @@ def stored_size_or_none(model: nn.Module) -> StoredSize | None:
 
 
 def stored_bits_of(module: Any) -> tuple[StoredBits, ...]:
-    """What a module itself says is packed; nothing where it says nothing."""
-    # Asked of the class: wrappers may pass attributes on to what they wrap, which would count twice.
+    """Return what a module's own ``stored_bits()`` says; nothing where it has no such method."""
+    # Looked up on the class: a wrapper may pass attributes of the wrapped module on, which would then count twice.
     return tuple(getattr(type(module), "stored_bits", lambda _: ())(module))
 
 
-def _pieces(model: nn.Module, place_of: dict[int, str]) -> Iterator[tuple[str, PartSize]]:
-    """Every stored tensor once, with its part."""
-    seen: set[int] = set()
+def _stored_tensors(model: nn.Module, place_of: dict[int, str]) -> Iterator[tuple[str, PartSize]]:
+    """Yield every stored tensor once, with the part of the model that it belongs to."""
+    counted: set[int] = set()
     for module in model.modules():
         for stored in stored_bits_of(module):
             own = [getattr(module, name) for name in stored.names]
-            if id(own[0]) not in seen:
-                seen.update(map(id, own))
+            if id(own[0]) not in counted:
+                counted.update(map(id, own))
                 bits = stored.weights * stored.bits * stored.halves
                 yield place_of[id(own[0])], PartSize(stored.weights, bits, stored.scales, {stored.label: 1})
     for name, parameter in model.named_parameters():
-        if id(parameter) in seen:
+        if id(parameter) in counted:
             continue
         if not parameter.is_floating_point():
             raise ValueError(f"stored_size: {name}: expected weights in floating point, got {parameter.dtype}")
@@ -73,9 +73,9 @@ def _pieces(model: nn.Module, place_of: dict[int, str]) -> Iterator[tuple[str, P
         yield place, PartSize(parameter.numel(), 0, parameter.numel(), {FULL: 1})
     for module in model.modules():
         for name, buffer in module._buffers.items():
-            if buffer is None or name in module._non_persistent_buffers_set or id(buffer) in seen:
+            if buffer is None or name in module._non_persistent_buffers_set or id(buffer) in counted:
                 continue
-            seen.add(id(buffer))
+            counted.add(id(buffer))
             if buffer.is_floating_point():
                 yield BUFFERS, PartSize(buffer.numel(), 0, buffer.numel(), {FULL: 1})
             else:
@@ -83,7 +83,7 @@ def _pieces(model: nn.Module, place_of: dict[int, str]) -> Iterator[tuple[str, P
 
 
 def part_of_parameters(model: nn.Module) -> dict[int, str]:
-    """The part that each parameter belongs to, by id, whatever its shape."""
+    """Return the part of the model that each parameter belongs to, by the parameter's id."""
     base = base_of(model)
     words, output = word_embeddings_of(base), _output_of(base)
     inner = base.base_model if isinstance(base, PreTrainedModel) else base
@@ -113,7 +113,7 @@ def part_of_parameters(model: nn.Module) -> dict[int, str]:
 
 
 def _stack_parts(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """``blocks``; of several stacks ``encoder blocks`` and ``decoder blocks``."""
+    """Return each stack by its part's name: ``blocks``, or ``encoder blocks`` and ``decoder blocks``."""
     return {f"{name} blocks".strip(): blocks for name, (_, blocks) in stacks_of(model).items()}
 
 

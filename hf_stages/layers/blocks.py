@@ -1,4 +1,4 @@
-"""Where a model's blocks are: the list of layers that hidden states pass one after another."""
+"""Where a model's blocks are: the layers that hidden states pass through one after another."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def stacks_of(model: Any) -> dict[str, tuple[str, nn.ModuleList]]:
-    """Each stack's name -> its dotted name in the model (in the base model, where PEFT wraps one) and its blocks.
+    """Return the dotted name and the blocks of each stack, by the stack's name; PEFT's wrappers are left out of names.
 
-    A single stack is called ``""``. Several are called by what tells their dotted names apart: ``encoder`` and
-    ``decoder``, ``vision_tower`` and ``language_model``. Only names and classes are read: the meta device will do.
+    A single stack is called ``""``. Several stacks are called by the part in which their dotted names differ:
+    ``encoder`` and ``decoder``, ``vision_tower`` and ``language_model``. The model may lie on the meta device.
     """
     base = base_of(model)
     unsplit = set(getattr(base, "_no_split_modules", None) or ())
     found: dict[str, nn.ModuleList] = {}
     for path, module in base.named_modules():
-        # Lists inside a block are its parts (experts, T5's sublayers); named_modules comes to the outer one first.
+        # Lists inside a block are its parts (experts, T5's sublayers); named_modules lists the outer one first.
         inside = any(path.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and not inside and len(module) and _all_blocks(module, unsplit):
+        if isinstance(module, nn.ModuleList) and not inside and len(module) and _are_blocks(module, unsplit):
             found[path] = module
     if not found:
-        found = _by_depth(base)
-    names = _told_apart(list(found))
+        found = _stack_by_depth(base)
+    names = _distinct_names(list(found))
     return {name: (path, found[path]) for name, path in zip(names, found, strict=True)}
 
 
 def stack_of(model: Any, stack: str | None = None) -> tuple[str, nn.ModuleList]:
-    """The stack of that name, as in ``stacks_of``. It need not, and must not, be named where there is one alone."""
+    """Return the dotted name and the blocks of one stack. A model's only stack has no name."""
     base, stacks = base_of(model), stacks_of(model)
     kind, names = type(base).__name__, ", ".join(map(repr, stacks))
     if hasattr(getattr(base, "config", None), "num_hidden_groups"):
@@ -49,22 +49,22 @@ def stack_of(model: Any, stack: str | None = None) -> tuple[str, nn.ModuleList]:
 
 
 def blocks_of(model: Any, stack: str | None = None) -> nn.ModuleList:
-    """The blocks of the model, or of one of its stacks."""
+    """Return the blocks of a model, or of one of its stacks."""
     return stack_of(model, stack)[1]
 
 
 def base_of(model: Any) -> Any:
-    """The transformers model: what a PEFT model wraps, else the model itself."""
+    """Return the transformers model: what a PEFT model wraps, else the model itself."""
     return getattr(model, "get_base_model", lambda: model)()
 
 
-def _all_blocks(modules: nn.ModuleList, unsplit: set[str]) -> bool:
-    # Models from outside transformers may have plain modules, which _no_split_modules then names.
+def _are_blocks(modules: nn.ModuleList, unsplit: set[str]) -> bool:
+    # Models from outside transformers may have plain modules as blocks, which _no_split_modules then names.
     return all(isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in unsplit for m in modules)
 
 
-def _by_depth(base: nn.Module) -> dict[str, nn.ModuleList]:
-    """Models without gradient checkpointing (MPNet, XLNet): the one list of equal modules as long as the config says."""
+def _stack_by_depth(base: nn.Module) -> dict[str, nn.ModuleList]:
+    """Find the blocks of a model without gradient checkpointing (MPNet, XLNet) by the number in its config."""
     depth = getattr(getattr(base, "config", None), "num_hidden_layers", None)
     lists = {path: m for path, m in base.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth}
     lists = {path: m for path, m in lists.items() if not any(path.startswith(f"{outer}.") for outer in lists)}
@@ -72,11 +72,12 @@ def _by_depth(base: nn.Module) -> dict[str, nn.ModuleList]:
     return lists if len(lists) == 1 and len({type(m) for blocks in lists.values() for m in blocks}) == 1 else {}
 
 
-def _told_apart(paths: list[str]) -> list[str]:
-    """
-    >>> _told_apart(["model.layers"]), _told_apart(["model.encoder.layers", "model.decoder.layers"])
+def _distinct_names(paths: list[str]) -> list[str]:
+    """Return the shortest names that tell the paths apart.
+
+    >>> _distinct_names(["model.layers"]), _distinct_names(["model.encoder.layers", "model.decoder.layers"])
     ([''], ['encoder', 'decoder'])
-    >>> _told_apart(["a.text.layers", "a.image.layers", "b.layers"])
+    >>> _distinct_names(["a.text.layers", "a.image.layers", "b.layers"])
     ['a.text', 'a.image', 'b']
     """
     if len(paths) == 1:
@@ -85,7 +86,7 @@ def _told_apart(paths: list[str]) -> list[str]:
     common = 0
     while len({p[common] if common < len(p) else None for p in parts}) == 1:
         common += 1
-    # A name is the first part that no other path has there, else all parts of the path but the list's own name.
+    # A name is the first part that no other path has at that place, else all parts but the last.
     first = [p[common] if common < len(p) else "" for p in parts]
     names = [f if first.count(f) == 1 and f else ".".join(p[common:-1]) for f, p in zip(first, parts, strict=True)]
     return [n if names.count(n) == 1 else path for n, path in zip(names, paths, strict=True)]

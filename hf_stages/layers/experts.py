@@ -1,4 +1,7 @@
-"""Experts of a mixture, which transformers keeps as stacks of matrices: one parameter of three dimensions for all."""
+"""Quantized experts of a mixture.
+
+transformers keeps the matrices of all experts in one parameter of three dimensions.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from hf_stages.layers._through import FakeQuantize, Rounded, total
+from hf_stages.layers._straight_through import FakeQuantize, RoundActivations, effective_weight
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.quantized import WithStrength
 from hf_stages.layers.quantizers import Quantizer
@@ -22,24 +25,26 @@ _STACKS = ("gate_up_proj", "up_proj", "down_proj")
 
 
 class QuantizedExperts(WithStrength):
-    """Mixed into a model's own class of experts (``of``): its stacks are computed from latent ones.
+    """A mixin for a model's own class of experts, whose stacks of matrices are then computed from latent ones.
 
-    ``gate_up_proj`` gives the effective stack, ``gate_up_proj_latent`` is what trains, and a ``state_dict`` holds both.
-    A group of weights that share a scale lies within one expert's matrix, in a row as the multiplication uses it.
+    ``gate_up_proj`` gives the effective stack, ``gate_up_proj_latent`` is trained, and a ``state_dict`` holds both.
+    Weights that share a scale lie in one row of one expert's matrix.
     """
 
     plain: ClassVar[Any]
-    """The model's class."""
+    """The model's own class."""
     stacks: ClassVar[tuple[str, ...]]
+    """Names of the stacks: those that the input enters first, then the down projections."""
     transposed: bool
-    """The matrices lie as (inputs, outputs), as GPT-OSS has them; rows are outputs all the same."""
+    """True: the matrices are stored as (inputs, outputs), as in GPT-OSS. Rows are outputs in any case."""
     quantizer: Quantizer
     activations: Activations | None
-    _held: dict[str, torch.Tensor] | None
+    _forward_cache: dict[str, torch.Tensor] | None
+    """Effective stacks of the forward pass that runs."""
 
     @staticmethod
     def quantize(module: Any, levels: str, quantizer: Quantizer, activations: Activations | None = None) -> None:
-        """Quantize in place: ``module`` changes its class, so that whoever holds it need not know."""
+        """Quantize a module in place, by changing its class: no reference to it has to be replaced."""
         names, transposed = layout_of(module)
         ours = isinstance(module, QuantizedExperts)
         plain: Any = module.plain if ours else type(module)
@@ -50,70 +55,75 @@ class QuantizedExperts(WithStrength):
             )
         latents = {name: [getattr(module, f"{name}_latent") if ours else getattr(module, name)] for name in names}
         for name in names:
-            quantizer.group_size(_rows(latents[name][0], transposed).shape)
-        _become(module, _class_of(plain, levels, False, names), latents, {}, quantizer, transposed)
+            quantizer.group_size(_as_rows(latents[name][0], transposed).shape)
+        _change_class(module, _class_of(plain, levels, False, names), latents, {}, quantizer, transposed)
         _set_activations(module, activations)
 
     @staticmethod
     def split_ternary(module: Any) -> None:
-        """In place: two binary stacks for each ternary one, whose sum it is."""
+        """Split each ternary stack into two binary ones with the same sum, in place."""
         if not isinstance(module, QuantizedExperts) or module.levels != "ternary":
             raise ValueError(f"split: expected ternary experts, got a {type(module).__name__}")
         latents, scales, learned = {}, {}, False
         for name in module.stacks:
             (latent,), own = module.latents_of(name), module.scales_of(name)
-            rows = _rows(latent.detach(), module.transposed)
+            rows = _as_rows(latent.detach(), module.transposed)
             first, second, half = split_ternary(rows, module.quantizer, own[0].detach() if own else None)
             trains = latent.requires_grad
-            latents[name] = [nn.Parameter(_rows(h, module.transposed).contiguous(), trains) for h in (first, second)]
+            latents[name] = [nn.Parameter(_as_rows(h, module.transposed).contiguous(), trains) for h in (first, second)]
             if half is not None:
                 learned, scales[name] = True, [nn.Parameter(half.clone(), trains) for _ in range(2)]
         quantizer = Quantizer("binary", "learned" if learned else "mean", module.quantizer.per)
         kind = _class_of(module.plain, "binary", True, module.stacks)
-        _become(module, kind, latents, scales, quantizer, module.transposed)
+        _change_class(module, kind, latents, scales, quantizer, module.transposed)
 
     def latents_of(self, name: str) -> list[Any]:
-        return [getattr(self, part) for part in _parts(name, "latent", self.split)]
+        return [getattr(self, part) for part in _parameter_names(name, "latent", self.split)]
 
     def scales_of(self, name: str) -> list[Any]:
-        return [getattr(self, part) for part in _parts(name, "scale", self.split)] if self.quantizer.learned else []
+        return (
+            [getattr(self, part) for part in _parameter_names(name, "scale", self.split)]
+            if self.quantizer.learned
+            else []
+        )
 
     def stored_bits(self) -> tuple[StoredBits, ...]:
-        """What packing keeps of each stack."""
+        """Say what packing keeps of each stack."""
         return tuple(self._stored(name) for name in self.stacks)
 
     def _stored(self, name: str) -> StoredBits:
         latents = self.latents_of(name)
-        names = _parts(name, "latent", self.split)
+        names = _parameter_names(name, "latent", self.split)
         if self.quantizer.learned:
-            names += _parts(name, "scale", self.split)
-        experts, *one = _rows(latents[0], self.transposed).shape
+            names += _parameter_names(name, "scale", self.split)
+        experts, *one = _as_rows(latents[0], self.transposed).shape
         found = StoredBits.from_quantizer(names, self.quantizer, tuple(one), halves=len(latents))
         return replace(found, weights=experts * found.weights, scales=experts * found.scales)
 
     def effective(self, name: str) -> torch.Tensor:
-        """A stack as it multiplies; made once within a forward pass, where the loop over experts reads it again."""
-        held = self.__dict__.get("_held")
-        if held is not None and name in held:
-            return held[name]
+        """Compute the effective stack; once within a forward pass, where a loop over experts reads it many times."""
+        cache = self.__dict__.get("_forward_cache")
+        if cache is not None and name in cache:
+            return cache[name]
         latents, scales = self.latents_of(name), self.scales_of(name)
         found = FakeQuantize.apply(self.quantizer, self.strength, self.transposed, len(latents), *latents, *scales)
-        if held is not None:
-            held[name] = found
+        if cache is not None:
+            cache[name] = found
         return found
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        self._held = {}
+        self._forward_cache = {}
         try:
             if self.activations is None:
                 return super().forward(hidden_states, *args, **kwargs)
             hidden_states = self._rounded(hidden_states, self.stacks[0])
-            # The model's own loop gates in place; the others ask for _apply_gate, where activations can be rounded.
+            # The model's own loop applies the gate itself; the others call _apply_gate, where activations can be
+            # rounded.
             how = getattr(self.config, "_experts_implementation", None)
             run = ALL_EXPERTS_FUNCTIONS["grouped_mm" if how in (None, "eager") else how]
             return run(self, hidden_states, *args, **kwargs)
         finally:
-            self._held = None
+            self._forward_cache = None
 
     def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
         return self._rounded(super()._apply_gate(gate_up), self.stacks[1])
@@ -121,12 +131,14 @@ class QuantizedExperts(WithStrength):
     def _rounded(self, x: torch.Tensor, name: str) -> torch.Tensor:
         if self.activations is None:
             return x
-        return Rounded.apply(x, getattr(self, f"{name}_activation_clip", None), self.strength, self.activations)
+        return RoundActivations.apply(
+            x, getattr(self, f"{name}_activation_clip", None), self.strength, self.activations
+        )
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         for name in self.stacks:
             parts = self.latents_of(name), self.scales_of(name)
-            destination[f"{prefix}{name}"] = total(self.quantizer, *parts, self.strength, self.transposed)
+            destination[f"{prefix}{name}"] = effective_weight(self.quantizer, *parts, self.strength, self.transposed)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -137,12 +149,12 @@ class QuantizedExperts(WithStrength):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __reduce__(self) -> Any:
-        """The class is made at run time; by what it is made of it can be made elsewhere."""
-        return _blank, (self.plain, self.levels, self.split, self.stacks), self.__dict__
+        """Pickle what the class is made of: it is made at run time, and is made again where the pickle is read."""
+        return _empty_instance, (self.plain, self.levels, self.split, self.stacks), self.__dict__
 
 
 def layout_of(module: Any) -> tuple[tuple[str, ...], bool]:
-    """Names of a module's stacks, first in first out, and whether they lie transposed; no names where it has none."""
+    """Return the names of a module's stacks, and whether they are stored transposed; no names where it has none."""
     if isinstance(module, QuantizedExperts):
         return module.stacks, module.transposed
     own = {name: p for name, p in module.named_parameters(recurse=False) if name in _STACKS and p.dim() == 3}
@@ -153,7 +165,7 @@ def layout_of(module: Any) -> tuple[tuple[str, ...], bool]:
     if transposed is None:
         if names[0] != "gate_up_proj":
             return (), False
-        # Gate and up lie side by side along the outputs, which are twice as many as what enters the down projection.
+        # Gate and up projections share a matrix: its outputs are twice as many as the down projection's inputs.
         first, second = own[names[0]].shape, own[names[1]].shape
         transposed = first[2] == 2 * second[1] and first[1] == second[2]
         if not transposed and (first[1] != 2 * second[2] or first[2] != second[1]):
@@ -168,47 +180,52 @@ def _class_of(plain: Any, levels: str, split: bool, stacks: tuple[str, ...]) -> 
 
     own: dict[str, Any] = {name: reader(name) for name in stacks}
     if not hasattr(plain, "_apply_gate"):
-        own["_apply_gate"] = property(lambda self: _missing(plain))
-    elif stacks[0] == "up_proj":  # without a gate the activation function alone stands before the down projections
+        own["_apply_gate"] = property(lambda self: _no_apply_gate(plain))
+    elif stacks[0] == "up_proj":  # without a gate, only the activation function comes before the down projections
         own["act_fn"] = property(lambda self: lambda x: self._rounded(self._modules["act_fn"](x), stacks[1]))
     own |= {"plain": plain, "levels": levels, "split": split, "stacks": stacks, "__module__": __name__}
     name = f"{'Split' if split else levels.title()}{plain.__name__}"
     return type(name, (QuantizedExperts, plain), own)
 
 
-def _missing(plain: type) -> Any:
+def _no_apply_gate(plain: type) -> Any:
     raise AttributeError(f"{plain.__name__} has no _apply_gate")
 
 
-def _blank(*of: Any) -> Any:
+def _empty_instance(*of: Any) -> Any:
     kind = _class_of(*of)
     return kind.__new__(kind)
 
 
-def _become(module: Any, kind: Any, latents: dict, scales: dict, quantizer: Quantizer, transposed: bool) -> None:
-    """Put the parameters under their new names, in the places of the old ones, and change the class."""
-    kept = dict(module._parameters)
+def _change_class(module: Any, kind: Any, latents: dict, scales: dict, quantizer: Quantizer, transposed: bool) -> None:
+    """Change the class, and put the parameters under their new names, in the order of the old ones."""
+    parameters = dict(module._parameters)
     module._parameters.clear()
     module.__class__ = kind
-    module.quantizer, module.transposed, module._held, module.strength_owner = quantizer, transposed, None, None
+    module.quantizer, module.transposed, module._forward_cache, module.strength_owner = (
+        quantizer,
+        transposed,
+        None,
+        None,
+    )
     stacks = {form: name for name in kind.stacks for form in (name, f"{name}_latent")}
     old = {f"{name}_scale" for name in kind.stacks}
-    for key, parameter in kept.items():
+    for key, parameter in parameters.items():
         name = stacks.get(key)
         if name is None and key not in old:
             module._parameters[key] = parameter
         elif name is not None:
             own = scales.get(name, ())
             if quantizer.learned and not own:
-                rows = _rows(latents[name][0], transposed)
+                rows = _as_rows(latents[name][0], transposed)
                 own = [
                     nn.Parameter(
                         quantizer.initial_scales(rows).to(rows.dtype), requires_grad=latents[name][0].requires_grad
                     )
                 ]
-            module._parameters.update(zip(_parts(name, "latent", kind.split), latents[name], strict=True))
+            module._parameters.update(zip(_parameter_names(name, "latent", kind.split), latents[name], strict=True))
             if quantizer.learned:
-                module._parameters.update(zip(_parts(name, "scale", kind.split), own, strict=True))
+                module._parameters.update(zip(_parameter_names(name, "scale", kind.split), own, strict=True))
     module.strength = None
 
 
@@ -222,14 +239,14 @@ def _set_activations(module: Any, activations: Activations | None) -> None:
             module.register_parameter(f"{name}_activation_clip", clip)
 
 
-def _parts(name: str, what: str, split: bool) -> tuple[str, ...]:
+def _parameter_names(name: str, what: str, split: bool) -> tuple[str, ...]:
     return (f"{name}_{what}_1", f"{name}_{what}_2") if split else (f"{name}_{what}",)
 
 
-def _rows(stack: torch.Tensor, transposed: bool) -> torch.Tensor:
+def _as_rows(stack: torch.Tensor, transposed: bool) -> torch.Tensor:
     return stack.mT if transposed else stack
 
 
 def stacks_in(module: QuantizedExperts) -> Sequence[Any]:
-    """All latent stacks."""
+    """Return all latent stacks of a module."""
     return [latent for name in module.stacks for latent in module.latents_of(name)]

@@ -1,4 +1,4 @@
-"""A norm before a linear."""
+"""A linear layer with a norm before it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from torch.nn import functional
 
 
 class NormedLinear(nn.Module):
-    """``linear(RMSNorm(x))``: SubLN's norm, which keeps what enters a low-bit layer at one scale (BitDistill).
+    """``linear(RMSNorm(x))``: the norm of SubLN, which keeps the input of a low-bit layer at one scale (BitDistill).
 
-    The norm computes in float32 and its gain starts at 1. It reads as the linear it stands for: ``weight``, ``bias``,
-    ``in_features`` and ``out_features`` are the linear's. A quantized subclass may take the place of ``linear`` later.
+    The norm computes in float32, and its gain starts at 1. ``weight``, ``bias``, ``in_features`` and ``out_features``
+    are those of the linear layer, which may be replaced by a quantized one later.
+
+    Args:
+        linear: The layer that follows the norm: an ``nn.Linear`` or a ``Conv1D``.
+        eps: What is added to the mean square, against division by zero.
 
     >>> NormedLinear(nn.Linear(4, 2)).norm
     _RMSNorm(4, eps=1e-06)
@@ -30,7 +34,7 @@ class NormedLinear(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.linear(self.norm(hidden))
 
-    # Models read these on a linear: T5 the dtype of `wo.weight`, initializers both.
+    # Models read these from a linear layer: T5 the dtype of `wo.weight`, initializers both.
     @property
     def weight(self) -> torch.Tensor:
         return self.linear.weight
@@ -49,7 +53,10 @@ class NormedLinear(nn.Module):
 
 
 class _RMSNorm(nn.Module):
-    """``gain * x / sqrt(mean(x ** 2) + eps)``. By its class name, transformers' initializers set the gain to 1."""
+    """``gain * x / sqrt(mean(x ** 2) + eps)``.
+
+    transformers' initializers know it by its class name and set the gain to 1.
+    """
 
     def __init__(self, width: int, eps: float, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -57,7 +64,7 @@ class _RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width, device=device, dtype=dtype))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        # Autocast would otherwise leave bf16 inputs as they are.
+        # Autocast alone would leave inputs in bf16.
         normed = functional.rms_norm(hidden.float(), self.weight.shape, self.weight.float(), self.eps)
         return normed.to(hidden.dtype)
 
@@ -66,7 +73,7 @@ class _RMSNorm(nn.Module):
 
 
 def _width(linear: Any, side: int) -> int:
-    """What enters (0) or leaves (1). GPT-2's Conv1D calls them otherwise."""
+    """Return the number of inputs (0) or outputs (1), which GPT-2's Conv1D has under other names."""
     return (
         getattr(linear, ("in_features", "out_features")[side])
         if hasattr(linear, "in_features")

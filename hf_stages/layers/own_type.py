@@ -1,8 +1,8 @@
-"""The project's own model type: for models that stock transformers has no architecture for.
+"""A model type of our own, for models that no architecture of transformers describes.
 
-Such a model's config says so on disk, ``model_type: "hf_stages"``, so that stock transformers stops instead of loading
-half of it. In memory nothing changes: the config is an instance of its own class still, ``model_type`` is the
-architecture's (PEFT, generation and weight conversions ask for it), and a record says what was done to the architecture.
+On disk the config of such a model has ``model_type: "hf_stages"``, so that transformers alone stops with an error,
+where it would load half of the weights. In memory the config still is of its own class and has its own ``model_type``,
+which PEFT, generation and weight conversions read. A record in the config says how the architecture was changed.
 """
 
 from __future__ import annotations
@@ -17,76 +17,81 @@ from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 TYPE = "hf_stages"
 """``model_type`` on disk, and the name of the record in the config."""
-_HOW = "made with hf_stages: load it with `import hf_stages` and AutoModel...from_pretrained, not by its class"
-_STOPS = ("initializer_range", "initializer_factor", "use_cache")
-"""On disk the words above stand in place of one of these numbers, which only building a model reads. A class's own
-``from_pretrained`` merely warns about another model_type and draws the weights that it misses at random; but it checks
-the types of its config, and then shows these words."""
+_STOP_WORDS = "made with hf_stages: load it with `import hf_stages` and AutoModel...from_pretrained, not by its class"
+_STOP_FIELDS = ("initializer_range", "initializer_factor", "use_cache")
+"""Numeric fields that only building a model reads. On disk one of them holds the text above in place of its number.
+
+A class's own ``from_pretrained`` only warns about another model_type, and draws missing weights at random. But it
+checks the types of its config, and its error then shows the text.
+"""
 
 
 def mark_own_type(model: Any, transform: Any) -> None:
-    """Note in the model's config that ``transform`` made of it what its architecture's class cannot build."""
+    """Note in a model's config that ``transform`` changed it beyond what its architecture's class can build."""
     if not isinstance(getattr(model, "config", None), PretrainedConfig):
         return
-    for config in _configs(model):
+    for config in _configs_in(model):
         record = record_of(config) or {"base_model_type": config.model_type, "transforms": []}
-        _mark(config, {**record, "transforms": [*record["transforms"], _written(transform)]})
+        _mark(config, {**record, "transforms": [*record["transforms"], _recorded(transform)]})
 
 
 def record_of(config: Any) -> dict[str, Any] | None:
-    """``base_model_type`` and ``transforms`` of a config that is marked, else None."""
+    """Return ``base_model_type`` and ``transforms`` of a marked config; None for any other config."""
     return vars(config).get(TYPE)
 
 
 def with_mark(config: Any) -> Any:
-    """The config, as its record says: a config read by its architecture's class has the record but not the mark."""
+    """Mark a config that has a record but was read by its architecture's class, which sets no mark."""
     if (record := record_of(config)) is not None:
         _mark(config, record)
     return config
 
 
 def unmarked(config: Any) -> Any:
-    """A copy as the architecture's class has it."""
+    """Return a copy of a config without mark and record."""
     config = copy.copy(config)
     if isinstance(config, _OwnType):
-        object.__setattr__(config, "__class__", _base(type(config)))
+        object.__setattr__(config, "__class__", _plain_class(type(config)))
     vars(config).pop(TYPE, None)
     return config
 
 
 class _OwnType:
-    """What a marked config does differently from its class: only how it is written and copied."""
+    """How a marked config differs from its class: in how it is written and copied."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        values = {key: value for key, value in config_dict.items() if value != _HOW}
+        values = {key: value for key, value in config_dict.items() if value != _STOP_WORDS}
         record = dict(values.pop(TYPE))
         values |= {**record.pop("instead", {}), "model_type": record["base_model_type"]}
-        made = _base(cls).from_dict(values, **kwargs)
+        made = _plain_class(cls).from_dict(values, **kwargs)
         config, rest = made if isinstance(made, tuple) else (made, None)
         _mark(config, record)
         return config if rest is None else (config, rest)
 
     def to_json_string(self, use_diff: bool = True) -> str:
         values = json.loads(super().to_json_string(use_diff))  # type: ignore[misc]
-        stop = _stop(_base(type(self)))
+        stop = _stop_field(_plain_class(type(self)))
         instead = {key: values[key] for key in (stop,) if key in values}
-        values |= {"model_type": TYPE, stop: _HOW, TYPE: {**values[TYPE], "instead": instead}}
+        values |= {"model_type": TYPE, stop: _STOP_WORDS, TYPE: {**values[TYPE], "instead": instead}}
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _empty, (_base(type(self)),), dict(vars(self))
+        return _empty_instance, (_plain_class(type(self)),), dict(vars(self))
 
 
-def _base(own: Any) -> Any:
-    """The architecture's config class behind the one for marked configs."""
+def _plain_class(own: Any) -> Any:
+    """Return the architecture's config class behind a class for marked configs."""
     return own.__mro__[2]
 
 
 @functools.cache
 def own_config_class(kind: Any) -> Any:
-    """A config class's subclass for marked configs. It goes by the same name, under which the Auto classes of tokenizers
-    and processors know it; those of models are told of it by ``hf_stages.models.auto_classes``."""
+    """Make the subclass of a config class for marked configs.
+
+    It has the same name, by which the Auto classes of tokenizers and processors find it.
+    ``hf_stages.models.auto_classes`` registers it with the Auto classes of models.
+    """
     body = {"__init__": kind.__init__, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
     own = type(kind.__name__, (_OwnType, kind), body)
     CONFIG_MAPPING[TYPE].introduce(own, kind)
@@ -94,19 +99,21 @@ def own_config_class(kind: Any) -> Any:
 
 
 @functools.cache
-def _stop(kind: Any) -> str:
-    """A field that ``kind`` does not take words for; where there is none ``dtype``, which every config looks up in torch
-    (but so does stock AutoTokenizer, which then stops too)."""
-    for name in _STOPS:
+def _stop_field(kind: Any) -> str:
+    """Return a field that must be a number in this config class; else ``dtype``, which every config looks up in torch.
+
+    AutoTokenizer looks ``dtype`` up too, and so stops with the same error.
+    """
+    for name in _STOP_FIELDS:
         try:
-            kind(**{name: _HOW})
+            kind(**{name: _STOP_WORDS})
         except Exception as error:
-            if _HOW in str(error):
+            if _STOP_WORDS in str(error):
                 return name
     return "dtype"
 
 
-def _empty(kind: type) -> Any:
+def _empty_instance(kind: type) -> Any:
     own = own_config_class(kind)
     return own.__new__(own)
 
@@ -118,15 +125,15 @@ def _mark(config: Any, record: dict[str, Any]) -> None:
     setattr(config, TYPE, record)
 
 
-def _configs(model: Any) -> list[Any]:
-    """The model's config, and its copies in the models inside it (T5's stacks), which may be saved by themselves."""
+def _configs_in(model: Any) -> list[Any]:
+    """Return the model's config, and its copies in models inside it (T5's stacks), which may be saved on their own."""
     inside = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     same = [config for config in inside if isinstance(config, type(unmarked(model.config)))]
     return list({id(config): config for config in (model.config, *same)}.values())
 
 
-def _written(transform: Any) -> dict[str, Any]:
-    """As in a recipe: the class's name and the arguments that differ from their defaults."""
+def _recorded(transform: Any) -> dict[str, Any]:
+    """Write a transform as in a recipe: the class's name and the arguments that differ from their defaults."""
     kind = type(transform)
     ours = kind.__module__.partition(".")[0] == "hf_stages"
     values = {}

@@ -1,8 +1,8 @@
-"""Levels of one or two bits as bytes: the layout on disk, in memory, and in the kernels.
+"""Levels of one or two bits packed into bytes: the layout on disk, in memory and in the kernels.
 
-Neighbours along a row share a byte, the first one in its lowest bits. Ternary levels -1, 0, 1 are the two-bit codes 1, 2,
-3 (Google's Gemma layout, which ONNX's MatMulNBits shares); binary levels -1, 1 are the bits 0, 1 (GGUF's Q1_0). A row is
-filled up to whole bytes: with level 0, or with -1, which nobody reads.
+Neighbours in a row share a byte, the first of them in its lowest bits. Ternary levels -1, 0, 1 have the two-bit codes
+1, 2, 3 (as in Gemma's layout and in ONNX's MatMulNBits). Binary levels -1, 1 are the bits 0, 1 (as in GGUF's Q1_0). A
+row is filled up to whole bytes, with level 0 or with -1, which are never read.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 
 BITS = {"ternary": 2, "binary": 1, "split": 1}
-"""Of one stored level, by what a packed weight is: a split one is two binary ones."""
+"""Bits of one stored level, by the kind of weight. A split weight is two binary ones."""
 
 
 def pack_levels(levels: torch.Tensor, bits: int) -> torch.Tensor:
-    """Bytes (uint8) of whole numbers: -1 and 1 where ``bits`` is 1, also 0 where it is 2.
+    """Pack levels into bytes (uint8). With one bit levels are -1 and 1; with two bits 0 as well.
 
     >>> pack_levels(torch.tensor([[1, -1, 0, 1, -1]]), 2)
     tensor([[231, 169]], dtype=torch.uint8)
@@ -31,7 +31,7 @@ def pack_levels(levels: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack_levels(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor:
-    """The levels again, as int8.
+    """Unpack bytes into levels (int8).
 
     >>> unpack_levels(torch.tensor([[231, 169]], dtype=torch.uint8), 2, 5)
     tensor([[ 1, -1,  0,  1, -1]], dtype=torch.int8)
@@ -44,7 +44,8 @@ def unpack_levels(packed: torch.Tensor, bits: int, columns: int) -> torch.Tensor
 
 
 def row_bytes(columns: int, bits: int) -> int:
-    """
+    """Return the bytes of a packed row.
+
     >>> row_bytes(9, 1), row_bytes(9, 2), row_bytes(9, 8)
     (2, 3, 9)
     """

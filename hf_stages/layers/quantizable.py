@@ -1,4 +1,4 @@
-"""Which modules of a model have a weight that quantized layers can take over, and where they stand."""
+"""Which modules of a model can be quantized, and where they are."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 
 
 def kind_of(module: Any) -> str | None:
-    """``linear``, ``embedding`` or ``experts``; None for all else, subclasses with a forward pass of their own included."""
+    """Return ``linear``, ``embedding`` or ``experts``; None for modules that cannot be quantized.
+
+    A subclass with a forward pass of its own cannot be.
+    """
     if isinstance(module, Quantized):
         return "embedding" if isinstance(module, nn.Embedding) else "linear"
     if isinstance(module, QuantizedExperts):
         return "experts"
     if type(module) in (nn.Linear, Conv1D):
         return "linear"
-    # A table that multiplies what it gives out (BART, Gemma) is known; other subclasses are not.
+    # Embeddings that scale their output (BART, Gemma) are supported; other subclasses are not.
     if isinstance(module, nn.Embedding) and (type(module) is nn.Embedding or hasattr(module, "embed_scale")):
         return "embedding"
     return "experts" if layout_of(module)[0] else None
 
 
 def weights_of(module: Any) -> list[nn.Parameter]:
-    """The parameters that quantizing a module takes over, or took over."""
+    """Return the parameters of a module that quantizing turns, or has turned, into latent weights."""
     if isinstance(module, Quantized):
         return list(module.latents)
     if isinstance(module, QuantizedExperts):
@@ -40,7 +43,7 @@ def weights_of(module: Any) -> list[nn.Parameter]:
 
 
 def routers_of(model: Any) -> set[int]:
-    """Ids of linear layers that choose experts: few outputs, of which the largest counts."""
+    """Return the ids of linear layers that choose experts: they have few outputs, and only the largest ones count."""
     config = getattr(model, "config", None)
     configs = [config, *(value for value in vars(config).values() if hasattr(value, "model_type"))] if config else []
     counts = {getattr(c, key) for c in configs for key in _EXPERTS if isinstance(getattr(c, key, None), int)}
@@ -54,20 +57,20 @@ def routers_of(model: Any) -> set[int]:
 
 
 def word_embeddings_of(model: Any) -> set[int]:
-    """Ids of the modules that hold the vocabulary: every table that is, or shares its weight with, the input embedding."""
+    """Return the ids of the word embeddings: the input embedding, and embeddings that share its weight."""
     try:
         table = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return set()
     if not isinstance(table, nn.Embedding):
-        return set()  # vision models call their patches so
-    weights = {id(w) for w in _own(table)}
+        return set()  # in vision models this is the layer that embeds patches
+    weights = {id(w) for w in _own_parameters(table)}
     tables = (module for module in model.modules() if isinstance(module, nn.Embedding))
-    return {id(module) for module in tables if any(id(w) in weights for w in _own(module))}
+    return {id(module) for module in tables if any(id(w) in weights for w in _own_parameters(module))}
 
 
 def holders_of(model: nn.Module, ids: Container[int]) -> Iterator[tuple[nn.Module, str]]:
-    """Every place (module, attribute) where one of these modules stands; a shared one stands in several."""
+    """Yield (parent, attribute) for every place that holds one of these modules; a shared module has several."""
     found = [
         (parent, key)
         for parent in model.modules()
@@ -77,5 +80,5 @@ def holders_of(model: nn.Module, ids: Container[int]) -> Iterator[tuple[nn.Modul
     return iter(found)
 
 
-def _own(table: Any) -> list[nn.Parameter]:
+def _own_parameters(table: Any) -> list[nn.Parameter]:
     return list(table.parameters(recurse=False))

@@ -1,4 +1,4 @@
-"""An embedding of two one-bit tables, whose rows are added up: what a ternary one becomes when it is split."""
+"""An embedding made of two binary ones, whose rows are added up."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from hf_stages.layers.quantized import split_in_halves
 
 
 class SplitEmbedding(QuantizedEmbedding):
-    """Both tables are binary. It takes the memory of a ternary one, and twice that of a binary one."""
+    """The sum of two binary embeddings. A ternary embedding becomes this when it is split, with the same memory.
+
+    Arguments are those of ``BinaryEmbedding``.
+
+    >>> from hf_stages.layers import TernaryEmbedding
+    >>> ternary = TernaryEmbedding(4, 8)
+    >>> split = SplitEmbedding.from_ternary(ternary)
+    >>> bool((split.weight - ternary.weight).abs().max() < 1e-6)
+    True
+    """
 
     levels = "binary"
     split = True
 
     @classmethod
     def from_ternary(cls, layer: QuantizedEmbedding) -> Self:
-        """The same rows as ``layer``'s, as the sum of two binary ones."""
+        """Split a ternary embedding into two binary ones with the same sum."""
         quantizer, latents, scales = split_in_halves(layer)
         return cls.from_layer(layer, quantizer, latents, scales)

@@ -1,4 +1,4 @@
-"""A linear layer of two one-bit weights on the same input: what a ternary layer becomes when it is split."""
+"""A linear layer made of two binary weights, which are added up."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from hf_stages.layers.quantized import split_in_halves
 
 
 class SplitLinear(QuantizedLinear):
-    """``w1`` and ``w2`` are both binary, and their sum multiplies the input once: ternary right after the split, then free
-    to take four values.
+    """The sum of two binary weights multiplies the input. A ternary layer becomes this when it is split.
+
+    Right after the split the sum takes the ternary layer's three values; training may then use four. Arguments are
+    those of ``BinaryLinear``.
+
+    >>> from hf_stages.layers import TernaryLinear
+    >>> ternary = TernaryLinear(8, 4)
+    >>> split = SplitLinear.from_ternary(ternary)
+    >>> bool((split.weight - ternary.weight).abs().max() < 1e-6)
+    True
     """
 
     levels = "binary"
@@ -18,6 +26,6 @@ class SplitLinear(QuantizedLinear):
 
     @classmethod
     def from_ternary(cls, layer: QuantizedLinear) -> Self:
-        """The same function as ``layer``, with halves that keep its scales (see ``split_ternary``)."""
+        """Split a ternary layer into two binary halves with the same sum (see ``split_ternary``)."""
         quantizer, latents, scales = split_in_halves(layer)
         return cls.from_layer(layer, quantizer, layer.activations, latents, scales)

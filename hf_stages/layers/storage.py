@@ -1,4 +1,4 @@
-"""The nouns of a model's size: what a quantized layer says of itself, a part of a model, and all of it."""
+"""The size of a model when packed: of one weight, of a part of the model, and of the whole model."""
 
 from __future__ import annotations
 
@@ -14,27 +14,35 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class StoredBits:
-    """One weight of a module as it is when packed; a module's ``stored_bits()`` returns one for each such weight."""
+    """How one weight of a module is packed. A module's ``stored_bits()`` returns one of these for each packed weight.
+
+    >>> stored = StoredBits(("weight_latent",), weights=24, bits=1, scales=3)
+    >>> stored.label
+    '1-bit'
+    """
 
     names: tuple[str, ...]
-    """The module's parameters that it takes the place of: latent weights and learned scales. They count as nothing else."""
+    """The parameters that it replaces, latent weights and learned scales. They are not counted otherwise."""
     weights: int
-    """Effective weights: those of the function, however many tensors they are made of."""
+    """The number of effective weights, however many tensors they are computed from."""
     bits: int
-    """Of one level."""
+    """Bits of one level."""
     scales: int
-    """Over all halves."""
+    """The number of scales, in both halves together."""
     halves: int = 1
+    """2 where two binary weights are added up."""
 
     @property
     def label(self) -> str:
+        """How tables name this kind of weight."""
         return f"{self.bits}-bit" if self.halves == 1 else f"{self.halves} x {self.bits}-bit"
 
     @classmethod
     def from_quantizer(
         cls, names: tuple[str, ...], quantizer: Quantizer, shape: tuple[int, ...], halves: int = 1
     ) -> StoredBits:
-        """
+        """Count the bits of a weight of this shape.
+
         >>> StoredBits.from_quantizer(("weight_latent",), Quantizer("binary", "mean", "row"), (3, 8))
         StoredBits(names=('weight_latent',), weights=24, bits=1, scales=3, halves=1)
         """
@@ -47,13 +55,18 @@ class StoredBits:
 
 @dataclass(frozen=True)
 class PartSize:
-    """A part of a model."""
+    """The size of one part of a model, such as its embeddings.
+
+    >>> PartSize(weights=2048, level_bits=2048, floats=32).bytes()
+    320
+    """
 
     weights: int = 0
+    """The number of effective weights."""
     level_bits: int = 0
-    """Bits of levels, and of whole numbers that are stored as they are."""
+    """Bits of all levels, and of whole numbers that are stored unchanged."""
     floats: int = 0
-    """Numbers that are stored in floating point: weights that are not quantized, and scales."""
+    """How many numbers are stored in floating point: weights that are not quantized, and scales."""
     tensors: Mapping[str, int] = field(default_factory=dict)
     """How many tensors are ``1-bit``, ``2-bit``, ``2 x 1-bit`` and ``full``."""
 
@@ -67,7 +80,7 @@ class PartSize:
         )
 
     def bytes(self, floats: int = 16) -> int:
-        """Packed; ``floats`` is the bits of what is stored in floating point."""
+        """Return the packed size; ``floats`` is the number of bits of a floating-point number."""
         return -(-(self.level_bits + floats * self.floats) // 8)
 
     @property
@@ -77,49 +90,57 @@ class PartSize:
 
 @dataclass(frozen=True)
 class StoredSize:
-    """What a model takes when packed, by part. Nothing is left out of a total or a ratio."""
+    """The size of a model when packed, by part. Totals and ratios count everything.
+
+    >>> size = StoredSize({"blocks": PartSize(weights=2048, level_bits=2048, floats=32)})
+    >>> size.bits_per_weight, size.ratio()
+    (1.25, 25.6)
+    """
 
     parts: Mapping[str, PartSize]
+    """The size of each part, by its name."""
 
     @property
     def total(self) -> PartSize:
+        """All parts together."""
         return sum(self.parts.values(), PartSize())
 
     @property
     def weights(self) -> int:
-        """Effective weights; tied ones count once, a split layer's once."""
+        """The number of effective weights. Tied weights count once, and so do those of a split layer."""
         return self.total.weights
 
     @property
     def bits_per_weight(self) -> float:
-        """All bits over all weights, with scales and whatever is not quantized in fp16."""
+        """All bits over all weights, where scales and weights that are not quantized have 16 bits."""
         return self.total.bits_per_weight
 
     @property
     def bytes(self) -> int:
-        """With scales and whatever is not quantized in fp16."""
+        """The size where scales and weights that are not quantized have 16 bits."""
         return self.total.bytes()
 
     @property
     def bytes_rest_fp32(self) -> int:
-        """With scales and whatever is not quantized in fp32."""
+        """The size where scales and weights that are not quantized have 32 bits."""
         return self.total.bytes(floats=32)
 
     @property
     def fp32_bytes(self) -> int:
-        """The same model with every weight in fp32."""
+        """The size of the same model with every weight in 32 bits."""
         return 4 * self.weights
 
     @property
     def quantized(self) -> bool:
+        """Whether any weight is quantized."""
         return any(label != FULL for part in self.parts.values() for label in part.tensors)
 
     def ratio(self, weights: int | None = None) -> float:
-        """How many times smaller than fp32: than this model, or than one of so many ``weights``."""
+        """Return how many times smaller it is than this model in fp32, or than a model of ``weights`` weights."""
         return 4 * (self.weights if weights is None else weights) / self.bytes if self.bytes else 1.0
 
     def to_dict(self, initial: int | None = None) -> dict[str, Any]:
-        """For JSON. ``initial`` is the number of weights that the run began with."""
+        """Return plain data for JSON. ``initial`` is the number of weights of the model that the run began with."""
         parts = {
             name: {
                 "weights": part.weights,

@@ -1,4 +1,4 @@
-"""An embedding of two-bit rows: minus one, zero, plus one."""
+"""An embedding with weights of two bits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from hf_stages.layers._embedding import QuantizedEmbedding
 
 
 class TernaryEmbedding(QuantizedEmbedding):
-    """Each entry is zero, or plus or minus its row's scale, by TWN (default), ``absmean`` or ``learned`` scales."""
+    """An embedding whose weights are zero, or plus or minus their row's scale.
+
+    Arguments are those of ``nn.Embedding``, and ``method`` (``twn``, ``absmean`` or ``learned``) and ``per`` of
+    ``Quantizer``.
+
+    >>> len(TernaryEmbedding(1, 64).weight.unique())
+    3
+    """
 
     levels = "ternary"

@@ -13,14 +13,14 @@ def tokens(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_symmetric_equals_the_reference(bits):
+def test_symmetric_rounding_equals_the_reference(bits):
     x, top = tokens(), 2 ** (bits - 1) - 1
     step = x.abs().max(-1, keepdim=True).values / top
     torch.testing.assert_close(Activations(bits)(x), (x / step).round() * step)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_asymmetric_equals_the_reference(bits):
+def test_asymmetric_rounding_equals_the_reference(bits):
     x, top = tokens() + 2, 2**bits - 1
     low, high = x.min(-1, keepdim=True).values.clamp(max=0), x.max(-1, keepdim=True).values.clamp(min=0)
     step = (high - low) / top
@@ -32,7 +32,7 @@ def test_asymmetric_equals_the_reference(bits):
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("clip", [None, 2.0])
-def test_bytes_hold_all_that_multiplies(symmetric, clip):
+def test_codes_in_bytes_give_the_same_activations(symmetric, clip):
     activations = Activations(8, symmetric, clip)
     range_ = None if clip is None else activations.initial_range()
     for x in (tokens(), tokens(2, 3, 4), tokens(7), tokens(1, 4), torch.zeros(2, 4), -tokens().abs(), tokens(0, 4)):
@@ -43,7 +43,7 @@ def test_bytes_hold_all_that_multiplies(symmetric, clip):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sixteen_bits(dtype):
+def test_sixteen_bits_round_as_float32_does(dtype):
     x = (6e3 * tokens()).to(dtype)
     found = Activations()(x)
     assert found.dtype == dtype
@@ -55,7 +55,7 @@ def test_sixteen_bits(dtype):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("clip", [None, 2.0])
-def test_nan_and_infinity_are_not_hidden(bad, symmetric, clip):
+def test_a_token_with_nan_or_infinity_becomes_nan(bad, symmetric, clip):
     activations, x = Activations(8, symmetric, clip), tokens()
     x[1, 2] = bad
     found = activations(x, None if clip is None else activations.initial_range())
@@ -72,7 +72,7 @@ def clipped(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, top: int, ze
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_gradients_of_a_learned_range(symmetric):
+def test_gradients_of_a_learned_range_equal_autograd(symmetric):
     activations, x = Activations(8, symmetric, 2.0), tokens().requires_grad_()
     clip = activations.initial_range().requires_grad_()
     low, high = (-clip, clip) if symmetric else (clip[:1], clip[1:])
@@ -102,6 +102,6 @@ def test_a_range_driven_through_zero_stays_usable(symmetric):
         ({"clip": float("inf")}, "above 0, got inf"),
     ],
 )
-def test_refuses(given, complaint):
+def test_bits_and_clip_that_do_not_fit_are_refused(given, complaint):
     with pytest.raises(ValueError, match=complaint):
         Activations(**given)

@@ -36,8 +36,10 @@ def base(*transforms):
 
 
 def test_bert_base_in_one_bit():
-    """Known: 417.6 MiB in fp32; 12.9 of levels, 15.1 with all else fp16, 17.3 with all else fp32. One scale for each matrix,
-    one for each row of the word embeddings; the pooler is left as it is (XTC)."""
+    """XTC: 417.6 MiB in fp32; 12.9 of levels, 15.1 with all else in fp16, 17.3 with all else in fp32.
+
+    There is one scale for each matrix and for each row of the word embeddings. The pooler is not quantized.
+    """
     plain = stored_size(base())
     assert (f"{plain.fp32_bytes / MIB:.1f}", plain.bits_per_weight, plain.ratio()) == ("417.6", 16, 2)
     size = stored_size(base(Binarize("*word_embeddings"), Binarize("bert.encoder.*", per="tensor")))
@@ -60,7 +62,7 @@ def test_five_layers_are_compared_with_the_model_that_the_run_began_with():
 
 
 @pytest.mark.parametrize(("per", "scales"), [("row", 6), (4, 24), ("tensor", 1)])
-def test_levels_and_scales(per, scales):
+def test_levels_and_scales_are_counted_by_their_groups(per, scales):
     options = {"per": per, "bias": False}
     for layer, bits, halves in (
         (BinaryLinear(16, 6, **options), 1, 1),
@@ -112,7 +114,7 @@ def test_parts_of_an_encoder_and_decoder_and_of_experts():
             assert (experts.weights, experts.floats) == (4 * 3 * 16 * 8, halves * scales)
 
 
-def test_a_picture_model_has_no_words():
+def test_a_vision_model_has_no_word_embeddings():
     size = stored_size(tiny.vit())
     assert size.weights == sum(p.numel() for p in tiny.vit().parameters())
     assert list(size.parts) == ["other embeddings", "blocks", "head", "norms and biases"]
@@ -137,19 +139,19 @@ class _Experts(nn.Module):
         return (StoredBits.from_quantizer(("up_latent",), Quantizer("ternary", "twn"), (3 * 4, 8)),)
 
 
-def test_any_module_may_say_what_it_packs():
+def test_a_module_of_your_own_may_say_what_packing_keeps():
     size = stored_size(nn.Sequential(_Experts(), nn.Linear(4, 2, bias=False)))
     assert (size.total.level_bits, size.total.floats) == (2 * 96, 12 + 12 + 8)
 
 
-def test_weights_packed_by_another_library_are_not_guessed():
+def test_weights_packed_by_another_library_are_refused():
     model = nn.Linear(4, 2)
     model.weight = nn.Parameter(torch.zeros(2, 4, dtype=torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match=r"weight: expected weights in floating point, got torch\.int8"):
         stored_size(model)
 
 
-def test_adapters_are_a_part():
+def test_adapters_are_a_part_of_their_own():
     pytest.importorskip("peft")
     model = AddLora(r=2, target_modules="q_proj")(tiny.llama())
     size = stored_size(model)

@@ -44,11 +44,11 @@ def build(kind, **options):
         ("resnet", {}, {}),
     ],
 )
-def test_finds_the_stacks(kind, options, expected):
+def test_the_stacks_of_each_architecture_are_found(kind, options, expected):
     assert {name: (path, len(blocks)) for name, (path, blocks) in stacks_of(build(kind, **options)).items()} == expected
 
 
-def test_sees_through_a_head_and_an_adapter():
+def test_blocks_are_found_below_a_head_and_an_adapter():
     peft = pytest.importorskip("peft")
     model = tiny.llama()
     assert blocks_of(model) is model.model.layers
@@ -57,7 +57,7 @@ def test_sees_through_a_head_and_an_adapter():
     assert stacks_of(adapted)[""][0] == "model.layers"
 
 
-def test_a_choice_is_made_where_there_is_one():
+def test_a_stack_is_named_where_there_are_several_and_only_there():
     t5 = tiny.t5()
     assert blocks_of(t5, "decoder") is t5.decoder.block
     with pytest.raises(

@@ -19,7 +19,7 @@ def inputs(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 3
 
 
-def test_is_a_norm_and_then_the_linear():
+def test_it_is_a_norm_and_then_the_linear_layer():
     linear = nn.Linear(6, 4)
     layer = NormedLinear(linear, eps=0.1)
     assert torch.equal(layer.norm.weight, torch.ones(6))
@@ -36,7 +36,7 @@ def test_is_a_norm_and_then_the_linear():
     assert linear.weight.grad is not None
 
 
-def test_computes_the_norm_in_float32():
+def test_the_norm_computes_in_float32():
     layer = NormedLinear(nn.Linear(512, 8).bfloat16())
     x = inputs(4, 512).bfloat16() * 1000
     assert layer.norm.weight.dtype == layer(x).dtype == torch.bfloat16
@@ -46,7 +46,7 @@ def test_computes_the_norm_in_float32():
         assert torch.equal(NormedLinear(nn.Linear(512, 8)).norm(x), whole)
 
 
-def test_reads_as_its_linear():
+def test_its_weight_and_sizes_are_those_of_the_linear_layer():
     for linear in (nn.Linear(6, 4), nn.Linear(6, 4, bias=False), Conv1D(4, 6)):
         layer = NormedLinear(linear)
         assert (layer.in_features, layer.out_features) == (6, 4)
@@ -68,7 +68,7 @@ class Rounded(nn.Linear):
         return self.weight_latent.round(decimals=1)
 
 
-def test_a_subclass_may_take_the_place_of_the_linear():
+def test_a_subclass_may_replace_the_linear_layer():
     layer = NormedLinear(nn.Linear(6, 4))
     layer.linear = Rounded(6, 4)
     assert torch.equal(layer.weight, layer.linear.weight_latent.round(decimals=1))
@@ -78,7 +78,7 @@ def test_a_subclass_may_take_the_place_of_the_linear():
     assert NormedLinear(Rounded(6, 4)).in_features == 6
 
 
-def test_copies_and_follows_device_and_mode():
+def test_it_copies_and_follows_device_and_mode():
     layer = NormedLinear(nn.Linear(6, 4, device="meta").eval())
     assert layer.norm.weight.is_meta
     assert not layer.training

@@ -30,7 +30,7 @@ def marked(kind="llama"):
 PART = {"use": "tests.layers.test_own_type:Twice", "names": ["a", "b"]}
 
 
-def test_in_memory_the_config_is_its_architectures():
+def test_in_memory_the_config_is_of_the_architectures_class():
     plain, config = tiny.llama().config, marked().config
     assert isinstance(config, tf.LlamaConfig)
     assert config.model_type == "llama"
@@ -41,7 +41,7 @@ def test_in_memory_the_config_is_its_architectures():
     assert config.hidden_size == 32
 
 
-def test_on_disk_it_is_the_projects_own(tmp_path):
+def test_on_disk_the_model_type_is_our_own(tmp_path):
     config = marked().config
     config.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
@@ -54,7 +54,7 @@ def test_on_disk_it_is_the_projects_own(tmp_path):
     assert tf.AutoConfig.from_pretrained(tmp_path, hidden_act="gelu").hidden_act == "gelu"
 
 
-def test_its_class_alone_refuses_it_and_says_how_to_load_it(tmp_path):
+def test_the_class_alone_refuses_it_and_says_how_to_load_it(tmp_path):
     # A config for almost every field, and one that checks none of those that are tried.
     for config in (marked().config, marked("t5").config, tf.CLIPConfig(), tf.DetrConfig()):
         if record_of(config) is None:
@@ -71,7 +71,7 @@ def _recorded(config):
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))])
-def test_copies_and_pickles(copied):
+def test_copies_and_pickles_keep_the_mark(copied):
     config = marked().config
     config._attn_implementation = "eager"
     twin = copied(config)
@@ -93,7 +93,7 @@ def test_every_model_inside_is_marked_and_a_second_mark_adds():
     assert marked().model.config is not tiny.llama().config
 
 
-def test_unmarked_is_a_copy_without_it():
+def test_unmarked_gives_a_copy_without_the_mark():
     config = marked().config
     plain = unmarked(config)
     assert type(plain) is tf.LlamaConfig

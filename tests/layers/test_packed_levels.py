@@ -10,7 +10,7 @@ from hf_stages.layers.packed_levels import pack_levels, row_bytes, unpack_levels
 
 @pytest.mark.parametrize("columns", [1, 3, 4, 5, 8, 9, 31])
 @pytest.mark.parametrize("bits", [1, 2])
-def test_bits_lie_as_said(bits, columns):
+def test_bits_are_laid_out_as_documented(bits, columns):
     choices = torch.tensor([-1, 1] if bits == 1 else [-1, 0, 1])
     levels = choices[torch.randint(len(choices), (3, columns))]
     packed = pack_levels(levels, bits)
@@ -23,6 +23,6 @@ def test_bits_lie_as_said(bits, columns):
     assert torch.equal(unpack_levels(packed, bits, columns), levels.to(torch.int8))
 
 
-def test_any_number_of_dimensions():
+def test_levels_of_any_number_of_dimensions_are_packed():
     levels = torch.randint(-1, 2, (2, 3, 4, 7))
     assert torch.equal(unpack_levels(pack_levels(levels, 2), 2, 7), levels.to(torch.int8))

@@ -40,7 +40,7 @@ def built(kind, method, per="row", **more):
 @each_kind
 @pytest.mark.parametrize("per", ["tensor", "row", 4])
 @pytest.mark.parametrize("strength", [1.0, 0.4])
-def test_equals_a_plain_table(kind, method, per, strength):
+def test_it_equals_a_plain_embedding_of_the_quantized_weight(kind, method, per, strength):
     layer = built(kind, method, per)
     layer.set_strength(strength)
     rows, wanted = layer(IDS), F.embedding(IDS, layer.weight, 3)
@@ -58,7 +58,7 @@ def test_equals_a_plain_table(kind, method, per, strength):
 
 
 @each_kind
-def test_shapes_and_modes(kind, method):
+def test_ids_of_any_shape_are_looked_up_in_any_mode(kind, method):
     layer = built(kind, method)
     for ids in (
         torch.tensor(1),
@@ -77,7 +77,7 @@ def test_shapes_and_modes(kind, method):
 
 
 @each_kind
-def test_loads_and_copies(kind, method):
+def test_it_loads_and_copies(kind, method):
     layer, source = built(kind, method), nn.Embedding(10, 8, padding_idx=3)
     layer.load_state_dict(source.state_dict())
     torch.testing.assert_close(sum(layer.latents), source.weight)
@@ -107,12 +107,12 @@ def kept(layer: nn.Module) -> int:
 
 
 @each_kind
-def test_keeps_nothing_unless_scales_are_learned(kind, method):
+def test_it_keeps_nothing_for_the_backward_pass_unless_scales_are_learned(kind, method):
     halves = 2 if kind is SplitEmbedding else 1
     assert kept(built(kind, method)) <= (halves * IDS.numel() * (8 + 1) * 4 if method == "learned" else 0)
 
 
-def test_tables_that_multiply_what_they_give():
+def test_embeddings_that_scale_their_output_stay_the_same():
     bart = BartScaledWordEmbedding(10, 8, 3, embed_scale=4.0)
     gemma = Gemma3TextScaledWordEmbedding(10, 8, 3, embed_scale=8**0.5).bfloat16()
     for source in (bart, gemma):
@@ -126,7 +126,7 @@ def test_tables_that_multiply_what_they_give():
         assert "embed_scale" not in layer.state_dict()
 
 
-def test_refuses():
+def test_rows_that_would_be_renormalized_are_refused():
     with pytest.raises(ValueError, match="max_norm: a quantized embedding does not renormalize"):
         BinaryEmbedding.from_layer(nn.Embedding(4, 4, max_norm=1.0), Quantizer("binary", "mean"))
 
@@ -157,8 +157,8 @@ dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.manual_seed(rank)
 def net():
-    return nn.Sequential(BinaryEmbedding(10, 8), TernaryLinear(8, 8, method="learned", activations=Activations(8, clip=1.0)),
-                         SplitLinear(8, 4, activations=8))
+    ternary = TernaryLinear(8, 8, method="learned", activations=Activations(8, clip=1.0))
+    return nn.Sequential(BinaryEmbedding(10, 8), ternary, SplitLinear(8, 4, activations=8))
 model = net()
 model[1].set_strength(0.5)
 ddp = DistributedDataParallel(model)
@@ -182,7 +182,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_ranks(tmp_path):
+def test_two_ranks_train_as_one(tmp_path):
     """torchrun, gloo: the gradients of both ranks' rows are those of all rows in one process."""
     (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "worker.py"]

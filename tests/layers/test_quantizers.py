@@ -46,7 +46,7 @@ def reference(group: torch.Tensor, method: str, levels: str, scale: float | None
 
 @pytest.mark.parametrize("per", PERS)
 @pytest.mark.parametrize(("levels", "method"), ALL)
-def test_equals_the_reference(levels, method, per):
+def test_each_method_equals_its_reference(levels, method, per):
     w, quantizer = weights(), Quantizer(levels, method, per)
     groups = grouped(w, per)
     scales = quantizer.initial_scales(w) * 0.7 if quantizer.learned else None
@@ -64,7 +64,7 @@ def test_equals_the_reference(levels, method, per):
     ("levels", "method", "error"),
     [("binary", "mean", 0.364), ("ternary", "absmean", 0.264), ("ternary", "twn", 0.192)],
 )
-def test_the_error_on_gaussian_weights(levels, method, error):
+def test_the_error_on_gaussian_weights_is_the_known_one(levels, method, error):
     w = weights(768, 768, torch.float32)
     found = Quantizer(levels, method, "tensor")(w)
     assert float((w - found).square().mean() / w.square().mean()) == pytest.approx(error, abs=2e-3)
@@ -90,7 +90,7 @@ def soft(w: torch.Tensor, scale: torch.Tensor, levels: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("levels", ["binary", "ternary"])
-def test_gradients_of_learned_scales(levels):
+def test_gradients_of_learned_scales_equal_autograd(levels):
     quantizer = Quantizer(levels, "learned")
     w, scale = weights().requires_grad_(), (quantizer.initial_scales(weights()) * 0.5).requires_grad_()
     grad = weights(6, 8).flip(0)
@@ -105,7 +105,7 @@ def test_gradients_of_learned_scales(levels):
 
 
 @pytest.mark.parametrize(("levels", "method"), ALL)
-def test_zeros_nan_and_infinity(levels, method):
+def test_zeros_stay_finite_and_nan_and_infinity_show(levels, method):
     quantizer = Quantizer(levels, method)
     w = weights(4, 8, torch.float32)
     scale = quantizer.initial_scales(w) if quantizer.learned else None
@@ -120,7 +120,7 @@ def test_zeros_nan_and_infinity(levels, method):
         assert found[[0, 3]].isfinite().all()
 
 
-def test_sixteen_bits_sum_in_more():
+def test_sixteen_bits_are_summed_in_float32():
     w = torch.full((1, 4096), 30.0, dtype=torch.float16)  # the sum is beyond float16
     for levels, method in ALL:
         quantizer = Quantizer(levels, method)
@@ -138,7 +138,7 @@ def test_a_scale_driven_to_zero_stays_usable():
                 assert all(part.isfinite().all() for part in parts)
 
 
-def test_transposed_and_strided_weights_are_the_same():
+def test_transposed_and_strided_weights_give_the_same_values():
     w = weights()
     for per in PERS:
         for levels, method in ALL:
@@ -156,7 +156,7 @@ def test_transposed_and_strided_weights_are_the_same():
         (("binary", "mean", True), "per: expected"),
     ],
 )
-def test_refuses(given, complaint):
+def test_levels_methods_and_groups_that_do_not_fit_are_refused(given, complaint):
     with pytest.raises(ValueError, match=complaint):
         Quantizer(*given)
     with pytest.raises(ValueError, match="groups of 3 do not fill rows of 8 weights"):

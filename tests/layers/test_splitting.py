@@ -46,7 +46,10 @@ KINDS = ["gaussian", "zero rows", "constant rows", "skewed", "signed zeros"]
 
 
 def deviation(w: torch.Tensor, quantizer: Quantizer) -> tuple[float, float]:
-    """Relative to the largest scale: of the halves' quantized sum from the ternary weight, and of their sum from ``w``."""
+    """Relative to the largest scale:
+
+    of the halves' quantized sum from the ternary weight, and of their sum from ``w``.
+    """
     scale = quantizer.initial_scales(w) * 0.6 if quantizer.learned else None
     wanted = quantizer(w, scale)
     first, second, half = split_ternary(w, quantizer, scale)
@@ -84,7 +87,7 @@ def test_the_halves_add_up_for_any_row(row, huge, method):
 @given(
     count=st.integers(2, 200), below=st.floats(0.5, 0.999), sign=st.sampled_from([-1.0, 1.0]), huge=st.floats(1e-3, 1e4)
 )
-def test_rows_leaning_to_one_side(count, below, sign, huge):
+def test_rows_of_mostly_one_sign_are_split_without_flipped_signs(count, below, sign, huge):
     """The closed form's a leaves (0, 1) in many of these."""
     threshold = 0.7 * huge / (count - 0.7 * (count - 1))  # of the row when all others are at it
     w = torch.full((1, count), sign * below * threshold, dtype=torch.float64)
@@ -103,7 +106,7 @@ def closed_form(w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
     return torch.where(i, a * w, torch.where(j, w + b, b)), torch.where(i, (1 - a) * w, torch.where(j, -b, w - b)), a
 
 
-def test_is_binarybert_s_closed_form_where_that_holds():
+def test_it_is_binarybert_s_formula_where_that_holds():
     for w in weights("gaussian", torch.float64):
         first, second, a = closed_form(w)
         assert 0.02 < a < 0.98
@@ -113,7 +116,7 @@ def test_is_binarybert_s_closed_form_where_that_holds():
         assert found[2] is None
 
 
-def test_the_closed_form_fails_on_skewed_rows():
+def test_binarybert_s_formula_fails_on_skewed_rows():
     """What the fallback is for: without it signs flip."""
     w = weights("skewed", torch.float64)
     broken = [closed_form(row) for row in w]
@@ -147,7 +150,7 @@ def test_sixteen_bit_latents_keep_signs_and_nearly_the_scale(dtype, off):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("source", [nn.Linear(16, 12), Conv1D(12, 16)], ids=["linear", "conv1d"])
-def test_a_split_layer_is_the_same_function(method, source):
+def test_a_split_layer_computes_the_same(method, source):
     with torch.no_grad():
         source.bias.uniform_()
     ternary = TernaryLinear.from_layer(source, Quantizer("ternary", method, 4), Activations(8, clip=2.0))
@@ -162,7 +165,7 @@ def test_a_split_layer_is_the_same_function(method, source):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_split_embedding_is_the_same_function(method):
+def test_a_split_embedding_computes_the_same(method):
     ternary = TernaryEmbedding(10, 16, padding_idx=2, method=method)
     split = SplitEmbedding.from_ternary(ternary)
     ids = torch.tensor([[1, 2, 9], [1, 1, 0]])
@@ -175,7 +178,7 @@ def test_frozen_layers_split_into_frozen_halves():
     assert not any(p.requires_grad for p in SplitLinear.from_ternary(ternary).parameters())
 
 
-def test_refuses():
+def test_only_ternary_weights_are_split():
     with pytest.raises(ValueError, match="expected a ternary layer, got a BinaryLinear"):
         SplitLinear.from_ternary(BinaryLinear(4, 4))
     with pytest.raises(ValueError, match="expected ternary weights, got binary ones"):

@@ -130,7 +130,7 @@ def assert_stock(folder, wanted, whole):
 
 
 @pytest.mark.parametrize("name", [*KINDS, *[*MORE][:2], *SLOW])
-def test_a_kind_trains_is_saved_and_goes_on(name, tmp_path):
+def test_each_kind_of_adapter_trains_is_saved_and_resumes(name, tmp_path):
     config, whole = (KINDS | MORE)[name]
     own = trainer_of(tmp_path / "whole", adapted(config()))
     before = logits(own.model)
@@ -154,7 +154,7 @@ def test_a_kind_trains_is_saved_and_goes_on(name, tmp_path):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("config", [lora(modules_to_save=["lm_head"]), lora(trainable_token_indices=[1, 3])])
-def test_tied_embeddings_stay_right(config, tied, tmp_path):
+def test_tied_embeddings_are_saved_correctly(config, tied, tmp_path):
     own = trainer_of(tmp_path, adapted(config(), tie_word_embeddings=tied))
     own.train()
     wanted = logits(own.model)
@@ -179,7 +179,7 @@ def test_tied_embeddings_stay_right(config, tied, tmp_path):
     ],
     ids=["bert-prompt", "t5-prefix", "bert-dora"],
 )
-def test_other_tasks(model, auto, config, tmp_path):
+def test_adapters_on_models_of_other_tasks_are_saved_and_loaded(model, auto, config, tmp_path):
     torch.manual_seed(1)
     own = trainer_of(
         tmp_path, peft.get_peft_model(model(), config()), data=tiny.class_data() if model is tiny.bert else None
@@ -198,7 +198,7 @@ def test_other_tasks(model, auto, config, tmp_path):
 @pytest.mark.parametrize(
     "options", [{"use_dora": True}, {"target_parameters": ["experts.down_proj"], "target_modules": []}]
 )
-def test_a_base_that_is_stored_under_other_names(options, tmp_path):
+def test_a_base_that_is_stored_under_other_names_is_loaded(options, tmp_path):
     """Experts lie one by one on disk and stacked in memory."""
     config = MixtralConfig(
         vocab_size=tiny.VOCAB, hidden_size=32, intermediate_size=16, num_hidden_layers=1, num_attention_heads=4,
@@ -212,7 +212,7 @@ def test_a_base_that_is_stored_under_other_names(options, tmp_path):
     assert_stock(tmp_path / "02-b", wanted, True)
 
 
-def test_an_adapter_of_another_name(tmp_path):
+def test_an_adapter_of_another_name_is_saved_and_loaded(tmp_path):
     """PEFT would write it to a folder of that name, beside which stock transformers sees no adapter."""
     own = trainer_of(tmp_path, adapted(lora()(), "mine"))
     own.train()
@@ -231,7 +231,7 @@ def two_adapters():
     return model
 
 
-def test_two_adapters_go_on_and_stock_does_not_take_one_for_the_other(tmp_path):
+def test_two_adapters_resume_and_stock_transformers_does_not_mix_them_up(tmp_path):
     args = {"save_strategy": "steps", "save_steps": 1}
     own = trainer_of(tmp_path / "whole", two_adapters())
     own.train()
@@ -252,7 +252,7 @@ def test_two_adapters_go_on_and_stock_does_not_take_one_for_the_other(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["prefix", "prefix-encoder", "dora"])
-def test_the_best_model_comes_back(name, tmp_path):
+def test_the_best_model_is_loaded_at_the_end(name, tmp_path):
     args = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
     model = adapted((KINDS | MORE)[name][0]())
@@ -270,7 +270,7 @@ def test_the_best_model_comes_back(name, tmp_path):
     assert torch.equal(logits(load_stage(tmp_path / "01-a")[0]), logits(short.model))
 
 
-def test_a_branch_and_a_later_run_begin_with_prompts(tmp_path):
+def test_a_branch_and_a_later_run_start_with_the_prompts(tmp_path):
     still = {"args": {"learning_rate": 0.0}}
     stages = [Stage("a", "2 steps"), Stage("b", "2 steps"), Stage("c", "1 steps", parents="a", **still)]
     trainer_of(tmp_path, adapted(MORE["prefix-encoder"][0]()), stages).train()
@@ -281,7 +281,7 @@ def test_a_branch_and_a_later_run_begin_with_prompts(tmp_path):
     assert torch.equal(logits(load_stage(tmp_path / "later" / "01-d")[0]), wanted)
 
 
-def test_a_branch_from_the_start_does_not_start_pissa_again(tmp_path):
+def test_a_branch_from_the_initial_model_does_not_initialize_pissa_again(tmp_path):
     stages = [Stage("a", "2 steps"), Stage("b", "1 steps", parents=[], args={"learning_rate": 0.0})]
     model = adapted(KINDS["pissa"][0]())
     wanted = logits(model)
@@ -338,7 +338,7 @@ def test_an_adapter_is_not_put_on_another_base(other, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["prompt", "prefix-encoder"])
-def test_prompts_in_shards_are_refused(name):
+def test_prompt_tuning_under_fsdp_is_refused(name):
     model = adapted((KINDS | MORE)[name][0]())
     with pytest.raises(ValueError, match=r"stage 'a': P\w+_TUNING: expected DDP or one process"):
         check_adapter(model, "stage 'a'", sharded=True)
@@ -353,7 +353,7 @@ def test_a_base_that_cannot_be_told_from_its_adapter_is_refused_at_once(tmp_path
         trainer_of(tmp_path, model)
 
 
-def test_an_adapter_that_looks_at_the_input_is_no_model_to_stock_transformers():
+def test_an_adapter_that_reads_the_input_is_stored_apart_from_its_base():
     model = adapted(lora(alora_invocation_tokens=[5])())
     check_adapter(model, "stage 'a'")
     assert "certain tokens of the input" in layout_of(model).apart
@@ -407,7 +407,7 @@ def test_prefixes_learn_from_a_teacher(loss, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dora", "pissa", "lora-and-tokens", "vera"])
-def test_merged_kinds_are_the_same_model(name, tmp_path):
+def test_merging_an_adapter_keeps_the_function(name, tmp_path):
     stages = [Stage("a", "2 steps"), Stage("b", "1 steps", transforms=[MergeLora()], args={"learning_rate": 0.0})]
     trainer_of(tmp_path, adapted(KINDS[name][0]()), stages).train()
     merged = logits(stock(tmp_path / "02-b"))

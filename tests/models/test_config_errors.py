@@ -69,19 +69,19 @@ def line_of(file, key, where):
 
 @pytest.mark.parametrize("where", ["model", "teacher"])
 @pytest.mark.parametrize(("changes", "key", "words"), WRONG, ids=str)
-def test_a_recipes_config(recipe, where, changes, key, words):
+def test_an_error_in_a_recipes_config_names_the_field(recipe, where, changes, key, words):
     file = recipe(**{where: changes})
     place = f"stage 'a': teacher(: |\\.)config{key}: " if where == "teacher" else f"model(: |\\.)config{key}: "
     with pytest.raises(RecipeError, match=rf"run\.yaml:{line_of(file, key, where)}:.*{place}.*{words}"):
         prepare(recipes.load(file)).plan()
 
 
-def test_model_type_is_text(recipe):
+def test_a_model_type_that_is_no_text_is_refused(recipe):
     with pytest.raises(RecipeError, match=r"run\.yaml:\d+:\d+: model\.config: model_type: expected text such as llama"):
         recipes.load(recipe(model={"model_type": {"a": 1}}))
 
 
-def test_the_command_says_so_and_exits_with_2(recipe, capsys):
+def test_the_command_prints_the_error_and_exits_with_2(recipe, capsys):
     assert main(["plan", str(recipe(model={"hidden_act": "nope"}))]) == 2
     said = capsys.readouterr().err
     assert "model.config.hidden_act: no model can be built with 'nope'" in said
@@ -98,18 +98,18 @@ def test_the_command_says_so_and_exits_with_2(recipe, capsys):
     ],
 )
 @pytest.mark.parametrize("work", ["skeleton", "load"])
-def test_overrides(overrides, message, work, tmp_path):
+def test_an_error_in_overrides_names_the_field(overrides, message, work, tmp_path):
     ModelSource(config=MODEL).load().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
         getattr(ModelSource(str(tmp_path), overrides=overrides), work)()
 
 
-def test_what_other_models_use_is_taken():
+def test_values_that_some_models_use_are_accepted():
     ModelSource(config={**MODEL, "pad_token_id": -1}).skeleton()
     ModelSource(config={**MODEL, "num_hidden_layers": 0}).skeleton()
 
 
-def test_a_vocabulary_smaller_than_the_tokenizer(recipe, tmp_path):
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(recipe, tmp_path):
     tiny.tokenizer().save_pretrained(tmp_path / "tokens")
     file = recipe(model={"vocab_size": 10}, teacher={"vocab_size": 10})
     file.write_text("tokenizer: tokens\n" + file.read_text())

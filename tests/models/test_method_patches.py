@@ -62,7 +62,7 @@ def logits(model):
     return model.eval()(input_ids=torch.arange(3, 9)[None]).logits
 
 
-def test_a_branch_is_the_same_function(tmp_path):
+def test_a_branch_has_the_replaced_method_too(tmp_path):
     stages = [Stage("a", "1 steps"), Stage("b", "1 steps", parents=())]
     trainer = StagedScaling(tiny.llama(), arguments(tmp_path), train_dataset=tiny.lm_data(8), stages=stages)
     trainer.train()
@@ -84,7 +84,7 @@ def test_a_deep_copy_no_longer_runs_the_old_model():
     assert logits(first).equal(logits(tiny.llama()) * 0.5)
 
 
-def test_an_adapter_has_it_on_its_base():
+def test_the_method_is_replaced_on_the_base_of_an_adapter():
     peft = pytest.importorskip("peft")
     first, other = tiny.llama(), tiny.llama()
     scale_logits(first, 0.5)
@@ -93,7 +93,7 @@ def test_an_adapter_has_it_on_its_base():
     assert logits(adapted).equal(logits(first))
 
 
-def test_what_cannot_be_made_again_is_refused_before_the_first_step(tmp_path):
+def test_a_method_that_cannot_be_made_again_is_refused_before_the_first_step(tmp_path):
     class ByHand(StagedTrainer):
         pass
 

@@ -16,7 +16,7 @@ def test_random_weights_come_from_torchs_generator():
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_path_skeleton_dtype_overrides(tmp_path):
+def test_a_model_is_loaded_from_a_path_with_overrides_and_dtype(tmp_path):
     model = ModelSource(config=TINY, dtype="bfloat16").load()
     assert model.dtype == torch.bfloat16
     model.save_pretrained(tmp_path / "m")
@@ -45,7 +45,7 @@ def test_path_skeleton_dtype_overrides(tmp_path):
         ({"path": "x", "auto_class": "Trainer"}, "auto_class: expected a class such as"),
     ],
 )
-def test_refuses_at_once(options, message):
+def test_arguments_that_contradict_each_other_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         ModelSource(**options)
 
@@ -59,12 +59,12 @@ def test_refuses_at_once(options, message):
         ({"config": TINY, "dtype": "float33"}, "dtype: expected float32"),
     ],
 )
-def test_refuses_when_it_loads(options, message):
+def test_unknown_names_are_refused_when_the_model_is_loaded(options, message):
     with pytest.raises(ValueError, match=message):
         ModelSource(**options).load()
 
 
-def test_overrides_are_checked(tmp_path):
+def test_overrides_that_the_config_lacks_are_refused(tmp_path):
     ModelSource(config=TINY).load().config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="overrides: LlamaConfig has no 'num_label'; did you mean 'num_labels'"):
         ModelSource(str(tmp_path), overrides={"num_label": 2}).skeleton()

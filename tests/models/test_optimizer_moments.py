@@ -76,14 +76,14 @@ def test_moments_are_carried_by_name(tmp_path, optim, schedule):
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_reset_starts_empty(tmp_path, optim):
+def test_reset_starts_with_empty_moments(tmp_path, optim):
     trainer = trained(tmp_path, optim, [Stage("a", "2 steps"), Stage("b", "1 steps", schedule=Fresh())])
     assert left_behind(tmp_path, "01-a").state
     assert not trainer.begun["b"].state
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_what_changed_its_shape_starts_anew_and_the_ledger_says_so(tmp_path, optim):
+def test_a_weight_of_another_shape_starts_with_empty_moments_and_the_ledger_says_so(tmp_path, optim):
     stages = [Stage("a", "2 steps"), Stage("b", "1 steps", transforms=[ResizeVocab(to=96)], schedule=Resume())]
     trainer = trained(tmp_path, optim, stages)
     before, after = left_behind(tmp_path, "01-a"), trainer.begun["b"]
@@ -99,7 +99,7 @@ def test_what_changed_its_shape_starts_anew_and_the_ledger_says_so(tmp_path, opt
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_through_lora_and_back(tmp_path, optim):
+def test_moments_are_carried_into_lora_and_out_of_it(tmp_path, optim):
     """The head that goes on training keeps its moments under PEFT's name, and gives them back under its own."""
     lora = AddLora(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
     stages = [
@@ -118,7 +118,7 @@ def test_through_lora_and_back(tmp_path, optim):
     assert "moments of 1 parameters carried" in back["reason"]
 
 
-def test_frozen_weights_keep_no_moments_and_start_anew_when_thawed(tmp_path):
+def test_frozen_weights_have_no_moments_and_start_empty_when_they_train_again(tmp_path):
     stages = [
         Stage("a", "2 steps", transforms=[Freeze("embed_tokens")]),
         Stage("b", "1 steps", transforms=[Unfreeze("embed_tokens")], schedule=Resume()),
@@ -130,7 +130,7 @@ def test_frozen_weights_keep_no_moments_and_start_anew_when_thawed(tmp_path):
     assert notices(trainer)[0]["reason"].endswith("model.embed_tokens.weight: it was not trained before")
 
 
-def test_another_optimizer_starts_empty(tmp_path):
+def test_another_optimizer_starts_with_empty_moments(tmp_path):
     stages = [Stage("a", "2 steps"), Stage("b", "1 steps", schedule=Resume(), args={"optim": "adafactor"})]
     trainer = trained(tmp_path, "adamw_torch_fused", stages)
     assert not trainer.begun["b"].state
@@ -138,7 +138,7 @@ def test_another_optimizer_starts_empty(tmp_path):
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_files_give_back_what_was_collected(tmp_path, optim):
+def test_saved_moments_are_read_back_as_they_were(tmp_path, optim):
     trainer = trained(tmp_path / "run", optim, [Stage("a", "2 steps")])
     collected = optimizer_moments.collect(trainer.optimizer, trainer.model)
     optimizer_moments.save(collected, tmp_path)

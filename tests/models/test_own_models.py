@@ -44,7 +44,7 @@ def outputs(model):
 
 
 @pytest.mark.parametrize("kind", AUTO)
-def test_a_plainly_saved_folder_loads(kind, tmp_path):
+def test_a_folder_saved_by_save_pretrained_loads(kind, tmp_path):
     model = normed(kind)
     model.save_pretrained(tmp_path)
     loaded = AUTO[kind].from_pretrained(tmp_path)
@@ -62,7 +62,7 @@ def test_a_plainly_saved_folder_loads(kind, tmp_path):
     assert torch.equal(outputs(blank), outputs(model))
 
 
-def test_another_head_is_new_and_the_body_is_not(tmp_path):
+def test_another_head_is_drawn_and_the_body_is_loaded(tmp_path):
     model = normed()
     model.save_pretrained(tmp_path)
     task = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
@@ -71,7 +71,7 @@ def test_another_head_is_new_and_the_body_is_not(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(task.model.parameters(), model.model.parameters(), strict=True))
 
 
-def test_from_config_gives_the_structure():
+def test_from_config_builds_the_changed_structure():
     model = normed()
     with torch.device("meta"):
         blank = tf.AutoModelForCausalLM.from_config(model.config)
@@ -79,7 +79,7 @@ def test_from_config_gives_the_structure():
     assert blank.config.to_dict() == model.config.to_dict()
 
 
-def test_a_blueprint_of_such_a_model_builds_it():
+def test_a_blueprint_builds_the_changed_structure():
     model = normed()
     blueprint = Blueprint(model)
     for one in (blueprint, Blueprint.from_dict(json.loads(json.dumps(blueprint.to_dict())))):
@@ -128,7 +128,7 @@ def test_no_code_of_a_folder_runs_unless_it_is_trusted(tmp_path):
     assert "model.layers.0.mlp.down_proj.norm.weight" in loaded.state_dict()
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_an_unknown_architecture_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "hf_stages", "hidden_size": 8}')
     with pytest.raises(ValueError, match=r"expected hf_stages.base_model_type to name an architecture .*, got None"):
         tf.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -139,7 +139,7 @@ def test_registering_twice_is_harmless():
     assert tf.CONFIG_MAPPING["hf_stages"] is auto_classes.OwnConfig
 
 
-def test_such_a_student_is_distilled(tmp_path, lm_data):
+def test_a_model_of_our_own_type_is_distilled(tmp_path, lm_data):
     args = tf.TrainingArguments(
         tmp_path, per_device_train_batch_size=4, report_to="none", use_cpu=True, disable_tqdm=True
     )
@@ -176,7 +176,7 @@ print(model.model.layers[0].mlp.down_proj)
 
 
 @pytest.mark.slow
-def test_in_fresh_processes_stock_stops_and_ours_loads(tmp_path, run_python):
+def test_stock_transformers_stops_and_ours_loads(tmp_path, run_python):
     folder = tmp_path / "folder"
     normed().save_pretrained(folder)
     said = run_python(STOCK, str(folder)).stdout

@@ -206,13 +206,13 @@ def bad(key, value):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_it_is_said_what_is_wrong(copy, harm, words):
+def test_the_error_says_what_is_damaged(copy, harm, words):
     harm(copy, *parts(copy))
     with pytest.raises(ValueError, match=words):
         load(copy)
 
 
-def test_a_tensor_too_many(copy):
+def test_an_unexpected_tensor_is_refused(copy):
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(copy / "model.safetensors")
@@ -238,7 +238,7 @@ def no_shard(folder, index):
         (lambda folder, index: index.write_text('{"metadata": {}, "weight_map": {"a": 1}}'), "1 is missing|index.json"),
     ],
 )
-def test_shards_and_their_index(tmp_path, harm, words, sealed):
+def test_damaged_shards_and_indexes_are_refused(tmp_path, harm, words, sealed):
     folder = tmp_path / "packed"
     pack(quantized("bert-binary"), folder, max_shard_size="8KB")
     if not sealed:
@@ -251,7 +251,7 @@ def test_shards_and_their_index(tmp_path, harm, words, sealed):
     assert type(caught.value) is ValueError
 
 
-def test_codes_that_mean_nothing(tmp_path):
+def test_codes_without_a_meaning_are_refused(tmp_path):
     pack(quantized("llama-per-tensor"), tmp_path / "packed", rest="float32")
     header, data = parts(unsealed(tmp_path / "packed"))
     start, _ = header["model.layers.1.mlp.up_proj.weight"]["data_offsets"]

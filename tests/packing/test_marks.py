@@ -46,7 +46,7 @@ def edit(folder, change):
     "kind", ["bert-split", "bert-half-width", "llama-tied", "llama-subln", "gpt2", "t5-tied", "vit"]
 )
 @pytest.mark.parametrize("shard", ["50GB", "8KB"])
-def test_what_is_saved_loads_and_is_watched(kind, shard, tmp_path):
+def test_a_saved_model_loads_and_its_files_are_checked(kind, shard, tmp_path):
     pack(quantized(kind), tmp_path / "packed")
     model = load(tmp_path / "packed", kind)
     model.save_pretrained(tmp_path / "saved", max_shard_size=shard)
@@ -61,7 +61,7 @@ def test_what_is_saved_loads_and_is_watched(kind, shard, tmp_path):
     assert logits(load(tmp_path / "saved", kind)).equal(logits(model))
 
 
-def test_of_another_dtype_and_without_a_head(saved, tmp_path):
+def test_it_loads_in_another_dtype_and_without_its_head(saved, tmp_path):
     load(saved, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
     load(tmp_path / "half")
     base = AutoModel.from_pretrained(saved)
@@ -70,7 +70,7 @@ def test_of_another_dtype_and_without_a_head(saved, tmp_path):
     load(tmp_path / "base")  # a new head is drawn, as transformers does
 
 
-def test_saved_by_the_names_of_today(tmp_path):
+def test_weights_are_checked_under_their_current_names(tmp_path):
     """transformers reads some architectures' weights by other names, and writes either."""
     pack(quantized("vit"), tmp_path / "packed")
     model = load(tmp_path / "packed", "vit")
@@ -115,7 +115,7 @@ def no_rounding(folder, header):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_what_was_changed_is_refused(copy, harm, words):
+def test_changed_files_are_refused(copy, harm, words):
     header, data = parts(copy)
     harm(copy, header)
     write(copy, header, data)
@@ -138,7 +138,7 @@ def test_shards_of_two_saves_do_not_mix(saved, tmp_path):
         load(tmp_path / "a")
 
 
-def test_a_shard_that_is_not_read(saved, tmp_path):
+def test_a_shard_missing_from_the_index_is_refused(saved, tmp_path):
     load(saved).save_pretrained(tmp_path / "a", max_shard_size="8KB")
     index = tmp_path / "a" / "model.safetensors.index.json"
     whole = json.loads(index.read_text())
@@ -149,7 +149,7 @@ def test_a_shard_that_is_not_read(saved, tmp_path):
         load(tmp_path / "a")
 
 
-def test_an_adapter_beside_it_changes_nothing(copy):
+def test_an_adapter_beside_the_model_changes_nothing(copy):
     peft = pytest.importorskip("peft")
     model = load(copy)
     before = logits(model)
@@ -159,7 +159,7 @@ def test_an_adapter_beside_it_changes_nothing(copy):
     assert logits(load(copy)).equal(before)
 
 
-def test_made_plain_it_says_nothing_of_packing(saved, tmp_path):
+def test_a_dequantized_model_is_saved_without_checksums(saved, tmp_path):
     model = load(saved)
     model.dequantize()
     model.save_pretrained(tmp_path / "plain")
@@ -169,7 +169,7 @@ def test_made_plain_it_says_nothing_of_packing(saved, tmp_path):
 
 
 @pytest.mark.parametrize("rounds", [60, pytest.param(1500, marks=pytest.mark.slow)])
-def test_mutants_are_refused_or_the_same_model(saved, tmp_path, rounds):
+def test_random_changes_are_refused_or_give_the_same_model(saved, tmp_path, rounds):
     """In the file of weights every byte counts."""
     chance, want = random.Random(rounds), logits(load(saved))
     folder, refused = shutil.copytree(saved, tmp_path / "mutant"), 0

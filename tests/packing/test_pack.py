@@ -53,7 +53,7 @@ def weights(model):
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_packed_is_what_was_trained(kind, tmp_path):
+def test_the_packed_model_is_the_one_that_was_trained(kind, tmp_path):
     model = quantized(kind)
     size = pack(model, tmp_path / "packed", rest="float32", embeddings=None)
     packed = loaded(tmp_path / "packed", kind)
@@ -72,7 +72,7 @@ def test_packed_is_what_was_trained(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bert-binary", "llama-tied-split-learned", "gpt2", "t5-tied"])
-def test_dequantized_it_is_a_plain_model(kind, tmp_path):
+def test_dequantizing_gives_a_plain_model(kind, tmp_path):
     model = quantized(kind)
     pack(model, tmp_path / "packed", rest="float32", embeddings=None)
     packed = loaded(tmp_path / "packed", kind)
@@ -133,7 +133,7 @@ def test_a_vocabulary_in_full_precision_takes_eight_bits(tmp_path):
     torch.testing.assert_close(head(x), x @ head.dense().t())
 
 
-def test_the_dtype_of_computing_is_the_users(tmp_path):
+def test_it_computes_in_the_dtype_that_is_asked_for(tmp_path):
     pack(quantized("bert-binary"), tmp_path / "packed")
     packed = loaded(tmp_path / "packed")
     assert packed.dtype == torch.float32  # what is stored in 16 bits computes in 32
@@ -146,7 +146,7 @@ def test_the_dtype_of_computing_is_the_users(tmp_path):
         assert all(torch.equal(w, before[name]) for name, w in weights(model).items())
 
 
-def test_other_heads_and_the_bare_model(tmp_path):
+def test_it_loads_with_other_heads_and_without_a_head(tmp_path):
     model = quantized("bert-binary")
     pack(model, tmp_path / "packed", rest="float32")
     bare = AutoModel.from_pretrained(tmp_path / "packed").eval()
@@ -162,7 +162,7 @@ def test_other_heads_and_the_bare_model(tmp_path):
     assert type(AutoModel.from_pretrained(tmp_path / "masked").pooler.dense) is nn.Linear
 
 
-def test_shards_devices_and_generating(tmp_path):
+def test_it_loads_from_shards_moves_and_generates(tmp_path):
     model = quantized("llama-tied")
     pack(model, tmp_path / "packed", rest="float32", max_shard_size="5KB")
     assert len(list((tmp_path / "packed").glob("*.safetensors"))) > 1
@@ -192,7 +192,7 @@ def test_adapters_train_on_top(tmp_path):
     assert torch.equal(logits(again.eval()), logits(model.eval()))
 
 
-def test_copies_are_apart(tmp_path):
+def test_a_copy_shares_no_memory(tmp_path):
     pack(quantized("bert-binary"), tmp_path / "packed")
     packed = loaded(tmp_path / "packed")
     copied = copy.deepcopy(packed)
@@ -202,7 +202,7 @@ def test_copies_are_apart(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiling(tmp_path):
+def test_a_packed_model_compiles(tmp_path):
     pack(quantized("bert-binary"), tmp_path / "packed")
     packed = loaded(tmp_path / "packed")
     with torch.no_grad():
@@ -228,7 +228,7 @@ def test_what_cannot_be_packed_is_refused(change, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_empty_is_not_overwritten(tmp_path):
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "mine.txt").write_text("kept")
     with pytest.raises(ValueError, match="not empty"):
@@ -266,7 +266,7 @@ def test_the_model_itself_stays_as_it_was(tmp_path):
     assert any(isinstance(m, Quantized) and m.split for m in model.modules())
 
 
-def test_splitting_after_all_zero_rows(tmp_path):
+def test_rows_of_zeros_survive_splitting_and_packing(tmp_path):
     model = tiny.bert()
     model.bert.embeddings.word_embeddings.weight.data[0] = 0
     model = SplitTernary()(Ternarize()(model)).eval()

@@ -46,7 +46,7 @@ with torch.no_grad():
 """
 
 
-def test_a_stage_is_packed_as_it_is_saved(run, tmp_path, run_python):
+def test_a_stage_is_packed_when_it_is_saved(run, tmp_path, run_python):
     out, model = run
     folder = out / "02-binary-exports" / "packed"
     assert not (out / "01-plain-exports").exists()
@@ -55,7 +55,7 @@ def test_a_stage_is_packed_as_it_is_saved(run, tmp_path, run_python):
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(model), rtol=5e-3, atol=5e-4)
 
 
-def test_the_command(run, tmp_path, capsys):
+def test_the_command_packs_a_stage(run, tmp_path, capsys):
     out, model = run
     to = tmp_path / "packed"
     assert main(["pack", str(out / "02-binary"), "--to", str(to), "--rest", "float32", "--json"]) == 0
@@ -100,7 +100,7 @@ def test_an_adapter_is_merged_first(tmp_path):
     assert not (tmp_path / "packed").exists()
 
 
-def test_in_a_pipeline(tmp_path):
+def test_a_packed_model_runs_in_a_pipeline(tmp_path):
     """What people run: the packed folder and its tokenizer by their names alone."""
     from transformers import AutoModelForSequenceClassification, pipeline
 
@@ -117,7 +117,7 @@ def test_in_a_pipeline(tmp_path):
         )
 
 
-def test_pushed_to_the_hub_it_is_what_it_was(tmp_path, monkeypatch):
+def test_a_model_pushed_to_the_hub_loads_unchanged(tmp_path, monkeypatch):
     """What would be uploaded loads as the same packed model."""
     import shutil
     from types import SimpleNamespace

@@ -62,7 +62,7 @@ def test_stock_transformers_reads_it_to_the_bit(tmp_path, run_python):
         (gpt2, [Binarize()], "packs no Conv1D"),
     ],
 )
-def test_what_it_has_no_room_for_is_refused(build, transforms, words, tmp_path):
+def test_models_that_the_portable_layout_cannot_hold_are_refused(build, transforms, words, tmp_path):
     model = build()
     for transform in transforms:
         model = transform(model)

@@ -79,14 +79,14 @@ def flip_weight(folder):
         ),
     ],
 )
-def test_what_was_changed_is_refused(copy, harm, words):
+def test_changed_files_are_refused(copy, harm, words):
     harm(copy)
     with pytest.raises(ValueError, match=words):
         load(copy)
 
 
 @pytest.mark.parametrize("rounds", [60, pytest.param(1500, marks=pytest.mark.slow)])
-def test_mutants_are_refused_or_the_same_model(packed, tmp_path, rounds):
+def test_random_changes_are_refused_or_give_the_same_model(packed, tmp_path, rounds):
     chance = random.Random(rounds)
     want = logits(load(packed))
     folder, refused, same = tmp_path / "mutant", 0, 0
@@ -116,14 +116,14 @@ def test_mutants_are_refused_or_the_same_model(packed, tmp_path, rounds):
     assert (refused + same, refused > rounds / 2) == (rounds, True)
 
 
-def test_what_lies_beside_may_change(packed, copy):
+def test_cards_and_tokenizers_may_change(packed, copy):
     (copy / "README.md").write_text("edited")
     (copy / "more.bin").write_bytes(b"more")
     (copy / "packed.json").unlink()
     assert logits(load(copy, attn_implementation="eager")).equal(logits(load(packed, attn_implementation="eager")))
 
 
-def test_shards_are_all_needed(tmp_path):
+def test_a_missing_shard_is_refused(tmp_path):
     pack(quantized("bert-binary"), tmp_path / "p", max_shard_size="8KB")
     assert len(list((tmp_path / "p").glob("*.safetensors"))) > 1
     load(tmp_path / "p")
@@ -139,7 +139,7 @@ def test_shards_are_all_needed(tmp_path):
         load(tmp_path / "p")
 
 
-def test_a_change_of_ones_own_is_sealed_anew(copy):
+def test_seal_accepts_a_change_of_your_own(copy):
     edit(copy, lambda c: c.update(hidden_act="relu"))
     with pytest.raises(ValueError, match=r"if the change is yours: hf_stages\.packing\.seal"):
         load(copy)
@@ -153,13 +153,13 @@ def test_a_folder_without_its_seal_is_refused_before_a_model_is_built(copy):
         load(copy)
 
 
-def test_a_config_serves_more_than_once(copy):
+def test_one_config_object_loads_a_model_twice(copy):
     config = AutoConfig.from_pretrained(copy)
     for _ in range(2):
         BertForSequenceClassification.from_pretrained(copy, config=config)
 
 
-def test_as_it_lies_in_the_hubs_cache(copy, tmp_path, monkeypatch):
+def test_a_model_in_the_hubs_cache_loads(copy, tmp_path, monkeypatch):
     """From there the config and the weights come as links into a folder of blobs."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: True)

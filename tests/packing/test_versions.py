@@ -51,7 +51,7 @@ def oldest(tmp_path_factory) -> Path:
     return target
 
 
-def test_files_load_in_both(oldest, tmp_path, run_python):
+def test_files_of_each_version_of_transformers_load_in_the_other(oldest, tmp_path, run_python):
     from hf_stages.packing import pack
 
     here, there = tmp_path / "here", tmp_path / "there"

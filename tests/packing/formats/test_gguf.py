@@ -95,7 +95,7 @@ def test_ternary_rows_come_back_up_to_the_scales_rounding(llama):
 
 
 @pytest.mark.parametrize(("name", "bound"), [("wide.gguf", 2e-3), ("model.gguf", 4e-3)])
-def test_transformers_reads_the_same_llama(llama, name, bound):
+def test_transformers_reads_the_same_llama_from_the_file(llama, name, bound):
     """It undoes the order of queries and keys, and reads the numbers of the config; it rounds no activations."""
     own, ids = loaded(llama, rounding=False), torch.arange(3, 40)[None]
     other = tf.AutoModelForCausalLM.from_pretrained(exports(llama), gguf_file=name, dtype=torch.float32)
@@ -108,7 +108,7 @@ def test_transformers_reads_the_same_llama(llama, name, bound):
     assert (got - want).abs().max() <= bound * want.abs().max()
 
 
-def test_queries_meet_keys_as_before():
+def test_reordered_queries_and_keys_give_the_same_scores():
     """llama.cpp turns neighbouring rows, transformers the two halves of a head."""
     heads, width, place = 2, 8, 5
     q, k = torch.randn(2, heads * width, dtype=torch.float64)
@@ -162,7 +162,7 @@ def test_a_binary_classifier_keeps_its_logits(bert, tmp_path):
     assert field(report.file, "bert.classifier.output_labels") == ["LABEL_0", "LABEL_1", "LABEL_2"]
 
 
-def test_rows_that_blocks_do_not_fill_are_named(bert, tmp_path):
+def test_rows_that_blocks_do_not_fill_are_written_in_float16_and_named(bert, tmp_path):
     """intermediate_size is 64 here: rows of the last layer of a block cannot be Q1_0."""
     report = Gguf()(bert, tmp_path)
     assert "blk.0.ffn_down.weight" in report.notes[-1]
@@ -174,7 +174,7 @@ def test_rows_that_blocks_do_not_fill_are_named(bert, tmp_path):
         Gguf()(bert, tmp_path)
 
 
-def test_groups_and_halves():
+def test_groups_and_halves_are_written_where_blocks_can_hold_them():
     for per, fits in ((256, True), (512, True), ("tensor", True), (128, False)):
         layer = TernaryLinear(512, 4, per=per)
         weight = levels_of("x", layer)
@@ -199,7 +199,7 @@ def test_groups_and_halves():
     assert set(np.unique(got)) == {-2.0, 0.0, 2.0}
 
 
-def test_a_split_model_is_written_whole(tmp_path):
+def test_a_split_model_is_written_without_loss(tmp_path):
     folder = trained(tmp_path / "run", tiny.llama(), [Ternarize(activations=None), SplitTernary()])
     report = Gguf(rest="float32")(folder, tmp_path)
     assert "no tokenizer" in report.notes[0]
@@ -218,7 +218,7 @@ def test_a_split_model_is_written_whole(tmp_path):
         (tiny.llama, [InsertSubLN(), Ternarize()], "InsertSubLN"),
     ],
 )
-def test_what_it_refuses(tmp_path, build, transforms, message, monkeypatch):
+def test_models_that_the_format_cannot_hold_are_refused(tmp_path, build, transforms, message, monkeypatch):
     model = build()
     for transform in transforms:
         model = transform(model)
@@ -227,7 +227,7 @@ def test_what_it_refuses(tmp_path, build, transforms, message, monkeypatch):
         Gguf()(tmp_path, tmp_path)
 
 
-def test_a_changed_architecture_leaves_something_over(llama, tmp_path, monkeypatch):
+def test_a_changed_architecture_is_refused(llama, tmp_path, monkeypatch):
     model = loaded(llama)
     model.model.layers[0].self_attn.extra = torch.nn.Linear(2, 2)
     monkeypatch.setattr(model_weights, "read", lambda folder: (model, []))
@@ -236,7 +236,7 @@ def test_a_changed_architecture_leaves_something_over(llama, tmp_path, monkeypat
     assert not (tmp_path / "model.gguf").exists()
 
 
-def test_wrong_arguments(monkeypatch):
+def test_wrong_arguments_are_refused(monkeypatch):
     for given, message in (
         ({"name": "model.bin"}, "ends in .gguf"),
         ({"rest": "int8"}, "rest: expected one of float16"),
@@ -250,7 +250,7 @@ def test_wrong_arguments(monkeypatch):
         Gguf()
 
 
-def test_a_recipe_names_it():
+def test_a_recipe_can_name_it():
     text = "stages: [{name: low, until: 1 steps, exporters: [{use: Gguf, strict: true}]}]"
     (stage,) = recipes.loads(text).stages
     assert stage == Stage("low", "1 steps", exporters=[Gguf(strict=True)])

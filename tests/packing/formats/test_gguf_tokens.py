@@ -53,7 +53,7 @@ def joined_by_score(text, tokens, scores):
     return found
 
 
-def test_sentencepiece(written):
+def test_a_sentencepiece_tokenizer_is_written(written):
     tokenizer = sentencepiece()
     fields, notes = written(tokenizer, 310)
     assert (fields["ggml.model"], notes) == ("llama", [])
@@ -69,7 +69,7 @@ def test_sentencepiece(written):
     assert fields["ggml.add_space_prefix"]
 
 
-def test_byte_level(written, tmp_path):
+def test_a_byte_level_tokenizer_is_written(written, tmp_path):
     tokenizer = byte_level()
     fields, notes = written(tokenizer, 291)
     assert (fields["ggml.model"], fields["ggml.pre"], notes) == ("gpt2", "gpt-2", [])
@@ -83,7 +83,7 @@ def test_byte_level(written, tmp_path):
     assert written(byte_level(r"\d+"), 291, pre="smollm")[0]["ggml.pre"] == "smollm"
 
 
-def test_bytes_alone_need_no_pattern(written):
+def test_a_tokenizer_of_bytes_alone_needs_no_pattern(written):
     from hf_stages.data.sample_text import byte_tokenizer
 
     fields, _ = written(byte_tokenizer(), 258)
@@ -92,7 +92,7 @@ def test_bytes_alone_need_no_pattern(written):
     assert not set(fields["ggml.merges"][0]) - {" "} & set("".join(fields["ggml.tokens"]))
 
 
-def test_word_piece(written):
+def test_a_word_piece_tokenizer_is_written(written):
     fields, notes = written(word_piece(), 12, arch="bert")
     assert fields["ggml.tokens"][2:12] == [
         *["[CLS]", "[SEP]", "[MASK]", "▁the", "▁cat", "s", "▁mat", "▁e", "at", "[PAD11]"]
@@ -108,7 +108,7 @@ def test_word_piece(written):
         assert (fields["ggml.normalizer.lowercase"], fields["ggml.normalizer.strip_accents"]) == want
 
 
-def test_what_it_refuses(written):
+def test_tokenizers_that_llama_cpp_lacks_are_refused(written):
     assert written(None, 5)[0]["ggml.model"] == "no_vocab"
     with pytest.raises(ValueError, match="expected WordPiece for bert, got BPE"):
         written(byte_level(), 291, arch="bert")

@@ -38,7 +38,7 @@ def opened(file, **options):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_llama(name, tmp_path):
+def test_llama_cpp_gives_the_logits_of_a_llama(name, tmp_path):
     transforms, tokenizer, config, bound = RUNS[name]
     if "rope_parameters" in config:
         config = {"rope_parameters": {**ROPE, "original_max_position_embeddings": 16}}
@@ -55,7 +55,7 @@ def test_a_llama(name, tmp_path):
     assert np.abs(got - want).max() <= bound * np.abs(want).max()
 
 
-def test_a_classifier(tmp_path):
+def test_llama_cpp_gives_the_scores_of_a_classifier(tmp_path):
     config = {"hidden_size": 256, "intermediate_size": 512, "hidden_act": "gelu_new"}
     own, transforms = word_piece(), [Binarize(activations=None)]
     folder = trained(tmp_path / "run", tiny.bert(**config), transforms, tokenizer=own)

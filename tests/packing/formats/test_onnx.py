@@ -69,7 +69,7 @@ def run(request, tmp_path_factory):
     return kind, folder
 
 
-def test_the_function_is_the_one_that_was_trained(run, tmp_path):
+def test_the_graph_computes_what_was_trained(run, tmp_path):
     """Sums are added up in another order; a rounded activation may then take its neighbour's code, at 1e-3 or so."""
     kind, folder = run
     report = Onnx()(folder, tmp_path)
@@ -81,7 +81,7 @@ def test_the_function_is_the_one_that_was_trained(run, tmp_path):
     assert report.notes == ()
 
 
-def test_weights_alone(run, tmp_path):
+def test_activations_may_be_left_in_full_precision(run, tmp_path):
     kind, folder = run
     rounds = any(getattr(module, "activations", None) for module in loaded(folder).modules())
     report = Onnx("weights.onnx", activations="full")(folder, tmp_path)
@@ -91,7 +91,7 @@ def test_weights_alone(run, tmp_path):
         assert np.abs(got - both(folder, report.file, kind)[1]).max() > 1e-4
 
 
-def test_whole_numbers_in_blocks(run, tmp_path):
+def test_activations_may_be_rounded_by_blocks(run, tmp_path):
     """Near the function of the weights alone; onnxruntime takes no blocks of 16 in whole numbers."""
     kind, folder = run
     report = Onnx("blocks.onnx", activations="blocks")(folder, tmp_path)
@@ -101,7 +101,7 @@ def test_whole_numbers_in_blocks(run, tmp_path):
     assert np.abs(got - want).max() <= 5e-2 * np.abs(want).max()
 
 
-def test_halves_of_the_size_and_the_tokenizer(tmp_path):
+def test_float16_makes_the_file_smaller_and_the_tokenizer_is_copied(tmp_path):
     folder = trained(
         tmp_path / "run",
         tiny.bert(),
@@ -138,7 +138,7 @@ ROUNDINGS = [
 
 
 @pytest.mark.parametrize("how", ROUNDINGS, ids=repr)
-def test_activations_are_rounded_alike_bit_for_bit(how, tmp_path):
+def test_activations_are_rounded_the_same_bit_for_bit(how, tmp_path):
     graph = float_graph()
     clip = None if how.clip is None else how.initial_range() * 1.1
     graph.output("y", rounded(graph, "x", how, clip), ["a", "b", "c"])
@@ -178,7 +178,7 @@ LINEARS = {
 
 
 @pytest.mark.parametrize("name", LINEARS)
-def test_a_layer_of_any_width(name, tmp_path):
+def test_a_layer_of_any_width_is_written(name, tmp_path):
     layer, graph = LINEARS[name], float_graph()
     graph.output("y", Layers(graph, Of(layer)).linear("x", "x"), ["a", "b", "c"])
     graph.save(tmp_path / "layer.onnx", "")
@@ -188,7 +188,7 @@ def test_a_layer_of_any_width(name, tmp_path):
         np.testing.assert_allclose(got, layer(x).numpy(), atol=2e-6, rtol=1e-5)
 
 
-def test_a_table_is_exact(tmp_path):
+def test_a_quantized_embedding_is_exact(tmp_path):
     """Rows of 30 do not fill their bytes."""
     for per in ("row", 10):
         table, graph = TernaryEmbedding(7, 30, per=per), Graph(np.float32)
@@ -201,7 +201,7 @@ def test_a_table_is_exact(tmp_path):
             assert np.array_equal(got, table(rows).numpy())
 
 
-def test_what_it_refuses(tmp_path, monkeypatch):
+def test_models_and_arguments_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="groups of 8 have scales of their own"):
         block_of(64, 8)
     monkeypatch.setattr(model_weights, "read", lambda folder: (Ternarize()(tiny.t5()), []))
@@ -222,7 +222,7 @@ def test_what_it_refuses(tmp_path, monkeypatch):
         Onnx()
 
 
-def test_a_recipe_names_it():
+def test_a_recipe_can_name_it():
     text = "stages: [{name: low, until: 1 steps, exporters: [{use: Onnx, activations: blocks}]}]"
     (stage,) = recipes.loads(text).stages
     assert stage == Stage("low", "1 steps", exporters=[Onnx(activations="blocks")])

@@ -25,7 +25,7 @@ def remembered(p, bias=None, rows=2):
 
 @pytest.mark.parametrize("levels", ["ternary", "binary", "split"])
 @pytest.mark.parametrize("shape", [(3, 20), (1, 2, 20), (20,), (0, 20), (2, 40, 20)])
-def test_equals_a_call_that_is_checked(levels, shape):
+def test_a_prepared_call_equals_a_checked_call(levels, shape):
     p, bias = packed(levels, 7, 20, groups=1), torch.randn(7)
     cache, x = remembered(p, bias), torch.randn(shape)
     assert cache["call"].fits(x, p.weight, p.scale, bias)
@@ -33,7 +33,7 @@ def test_equals_a_call_that_is_checked(levels, shape):
     assert torch.equal(got, run(x, p, bias, ROUNDED))
 
 
-def test_what_it_was_not_made_for_goes_the_long_way():
+def test_other_inputs_take_the_checked_way():
     p, bias = packed("ternary", 7, 20), torch.randn(7)
     cache = remembered(p, bias)
     call = cache["call"]
@@ -53,7 +53,7 @@ def test_what_it_was_not_made_for_goes_the_long_way():
         run(torch.tensor(1.0), p, bias, ROUNDED, cache=cache)
 
 
-def test_gradients_are_not_lost_after_a_call_without():
+def test_gradients_are_kept_after_a_call_without_them():
     p, bias = packed("binary", 7, 20), torch.randn(7, requires_grad=True)
     with torch.no_grad():
         cache = remembered(p, bias)
@@ -74,7 +74,7 @@ def test_replaced_tensors_are_noticed():
     assert run(x, p, None, ROUNDED, cache=cache).shape == (2, 3)
 
 
-def test_a_layer_is_copied_without_its_calls():
+def test_a_layer_is_copied_without_its_prepared_calls():
     from hf_stages.packing import PackedLinear, PackedSpec
 
     p = packed("ternary", 7, 20)

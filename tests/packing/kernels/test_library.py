@@ -45,7 +45,7 @@ def build_or_skip(tmp_path: Path, *flags: str) -> Path:
     return target
 
 
-def test_fuzz_under_sanitizers(tmp_path):
+def test_random_calls_pass_the_sanitizers(tmp_path):
     """Every path that this processor can run, and those with VNNI by emulation of their instructions."""
     fuzz = build_or_skip(
         tmp_path, "-O0", "-g0", "-DLB_EMULATED", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"
@@ -57,7 +57,7 @@ def test_fuzz_under_sanitizers(tmp_path):
     assert "avx2" not in ran or ran[:4] == ["avx512-vnni", "avx-vnni", "avx2", "scalar"], "by emulation on any AVX2"
 
 
-def test_each_path_gives_the_same(forced):
+def test_each_path_gives_the_same_values(forced):
     weight, scale, x = torch.randint(0, 256, (2, 30, 12), dtype=torch.uint8), torch.rand(2, 30, 1), torch.randn(6, 90)
     found = {}
     for name in library.available():
@@ -79,7 +79,7 @@ def test_an_unknown_path_is_refused(forced):
     ("name", "activations", "warnings"),
     [("dense", None, 1), ("dense", Activations(), 1), ("int_mm", None, 1), ("int_mm", Activations(), 0)],
 )
-def test_weights_unpacked_to_floats_are_warned_of_once(forced, caplog, name, activations, warnings):
+def test_unpacking_weights_to_floats_warns_once(forced, caplog, name, activations, warnings):
     from hf_stages.packing.kernels import plain
 
     forced(name)
@@ -96,7 +96,7 @@ def test_weights_unpacked_to_floats_are_warned_of_once(forced, caplog, name, act
      ("Features : fp asimd asimddp", "dense"), ("", "dense")],
 )  # fmt: skip
 @pytest.mark.parametrize("built", [True, False])
-def test_which_runs_without_the_library(forced, monkeypatch, processor, path, built):
+def test_the_path_without_the_library_depends_on_the_processor(forced, monkeypatch, processor, path, built):
     """On any processor, built and left out, or never built."""
     monkeypatch.setattr(library, "_processor", lambda: processor)
     if not built:
@@ -108,7 +108,7 @@ def test_which_runs_without_the_library(forced, monkeypatch, processor, path, bu
     assert which() == "int_mm", "a reference that every processor has"
 
 
-def test_building_into_a_folder(tmp_path, monkeypatch):
+def test_a_failed_build_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "surely-no-compiler")
     with pytest.raises(RuntimeError, match="no C compiler"):
         build.compile_library(tmp_path / build.NAME)
@@ -120,7 +120,7 @@ def test_building_into_a_folder(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_doctor_says_which():
+def test_the_doctor_names_the_path():
     found = doctor.examine()["kernels"]
     assert found["runs"] == which()
     assert found["built"] == (library.library() is not None)

@@ -96,7 +96,7 @@ def test_it_is_the_linear_layer_of_the_rounded_activations(path, levels, activat
 
 @pytest.mark.parametrize("levels", BITS)
 @pytest.mark.parametrize("activations", [Activations(), Activations(symmetric=False)], ids=["symmetric", "asymmetric"])
-def test_narrow_and_few(path, levels, activations):
+def test_narrow_layers_and_few_rows_are_right(path, levels, activations):
     """One input, one output, one row, none at all: sizes at which matrix products of others are at their edges."""
     for columns in (1, 2, 3, 4, 5, 6, 7, 8, 9):
         for out, rows in [(1, 1), (2, 1), (1, 3), (33, 1), (16, 17), (5, 0)]:
@@ -109,13 +109,13 @@ def test_narrow_and_few(path, levels, activations):
 
 @pytest.mark.parametrize("levels", BITS)
 @pytest.mark.parametrize("rows", [1, 3, 40])
-def test_full_precision_activations(path, levels, rows):
+def test_full_precision_activations_are_multiplied_exactly(path, levels, rows):
     for columns, groups in [(300, 1), (96, 3), (30, 6)]:
         p, x, bias = packed(levels, 37, columns, groups), torch.randn(rows, columns), torch.randn(37)
         torch.testing.assert_close(run(x, p, bias).double(), expected(x, p, bias), rtol=1e-5, atol=1e-4)
 
 
-def test_shapes_and_dtypes(path):
+def test_inputs_of_any_shape_and_dtype_are_multiplied(path):
     p, eight = packed("ternary", 10, 48), Activations()
     assert run(torch.empty(0, 7, 48), p, None, eight).shape == (0, 7, 10)
     assert run(torch.randn(48), p, None, eight).shape == (10,)
@@ -140,7 +140,7 @@ def test_a_token_that_cannot_be_rounded_is_nan_and_no_other(path, activations, b
 
 
 @pytest.mark.parametrize("levels", BITS)
-def test_gradients(path, levels):
+def test_gradients_equal_those_of_the_unpacked_weight(path, levels):
     p, bias = packed(levels, 9, 24, 2), torch.zeros(9, requires_grad=True)
     x, grad = torch.randn(2, 3, 24, requires_grad=True), torch.randn(2, 3, 9)
     run(x, p, bias, Activations()).backward(grad)
@@ -151,7 +151,7 @@ def test_gradients(path, levels):
     assert (x.grad[x.detach().abs() > 0.5] == 0).all(), "beyond a learned range there is no gradient, as in training"
 
 
-def test_compiled():
+def test_it_compiles_to_one_graph():
     p, x, bias = packed("split", 9, 24), torch.randn(3, 24, requires_grad=True), torch.randn(9)
 
     def layer(x):
@@ -163,7 +163,7 @@ def test_compiled():
     torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (found, wanted)))
 
 
-def test_a_cache_follows_its_weight(path):
+def test_a_cache_notices_a_changed_weight(path):
     p, other, x = packed("binary", 8, 64), packed("binary", 8, 64, seed=1), torch.randn(4, 64)
     cache: dict = {}
     for _ in range(2):
@@ -184,7 +184,7 @@ def test_a_cache_follows_its_weight(path):
     )
 
 
-def test_threads_change_nothing(path):
+def test_the_number_of_threads_changes_nothing(path):
     p, x, found = packed("ternary", 1500, 256, 2), torch.randn(70, 256), []
     before = torch.get_num_threads()
     for threads in (1, 2, 5):
@@ -195,7 +195,7 @@ def test_threads_change_nothing(path):
         assert all(torch.equal(a, b) for pair in found[1:] for a, b in zip(found[0], pair, strict=True))
 
 
-def test_callers_side_by_side(path):
+def test_several_threads_may_call_at_once(path):
     p, xs = packed("binary", 600, 512), torch.randn(4, 16, 512)
     wanted, wrong = [run(x, p, None, Activations()) for x in xs], []
 
@@ -232,13 +232,13 @@ assert os.waitpid(child, 0)[1] == 0
 """
 
 
-def test_after_a_fork(run_python):
+def test_it_runs_after_a_fork(run_python):
     if library.native() is None:
         pytest.skip("the kernels' library is not built, or left out by HF_STAGES_KERNEL")
     run_python(FORKED)
 
 
-def test_what_does_not_fit_is_refused():
+def test_tensors_that_do_not_fit_are_refused():
     p, x = packed("ternary", 4, 16), torch.randn(2, 16)
     for change, words in [
         ({"levels": "quaternary"}, "levels: expected one of ternary, binary, split"),

@@ -1,4 +1,7 @@
-"""Straight-through gradients, keeping nothing for the backward pass that a plain layer would not keep."""
+"""Autograd functions with straight-through gradients.
+
+They keep no more memory for the backward pass than a plain layer would.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from hf_stages.layers.activations import Activations
 from hf_stages.layers.quantizers import Quantizer
 
 
-def measured(quantizer: Quantizer, latents: Sequence[Any], scales: Sequence[Any], transposed: bool) -> list[Any]:
-    """Of each latent its groups' scales and thresholds: a pass over the weights that the backward pass need not repeat."""
+def group_scales(quantizer: Quantizer, latents: Sequence[Any], scales: Sequence[Any], transposed: bool) -> list[Any]:
+    """Return scales and thresholds of each latent's groups, so that the backward pass need not compute them again."""
     found: list[Any] = []
     for latent, scale in zip(latents, scales or [None] * len(latents), strict=True):
         rows = latent.detach().mT if transposed else latent.detach()
@@ -22,7 +25,7 @@ def measured(quantizer: Quantizer, latents: Sequence[Any], scales: Sequence[Any]
     return found
 
 
-def total(
+def effective_weight(
     quantizer: Quantizer,
     latents: Sequence[Any],
     scales: Sequence[Any],
@@ -30,9 +33,9 @@ def total(
     transposed: bool,
     measures: Sequence[Any] | None = None,
 ) -> Any:
-    """The effective weight: the sum of the quantized halves, or the one quantized matrix. Without gradient."""
+    """Compute the effective weight, without gradient: one quantized matrix, or the sum of two quantized halves."""
     if measures is None:
-        measures = measured(quantizer, latents, scales, transposed)
+        measures = group_scales(quantizer, latents, scales, transposed)
     found: Any = None
     for latent, own, threshold in zip(latents, measures[::2], measures[1::2], strict=True):
         latent = latent.detach()
@@ -48,33 +51,33 @@ def total(
 def latent_gradients(
     quantizer: Quantizer, grad: Any, latents: Sequence[Any], scales: Sequence[Any], strength: Any, transposed: bool
 ) -> list[Any]:
-    """The gradients of the latents, then of their learned scales."""
+    """Return the gradients of the latents, then those of their learned scales."""
     if not quantizer.learned:
-        # The identity's, at any strength.
+        # At any strength the gradient passes through unchanged.
         return [grad.to(latent.dtype) for latent in latents]
     found = []
     for latent, scale in zip(latents, scales, strict=True):
         rows, inner = (latent.mT, grad.mT) if transposed else (latent, grad)
-        of_latent, of_scale = quantizer.gradients(inner, rows, scale)
-        assert of_scale is not None
+        latent_grad, scale_grad = quantizer.gradients(inner, rows, scale)
+        assert scale_grad is not None
         if strength is not None:
-            of_latent = torch.lerp(inner.to(of_latent.dtype), of_latent, strength.to(of_latent.dtype))
-            of_scale = of_scale * strength.to(of_scale.dtype)
-        found.append((of_latent.mT if transposed else of_latent, of_scale))
-    return [of_latent for of_latent, _ in found] + [of_scale for _, of_scale in found]
+            latent_grad = torch.lerp(inner.to(latent_grad.dtype), latent_grad, strength.to(latent_grad.dtype))
+            scale_grad = scale_grad * strength.to(scale_grad.dtype)
+        found.append((latent_grad.mT if transposed else latent_grad, scale_grad))
+    return [latent_grad for latent_grad, _ in found] + [scale_grad for _, scale_grad in found]
 
 
 class FakeQuantize(torch.autograd.Function):
-    """The effective weight with a gradient: for embeddings' rows, and for whoever reads ``layer.weight``."""
+    """The effective weight with a gradient: for rows of embeddings, and wherever ``layer.weight`` is read."""
 
     @staticmethod
     def forward(ctx: Any, quantizer: Quantizer, strength: Any, transposed: bool, halves: int, *tensors: Any) -> Any:
         ctx.quantizer, ctx.transposed, ctx.halves = quantizer, transposed, halves
         ctx.dtypes = [t.dtype for t in tensors]
         if quantizer.learned:
-            ctx.save_for_backward(_frozen(strength), *tensors)
+            ctx.save_for_backward(_copied(strength), *tensors)
         latents = tensors[:halves]
-        return total(quantizer, latents, tensors[halves:], strength, transposed)
+        return effective_weight(quantizer, latents, tensors[halves:], strength, transposed)
 
     @staticmethod
     @once_differentiable
@@ -87,9 +90,11 @@ class FakeQuantize(torch.autograd.Function):
         return (None, None, None, None, *found)
 
 
-class QuantizedLinear(torch.autograd.Function):
-    """Quantize input and weight, multiply. Both are made again in the backward pass, from the latent weight, which is
-    kept anyway, and from the input's codes of one byte: less than the input that a plain linear layer keeps.
+class LinearFunction(torch.autograd.Function):
+    """A linear layer on a quantized input and a quantized weight.
+
+    The backward pass computes both again: the weight from the latent weight, which is in memory anyway, and the input
+    from its codes of one byte each. A plain linear layer keeps the whole input.
     """
 
     @staticmethod
@@ -106,10 +111,10 @@ class QuantizedLinear(torch.autograd.Function):
         *tensors: Any,
     ) -> Any:
         latents, scales = tensors[:halves], tensors[halves:]
-        measures = measured(quantizer, latents, scales, transposed)
-        weight = total(quantizer, latents, scales, strength, transposed, measures).to(x.dtype)
-        entered, kept = _enter(ctx, x, clip, strength, activations)
-        ctx.save_for_backward(bias, clip, _frozen(strength), *tensors, *measures, *kept)
+        measures = group_scales(quantizer, latents, scales, transposed)
+        weight = effective_weight(quantizer, latents, scales, strength, transposed, measures).to(x.dtype)
+        entered, kept = _rounded_input(ctx, x, clip, strength, activations)
+        ctx.save_for_backward(bias, clip, _copied(strength), *tensors, *measures, *kept)
         ctx.quantizer, ctx.activations, ctx.transposed = quantizer, activations, transposed
         ctx.halves, ctx.count, ctx.dtype = halves, len(tensors), x.dtype
         return F.linear(entered, weight.t() if transposed else weight, None if bias is None else bias.to(x.dtype))
@@ -121,56 +126,58 @@ class QuantizedLinear(torch.autograd.Function):
         tensors, measures = rest[: ctx.count], rest[ctx.count : ctx.count + 2 * ctx.halves]
         kept = rest[ctx.count + 2 * ctx.halves :]
         latents, scales = tensors[: ctx.halves], tensors[ctx.halves :]
-        of_x: Any = None
-        of_bias: Any = None
-        of_clip: Any = None
-        of_tensors: list[Any] = [None] * ctx.count
+        x_grad: Any = None
+        bias_grad: Any = None
+        clip_grad: Any = None
+        tensor_grads: list[Any] = [None] * ctx.count
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
-            weight = total(ctx.quantizer, latents, scales, strength, ctx.transposed, measures).to(grad.dtype)
-            of_x = grad @ (weight.t() if ctx.transposed else weight)
+            weight = effective_weight(ctx.quantizer, latents, scales, strength, ctx.transposed, measures).to(grad.dtype)
+            x_grad = grad @ (weight.t() if ctx.transposed else weight)
             del weight
             if clip is not None:
-                within, of_clip = ctx.activations.gradients(of_x, kept[0], clip)
+                within, clip_grad = ctx.activations.gradients(x_grad, kept[0], clip)
                 if strength is not None:
-                    within, of_clip = torch.lerp(of_x, within, strength.to(of_x.dtype)), of_clip * strength
-                of_x = within
+                    within, clip_grad = torch.lerp(x_grad, within, strength.to(x_grad.dtype)), clip_grad * strength
+                x_grad = within
         flat = grad.reshape(-1, grad.shape[-1])
         if any(ctx.needs_input_grad[8:]):
-            entered = _entered(ctx, kept, clip, strength)
+            entered = _rounded_input_again(ctx, kept, clip, strength)
             entered = entered.reshape(flat.shape[0], entered.shape[-1])
-            of_weight = entered.t() @ flat if ctx.transposed else flat.t() @ entered
+            weight_grad = entered.t() @ flat if ctx.transposed else flat.t() @ entered
             del entered
-            of_tensors = latent_gradients(ctx.quantizer, of_weight, latents, scales, strength, ctx.transposed)
+            tensor_grads = latent_gradients(ctx.quantizer, weight_grad, latents, scales, strength, ctx.transposed)
         if bias is not None and ctx.needs_input_grad[1]:
-            of_bias = flat.sum(0).to(bias.dtype)
-        return (of_x, of_bias, of_clip, None, None, None, None, None, *of_tensors)
+            bias_grad = flat.sum(0).to(bias.dtype)
+        return (x_grad, bias_grad, clip_grad, None, None, None, None, None, *tensor_grads)
 
 
-def _frozen(strength: Any) -> Any:
-    """The strength is set in place for the next update, perhaps before this one's backward pass."""
+def _copied(strength: Any) -> Any:
+    """Copy the strength: it is changed in place for the next update, perhaps before this update's backward pass."""
     return None if strength is None else strength.clone()
 
 
-def _enter(ctx: Any, x: Any, clip: Any, strength: Any, activations: Activations | None) -> tuple[Any, tuple[Any, ...]]:
-    """What is multiplied with the weight, and what of the input the backward pass will ask for."""
-    of_x, _, of_clip, *_ = ctx.needs_input_grad
-    asked = any(ctx.needs_input_grad[8:])
+def _rounded_input(
+    ctx: Any, x: Any, clip: Any, strength: Any, activations: Activations | None
+) -> tuple[Any, tuple[Any, ...]]:
+    """Return what is multiplied with the weight, and what the backward pass needs of the input."""
+    x_needs_grad, _, clip_needs_grad, *_ = ctx.needs_input_grad
+    weights_need_grad = any(ctx.needs_input_grad[8:])
     if activations is None:
-        return x, (x,) if asked else ()
+        return x, (x,) if weights_need_grad else ()
     codes, scale, zero = activations.levels(x, clip)
     kept: tuple[Any, ...] = ()
     if clip is not None or strength is not None:
-        # Codes do not tell what lies beyond the range, nor what is blended in.
-        if asked or (clip is not None and (of_x or of_clip)):
+        # Codes show neither what lies beyond the range nor what is blended in.
+        if weights_need_grad or (clip is not None and (x_needs_grad or clip_needs_grad)):
             kept = (x,)
-    elif asked:
+    elif weights_need_grad:
         kept = activations.bytes(codes), scale, zero
     entered = activations.values(codes, scale, zero, x.dtype)
     return entered if strength is None else torch.lerp(x, entered, strength.to(x.dtype)), kept
 
 
-def _entered(ctx: Any, kept: Sequence[Any], clip: Any, strength: Any) -> Any:
-    """What was multiplied with the weight, once more."""
+def _rounded_input_again(ctx: Any, kept: Sequence[Any], clip: Any, strength: Any) -> Any:
+    """Compute again what was multiplied with the weight."""
     activations = ctx.activations
     if activations is None:
         return kept[0]
@@ -180,13 +187,13 @@ def _entered(ctx: Any, kept: Sequence[Any], clip: Any, strength: Any) -> Any:
     return entered if strength is None else torch.lerp(kept[0], entered, strength.to(ctx.dtype))
 
 
-class Rounded(torch.autograd.Function):
+class RoundActivations(torch.autograd.Function):
     """Rounded activations with a gradient, for layers that are not linear ones (experts)."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, clip: Any, strength: Any, activations: Activations) -> Any:
         ctx.activations = activations
-        ctx.save_for_backward(None if clip is None else x, clip, _frozen(strength))
+        ctx.save_for_backward(None if clip is None else x, clip, _copied(strength))
         rounded = activations(x, clip)
         return rounded if strength is None else torch.lerp(x, rounded, strength.to(x.dtype))
 
@@ -196,7 +203,7 @@ class Rounded(torch.autograd.Function):
         x, clip, strength = ctx.saved_tensors
         if clip is None:
             return grad, None, None, None
-        within, of_clip = ctx.activations.gradients(grad, x, clip)
+        within, clip_grad = ctx.activations.gradients(grad, x, clip)
         if strength is None:
-            return within, of_clip, None, None
-        return torch.lerp(grad, within, strength.to(grad.dtype)), of_clip * strength, None, None
+            return within, clip_grad, None, None
+        return torch.lerp(grad, within, strength.to(grad.dtype)), clip_grad * strength, None, None
