@@ -205,6 +205,7 @@ StagedTrainer(tiny.bert(), args, stages=[Stage("a", "1 step")], train_dataset=ti
 """
 
 
+@pytest.mark.slow
 def test_torchrun_on_a_cpu_is_told_to_set_use_cpu(tmp_path):
     script, out = tmp_path / "train.py", tmp_path / "out"
     script.write_text(ALONE, encoding="utf-8")

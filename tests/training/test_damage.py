@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import subprocess
@@ -13,81 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from hf_stages.core.sealed_folders import (
-    NewerSchema,
     find_damage,
     is_disk_error,
-    newest_intact_checkpoint,
-    seal_folder,
-    write_json,
-    write_sealed_folder,
 )
+from tests.support.damage import DAMAGES, damage
 from tests.support.sameness import assert_same
 
 KEPT = {"save_total_limit": 2, "save_steps": 2}
-DAMAGES = ("flip", "truncate", "remove")
-
-
-def damage(path: Path, how: str) -> None:
-    data = bytearray(path.read_bytes())
-    if how == "remove":
-        path.unlink()
-    elif how == "truncate":
-        path.write_bytes(data[: len(data) // 2])
-    else:
-        data[len(data) // 2] ^= 0b100
-        path.write_bytes(data)
-
-
-# ---- one folder -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def sealed(tmp_path):
-    folder = tmp_path / "checkpoint-4"
-    (folder / "deep").mkdir(parents=True)
-    (folder / "weights").write_bytes(bytes(range(256)) * 40)
-    (folder / "deep" / "state").write_bytes(b"state")
-    seal_folder(folder)
-    return folder
-
-
-@pytest.mark.parametrize("how", DAMAGES)
-@pytest.mark.parametrize("name", ["weights", "deep/state", "seal.json"])
-def test_any_damage_breaks_the_seal(sealed, name, how):
-    assert find_damage(sealed) is None
-    damage(sealed / name, how)
-    assert find_damage(sealed)
-
-
-@pytest.mark.parametrize("position", [0, 1, 5000, 10239])
-def test_every_bit_counts(sealed, position):
-    data = bytearray((sealed / "weights").read_bytes())
-    data[position] ^= 1
-    (sealed / "weights").write_bytes(data)
-    assert find_damage(sealed) == "weights was changed after it was written (its checksum differs)"
-
-
-def test_a_newer_seal_is_refused_not_passed_over(sealed):
-    write_json(sealed / "seal.json", {"schema": 99, "files": {}})
-    with pytest.raises(NewerSchema, match=r"schema 99, this version of hf_stages reads up to 1; upgrade hf_stages"):
-        newest_intact_checkpoint(sealed.parent, lambda state: True, print)
-
-
-def test_written_whole_leaves_nothing_behind_on_an_error(tmp_path):
-    def write(fail: bool) -> None:
-        with write_sealed_folder(tmp_path / "01-a") as folder:
-            (folder / "file").write_text(str(fail))
-            if fail:
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        write(True)
-    assert not list(tmp_path.iterdir())
-    write(False)
-    with pytest.raises(OSError, match="No space"):
-        write(True)
-    assert (tmp_path / "01-a" / "file").read_text() == "False"
-
 
 # ---- a whole run ----------------------------------------------------------------------------------------------------------
 
@@ -149,7 +80,7 @@ def quick(names: list[str], chosen: tuple[str, ...]) -> list:
 @pytest.mark.parametrize(
     ("name", "how"), quick(CHECKPOINT, ("adapter_model.safetensors", "rng_state.pth", "seal.json"))
 )
-def test_damaged_checkpoint(driver, whole_run, cut, tmp_path, name, how):
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_goes_on(driver, whole_run, cut, tmp_path, name, how):
     out = cut(21, tmp_path / "run")
     assert sorted(p.name for p in out.glob("checkpoint-*")) == ["checkpoint-18", "checkpoint-20"]
     damage(out / "checkpoint-20" / name, how)
@@ -164,7 +95,7 @@ def test_damaged_checkpoint(driver, whole_run, cut, tmp_path, name, how):
 
 
 @pytest.mark.parametrize(("name", "how"), quick(STAGE, ("model.safetensors", "stage.json")))
-def test_damaged_stage_folder(driver, whole_run, cut, tmp_path, name, how):
+def test_a_damaged_stage_folder_is_passed_over_and_trained_again(driver, whole_run, cut, tmp_path, name, how):
     out = cut(24, tmp_path / "run")
     damage(out / "03-lora" / name, how)
     assert driver.run(out, resume=True, **KEPT) == "done"
@@ -174,7 +105,7 @@ def test_damaged_stage_folder(driver, whole_run, cut, tmp_path, name, how):
 
 
 @pytest.mark.slow
-def test_damaged_first_stage(driver, whole_run, cut, tmp_path):
+def test_a_damaged_first_stage_is_trained_again(driver, whole_run, cut, tmp_path):
     out = cut(24, tmp_path / "run")
     damage(out / "01-head" / "model.safetensors", "flip")
     assert driver.run(out, resume=True, **KEPT) == "done"
@@ -182,7 +113,7 @@ def test_damaged_first_stage(driver, whole_run, cut, tmp_path):
     assert_same(out, whole_run(**KEPT))
 
 
-def test_damaged_best_checkpoint(driver, whole_run, tmp_path):
+def test_a_checkpoint_whose_best_model_is_damaged_is_passed_over(driver, whole_run, tmp_path):
     """The newest checkpoint is whole, but the model that the stage would end with is not."""
     out = tmp_path / "out"
     assert driver.run(out, kill=("best", 1), save_total_limit=1) == "killed"
@@ -225,7 +156,7 @@ SHORT = ("optimizer-of-a-checkpoint", "weights-of-a-stage", "manifest")
 @pytest.mark.parametrize(
     "point", [pytest.param(v, id=k, marks=() if k in SHORT else pytest.mark.slow) for k, v in FULL.items()]
 )
-def test_full_disk(driver, whole_run, tmp_path, point):
+def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_space(driver, whole_run, tmp_path, point):
     point, what = point
     out = tmp_path / "out"
     error = driver.run(out, kill=point)
@@ -256,7 +187,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("ballast", [1800, pytest.param(2100, marks=pytest.mark.slow), pytest.param(2600, marks=pytest.mark.slow)])  # fmt: skip
-def test_disk_that_is_really_full(driver, whole_run, small_disk, ballast):
+def test_a_disk_that_is_really_full_loses_nothing_either(driver, whole_run, small_disk, ballast):
     filled = small_disk / "ballast"
     filled.write_bytes(b"\0" * (ballast << 10))
     out = small_disk / "out"

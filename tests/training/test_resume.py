@@ -84,7 +84,7 @@ def test_resuming_a_finished_run_changes_nothing(driver, whole_run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", POINTS.values(), ids=POINTS.keys())
-def test_killed_at(driver, whole_run, tmp_path, kills):
+def test_killed_at_this_point_and_resumed_is_never_cut(driver, whole_run, tmp_path, kills):
     out, whole = tmp_path / "out", whole_run()
     assert killed_and_resumed(driver, out, kills) == len(kills)
     if kills[-1][0] == "judge" and kills[-1][2] == "merged":  # nothing was left to train or to draw
@@ -114,7 +114,7 @@ VARIANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
-def test_killed_at_random(driver, whole_run, tmp_path, name):
+def test_killed_at_random_and_resumed_is_never_cut(driver, whole_run, tmp_path, name):
     """Chains of kills at moments drawn from a seed."""
     options, struck = VARIANTS[name], 0
     for seed in range(2):
