@@ -213,3 +213,9 @@ ODD = Dataset.from_dict({"text": ["a"] * 30})
 def test_refused_before_the_first_step(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, **options).plan()
+
+
+def test_says_so_in_the_ledger(uncut):
+    _, out = uncut("plain")
+    first = next(e for e in summary(out)["ledger"] if e["kind"] == "replay")
+    assert first["reason"] == "too much; 20 % of the examples come from earlier data from here on"

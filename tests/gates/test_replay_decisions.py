@@ -8,7 +8,7 @@ from hf_stages import recipes
 from hf_stages.core.ledger import Entry, Ledger
 from hf_stages.data import Mixture
 from hf_stages.gates import Forgetting, History
-from tests.gates.replaying import GATE, summary, trainer
+from tests.gates.replaying import GATE, trainer
 
 
 def test_one_gate_of_a_stage_replays(tmp_path):
@@ -87,9 +87,3 @@ stages:
         recipes.loads(text.replace("{prose: 1}", "{proze: 1}"))
     with pytest.raises(ValueError, match=r"gates.*no source is called 'proze'"):
         recipes.loads(text.replace("{use: Mixture, weights: {prose: 1}}", "proze"))
-
-
-def test_says_so_in_the_ledger(uncut):
-    _, out = uncut("plain")
-    first = next(e for e in summary(out)["ledger"] if e["kind"] == "replay")
-    assert first["reason"] == "too much; 20 % of the examples come from earlier data from here on"

@@ -18,17 +18,6 @@ from tests.teachers.caching import refused, trainer_of
 pytestmark = pytest.mark.usefixtures("quick_gc")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    from hf_stages.data.sample_text import byte_tokenizer
-
-    folder = tmp_path_factory.mktemp("caches") / "c"
-    Teacher(tiny.llama(7)).cache(
-        tiny.lm_data(), folder, hidden=[1], tokenizer=byte_tokenizer(), shard_rows=16, batch_size=8
-    )
-    return folder
-
-
 def test_what_the_cache_does_not_hold_is_refused_by_name(tmp_path, cache):
     refused(tmp_path, CachedTeacher(cache), r"loss HiddenMSE: needs the teacher's hidden\.0, but .* holds hidden\.1; write it "
             r"anew with hidden=\[0, 1, 2\]", HiddenMSE())  # fmt: skip
