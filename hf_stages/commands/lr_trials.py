@@ -15,6 +15,7 @@ from transformers.utils import logging
 from hf_stages.commands.arm_collators import collators_of
 from hf_stages.commands.arm_runs import ARM_FILE, Trainings
 from hf_stages.commands.arms import Sources, own_part, with_replay
+from hf_stages.core.errors import LossNotFinite
 from hf_stages.core.folder_lock import lock_folder_on_all_ranks
 from hf_stages.core.sealed_folders import SCHEMA, STAGE_FILE, find_damage, read_json, write_json
 from hf_stages.core.stage import Recipe, Stage
@@ -31,20 +32,18 @@ from hf_stages.training.from_recipe import Prepared
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 """Of the declared rate: more below it than above, since what is asked is mostly how to forget less."""
 SHARE, LEAST = 0.1, 20
-_REACHED = "the boundary that probe-lr starts from is reached"
-_NOT_FINITE = "nothing was stepped"
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Here(Gate):
+class StopAtBoundary(Gate):
     """Stops a run after its stage. It judges nothing, so the finished stage is as without it."""
 
     on = "end"
 
     def __call__(self, history: History) -> Decision | None:
-        return Decision("stop", _REACHED)
+        return Decision("stop", "the boundary that probe-lr starts from is reached")
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,7 @@ def _reach_boundary(trainings: Trainings, folders: Sequence[Path]) -> None:
     prepared = trainings.prepared
     last = len(folders) - 1
     stages = [
-        replace(stage, gates=(*stage.gates, Here())) if place == last else stage
+        replace(stage, gates=(*stage.gates, StopAtBoundary())) if place == last else stage
         for place, stage in enumerate(prepared.recipe.stages)
     ]
     out = Path(prepared.args.output_dir)
@@ -196,7 +195,7 @@ def _reach_boundary(trainings: Trainings, folders: Sequence[Path]) -> None:
         with trainings.guard(trainer):
             trainer.train(resume_from_checkpoint=begun)
     except StageStopped as stopped:
-        if _REACHED not in str(stopped):
+        if not isinstance(stopped.gate, StopAtBoundary):
             raise
 
 
@@ -236,9 +235,7 @@ def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: flo
     told = {"trial": {**about, "by_source": made.stages[-1] is not tried}}
     try:
         trainings.train(prepared, told)
-    except ValueError as error:
-        if _NOT_FINITE not in str(error):
-            raise
+    except LossNotFinite as error:
         logger.warning(f"{folder}: {error}")
         held = read_json(folder / ARM_FILE, "a trial")
         write_json(folder / ARM_FILE, {**held, "schema": SCHEMA, "diverged": str(error)})

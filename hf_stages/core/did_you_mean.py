@@ -11,8 +11,10 @@ _NEAR = 0.61
 """How alike names must be to be taken for one another: three of five letters in common are no misspelling."""
 
 
-def did_you_mean(name: object, known: Iterable[str], *, there_are: str = "expected one of") -> str:
-    """Return the end of an error message: the most similar known name, or a list of the known names.
+def did_you_mean(
+    name: object, known: Iterable[str], *, there_are: str = "expected one of", listed: Iterable[str] | None = None
+) -> str:
+    """Return the end of an error message: the most similar known name, or a list of the known names (or of ``listed``).
 
     >>> did_you_mean("temprature", ["temperature", "beta"])
     "did you mean 'temperature'?"
@@ -27,7 +29,7 @@ def did_you_mean(name: object, known: Iterable[str], *, there_are: str = "expect
     near = longer if len(longer) == 1 else difflib.get_close_matches(text, lower, n=1, cutoff=_NEAR)
     if near:
         return f"did you mean {lower[near[0]]!r}?"
-    return f"{there_are} {list_names(name, known)}"
+    return f"{there_are} {list_names(name, known if listed is None else listed)}"
 
 
 def list_names(name: object, known: Iterable[str], most: int = _MOST) -> str:

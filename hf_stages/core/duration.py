@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
 from typing import Any
+
+from hf_stages.core.did_you_mean import did_you_mean
 
 UNITS = {
     "steps": ("step", "steps", "st"),
@@ -74,9 +75,8 @@ class Duration:
             return cls(float(amount * MULTIPLES[word.lower()]), "seconds")
         unit = _SPELLINGS.get(word.lower())
         if unit is None:
-            near = difflib.get_close_matches(word.lower(), [*_SPELLINGS, *MULTIPLES], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(UNITS)}"
-            raise ValueError(f"unknown unit {word!r} in the duration {text!r}{hint}")
+            hint = did_you_mean(word, [*_SPELLINGS, *MULTIPLES], listed=UNITS)
+            raise ValueError(f"unknown unit {word!r} in the duration {text!r}; {hint}")
         return cls(float(amount), unit)
 
     def __str__(self) -> str:

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
 @contextmanager
-def place_errors(where: str, errors: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
-    """Turn ``errors`` raised inside into a ValueError whose text begins with ``where``.
+def place_errors(
+    where: str,
+    *kinds: type[Exception],
+    drop: str = "",
+    keys: Sequence[str] = (),
+    keep: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Turn errors raised inside into a ValueError whose text begins with the place ``where``.
+
+    Args:
+        where: Such as ``stage 'code': loss``; nothing is put in front where it is empty.
+        kinds: The errors meant; ValueErrors where none are named.
+        drop: Left out where the text begins with it, so that a name is not said twice.
+        keys: Keys inside the place; a text that begins with one follows after a dot.
+        keep: Errors that are raised again as what they are, with the place.
 
     >>> with place_errors("stage 'code': loss"):
     ...     raise ValueError("temperature: expected a positive number, got -1")
     Traceback (most recent call last):
     ValueError: stage 'code': loss: temperature: expected a positive number, got -1
+    >>> with place_errors("model", keys=["config"]):
+    ...     raise ValueError("config.hidden_size: expected a number, got 'big'")
+    Traceback (most recent call last):
+    ValueError: model.config.hidden_size: expected a number, got 'big'
     """
+    meant = kinds or (ValueError,)
     try:
         yield
-    except errors as error:
-        raise ValueError(f"{where}: {error}") from error
+    except meant as error:
+        text = str(error).removeprefix(drop)
+        between = "." if any(re.match(rf"{key}\.\w+: ", text) for key in keys) else ": "
+        kind = next((kept for kept in keep if isinstance(error, kept)), ValueError)
+        raise kind(f"{where}{between}{text}" if where else text) from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from hf_stages.core.duration import Duration
+from hf_stages.core.placed_errors import place_errors
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNTIL_UNITS = ("steps", "epochs", "tokens")
@@ -87,10 +88,8 @@ def _refuse_classes(where: str, parts: Sequence[Any]) -> None:
 
 
 def _parse_until(name: str, until: str | Duration) -> Duration:
-    try:
+    with place_errors(f"stage {name!r}: until"):
         duration = Duration.parse(until)
-    except ValueError as error:
-        raise ValueError(f"stage {name!r}: until: {error}") from None
     if duration.unit not in _UNTIL_UNITS:
         raise ValueError(
             f"stage {name!r}: until: expected steps, epochs or tokens, got {str(duration)!r}; "

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class StageStopped(RuntimeError):
     """A gate (``Expect``) ended the run before the next stage.
 
     The finished stage's folder is kept: look at it, widen or remove the gate, then resume.
     """
+
+    def __init__(self, message: str, gate: Any = None) -> None:
+        super().__init__(message)
+        self.gate = gate
+        """The gate that answered ``stop``."""
 
 
 class RunInterrupted(RuntimeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.data.collators.base import BaseCollator, nested_collators
 from hf_stages.data.collators.packed import Packed
 from hf_stages.data.collators.progress import AtProgress
@@ -41,7 +42,5 @@ def find_packed(collator: Any) -> Packed | None:
 
 def build_for_stage(collator: BaseCollator, processing_class: Any, model: Any, where: str) -> Any:
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    try:
+    with place_errors(f"{where}data_collator"):
         return collator.build(tokenizer, model)
-    except ValueError as error:
-        raise ValueError(f"{where}data_collator: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.stage import Recipe
 from hf_stages.packing.convert import check_packable
 
@@ -13,7 +14,5 @@ def check_packed_stages(recipe: Recipe, skeletons: Mapping[str, Any]) -> None:
     """``skeletons`` are the stages' models on the meta device."""
     for stage in recipe.stages:
         if stage.pack_on_save and stage.name in skeletons:
-            try:
+            with place_errors(f"stage {stage.name!r}: pack_on_save"):
                 check_packable(skeletons[stage.name])
-            except ValueError as error:
-                raise ValueError(f"stage {stage.name!r}: pack_on_save: {error}") from error

@@ -64,7 +64,7 @@ def check_metrics(recipe: Recipe) -> None:
     for where, noun in nouns:
         check = getattr(noun.compute_metrics, "check", None)  # a part of ours; a function has none
         if check is not None:
-            with place_errors(where):
+            with place_errors(where, ValueError, OSError):
                 check()
 
 
@@ -164,7 +164,7 @@ def check_losses(
         _check_needs(args, stage, terms, student, own_loss)
         if isinstance(declared, CachedTeacher):
             for term in terms:
-                with place_errors(f"stage {stage.name!r}: loss {term.name}"):
+                with place_errors(f"stage {stage.name!r}: loss {term.name}", ValueError, OSError):
                     check_needs(declared, teacher_needs_of([term]))
         found[stage.name] = describe_teaching(terms, declared)
     return found
@@ -176,10 +176,10 @@ def _structure(stage: Stage, declared: Any, student: Any, skeletons: Mapping[str
         return skeletons.get(earlier)
     if isinstance(declared, str):
         _check_base(stage, student)
-    with place_errors(f"stage {stage.name!r}: teacher"):
+    with place_errors(f"stage {stage.name!r}: teacher", ValueError, OSError):
         source = declared if read is None else read(declared)
     called = f" {source.model!r}" if isinstance(source, Teacher) and isinstance(source.model, str) else ""
-    with place_errors(f"stage {stage.name!r}: teacher{called}"):
+    with place_errors(f"stage {stage.name!r}: teacher{called}", ValueError, OSError):
         return teacher_structure(source, student)
 
 
@@ -201,7 +201,7 @@ def _check_base(stage: Stage, student: Any) -> None:
 def _check_needs(args: Any, stage: Stage, terms: Sequence[Term], student: Any, own_loss: bool) -> None:
     where = f"stage {stage.name!r}: loss"
     for term in terms:
-        with place_errors(f"{where} {term.name}"):
+        with place_errors(f"{where} {term.name}", ValueError, OSError):
             Capture(student, term.loss.needs).remove()
         own = sum(1 for _ in getattr(term.loss, "parameters", lambda: ())())
         if own:
@@ -233,7 +233,7 @@ def check_no_rebuild(recipe: Recipe, plan: Plan) -> None:
     reason = "this model cannot be built a second time from its config (it is quantized, changed by hand, or no transformers model)"
     for stage in recipe.stages:
         for index, transform in enumerate(stage.transforms):
-            with place_errors(f"stage {stage.name!r}: transforms[{index}]"):
+            with place_errors(f"stage {stage.name!r}: transforms[{index}]", ValueError, OSError):
                 transform.check(recipe.model)
     for before, planned in zip([None, *(p.name for p in plan.stages)], plan.stages, strict=False):
         if planned.parent != before:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.references import source_names_in
 from hf_stages.data.collators.base import BaseCollator, nested_collators
 from hf_stages.data.collators.by_source import BySource
@@ -48,7 +49,5 @@ def check_teacher(collator: Any, teacher: Any, where: str) -> None:
             f"{where}data_collator: Packed puts other examples into a row each time, and a cached teacher is looked up by the row; use the "
             "teacher itself, or pad"
         )
-    try:
+    with place_errors(f"{where}teacher"):
         packed.check_teacher(teacher.model)
-    except ValueError as error:
-        raise ValueError(f"{where}teacher: {error}") from error

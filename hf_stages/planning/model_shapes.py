@@ -8,10 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from hf_stages.core.errors import NeedsWeights
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.stage import Recipe, Stage, parents_of
 from hf_stages.layers.bits import stored_bits_of, stored_size_or_none
 from hf_stages.layers.storage import StoredSize
+from hf_stages.models.meta_device import report_missing_weights
 
 _ADAM_BYTES = 8  # two fp32 moments
 
@@ -86,16 +89,16 @@ def _effective_bytes(model: nn.Module) -> int:
 
 def _transformed(model: Any, stage: Stage) -> Any:
     for index, transform in enumerate(stage.transforms):
+        label = type(transform).__name__
+        place = place_errors(
+            f"stage {stage.name!r}: transforms[{index}] {label}",
+            *(ValueError, TypeError, ImportError, AttributeError, KeyError),
+            drop=f"{label}: ",
+            keep=(ImportError,),
+        )
         try:
-            with preserve_random_state():
+            with place, preserve_random_state(), report_missing_weights():
                 model = transform(model)
-        except (ValueError, TypeError, ImportError, AttributeError, KeyError) as error:
-            name = type(transform).__name__
-            text = str(error).removeprefix(f"{name}: ")
-            kind = type(error) if type(error) in (ValueError, ImportError) else ValueError
-            raise kind(f"stage {stage.name!r}: transforms[{index}] {name}: {text}") from error
-        except (NotImplementedError, RuntimeError) as error:
-            if "meta" not in str(error):
-                raise
+        except NeedsWeights:
             return None
     return model

@@ -11,6 +11,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
 from hf_stages.core.did_you_mean import did_you_mean
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.stage import Stage
 from hf_stages.planning.args_by_stage import ALLOWED, BATCHES, BEST, ONE_RUN, OPTIMIZATION, REASONS
 from hf_stages.planning.args_values import check_ranges, check_types
@@ -33,10 +34,8 @@ def stage_args(args: TrainingArguments, stage: Stage) -> TrainingArguments:
     check_types(stage.args, where)
     check_ranges(stage.args, where)
     for key, value in stage.args.items():
-        try:
+        with place_errors(f"{where}.{key}"):
             setattr(own, key, _COERCE[key](value) if key in _COERCE else value)
-        except ValueError as error:
-            raise ValueError(f"{where}.{key}: {error}") from error
     own.eval_on_start = False
     if own.eval_strategy == IntervalStrategy.STEPS and not own.eval_steps:
         own.eval_steps = own.logging_steps
@@ -45,10 +44,8 @@ def stage_args(args: TrainingArguments, stage: Stage) -> TrainingArguments:
     unsaid = "metric_for_best_model" in stage.args and "greater_is_better" not in stage.args
     if own.metric_for_best_model is not None and (own.greater_is_better is None or unsaid):
         own.greater_is_better = not own.metric_for_best_model.endswith("loss")
-    try:
+    with place_errors(where):
         own._validate_args()
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
     return own
 
 

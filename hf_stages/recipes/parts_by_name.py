@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from hf_stages.core.parts import read_collator, read_loss, read_part
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.registry import KIND_OF_KEY, Where
 from hf_stages.core.stage import Recipe
 from hf_stages.data.collators.collator import Collator
@@ -24,13 +25,11 @@ def with_parts(recipe: Recipe) -> Recipe:
     """The recipe with the parts themselves, read as from text; what is a part already stays as it is."""
     stages = []
     for stage in recipe.stages:
-        try:
+        with place_errors(f"stage {stage.name!r}"):
             keys = (*_LISTS, "loss", "schedule", "data_collator", "compute_metrics")
             stages.append(
                 replace(stage, **{key: _read_if_named(key, getattr(stage, key), Where((key,))) for key in keys})
             )
-        except ValueError as error:
-            raise ValueError(f"stage {stage.name!r}: {error}") from error
     own = {
         key: _read_if_named(key, getattr(recipe, key), Where((key,))) for key in ("data_collator", "compute_metrics")
     }
@@ -48,10 +47,8 @@ def with_trainer_parts(recipe: Recipe, tokenizer: Any, model: Any) -> Recipe:
             raise ValueError(f"{where}teacher: {thing.teacher!r} is a stage; did you mean 'stage:{thing.teacher}'?")
         own = {"teacher": _teacher_by_path(thing.teacher, known)}
         if isinstance(thing.data_collator, Collator):
-            try:
+            with place_errors(where.removesuffix(": "), TypeError, ValueError):
                 own["data_collator"] = thing.data_collator.build(getattr(tokenizer, "tokenizer", tokenizer), model)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{where}{error}") from error
         return replace(thing, **own)
 
     stages = [noun(stage, f"stage {stage.name!r}: ") for stage in recipe.stages]

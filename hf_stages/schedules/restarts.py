@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from hf_stages.core.curves import Const, Curve, as_curve
 from hf_stages.core.duration import Duration, as_warmup
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.schedules.base import Defaults, Schedule, Span, check_optimizer, check_rate
 
 
@@ -123,10 +124,8 @@ def _share(warmup: Any) -> float | Duration:
 
 
 def _peaks(peaks: Any) -> Curve:
-    try:
+    with place_errors("Restarts: peaks"):
         curve = as_curve(peaks)
-    except ValueError as error:
-        raise ValueError(f"Restarts: peaks: {error}") from error
     if not all(curve(k / 64) >= 0 for k in range(65)) or not any(curve(k / 64) > 0 for k in range(65)):
         raise ValueError(f"Restarts: peaks: expected shares of the peak, none negative, got {peaks!r}")
     return curve

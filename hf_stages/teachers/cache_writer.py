@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch.utils.data import DataLoader, Subset
 from transformers import DataCollatorWithPadding, default_data_collator
 from transformers.utils import logging
@@ -345,11 +346,5 @@ def _refuse_other_cache(folder: Path, request: Mapping[str, Any]) -> None:
 def alone(work: Path) -> Iterator[None]:
     """One process writes, others that ask for the same cache (ranks) wait and find it."""
     work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except (ImportError, OSError):  # Windows, and file systems without locks: there one process must write it
-            pass
+    with FileLock(work / "lock"):
         yield

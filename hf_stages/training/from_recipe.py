@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from transformers.utils import logging
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.hub_names import explain_hub_lookup
 from hf_stages.core.origins import Origin
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.references import (
     named_sources,
     named_teachers,
@@ -45,8 +45,6 @@ from hf_stages.teachers.live import BASE
 from hf_stages.training.checked_plan import checked
 
 logger = logging.get_logger(__name__)
-_OF_A_CONFIG = re.compile(r"(config|overrides)\.\w+: ")
-"""Goes on from the place of the model: ``model.config.hidden_size: ...``."""
 
 
 def _placing(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,10 +191,8 @@ class Prepared:
     def _collator(self, collator: Any, model: Any, where: str = "") -> Any:
         if not isinstance(collator, Collator):
             return collator  # one of ours meets its tokenizer and model when a stage begins
-        try:
+        with place_errors(where.removesuffix(": "), TypeError, ValueError, drop=where):
             return collator.build(self.tokenizer, model)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}{str(error).removeprefix(where)}") from error
 
 
 @_placing
@@ -251,10 +247,8 @@ def training_arguments(given: Mapping[str, Any], *, output_dir: str | None = Non
     values = {**given, **({"output_dir": output_dir} if output_dir is not None else {})}
     if not values.get("output_dir"):
         raise ValueError("args: output_dir: missing; write args: {output_dir: out} in the recipe, or give --output-dir")
-    try:
+    with place_errors("args", ValueError, TypeError, ImportError):
         return TrainingArguments(**values)
-    except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(f"args: {error}") from error
 
 
 def _model_source(model: Any) -> ModelSource:
@@ -311,8 +305,5 @@ def _data_label(recipe: Recipe, stage: Stage) -> str:
 
 def _named(where: str, load: Any, *args: Any, **options: Any) -> Any:
     """Call a loader; its error gets the place in the recipe in front."""
-    try:
+    with place_errors(where, ValueError, OSError, keys=("config", "overrides")):
         return load(*args, **options)
-    except (OSError, ValueError) as error:
-        inside = "." if _OF_A_CONFIG.match(str(error)) else ": "
-        raise ValueError(f"{where}{inside}{error}") from error

@@ -12,6 +12,7 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging
 
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.randomness import preserve_random_state, seed_of
 from hf_stages.core.sealed_folders import find_damage, write_sealed_folder
 from hf_stages.layers.activations import Activations
@@ -169,10 +170,8 @@ def transition(trainer: Any, model: Any, planned: PlannedStage) -> Transition:
     for index, transform in enumerate(planned.stage.transforms):
         label = type(transform).__name__
         before = _outputs(change.model, batch) if transform.keeps_function else None
-        try:
+        with place_errors(f"stage {planned.name!r}: transforms[{index}] {label}"):
             change.model = transform(change.model)
-        except ValueError as error:
-            raise ValueError(f"stage {planned.name!r}: transforms[{index}] {label}: {error}") from error
         if transform.keeps_function:
             key = label if label not in change.deviations else f"{label}_{index}"
             change.deviations[key] = _deviation(before, _outputs(change.model, batch))

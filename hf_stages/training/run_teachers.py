@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from transformers.utils import logging
 
 from hf_stages.core.batch import SOURCE
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.references import teaching_stage
-from hf_stages.core.stage import Stage, own_or_shared
+from hf_stages.core.stage import own_or_shared
 from hf_stages.data.collators.base import columns_read
 from hf_stages.planning.plan import PlannedStage
 from hf_stages.planning.resolved import ResolvedRecipe, ResolvedStage
@@ -42,7 +42,7 @@ class Teachers:
         if self._loaded[0] is not teacher:
             trainer = self.trainer
             self._loaded = (None, None)  # the one before goes first
-            with _placed(planned.stage):
+            with place_errors(f"stage {planned.name!r}: teacher", ValueError, OSError):
                 options = {"device": trainer.args.device, "trust_remote_code": trainer.trust_remote_code}
                 self._loaded = (teacher, teacher.load(trainer.model, **options))
         return self._loaded[1]
@@ -57,7 +57,7 @@ def check_declared(trainer: Any, stage: ResolvedStage, resolved: ResolvedRecipe)
     if not isinstance(teacher, CachedTeacher):
         return
     first = next(one for one in resolved if one.teacher is teacher) is stage
-    with _placed(stage.stage):
+    with place_errors(f"stage {stage.name!r}: teacher", ValueError, OSError):
         check_vocabulary(teacher, trainer.processing_class)
         if first:
             check_same_teacher(teacher)
@@ -88,12 +88,3 @@ def _check_rows(trainer: Any, stage: ResolvedStage, cached: CachedTeacher) -> No
         trainer.teach_by(None)
     if isinstance(batch, Mapping):
         find_rows(cached.store, rows_of_batch(cached.model, batch), batch)
-
-
-@contextmanager
-def _placed(stage: Stage) -> Iterator[None]:
-    """Errors say of which stage the teacher is."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise ValueError(f"stage {stage.name!r}: teacher: {error}") from error

@@ -242,7 +242,8 @@ class Runner:
                 self.manifest.write("stopped", self.ledger)
                 raise StageStopped(
                     f"stage {name!r}: {decision.reason}; the run stops before the next stage. {self.manifest.folder_of(name)} "
-                    "is whole: change the expectation (or the next stages) and resume"
+                    "is whole: change the expectation (or the next stages) and resume",
+                    gate,
                 )
 
     def _stop_if_asked(self, planned: PlannedStage) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from hf_stages.core.curves import Const, Curve, as_curve
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.stage_context import StageContext
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.experts import QuantizedExperts
@@ -71,13 +72,11 @@ class Quantize(Transform):
         object.__setattr__(self, "exclude", exclude)
         if not isinstance(self.embeddings, bool | None):
             raise ValueError(f"{name}: embeddings: expected True, False or None, got {self.embeddings!r}")
-        try:
+        with place_errors(name, ValueError, TypeError):
             strength = as_curve(self.strength)
             object.__setattr__(self, "strength", strength.value if isinstance(strength, Const) else strength)
             Quantizer(self.levels, self.method, self.per)
             self._activations()
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{name}: {error}") from None
         if not all(0 <= strength(i / 16) <= 1 for i in range(17)):
             raise ValueError(f"{name}: strength: expected values from 0 to 1, got {self.strength!r}")
         if strength(1.0) < _FULL:
@@ -110,16 +109,12 @@ class Quantize(Transform):
         scales: dict[int, list[Any]] = {}
         # Experts change in place, so they come last: an error before leaves the model as it was.
         for path, module in sorted(chosen.items(), key=lambda item: kind_of(item[1]) == "experts"):
-            try:
+            with place_errors(f"{name}: {path}"):
                 made[id(module)] = self._made(module, quantizer, activations, scales)
-            except ValueError as error:
-                raise ValueError(f"{name}: {path}: {error}") from None
         for parent, key in holders_of(model, made):
             setattr(parent, key, made[id(getattr(parent, key))])
-        try:
+        with place_errors(name):
             rename_ties(model)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
         self.at(model, 1.0)
         return model
 

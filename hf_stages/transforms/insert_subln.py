@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.layers.normed_linear import NormedLinear
 from hf_stages.layers.own_type import mark_own_type
 from hf_stages.transforms._parameters import as_names
@@ -78,11 +79,9 @@ class InsertSubLN(Transform):
         return moves
 
     def _names(self, model: Any) -> list[str]:
-        try:
+        with place_errors(f"InsertSubLN: {type(model).__name__}"):
             if self.modules is not None:
                 return match_names(self.modules, linears_of(model), where="modules")
             if self.where == ("all",):
                 return [f"{path}.{name}" for path, _, linears in blocks_with_linears(model) for name in linears]
             return projections_of(model, tuple(self.where))
-        except ValueError as error:
-            raise ValueError(f"InsertSubLN: {type(model).__name__}: {error}") from error

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.layers.blocks import stack_of
 from hf_stages.transforms._depth import depth_change
 from hf_stages.transforms._peft import refuse_adapters
@@ -52,12 +53,10 @@ class ReduceLayers(Transform):
         if not isinstance(model, PreTrainedModel):
             raise ValueError(f"ReduceLayers: expected a transformers model, got a {type(model).__name__}")
         kind = type(model).__name__
-        try:
+        with place_errors(f"ReduceLayers: {kind}", drop=f"{kind}: "):
             path, blocks = stack_of(model, self.stack)
             places = Places(path, len(blocks), kept_of(self.keep, len(blocks)))
             change = depth_change(model, places)
-        except ValueError as error:
-            raise ValueError(f"ReduceLayers: {kind}: {str(error).removeprefix(f'{kind}: ')}") from error
         _move_biases(blocks, places, change.biases)
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.ModuleList(blocks[index] for index in places.kept))

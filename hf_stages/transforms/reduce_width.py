@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.layers.blocks import stack_of, stacks_of
 from hf_stages.transforms import _width_choice as choice
 from hf_stages.transforms import _width_config as configs
@@ -77,11 +78,9 @@ class ReduceWidth(Transform):
         if not isinstance(model, PreTrainedModel):
             raise ValueError(f"ReduceWidth: expected a transformers model, got a {type(model).__name__}")
         kind = type(model).__name__
-        try:
+        with place_errors(f"ReduceWidth: {kind}", drop=f"{kind}: "):
             _refuse_quantized(model)
             self._reduce(model)
-        except ValueError as error:
-            raise ValueError(f"ReduceWidth: {kind}: {str(error).removeprefix(f'{kind}: ')}") from error
         return model
 
     def _fractions(self) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import transformers
 from torch import nn
 
 from hf_stages.core.did_you_mean import did_you_mean
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.layers.ties import rename_ties
 from hf_stages.transforms._peft import refuse_adapters
 from hf_stages.transforms.base import Transform
@@ -65,10 +66,8 @@ class SetTask(Transform):
         memo: dict[int, Any] = {id(model.config): new.config}
         _adopt(new.base_model, model.base_model, "", memo)
         copies = {id(copied) for copied in memo.values()}
-        try:
+        with place_errors("SetTask"):
             rename_ties(new)
-        except ValueError as error:
-            raise ValueError(f"SetTask: {error}") from None
         new.tie_weights()
         new.to(model.device).train(model.training)
         names = [name for name, parameter in new.named_parameters() if id(parameter) not in copies]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from hf_stages.core.curves import Curve, as_curve
+from hf_stages.core.placed_errors import place_errors
 
 IGNORED = -100
 LONGER = ("error", "split", "truncate")
@@ -77,10 +78,8 @@ def value_at(value: float | Curve, t: float | None, *, whole: bool) -> Any:
 def read_curve(collator: Any, key: str) -> None:
     """Text such as ``"Linear(256, 2048)"`` is a curve here as it is in a file."""
     if isinstance(value := getattr(collator, key), str):
-        try:
+        with place_errors(f"{type(collator).__name__}: {key}"):
             object.__setattr__(collator, key, as_curve(value))
-        except ValueError as error:
-            raise ValueError(f"{type(collator).__name__}: {key}: {error}") from None
 
 
 def check_length(where: str, length: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.data.collators._join_batches import Part, join_batches
 from hf_stages.data.collators.base import (
     BaseCollator,
@@ -63,10 +64,8 @@ class BySource(BaseCollator):
         ready = super().build(tokenizer, model)
         own = {}
         for name, collator in self.collators.items():
-            try:
+            with place_errors(f"BySource: {name!r}"):
                 own[name] = build_collator(collator, tokenizer, model)
-            except ValueError as error:
-                raise ValueError(f"BySource: {name!r}: {error}") from error
         return replace(ready, collators=own)
 
     def at(self, t: float | None) -> BySource:

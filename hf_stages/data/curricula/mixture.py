@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_stages.core.curves import Curve, as_curve
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.data.curricula.base import Curriculum, Make, check_source
 from hf_stages.data.drawing.nodes import Leaf, Mixed, Node, subtree
 
@@ -71,10 +72,8 @@ class Mixture(Curriculum):
                 f"weights: {twice!r} is named twice; give each source once, or copies names of their own in sources"
             )
         for name, weight in weights.items() if isinstance(weights, Mapping) else ():
-            try:
+            with place_errors(f"weights: {name!r}"):
                 as_curve(weight)
-            except ValueError as error:
-                raise ValueError(f"weights: {name!r}: {error}") from None
 
     def _check_sources(self) -> None:
         if self.sources is None:

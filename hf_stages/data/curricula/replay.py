@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_stages.core.curves import Curve, as_curve
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.references import source_names_in
 from hf_stages.data.curricula.base import Curriculum, Make, check_source
 from hf_stages.data.drawing.nodes import Mixed, Node
@@ -34,10 +35,8 @@ class Replay(Curriculum):
     def __post_init__(self) -> None:
         if isinstance(self.share, str):
             object.__setattr__(self, "share", as_curve(self.share))
-        try:
+        with place_errors("share"):
             curve = as_curve(self.share)
-        except ValueError as error:
-            raise ValueError(f"share: {error}") from None
         if any(not 0 <= curve(t / 100) < 1 for t in range(101)):
             raise ValueError(f"share: expected from 0 to below 1 at all times, got {self.share!r}")
         check_source(self.source, "source")

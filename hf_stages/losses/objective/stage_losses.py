@@ -15,6 +15,7 @@ from torch import nn
 
 from hf_stages.core.batch import Batch
 from hf_stages.core.curves import Const
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.stage import Stage
 from hf_stages.losses.objective.student_forwards import TaskForward
 from hf_stages.losses.objective.terms import Term, needs_of, terms_of, terms_with_weight
@@ -30,10 +31,8 @@ _FILE = "loss_weights.safetensors"
 def adapted_terms(stage: Stage, student: Any, teacher: Any) -> tuple[Term, ...]:
     """The stage's terms for these models, which may be skeletons; what cannot work is refused, by name."""
     loss = stage.loss if stage.loss is not None else TaskLoss()
-    try:
+    with place_errors(f"stage {stage.name!r}: loss"):
         return terms_of(loss, student, teacher)
-    except ValueError as error:
-        raise ValueError(f"stage {stage.name!r}: loss: {error}") from error
 
 
 def wants_teacher(stage: Stage) -> bool:

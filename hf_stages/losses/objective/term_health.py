@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from hf_stages.core.errors import LossNotFinite
 from hf_stages.losses.objective.terms import Term
 
 logger = logging.get_logger(__name__)
@@ -47,7 +48,7 @@ class TermHealth:
         for place, (index, part) in enumerate(self.parts):
             if not torch.isfinite(self.sums[place]):
                 where = f", layers {part} (student-teacher)" if part else ""
-                raise ValueError(
+                raise LossNotFinite(
                     f"loss {self.terms[index].name}: its value is {self.sums[place].item()}{where} at t={t:.4g}; nothing was stepped. "
                     "Resume from the last checkpoint with a lower learning rate, or check the data and the precision"
                 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.packing.formats.gguf_blocks import BLOCK, blocks, half, type_of
 from hf_stages.packing.formats.model_weights import Array, Levels, Source, Weight
 
@@ -51,10 +52,8 @@ class Writing:
             self._misfits.setdefault(str(error), []).append(name)
             self._plain(name, weight.dense())
             return
-        try:
+        with place_errors(f"Gguf: {name}"):
             made = blocks(weight, kind)
-        except ValueError as error:
-            raise ValueError(f"Gguf: {name}: {error}") from None
         self.writer.add_tensor(name, made, raw_dtype=gguf.GGMLQuantizationType[kind])
         self._count(kind, made.nbytes)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.own_type import record_of
 from hf_stages.layers.packed_levels import unpack_levels
@@ -117,10 +118,8 @@ class Source:
 
 def levels_of(path: str, module: Quantized) -> Levels:
     spec = spec_of(path, module)
-    try:
+    with place_errors(path):
         packed, scales = tensors_of(module)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     columns = module.latents[0].shape[0 if module.transposed else 1]
     levels = unpack_levels(packed, spec.bits, columns).numpy()
     if spec.levels == "split":

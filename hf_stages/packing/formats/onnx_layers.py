@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.packed_levels import pack_levels
 from hf_stages.packing.formats.model_weights import Array, Half, Levels, Source
@@ -70,10 +71,8 @@ class Layers:
             x = self._round(x, weight.activations, weight.clip)
         # 4 stands for int8; without it onnxruntime computes in float32.
         level = {"accuracy_level": 4} if self.activations == "blocks" else {}
-        try:
+        with place_errors(f"Onnx: {path}"):
             block = block_of(weight.shape[1], weight.group)
-        except ValueError as error:
-            raise ValueError(f"Onnx: {path}: {error}") from None
         graph.count(f"{weight.kind} MatMulNBits")
         parts = []
         for i, half in enumerate(weight.halves):

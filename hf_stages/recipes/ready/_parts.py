@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_stages.core.curves import Const, as_curve
 from hf_stages.core.duration import Duration
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.losses.attention_mse import AttentionMSE
 from hf_stages.losses.base import Loss
@@ -87,10 +88,8 @@ def split_duration(until: Any, parts: int) -> list[Duration]:
 
 
 def _parse_duration(until: Any) -> Duration:
-    try:
+    with place_errors("until"):
         return Duration.parse(until)
-    except ValueError as error:
-        raise ValueError(f"until: {error}") from None
 
 
 def build_recipe(stages: Mapping[str, Sequence[Loss]], *, until: Any, learning_rate: Any, reduce: Any) -> Recipe:
