@@ -1,4 +1,4 @@
-"""One arm of distill_step in a process of its own: ``python -m benchmarks._distill_arm TASK ARM BATCH LENGTH``."""
+"""Run one arm of distill_step in a process of its own: ``python -m benchmarks._distill_arm TASK ARM BATCH LENGTH``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What all arms of distill_step share: the models, the rows, the optimizer, and the arms without a framework.
+"""What all arms of distill_step share: models, rows, optimizer, and the arms without a framework.
 
-No hf_stages here: peers run this under their own Python.
+This file does not import hf_stages, because other libraries run it under their own Python.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HIDDEN, ATTENTION = ((0, 0), (1, 2), (2, 4), (3, 6)), ((1, 2), (2, 4), (3, 6))
 
 
 def model(task: str, layers: int, **changes: Any) -> Any:
-    """Random weights, no dropout: with it SDPA leaves its fast kernel, and the bound would be an easy one."""
+    """Make a model of random weights without dropout, with which SDPA would leave its fast kernel."""
     torch.manual_seed(layers)
     shape = {"hidden_size": 384, "num_hidden_layers": layers, "vocab_size": VOCAB}
     if task == "bert":
@@ -46,12 +46,12 @@ def model(task: str, layers: int, **changes: Any) -> Any:
 
 
 def pair(task: str, **changes: Any) -> tuple[Any, Any]:
-    """(student of three blocks, teacher of six); as large as all-MiniLM-L6 but for a smaller vocabulary."""
+    """Make a student of three blocks and a teacher of six, as large as all-MiniLM-L6 except for the vocabulary."""
     return model(task, 3, **changes), model(task, 6, **changes).eval().requires_grad_(False)
 
 
 def rows(task: str, length: int) -> Dataset:
-    """Sentences of half to the whole length, padded to it; blocks without padding for the language model."""
+    """Make sentences of half to the whole length, padded; for the language model, full blocks."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(5, VOCAB, (ROWS, length), generator=draw)
     if task == "llama":
@@ -67,7 +67,7 @@ def rows(task: str, length: int) -> Dataset:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """For trainers that ask for one; nothing is tokenized."""
+    """Make a tokenizer for trainers that ask for one; nothing is tokenized."""
     from tokenizers import Tokenizer, models
 
     words = {f"t{i}": i for i in range(VOCAB)}
@@ -82,7 +82,7 @@ def optimizer(student: Any) -> torch.optim.Optimizer:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """TrainingArguments of every arm that is a Trainer. No clipping: the bound has none."""
+    """Give the TrainingArguments of every arm that is a Trainer. There is no clipping, because the bound has none."""
     given = {"learning_rate": RATE, "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 0.0}
     return given | {"per_device_train_batch_size": options.batch, "max_steps": STEPS}
 
@@ -99,11 +99,12 @@ class Ticks(TrainerCallback):
 
 
 def batches(task: str, options: argparse.Namespace, labels: bool = True) -> torch.utils.data.DataLoader:
-    """The rows as Trainer would batch them, for loops that are not its own."""
+    """Batch the rows as Trainer does, for loops other than Trainer's."""
     data = rows(task, options.length)
     if not labels:
         data = data.remove_columns("labels")
-    return torch.utils.data.DataLoader(data, batch_size=options.batch, collate_fn=default_data_collator)  # type: ignore[arg-type]
+    collate: Any = default_data_collator
+    return torch.utils.data.DataLoader(data, batch_size=options.batch, collate_fn=collate)
 
 
 def _ready_batches(task: str, options: argparse.Namespace, labels: bool) -> Iterator[dict[str, torch.Tensor]]:
@@ -111,7 +112,7 @@ def _ready_batches(task: str, options: argparse.Namespace, labels: bool) -> Iter
 
 
 def bound_student(task: str, options: argparse.Namespace, turns: Turns, out: str) -> None:
-    """Half of the bound: forward, backward and optimizer step of plain fine-tuning, batches made beforehand."""
+    """Run one half of the bound: forward, backward and optimizer step of plain fine-tuning, on ready batches."""
     student, _ = pair(task)
     adamw = optimizer(student.train())
     turns.begin()
@@ -123,7 +124,7 @@ def bound_student(task: str, options: argparse.Namespace, turns: Turns, out: str
 
 
 def bound_teacher(task: str, options: argparse.Namespace, turns: Turns, out: str) -> None:
-    """The other half: the teacher's forward without gradient."""
+    """Run the other half of the bound: the teacher's forward pass without gradients."""
     _, teacher = pair(task)
     turns.begin()
     for batch in _ready_batches(task, options, labels=False):
@@ -133,7 +134,7 @@ def bound_teacher(task: str, options: argparse.Namespace, turns: Turns, out: str
 
 
 def trainer(task: str, options: argparse.Namespace, turns: Turns, out: str) -> None:
-    """Trainer's own fine-tuning, no teacher: what its loop costs before anything is distilled."""
+    """Fine-tune with Trainer and no teacher: what its loop costs before anything is distilled."""
     student, _ = pair(task)
     args = arguments(out, **settings(options))
     Trainer(student, args, train_dataset=rows(task, options.length), callbacks=[Ticks(turns)]).train()

@@ -1,4 +1,4 @@
-"""Our arms of distill_step."""
+"""The arms of distill_step that hf_stages runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def hidden_attention(task: str, options: argparse.Namespace, turns: Turns, out: 
 
 
 def half_depth(task: str, options: argparse.Namespace, turns: Turns, out: str) -> None:
-    """Nothing above the student's second and the teacher's third block is asked for."""
+    """Compare hidden states that need nothing above the student's second and the teacher's third block."""
     from hf_stages.losses import AttentionMSE, HiddenMSE
 
     layers = {1: 1, 2: 3}
@@ -50,7 +50,7 @@ def half_depth(task: str, options: argparse.Namespace, turns: Turns, out: str) -
 
 
 def cached(task: str, options: argparse.Namespace, turns: Turns, out: str) -> None:
-    """The teacher's logits read from a cache made before the first step."""
+    """Read the teacher's logits from a cache that was made before the first step."""
     from hf_stages import Teacher
     from hf_stages.losses import LogitKL
 

@@ -1,4 +1,4 @@
-"""The same step by other distillation libraries, each as its documentation would have it. All run without our code."""
+"""The arms of distill_step that other libraries run, as their documentation shows. They use none of our code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.common import arguments
 
 
 class _Ticking:
-    """TextBrewer's loop has no callback for a step; asking for the next batch is the end of one."""
+    """Counts the steps of TextBrewer, whose loop has no callback: a request for the next batch ends a step."""
 
     def __init__(self, loader: torch.utils.data.DataLoader, turns: Turns) -> None:
         self.loader, self.turns, self.started = loader, turns, False
@@ -35,7 +35,7 @@ class _Ticking:
 def _textbrewer(matches: list[dict], options: argparse.Namespace, turns: Turns, out: str) -> None:
     from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 
-    # Attention maps come from the eager implementation alone.
+    # Only the eager implementation gives attention maps.
     whole = bool(matches)
     student, teacher = shared.pair("bert", **({"attn_implementation": "eager"} if whole else {}))
 
@@ -64,7 +64,7 @@ def textbrewer_logit(task: str, options: argparse.Namespace, turns: Turns, out: 
 
 
 def textbrewer_hidden_attention(task: str, options: argparse.Namespace, turns: Turns, out: str) -> None:
-    """Hidden states and attention probabilities of all layers, and logits. (Ours compares scores, before the softmax.)"""
+    """Compare hidden states and attention probabilities (ours: scores before the softmax) of all layers, and logits."""
     hidden = [(s, t, "hidden", "hidden_mse") for s, t in shared.HIDDEN]
     maps = [(s - 1, t - 1, "attention", "attention_mse") for s, t in shared.ATTENTION]
     keys = ("layer_S", "layer_T", "feature", "loss")
@@ -85,7 +85,7 @@ def modelopt_logit(task: str, options: argparse.Namespace, turns: Turns, out: st
 
 
 def _trl_arguments(config: type, out: str, options: argparse.Namespace, **changes: Any) -> Any:
-    """TRL turns bf16 and checkpointing on by itself; off, so that all arms compute the same."""
+    """Turn off bf16 and checkpointing, which TRL turns on by itself, so that all arms compute the same."""
     plain = {key: value for key, value in arguments(out).to_dict().items() if key in _PLAIN}
     plain |= {"bf16": False, "gradient_checkpointing": False, "max_length": options.length}
     return config(out, **plain, **shared.settings(options), **changes)
@@ -95,7 +95,7 @@ _PLAIN = ("logging_strategy", "save_strategy", "report_to", "disable_tqdm", "opt
 
 
 def trl_gkd_logit(task: str, options: argparse.Namespace, turns: Turns, out: str) -> None:
-    """lmbda=0 never generates, beta=0 is the forward KL."""
+    """Use the forward KL (beta=0) without generation (lmbda=0)."""
     from transformers import default_data_collator
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 

@@ -1,9 +1,10 @@
-"""Processes that train the same step and take turns, so that whatever else the machine does hits all alike.
+"""Let processes that train the same step take turns, so that noise on the machine affects all of them alike.
 
-Parent to child, one line: how many steps to take. Child to parent, one JSON line each: what it is once it is built
-(``{"ready": true}``, ``{"absent": reason}`` or ``{"failed": reason}``), then for every step of a turn its seconds and
-the CPU's, over all threads: where others use the machine, the second tells what the first cannot.
-A closed pipe ends the child. Each is a process of its own: peers need other versions of transformers than ours.
+The parent writes one line to a child: how many steps to take. The child first writes a JSON line that says what became
+of it: ``{"ready": true}``, ``{"absent": reason}`` or ``{"failed": reason}``. Then it writes a line for every step of a
+turn, with its seconds by the clock and in CPU time over all threads. Where others use the machine, CPU time is the
+better measure. A closed pipe ends the child. Each child is a process of its own, because other libraries need other
+versions of transformers than ours.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Turns:
-    """The child's side: ``begin`` before the first step, ``tick`` after every one."""
+    """Plays the child: call ``begin`` before the first step and ``tick`` after every step."""
 
     def __init__(self) -> None:
-        # What a library prints goes to stderr; the pipe to the parent carries the protocol alone.
+        # What a library prints goes to stderr. Only the protocol goes through the pipe to the parent.
         self.pipe = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
         self.granted = 0
@@ -38,7 +39,7 @@ class Turns:
         self._wait()
 
     def tick(self) -> None:
-        """A step is everything from the end of the one before: data, forward, backward, optimizer, bookkeeping."""
+        """End a step. It began at the end of the one before: data, forward, backward, optimizer, bookkeeping."""
         wall, cpu = _now()
         self.steps.append((wall - self.began[0], cpu - self.began[1]))
         self.began = wall, cpu
@@ -58,10 +59,10 @@ def _now() -> tuple[float, float]:
 
 
 class Player:
-    """The parent's side of one child."""
+    """Starts one child and talks to it."""
 
     def __init__(self, python: str, module: str, words: list[str], log: IO[str]) -> None:
-        # Threads of a process that waits for its turn must not spin; ours is imported from the tree at hand.
+        # Threads of a process that waits for its turn must not spin. hf_stages comes from this checkout.
         quiet = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
         self.child = subprocess.Popen(
             [python, "-m", module, *words],

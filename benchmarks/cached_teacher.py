@@ -1,7 +1,7 @@
-"""What a cached teacher costs per update, against plain fine-tuning with Trainer; a live teacher beside it.
+"""What a cached teacher costs for each update, compared with plain fine-tuning by Trainer and with a live teacher.
 
 Two trainers in two threads take turns, one update each, as in step_overhead. ``serving`` is what the cache itself takes
-of an update: keys, lookup and reading. The rest of a ratio is the loss, which a teacher of any kind costs.
+of an update: keys, lookup and reading. The rest of a ratio is the loss, which costs the same with any teacher.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logging.getLogger("hf_stages").setLevel(logging.ERROR)
 
 
 def pair(teacher, loss, options: argparse.Namespace, folder: str) -> tuple[float, float]:
-    """Median ratio of an update with the teacher to a plain one, and the plain one's median seconds."""
+    """Give the median ratio of an update with the teacher to a plain one, and the plain one's median seconds."""
     first, second = threading.Semaphore(1), threading.Semaphore(0)
     turns = Turns(first, second), Turns(second, first)
     data = tokens(options.rows, options.length, VOCAB)

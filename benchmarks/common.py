@@ -1,4 +1,4 @@
-"""What the benchmarks share: a model of a given size, token data, medians, and the JSON line at the end."""
+"""What the benchmarks share: a model of a given size, token data, arguments, medians, and the JSON line at the end."""
 
 from __future__ import annotations
 

@@ -1,12 +1,14 @@
-"""What a distillation step costs next to its bound: plain fine-tuning's step plus the teacher's forward, by hand.
+"""What a distillation step costs, compared with its bound: a plain fine-tuning step plus the teacher's forward pass, by
+hand.
 
-Ours and other libraries' arms do the same step on the same models (BERT classifier, Llama; 3 blocks learn from 6), rows
-and optimizer, each in a process of its own. They take turns of a few steps; a ratio is of one round. The first step of a turn
-finds another's data in the caches and does not count, nor does the first round.
+The arms of hf_stages and of other libraries do the same step on the same models (BERT classifier, Llama; 3 blocks learn
+from 6), rows and optimizer. Each arm is a process of its own. They take turns of a few steps, and a ratio compares
+times of one round. The first step of a turn finds another arm's data in the caches, so it does not count; nor does the
+first round.
 
-HF_STAGES_PEERS_PYTHON names the Pythons (separated like PATH) to look for TextBrewer, nvidia-modelopt, TRL and DistillKit
-in, besides this one. A Python with another torch or transformers has its own bound. What is nowhere is left out with a
-notice. ``again`` is half of the bound measured against itself: no ratio says more than that one allows.
+HF_STAGES_PEERS_PYTHON names other Pythons (separated like PATH) in which to look for TextBrewer, nvidia-modelopt, TRL
+and DistillKit. A Python with another torch or transformers has its own bound. A library that is found nowhere is left
+out with a notice. ``again`` measures half of the bound against itself: no ratio is more exact than that one.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from benchmarks.common import say, spread
 BOUND = ("bound_student", "bound_teacher")
 AGAIN = "bound_student again"
 STUDENT_ALONE = (AGAIN, "ours_cached")
-"""Compared with plain fine-tuning: no teacher runs beside them."""
+"""Arms that are compared with plain fine-tuning, because no teacher runs in them."""
 _BELOW = ("torch", "transformers")
 TASKS = {
     "bert": ("textbrewer_logit", "textbrewer_hidden_attention", *OURS),
@@ -45,18 +47,20 @@ def find(name):
     except ImportError:
         return False
 owner = packages_distributions()
-print(json.dumps({n: " ".join(f"{d} {version(d)}" for d in sorted(set(owner[n.split(".")[0]]))) for n in sys.argv[1:] if find(n)}))
+def versions(name):
+    return " ".join(f"{d} {version(d)}" for d in sorted(set(owner[name.split(".")[0]])))
+print(json.dumps({name: versions(name) for name in sys.argv[1:] if find(name)}))
 """
 
 
 class Peers:
-    """Where each peer's arm can run: the first Python that has its package."""
+    """Finds where each arm of another library can run: the first Python that has its package."""
 
     def __init__(self) -> None:
         self.python: dict[str, str] = {}
         self.version: dict[str, str] = {}
         self.bound: dict[str, str] = {}
-        """{Python: the first one with the same torch and transformers}, whose bound is its bound too."""
+        """Map each Python to the first one with the same torch and transformers, whose bound it shares."""
         names = sorted({*PACKAGES.values(), *_BELOW})
         places = [sys.executable, *filter(None, os.environ.get("HF_STAGES_PEERS_PYTHON", "").split(os.pathsep))]
         below: dict[tuple[str, ...], str] = {}
@@ -84,7 +88,7 @@ def start(task: str, arm: str, python: str, options: argparse.Namespace, log: IO
 
 
 def players(task: str, peers: Peers, options: argparse.Namespace, log: IO[str]) -> dict[Any, Player]:
-    """{(arm, Python): player}, the bound of each Python that takes part among them."""
+    """Start a player for each (arm, Python), and one for the bound of each Python that takes part."""
     started: dict[Any, Player] = {}
     for arm in ("trainer", *TASKS[task]):
         if options.arms and arm not in options.arms:
@@ -103,7 +107,7 @@ def players(task: str, peers: Peers, options: argparse.Namespace, log: IO[str]) 
 
 
 def turns(started: dict[Any, Player], options: argparse.Namespace) -> list[dict[Any, list[float]]]:
-    """Rounds of {player: [seconds, CPU seconds] of its step}; there and back again, so that no one is always first."""
+    """Play rounds: [seconds, CPU seconds] of each player's step. The order turns around, so nobody is always first."""
     rounds = []
     for number in range(options.rounds + 1):
         order = list(started.items())
@@ -129,7 +133,7 @@ def measure(task: str, peers: Peers, options: argparse.Namespace, log: IO[str]) 
 
 
 def compared(key: Any, halves: list[Any], rounds: list[dict[Any, list[float]]]) -> dict[str, Any]:
-    """One arm against the sum of the halves: by the clock (by rounds, and the least of all rounds) and in CPU time."""
+    """Compare an arm with the sum of the halves: by the clock (by rounds, and by the least of all) and in CPU time."""
     steps = [r[key] for r in rounds]
     bounds = [[sum(kind) for kind in zip(*(r[half] for half in halves), strict=True)] for r in rounds]
     ratios = [[a / b for a, b in zip(s, bound, strict=True)] for s, bound in zip(steps, bounds, strict=True)]

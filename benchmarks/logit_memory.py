@@ -1,9 +1,9 @@
-"""Peak memory and time of LogitKL at a large vocabulary, against the loss written plainly.
+"""Peak memory and time of LogitKL at a large vocabulary, compared with the loss written plainly.
 
-Both sides start from the states that enter the output heads of student and teacher and end with the gradients of the
-student's states and head. The plain side makes both models' logits, log_softmax, kl_div and backward. Each memory is
-that of a fresh process. Times are taken in turns in one process, whose memory has been touched; those of the processor
-(all threads) stand beside those of the clock, because others on the machine disturb them less.
+Both sides start from the states that enter the output heads of student and teacher, and end with the gradients of the
+student's states and head. The plain side computes both models' logits, log_softmax, kl_div and backward. Each memory is
+that of a fresh process. Times are taken in turns in one process, whose memory has been touched. Processor time (all
+threads) is shown beside the clock's, because other programs disturb it less.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GIB = 2**30
 
 
 class Sides:
-    """States and heads of a student and a teacher, and one forward and backward each way."""
+    """Holds states and heads of a student and a teacher, and runs forward and backward each way."""
 
     def __init__(self, rows: int, length: int, hidden: int, vocab: int) -> None:
         torch.manual_seed(0)
@@ -56,7 +56,7 @@ class Sides:
         return (self.ours, self.head), (self.theirs, self.teacher)
 
     def step(self, way: str) -> tuple[float, float]:
-        """Seconds by the clock and of the processor."""
+        """Give the seconds by the clock and of the processor."""
         self.ours.grad = self.head.weight.grad = None
         clock, processor = time.perf_counter(), time.process_time()
         getattr(self, way)()
@@ -68,7 +68,7 @@ def resident() -> int:
 
 
 def memory(way: str, options: argparse.Namespace) -> dict[str, float]:
-    """In this process: how far one step raises the peak above states and heads."""
+    """Measure, in this process, how far one step raises the peak above states and heads."""
     sides = Sides(options.rows, options.length, options.hidden, options.vocab)
     before = resident()
     sides.step(way)
@@ -83,7 +83,7 @@ def in_fresh_process(way: str, options: argparse.Namespace) -> float:
 
 
 def seconds(rows: int, length: int, options: argparse.Namespace, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Both ways in turns, the first of which is not counted."""
+    """Time both ways in turns; the first turn does not count."""
     sides = Sides(rows, length, options.hidden, options.vocab)
     taken: dict[str, list[tuple[float, float]]] = {"plain": [], "chunked": []}
     for turn in range(rounds + 1):

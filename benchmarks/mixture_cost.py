@@ -1,6 +1,8 @@
-"""What drawing from a ramp over 100 million examples costs: memory, the first batch after a resume, time per position.
+"""What it costs to draw from a ramp over 100 million examples: memory, the first batch after a resume, time for each
+position.
 
-And beside a training step: a mixture's loader against Trainer's own over the same rows, with the same collator.
+It also compares a mixture's loader with Trainer's own over the same rows, with the same collator, beside a training
+step.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def ramp(rows: int, draws: int):
 
 
 def first_batch(rows: int, draws: int, batch: int, step: int) -> float:
-    """From nothing, as a resumed process begins: the tree, the loader, the batch."""
+    """Build everything as a resumed process does: the tree, the loader, the batch."""
     began = time.perf_counter()
     sampler = Positions(draws)
     loader = DataLoader(
@@ -77,7 +79,7 @@ def per_batch(loader: DataLoader, batches: int) -> float:
 
 
 def step_seconds(batch: int, tokens: int = 128) -> tuple[float, float]:
-    """(millions of weights, processor seconds) of a training step of a model of ten million weights."""
+    """Give millions of weights and processor seconds of a training step of a model of ten million weights."""
     model = llama(hidden=384, layers=6)
     ids = torch.zeros(batch, tokens, dtype=torch.long)
     times = []

@@ -1,9 +1,10 @@
-"""A linear layer on packed 1-bit and 2-bit weights with 8-bit activations, next to nn.Linear in float32.
+"""A linear layer on packed 1-bit and 2-bit weights with 8-bit activations, compared with nn.Linear in float32.
 
-Sides take turns, so that whatever else the machine does hits all of them. ``ratio`` is of medians, ``best`` of each side's
-fastest turn, which other programs disturbed least, ``processor`` of medians in processor time of all threads. ``int8`` is torch's dynamically quantized linear layer. Where a target is
-missed the bound of this processor is printed: the packed bytes over the measured bandwidth of memory, and the products over
-what its integer units can do (AVX2 without VNNI: 32 products by two instructions, 3.2 times those of float32 as measured on Zen 3).
+All sides take turns, so that noise on the machine affects all of them. ``ratio`` compares medians. ``best`` compares
+each side's fastest turn, which other programs disturbed least. ``processor`` compares medians of processor time over
+all threads. ``int8`` is torch's dynamically quantized linear layer. If a target is missed, the bound of this processor
+is printed: the packed bytes over the measured bandwidth of memory, and the products over what its integer units can do
+(AVX2 without VNNI: 32 products by two instructions, 3.2 times as many as in float32, as measured on Zen 3).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def sides(inputs: int, outputs: int, int8: bool) -> dict[str, Callable]:
 
 
 def turns(inputs: int, outputs: int, rows: int, seconds: float, int8: bool = True) -> dict[str, Any]:
-    """Each side's time over float32's, by medians and by the best turns; float32's own in microseconds."""
+    """Compare each side with float32, by medians and by best turns; give float32's time in microseconds."""
     x, ways = torch.randn(rows, inputs), sides(inputs, outputs, int8)
     took: dict[str, list[float]] = {name: [] for name in ways}
     busy: dict[str, list[float]] = {name: [] for name in ways}
@@ -79,7 +80,7 @@ def turns(inputs: int, outputs: int, rows: int, seconds: float, int8: bool = Tru
 
 
 def bandwidth() -> float:
-    """Bytes a second that float32 sums read from memory."""
+    """Measure how many bytes a second float32 sums read from memory."""
     block, best = torch.ones(1 << 26), 1.0
     for _ in range(5):
         began = time.perf_counter()
@@ -89,7 +90,7 @@ def bandwidth() -> float:
 
 
 def peak() -> float:
-    """float32 products a second of a large matrix product, as a measure of the processor."""
+    """Measure how many products a second the processor makes in a large float32 matrix product."""
     a, best = torch.randn(1024, 1024), 1.0
     for _ in range(10):
         began = time.perf_counter()

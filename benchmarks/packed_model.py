@@ -1,13 +1,15 @@
-"""A packed model's forward, and a packed decoder's next token, against the same model in fp32.
+"""A packed model's forward pass, and a packed decoder's next token, compared with the same model in fp32.
 
-Random weights, from configs alone: BERT-base at 1x16, 1x128 and 32x128 tokens, and a decoder as wide as a Llama of a
-billion weights (2048, 16 heads, 5632) but of a few layers and a small vocabulary, one row with a cache. All sides take
-turns in one process at torch's own number of threads, forwards and backwards; ``speedup`` is of the best times,
-``speedup_median`` the median over turns, ``speedup_processor`` of processor time (all threads), which other work on the
-machine falsifies least. ``no linear layers`` is the model with layers that cost nothing in their place: fp32's time over
-its own is the most that any linear layer could give (Amdahl). ``transformers`` is what ``pack(portable=True)`` wrote, as
-stock transformers runs it: weights alone are two bits there, and become fp32 at every call. ``bitnet`` are transformers' own
-layers for BitNet, whose rounding of activations is compiled and so needs a C++ compiler.
+Weights are random, from configs alone: BERT-base at 1x16, 1x128 and 32x128 tokens, and a decoder as wide as a Llama of
+a billion weights (2048, 16 heads, 5632) but with few layers and a small vocabulary, one row with a cache. All sides
+take turns in one process at torch's own number of threads, forwards and backwards. ``speedup`` compares the best times,
+``speedup_median`` is the median over turns, and ``speedup_processor`` compares processor time (all threads), which
+other work on the machine changes least.
+
+``no linear layers`` is the model with layers that cost nothing in their place: fp32's time divided by this one is the
+most that any linear layer could give (Amdahl). ``transformers`` is what ``pack(portable=True)`` wrote, run by stock
+transformers: there, weights are two bits and become fp32 at every call. ``bitnet`` are transformers' own layers for
+BitNet. Their rounding of activations is compiled, so they need a C++ compiler.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ TARGETS = {"1x16": 3.0, "1x128": 2.2, "32x128": 2.0, "decode": 5.0}
 
 
 class _Nothing(nn.Module):
-    """Gives out the same zeros at every call."""
+    """Returns the same zeros at every call."""
 
     def __init__(self, out: int) -> None:
         super().__init__()
@@ -62,7 +64,7 @@ def without_linear_layers(plain: Any) -> Any:
 
 
 def with_bitnet_layers(plain: Any) -> Any:
-    """transformers' layers for BitNet: two bits a weight, unpacked to float32 at every call, activations in 8 bits."""
+    """Use transformers' layers for BitNet: two bits a weight, unpacked to float32 at every call; 8-bit activations."""
     from transformers.integrations.bitnet import BitLinear, pack_weights
 
     model = copy.deepcopy(plain)
@@ -76,7 +78,7 @@ def with_bitnet_layers(plain: Any) -> Any:
 
 
 def sides(build: Callable[[], Any], kinds: list[str], left_out: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The ways to run one model, and why others are not among them."""
+    """Find the ways to run one model, and the reasons why others are missing."""
     models: dict[str, Any] = {}
     absent: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -124,11 +126,11 @@ def show(name: str, found: dict[str, Any]) -> None:
         print(f"{name:8} {way:17} {1e3 * own['best']:9.2f} ms ({1e3 * own['median']:9.2f})  {note}", flush=True)
 
 
-# ---- one layer beside ONNX Runtime's ----------------------------------------------------------------------------------
+# ---- one layer beside ONNX Runtime's ----
 
 
 def onnx_layer(levels: torch.Tensor, scale: torch.Tensor, block: int = 32) -> Callable[[Any], Any]:
-    """MatMulNBits of two bits with 8-bit activations inside (accuracy_level 4)."""
+    """Run MatMulNBits of two bits with 8-bit activations inside (accuracy_level 4)."""
     import onnx
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper

@@ -1,8 +1,8 @@
-"""Packed against padded rows: real tokens per second of processor time, collating included.
+"""Packed rows compared with padded rows: real tokens per second of processor time, including the time of collating.
 
-The same examples go through the same model, as they come: padded to the longest of their micro-batch, packed, and, for
-comparison, padded after sorting all of them by length, which costs the randomness of the order. By default their
-lengths are drawn as those of paragraphs are spread (log-normal); --data reads a text file, one example per line.
+The same examples go through the same model: padded to the longest of their micro-batch, packed, and padded after all
+were sorted by length, which makes the order less random. By default, lengths are drawn as those of paragraphs are
+spread (log-normal). ``--data`` reads a text file with one example in each line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VOCAB = 2048
 
 
 def texts(path: str | None, count: int, length: int) -> list[dict[str, list[int]]]:
-    """Examples of at most ``length`` tokens; a word of a file is one token."""
+    """Make examples of at most ``length`` tokens; a word of a file is one token."""
     draw = random.Random(0)
     if path is None:
         counts = [max(1, round(draw.lognormvariate(4.2, 0.9))) for _ in range(count)]
@@ -45,7 +45,7 @@ def batches(rows: list, size: int) -> Iterator[list]:
 
 
 def seconds(model: torch.nn.Module, collate, rows: list) -> tuple[float, int]:
-    """Processor time of one forward and backward, and the tokens that ran through, padding included."""
+    """Give the processor time of one forward and backward pass, and its tokens, padding included."""
     began = time.process_time()
     batch = collate(rows)
     model(**batch).loss.backward()
@@ -77,7 +77,7 @@ def main() -> None:
     spent, tokens, ratios = dict.fromkeys(arms, 0.0), dict.fromkeys(arms, 0), []
     for turn in zip(
         *(batches(rows, options.batch) for _, rows in arms.values()), strict=True
-    ):  # turns: noise hits all alike
+    ):  # in turns, so that noise affects all alike
         took = {}
         for (name, (collate, _)), mine in zip(arms.items(), turn, strict=True):
             took[name], count = seconds(model, collate, mine)

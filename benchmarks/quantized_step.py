@@ -1,8 +1,8 @@
-"""A training step of a one-bit BERT-base with 8-bit activations, next to the same step in full precision.
+"""A training step of a one-bit BERT-base with 8-bit activations, compared with the same step in full precision.
 
-Both sides run forward, backward and fused AdamW on the same rows, in turns, so that whatever else the machine does hits
-both; a ratio is of one pair of steps, in processor time (all threads). ``again`` is the plain side against itself: no
-ratio says more than that one allows. Each peak of memory is that of a fresh process. ``--compile`` compares both sides
+Both sides run forward, backward and fused AdamW on the same rows, in turns, so that noise on the machine affects both.
+A ratio compares a pair of steps in processor time (all threads). ``again`` measures the plain side against itself: no
+ratio is more exact than that one. Each peak of memory is that of a fresh process. ``--compile`` compares both sides
 under torch.compile, which needs a C++ compiler.
 """
 
@@ -35,9 +35,9 @@ WAYS = {
 
 
 def stepper(way: str, options: argparse.Namespace) -> Callable[[], float]:
-    """One training step, that says its processor time."""
+    """Make a training step that returns its processor time."""
     torch.manual_seed(0)
-    # Left out, the model writes it there in its first step, and torch.compile compiles a second time.
+    # Without it, the model adds it in its first step, and torch.compile compiles a second time.
     config = BertConfig(**(SMALL if options.small else {}), problem_type="single_label_classification")
     model = WAYS[way](BertForSequenceClassification(config))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -56,7 +56,7 @@ def stepper(way: str, options: argparse.Namespace) -> Callable[[], float]:
 
 
 def peak(way: str, options: argparse.Namespace) -> float:
-    """In this process: GiB at the highest, after two steps (the optimizer's moments come with the first)."""
+    """Measure the peak of this process in GiB after two steps; the first one creates the optimizer's moments."""
     step = stepper(way, options)
     step()
     step()
@@ -72,7 +72,7 @@ def in_fresh_process(way: str, options: argparse.Namespace) -> float:
 
 
 def ratios(way: str, options: argparse.Namespace) -> dict[str, float]:
-    """Pairs of steps, there and back again; the first of each side does not count."""
+    """Time pairs of steps, in both orders; the first step of each side does not count."""
     sides = [stepper(way.split()[0], options), stepper("plain", options)]
     for step in sides:
         step()
@@ -101,7 +101,7 @@ def main() -> None:
         return print("left out: quantized_step --compile: torch.compile needs a C++ compiler, and there is none")
     if options.memory_of:
         return print(json.dumps({"gib": peak(options.memory_of, options)}))
-    # First: a child's peak starts at its parent's (Linux keeps it over exec), which is small as yet.
+    # Comes first: a child's peak starts at its parent's (Linux keeps it over exec), which is still small.
     peaks = {way: round(in_fresh_process(way, options), 3) for way in ("plain", *options.ways) if way in WAYS}
     taken = {}
     for way in options.ways:

@@ -33,7 +33,7 @@ def ours(rows: int, batch: int, step: int) -> float:
 
 
 def trainers(rows: int, batch: int, step: int) -> float:
-    """What Trainer does: accelerate draws a permutation of all rows and walks past the first batches."""
+    """Do what Trainer does: accelerate draws a permutation of all rows and skips the first batches."""
     accelerator = Accelerator(cpu=True)
     loader = accelerator.prepare(DataLoader(Numbers(rows), batch_size=batch, sampler=RandomSampler(range(rows))))
     began = time.perf_counter()

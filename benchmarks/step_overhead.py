@@ -1,6 +1,6 @@
-"""What stages cost per update: StagedTrainer with one stage against Trainer, and Trainer against itself (A/A).
+"""What stages cost for each update: StagedTrainer with one stage against Trainer, and Trainer against itself.
 
-Two trainers in two threads take turns, one update each, so that whatever else the machine does hits both alike.
+Two trainers in two threads take turns, one update each, so that noise on the machine affects both alike.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WARM = 5
 
 
 class Turns(TrainerCallback):
-    """One update, then the other's turn. A turn is everything from one update's end to the next one's."""
+    """Lets two trainers take turns. A turn lasts from the end of one update to the end of the next."""
 
     def __init__(self, mine: threading.Semaphore, theirs: threading.Semaphore) -> None:
         self.mine, self.theirs = mine, theirs
@@ -47,7 +47,7 @@ def build(kind: str, turns: Turns, options: argparse.Namespace, out: str) -> Tra
 
 
 def pair(kinds: tuple[str, str], options: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """Seconds per update of two trainers that take turns."""
+    """Give the seconds of each update of two trainers that take turns."""
     first, second = threading.Semaphore(1), threading.Semaphore(0)
     turns = Turns(first, second), Turns(second, first)
     with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:

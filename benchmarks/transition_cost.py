@@ -1,4 +1,4 @@
-"""What a boundary costs, against its bound: writing the model and the moments once and reading them once."""
+"""What a boundary between stages costs, compared with its bound: writing and reading model and moments once."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hf_stages.schedules import Resume
 
 
 def touch_memory(gib: int = 3) -> None:
-    """Virtual machines hand out memory at first touch, slower than a disk writes. Both sides start with memory touched."""
+    """Touch memory before both sides start: a virtual machine provides it at first touch, slower than a disk writes."""
     torch.ones(gib * 2**28)
 
 
 class Boundary(TrainerCallback):
-    """Seconds from the last update of a stage to the first one of the next, less that update itself."""
+    """Measure from the last update of a stage to the first one of the next, without that update itself."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -46,7 +46,7 @@ def boundary_seconds(model, data, out: str) -> float:
 
 
 def bound_seconds(model, out: str) -> float:
-    """Save and load, nothing else: weights and two moments, written through to the disk as a boundary is."""
+    """Save and load weights and two moments, written through to the disk as a boundary is, and nothing else."""
     touch_memory()
     began = time.perf_counter()
     weights = {name: p.detach() for name, p in model.named_parameters()}
@@ -57,7 +57,7 @@ def bound_seconds(model, out: str) -> float:
             os.fsync(file.fileno())
     for path in [*Path(out).glob("*.safetensors"), Path(out) / "moments"]:
         for tensor in load_file(path).values():
-            tensor.clone()  # load_file maps the file; reading is what loading costs
+            tensor.clone()  # load_file only maps the file; this reads it
     return time.perf_counter() - began
 
 

@@ -1,7 +1,7 @@
 """The code of a page (README.md, docs/*.md) in the order in which a reader meets it, and what runs it.
 
-The fence says what a block is: ``python`` and ``bash`` run, ``yaml`` is read as (a part of) a recipe, ``text`` is what a command
-prints. Words behind the language:
+The fence says what a block is: ``python`` and ``bash`` run, ``yaml`` is read as (a part of) a recipe, ``text`` is what
+a command prints. Words after the language:
 
 ``no-run``       needs what only the reader has: a real model, data, a GPU, an installer
 ``slow``         runs in make test-all alone
