@@ -1,4 +1,4 @@
-"""What evaluation measures besides what Trainer does: the loss over all items, bits per byte, the teacher's terms."""
+"""Measure in evaluation what Trainer does not: the loss over all items, bits per byte, the teacher's terms."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ logger = logging.get_logger(__name__)
 
 
 def _without_nan(metrics: dict[str, float], prefix: str) -> None:
-    """A set without one label has no loss: 0/0 is within no budget, and no JSON."""
+    """Remove the loss of a set without a single label: NaN is within no budget, and no JSON."""
     if f"{prefix}_items" not in metrics and math.isnan(metrics.get(f"{prefix}_loss", 0.0)):
         del metrics[f"{prefix}_loss"]
         logger.warning(f"{prefix}: no row of this evaluation set has a label (all are -100), so it has no loss")
 
 
 class EvaluationMixin(_Base):
-    """The part of StagedMixin that evaluates. Each override is Trainer's own without stages."""
+    """The part of StagedMixin that evaluates. Without stages each override calls Trainer's own."""
 
     recipe: Any
     data_collator: Any
     _stage: Any
     _sums: Any = None
-    """The LossOverItems of an evaluation in progress."""
+    """The ``LossOverItems`` of an evaluation in progress."""
     _evaluated: Any = None
     """The set that is evaluated, as the user gave it."""
     _weighs_items = False
-    """Whether evaluation gives the loss over all items (with stages, and of a stage's folder) or Trainer's mean of batches."""
+    """Whether evaluation gives the loss over all items, or Trainer's mean of batches (without stages)."""
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None, **kwargs):
         inner = super().prediction_step
@@ -49,8 +49,8 @@ class EvaluationMixin(_Base):
         if ignore_keys is None:
             ignore_keys = getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", [])
         ignore_keys = [*ignore_keys, *BULKY]
-        apart = self._sums is not None and self._sums.again
-        if self._stage is None or self._stage.evaluated is None or apart:
+        repeats_rows = self._sums is not None and self._sums.repeats_rows
+        if self._stage is None or self._stage.evaluated is None or repeats_rows:
             return inner(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         inputs = self._prepare_inputs(inputs)
         with self._stage.evaluated.step(self.batch_of(inputs), self._stage.t, self.accelerator.autocast()):

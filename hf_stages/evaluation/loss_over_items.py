@@ -1,7 +1,8 @@
-"""The loss of an evaluation over all its tokens.
+"""Compute the loss of an evaluation over all its tokens.
 
-Trainer averages the means of batches, so its number moves with the batch size: a batch of a few long answers counts as much as
-one of many short ones. Here each mean is multiplied by the items it ran over, and the sum divided once.
+Trainer averages the means of batches, so its number changes with the batch size: a batch of a few long answers counts
+as much as one of many short answers. Here each mean is multiplied by the items it ran over, and the sum is divided
+once.
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.outputs import outputs_of
 
 BYTES = "bytes"
-"""A column of an evaluation set: how many bytes of text each row stands for."""
+"""The column of an evaluation set that says how many bytes of text each row stands for."""
 
 
 class LossOverItems:
-    """Sums over one evaluation of one set; made anew for each."""
+    """Sums over one evaluation of one set.
+
+    Args:
+        trainer: The trainer that evaluates.
+        dataset: The set as the user gave it; a column ``bytes`` says how many bytes of text each row stands for.
+    """
 
     def __init__(self, trainer: Any, dataset: Any) -> None:
         self.trainer, self.inner = trainer, trainer.compute_loss
@@ -36,21 +42,26 @@ class LossOverItems:
         self.task = TaskLoss().for_models(trainer.model, None)
         self.parts: MeanOfParts | None = None
         self.values: dict[int, torch.Tensor] = {}
-        """Of the batch at hand, where the loss has parts."""
+        """The values of the loss's parts in the batch at hand."""
         self.reduction_is_known = False
-        told = _is_code_length(trainer)
+        has_code_length = _is_code_length(trainer)
         # Rows of a last batch that is dropped would count in their bytes alone.
-        self.given = _given_bytes(dataset) if told and not trainer.args.dataloader_drop_last else None
-        self.table = _table(trainer) if told and self.given is None else None
-        self.part: torch.Tensor | None = None
-        """The mean over those rows of a batch that are read for the first time, where the step in progress has it."""
-        self.again = False
-        """Whether a batch is run once more for the sake of that mean alone."""
+        self.given_bytes = (
+            _bytes_of_rows(dataset) if has_code_length and not trainer.args.dataloader_drop_last else None
+        )
+        self.bytes_by_token = _bytes_by_token(trainer) if has_code_length and self.given_bytes is None else None
+        self.mean_of_unread_rows: torch.Tensor | None = None
+        """The mean over those rows of the batch that are read for the first time, where the step in progress has it."""
+        self.repeats_rows = False
+        """Whether a batch is run once more only for that mean."""
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """What counts is the loss that the trainer's ``prediction_step`` gives, whether ``compute_loss`` made it or not: a
-        Seq2SeqTrainer that generates takes its model's own."""
+        """Add up every batch of the evaluation that runs within the block.
+
+        The loss that counts is the one that the trainer's ``prediction_step`` returns, whether ``compute_loss``
+        computed it or not: a Seq2SeqTrainer that generates takes its model's own.
+        """
         trainer, held = self.trainer, self.trainer.__dict__.get("prediction_step")
         step = trainer.prediction_step
         trainer.prediction_step = lambda *args, **kwargs: self._step(step, *args, **kwargs)
@@ -64,27 +75,27 @@ class LossOverItems:
 
     def _step(self, step: Any, model: Any, inputs: Any, loss_only: bool, *args: Any, **kwargs: Any) -> Any:
         batch = dict(inputs)  # label smoothing takes the labels out
-        self._learn(batch)
-        new, self.part, self.values = count_unread_rows(self.trainer, batch), None, {}
+        self._find_reduction(batch)
+        new, self.mean_of_unread_rows, self.values = count_unread_rows(self.trainer, batch), None, {}
         found = step(model, inputs, loss_only, *args, **kwargs)
         if new is None or found[0] is None:
             self._add(found[0], batch)
             return found
         few = first_rows(batch, new)
-        if self.part is None:
-            self.again = True
-            self.part = step(model, few, True, *args, **kwargs)[0]
-            self.again = False
-        self._add(self.part if new else None, few)
+        if self.mean_of_unread_rows is None:
+            self.repeats_rows = True
+            self.mean_of_unread_rows = step(model, few, True, *args, **kwargs)[0]
+            self.repeats_rows = False
+        self._add(self.mean_of_unread_rows if new else None, few)
         return found
 
     def loss(self, inner: Callable[..., Any], model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
-        """``compute_loss`` of one batch. Without a number of items every trainer gives its batch's mean."""
+        """Answer ``compute_loss`` for one batch. Without a number of items every trainer returns the batch's mean."""
         batch = self.trainer.batch_of(inputs).columns
         new = count_unread_rows(self.trainer, batch)
         if new is not None:  # before the forward of all rows, which is the one that others watch
             few = first_rows(batch, new)
-            self.part = self._run(inner, model, {key: few[key] for key in inputs}, few)
+            self.mean_of_unread_rows = self._run(inner, model, {key: few[key] for key in inputs}, few)
         return self._run(inner, model, inputs, batch, return_outputs, notes=new is None)
 
     def _run(
@@ -94,8 +105,8 @@ class LossOverItems:
         with give_item_count(self.trainer, self.task.items(batch)), watch:
             return inner(model, inputs, return_outputs=return_outputs, num_items_in_batch=None)
 
-    def _learn(self, batch: Mapping[str, Any]) -> None:
-        """What the loss is a mean over, on the first batch that has one."""
+    def _find_reduction(self, batch: Mapping[str, Any]) -> None:
+        """Find out what the loss is a mean over, on the first batch that has a loss."""
         trainer = self.trainer
         if self.reduction_is_known or not (
             trainer.can_return_loss or any(batch.get(k) is not None for k in trainer.label_names)
@@ -120,7 +131,7 @@ class LossOverItems:
         value = torch.where(count > 0, mean * (1 if self.task.summed else count), torch.zeros_like(count))
         self.totals += torch.stack([value, count, self._bytes(batch)])
 
-    def _of_parts(self) -> tuple[float, float] | None:
+    def _mean_of_parts(self) -> tuple[float, float] | None:
         assert self.parts is not None
         if self.trainer.args.world_size > 1:
             torch.distributed.all_reduce(self.parts.totals)
@@ -131,27 +142,30 @@ class LossOverItems:
         if labels is None:
             labels = batch.get("labels")
             labels = labels[..., 1:] if torch.is_tensor(labels) and self.task.shifts else labels
-        if self.table is None or not torch.is_tensor(labels):
+        if self.bytes_by_token is None or not torch.is_tensor(labels):
             return self.totals.new_zeros(())
-        self.table = self.table.to(labels.device)
-        return self.table[labels[labels.ne(-100)]].sum().to(self.totals)
+        self.bytes_by_token = self.bytes_by_token.to(labels.device)
+        return self.bytes_by_token[labels[labels.ne(-100)]].sum().to(self.totals)
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Loss, items and, where bytes are known, bits per byte; nothing where no batch had a loss. Collective."""
+        """Return the loss, its items and, where bytes are known, bits per byte. All ranks call it.
+
+        The result is empty where no batch had a loss.
+        """
         totals = self.totals.clone()
         if self.trainer.args.world_size > 1:
             torch.distributed.all_reduce(totals)
         value, items, size = totals.tolist()
-        if self.parts is not None and (whole := self._of_parts()) is not None:
+        if self.parts is not None and (whole := self._mean_of_parts()) is not None:
             return {f"{prefix}_loss": whole[0], f"{prefix}_items": whole[1]}
         if not items:
             return {}
         found = {f"{prefix}_loss": value / items, f"{prefix}_items": items}
-        size = size if self.given is None else self.given
+        size = size if self.given_bytes is None else self.given_bytes
         return {**found, **({f"{prefix}_bits_per_byte": value / math.log(2) / size} if size else {})}
 
 
-def _given_bytes(dataset: Any) -> float | None:
+def _bytes_of_rows(dataset: Any) -> float | None:
     if BYTES not in (getattr(dataset, "column_names", None) or ()) or not hasattr(dataset, "__len__"):
         return None
     sizes = list(dataset[BYTES])
@@ -160,7 +174,7 @@ def _given_bytes(dataset: Any) -> float | None:
 
 
 def _is_code_length(trainer: Any) -> bool:
-    """Only a language model's cross-entropy is one of the text; masked ones see what they predict around it."""
+    """Tell whether the loss is a code length of the text. A masked model sees the text around what it predicts."""
     if trainer.args.label_smoothing_factor or trainer.compute_loss_func is not None:
         return False
     try:
@@ -169,7 +183,7 @@ def _is_code_length(trainer: Any) -> bool:
         return False
 
 
-def _table(trainer: Any) -> torch.Tensor | None:
+def _bytes_by_token(trainer: Any) -> torch.Tensor | None:
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     if tokenizer is None:
         return None

@@ -1,4 +1,4 @@
-"""Several ranks evaluate as many batches each: loaders fill the last ones with rows that were read already."""
+"""Find the rows that a loader repeats: with several ranks it fills the last batches with rows that were read before."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hf_stages.models.real_tokens import rows_of
 
 
 def count_unread_rows(trainer: Any, batch: Mapping[str, Any]) -> int | None:
-    """How many of this rank's rows, from the first on, were not read before. None where no rank's batch was filled up.
+    """Count this rank's rows, from the first on, that were not read before; None where no rank's batch was filled up.
 
-    Packed rows tell nothing of which example they are: there all count, as in Trainer.
+    Packed rows do not tell which example they are from. There all rows count, as in Trainer.
     """
     state, args = trainer.accelerator.gradient_state, trainer.args
     if args.world_size < 2 or not state.in_dataloader or not state.end_of_dataloader or state.remainder <= 0:
@@ -29,7 +29,7 @@ def count_unread_rows(trainer: Any, batch: Mapping[str, Any]) -> int | None:
 
 
 def first_rows(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """One row at least, so that all ranks run the model."""
+    """Take the first rows of a batch, one at least, so that all ranks run the model."""
     total, count = rows_of(batch), max(count, 1)
     return {
         key: value[:count] if torch.is_tensor(value) and value.dim() and len(value) == total else value

@@ -1,4 +1,4 @@
-"""A domain is measured as the stage that brought it does: its collator, its metrics, no terms of the stage in progress."""
+"""Measure a domain as the stage that brought it does: with that stage's collator and metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_stages.planning.domains import Domain, domains_of, own_domains
 
 
 def measured_as_its_stage_does(trainer: Any, name: str) -> AbstractContextManager[None]:
-    """For one of the sets that a stage evaluates: an earlier domain's, which a gate watches, may be of another kind of rows."""
+    """Evaluate one of a stage's sets. An earlier domain, which a gate watches, may have another kind of rows."""
     resolved, stage = trainer._runner.plan.resolved, trainer._stage.planned.name
     if name in own_domains(resolved[stage]):
         return nullcontext()
@@ -21,7 +21,7 @@ def measured_as_its_stage_does(trainer: Any, name: str) -> AbstractContextManage
 
 @contextmanager
 def measured_as(trainer: Any, domain: Domain) -> Iterator[None]:
-    """Without the stage's teacher terms as well: they may be of other rows (DPO's are pairs)."""
+    """Lend the trainer the domain's collator and metrics. Teacher terms pause: they may need other rows (DPO)."""
     run, own = trainer._stage, trainer._runner.own
     held = {name: getattr(trainer, name) for name in ("data_collator", "compute_metrics")}
     terms, run.evaluated = run.evaluated, None

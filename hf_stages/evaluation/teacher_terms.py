@@ -1,4 +1,4 @@
-"""Terms that compare with a teacher, measured in evaluation too: a stage without labels has no other sign of progress."""
+"""Measure in evaluation, too, the terms that compare with a teacher: without labels nothing else shows progress."""
 
 from __future__ import annotations
 
@@ -23,11 +23,16 @@ BULKY = (
     "hidden_states", "attentions", "past_key_values", "encoder_hidden_states", "decoder_hidden_states",
     "encoder_attentions", "decoder_attentions", "cross_attentions", "encoder_last_hidden_state", "image_hidden_states",
 )  # fmt: skip
-"""Outputs that no metric reads and that gathered over a dataset fill the memory."""
+"""Outputs that no metric reads, and that would fill the memory if they were gathered over a dataset."""
 
 
 class TeacherTerms:
-    """Sums and items of each teacher term over one evaluation."""
+    """Sums and items of each teacher term over one evaluation.
+
+    Args:
+        losses: The losses of the stage in progress.
+        trainer: The trainer that evaluates.
+    """
 
     def __init__(self, losses: StageLosses, trainer: Any) -> None:
         self.losses, self.trainer = losses, trainer
@@ -36,11 +41,11 @@ class TeacherTerms:
         exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         most = max((len(term.loss.logged_names) for term in self.terms), default=0)
         self.totals = torch.zeros(len(self.terms), 2 + most, dtype=exact, device=device)
-        """Of each term: its value, its items, and what else it logs."""
+        """A row for each term: its value, its items, and what else it logs."""
 
     @contextmanager
     def step(self, batch: Batch, t: float, autocast: Any) -> Iterator[None]:
-        """Around one forward of the student, which keeps its outputs whole."""
+        """Measure the terms on one batch, whose forward of the student runs within the block."""
         if not self.terms or not self.losses.can_be_evaluated or not self._can_compare(batch.columns):
             yield
             return
@@ -68,14 +73,14 @@ class TeacherTerms:
                 self.totals[place, 2 : 2 + len(logged)] += logged.to(self.totals)
 
     def _can_compare(self, columns: Mapping[str, Any]) -> bool:
-        """Whether the batch has what terms by source need, and what a decoder reads: generation is no forward to compare."""
+        """Tell whether the batch has what terms by source and a decoder read. A generation is no forward to compare."""
         by_source = any(isinstance(term.loss, OnSource) for term in self.terms)
         decodes = getattr(base_of(self.losses.model).config, "is_encoder_decoder", False)
         decoded = {"labels", "decoder_input_ids", "decoder_inputs_embeds"} & columns.keys()
         return (SOURCE in columns or not by_source) and (bool(decoded) or not decodes)
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """The mean of each term; collective."""
+        """Return the mean of each term. All ranks call it."""
         totals, self.totals = self.totals, torch.zeros_like(self.totals)
         if self.trainer.args.world_size > 1 and self.terms:
             torch.distributed.all_reduce(totals)

@@ -1,9 +1,9 @@
-"""How many bytes of text a token stands for, where its tokenizer says so exactly.
+"""Tell how many bytes of text a token stands for, where its tokenizer says so exactly.
 
-A loss per token cannot be compared between tokenizers, bits per byte can. Two kinds of vocabulary spell their bytes out:
-byte-level ones (GPT-2, Llama 3, Qwen), in which a character of a token is a byte, and SentencePiece ones that fall back to bytes
-(Llama 2, Gemma), in which "▁" is a space and ``<0x0A>`` a byte. The tokens of others do not give the text back: WordPiece drops
-spaces, T5's pieces know no newline.
+A loss per token cannot be compared between tokenizers; bits per byte can. Two kinds of vocabulary spell out their
+bytes. Byte-level ones (GPT-2, Llama 3, Qwen) write each byte as one character. SentencePiece ones that fall back to
+bytes (Llama 2, Gemma) write a space as "▁" and a byte as ``<0x0A>``. The tokens of others do not give the text back:
+WordPiece drops spaces, and T5's pieces have no newline.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SPACE = "\u2581"
 
 
 def bytes_per_token(tokenizer: Any, size: int) -> torch.Tensor | None:
-    """Bytes by token number, 0 for special tokens, for ``size`` tokens; None where the tokenizer does not spell them out."""
+    """Return bytes by token number, 0 for special tokens; None where the tokenizer does not spell them out."""
     kind = _kind(tokenizer)
     if kind is None:
         return None
@@ -33,7 +33,8 @@ def bytes_per_token(tokenizer: Any, size: int) -> torch.Tensor | None:
 
 
 def _length(token: str, kind: str) -> int:
-    """
+    """Count the bytes of one token.
+
     >>> _length("Ġthe", "bytes"), _length("▁the", "pieces"), _length("<0x0A>", "pieces"), _length("é", "pieces")
     (4, 4, 1, 2)
     """
@@ -43,7 +44,7 @@ def _length(token: str, kind: str) -> int:
 
 
 def _kind(tokenizer: Any) -> str | None:
-    """How the vocabulary is written, read off the decoder, which is what turns tokens into text."""
+    """Read from the decoder, which turns tokens into text, how the vocabulary is written."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "to_str"):
         return None

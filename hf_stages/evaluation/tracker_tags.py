@@ -1,4 +1,4 @@
-"""Tags of their own for what is measured at a stage's start: ``start/loss`` in TensorBoard, W&B and the like."""
+"""Give what is measured at a stage's start its own tags in TensorBoard, W&B and others: ``start/loss``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ _PREFIX = f"{START}_"
 
 @contextmanager
 def own_tags(logs: Mapping[str, Any] | None) -> Iterator[None]:
-    """While callbacks are given ``logs``. Trainer's trackers share one function for tags, which knows ``eval_`` and ``test_``
-    alone and would put all else among the curves of training."""
+    """Use own tags while callbacks are given ``logs``.
+
+    Trainer's trackers share one function for tags. It knows only ``eval_`` and ``test_``, and would put all else among
+    the curves of training.
+    """
     theirs = getattr(integration_utils, "rewrite_logs", None)
     if theirs is None or not any(key.startswith(_PREFIX) for key in logs or ()):
         yield

@@ -1,4 +1,7 @@
-"""Losses: one file each. A loss returns its sum over a micro-batch and says over how many items it runs."""
+"""Losses, one in each file. A loss returns its sum over a micro-batch and says how many items it ran over.
+
+``objective`` holds what makes them one loss for each update. Nothing here knows of a trainer's data or teachers.
+"""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the losses on attention have in common: the mapped layers and what must be captured of them."""
+"""What losses on attention share: pairs of layers, and what must be captured of them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _HIDDEN = -1e9
 
 @dataclass(frozen=True)
 class ScoreLoss(Loss):
-    """Base of the losses on scores: layer by layer, averaged over heads, over real tokens as queries."""
+    """The base of losses on attention scores, which go layer by layer and average over heads and real tokens."""
 
     layers: str | list[int] | dict[int, int] = "uniform"
-    """``uniform`` (TinyBERT), ``last``, ``skip`` (PKD), the teacher's layer for each of the student's, or {student: teacher}."""
+    """``uniform`` (TinyBERT), ``last``, ``skip`` (PKD), a teacher's layer for each student's, or {student: teacher}."""
     stack: str | None = None
     """``encoder`` or ``decoder`` where a model has both."""
     pairs: tuple[tuple[int, int], ...] = field(default=(), init=False, repr=False, compare=False)
@@ -43,37 +43,39 @@ class ScoreLoss(Loss):
         return self.tokens.items(batch)
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> torch.Tensor:
-        found = (self.layer_distance(mine, theirs) for mine, theirs in attention_pairs(self, student, teacher))
-        return torch.stack([sum_over_queries(apart, batch, self.tokens) for apart in found])
+        distances = (self.layer_distance(mine, theirs) for mine, theirs in attention_pairs(self, student, teacher))
+        return torch.stack([sum_over_queries(distance, batch, self.tokens) for distance in distances])
 
     def layer_distance(self, student: Attention, teacher: Attention) -> torch.Tensor:
-        """How far one layer is off: (batch, heads, queries)."""
+        """Measure how far one layer is off: (batch, heads, queries)."""
         raise NotImplementedError(f"{self.name} must define layer_distance(student, teacher)")
 
 
 def attention_pairs(loss: Any, student: Any, teacher: Any) -> Iterator[tuple[Attention, Attention]]:
-    """The mapped layers' attention, the student's and the teacher's."""
+    """Give the attention of each pair of layers, the student's and the teacher's."""
     for one, other in loss.pairs:
         mine, theirs = student[key_of("attention", one, loss.stack)], teacher[key_of("attention", other, loss.stack)]
         seen = [[states.shape[-2] for states in (layer.query, layer.key)] for layer in (mine, theirs)]
         if seen[0] != seen[1]:
             raise ValueError(
                 f"{loss.name}: {' tokens that look at '.join(map(str, seen[0]))} in the student, "
-                f"{' that look at '.join(map(str, seen[1]))} in the teacher: a model that adds tokens or keys (prompt and prefix "
-                "tuning) cannot be compared by its attention; use LogitKL on classes, or HiddenMSE beside prefixes"
+                f"{' that look at '.join(map(str, seen[1]))} in the teacher: a model that adds tokens or keys (prompt "
+                "and prefix tuning) cannot be compared by its attention; use LogitKL on classes, or HiddenMSE beside "
+                "prefixes"
             )
         yield mine, theirs
 
 
 def with_layer_pairs(loss: Any, student: Any, teacher: Any, *, same_heads: bool = True) -> Any:
-    """``loss`` with its layer pairs and needs for these models."""
+    """Return the loss with its layer pairs and needs for these models."""
     name = type(loss).__name__
     depths = _layers.depth_of(student, loss.stack), _layers.depth_of(teacher, loss.stack)
     found = _layers.pairs(loss.layers, *depths, embeddings=False, where=f"{name}: layers")
     if same_heads and (heads := (heads_of(student, loss.stack), heads_of(teacher, loss.stack)))[0] != heads[1]:
         raise ValueError(
             f"{name}: the student has {heads[0]} attention heads, the teacher {heads[1]}; use AttentionRelation, which "
-            "compares across head counts, or leave attention out (in a ready recipe: attention=AttentionRelation() or attention=0)"
+            "compares across head counts, or leave attention out (in a ready recipe: attention=AttentionRelation() or "
+            "attention=0)"
         )
     return adapted(
         loss,
@@ -86,24 +88,24 @@ def with_layer_pairs(loss: Any, student: Any, teacher: Any, *, same_heads: bool 
 
 
 def tensors_of(loss: Any, captured: Mapping[str, Any], *names: str) -> list[torch.Tensor]:
-    """Of the student's mapped layers, the tensors that go by these names."""
+    """Return the tensors of these names from the student's mapped layers."""
     layers = [captured[key] for key in loss.needs if key in captured]
     return [getattr(layer, name) for layer in layers for name in names]
 
 
 def masked_log_softmax(values: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
-    """Log-softmax over the visible keys. Hidden ones get a large negative number: -inf would make 0 x inf of a NaN."""
+    """Compute log-softmax over visible keys. Hidden ones get a large negative number, as -inf would lead to NaN."""
     if seen is not None:
         values = values.masked_fill(~seen, _HIDDEN)
     return torch.log_softmax(values, dim=-1)
 
 
 def divergence(targets: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
-    """KL(targets || logs) over the last dimension, both given as logarithms."""
+    """Compute KL(targets || logs) over the last dimension, both given as logarithms."""
     return torch.nn.functional.kl_div(logs, targets, reduction="none", log_target=True).sum(-1)
 
 
-def sum_over_queries(found: torch.Tensor, batch: Mapping[str, Any], tokens: Tokens) -> torch.Tensor:
-    """(batch, heads, queries) averaged over heads and summed over the queries that are real tokens."""
-    mean = found.mean(1)
+def sum_over_queries(distances: torch.Tensor, batch: Mapping[str, Any], tokens: Tokens) -> torch.Tensor:
+    """Average (batch, heads, queries) over heads, and sum over the queries that are real tokens."""
+    mean = distances.mean(1)
     return (mean * tokens.weights(batch, mean)).sum()

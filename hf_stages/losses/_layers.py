@@ -1,4 +1,4 @@
-"""Which layer of the student learns from which layer of the teacher.
+"""Map layers of the student to the layers of the teacher that they learn from.
 
 Blocks are numbered from 1, as their outputs are in ``hidden_states``; hidden 0 is what enters the first block.
 Negative numbers count from the end: -1 is the last block.
@@ -16,7 +16,7 @@ _NAMES = ("uniform", "last", "skip")
 
 
 def check(layers: Any, where: str) -> None:
-    """What can be told of a layer map without the models."""
+    """Refuse what cannot be a layer map of any model."""
     if isinstance(layers, str):
         if layers not in _NAMES:
             raise ValueError(f"{where}: expected {', '.join(_NAMES)}, a list or {{student: teacher}}, got {layers!r}")
@@ -31,11 +31,11 @@ def depth_of(model: Any, stack: str | None) -> int:
 
 
 def pairs(layers: LayerMap, student: int, teacher: int, *, embeddings: bool, where: str) -> tuple[tuple[int, int], ...]:
-    """(student layer, teacher layer) for models of these depths.
+    """Return pairs (student layer, teacher layer) for models of these depths.
 
-    ``uniform`` spreads the student over the teacher (TinyBERT), embeddings included where they can be; ``skip`` is
-    that without the embeddings and the last layer (PKD-skip: the logits teach the last); ``last`` follows the
-    teacher's last layers (PKD-last). A list names the teacher's layer for student layers 1, 2, ...
+    ``uniform`` spreads the student over the teacher (TinyBERT), with the embeddings where ``embeddings`` is true.
+    ``skip`` is the same without the embeddings and the last layer, which learns from the logits (PKD-skip).
+    ``last`` follows the teacher's last layers (PKD-last). A list names the teacher's layer for student layers 1, 2, ...
 
     >>> pairs("uniform", 3, 6, embeddings=True, where="layers")
     ((0, 0), (1, 2), (2, 4), (3, 6))
@@ -45,10 +45,10 @@ def pairs(layers: LayerMap, student: int, teacher: int, *, embeddings: bool, whe
     if isinstance(layers, str):
         if student > teacher:
             raise ValueError(
-                f"{where}: {layers!r} needs a teacher at least as deep as the student; the student has {student} layers, "
-                f"the teacher {teacher}; give {{student: teacher}}"
+                f"{where}: {layers!r} needs a teacher at least as deep as the student; the student has {student} "
+                f"layers, the teacher {teacher}; give {{student: teacher}}"
             )
-        found = _named(layers, student, teacher, embeddings)
+        found = _pairs_by_name(layers, student, teacher, embeddings)
         if not found:
             raise ValueError(f"{where}: {layers!r} leaves no layer of a student of {student}; use 'uniform' or 'last'")
         return tuple(found)
@@ -60,17 +60,17 @@ def pairs(layers: LayerMap, student: int, teacher: int, *, embeddings: bool, whe
         )
     lowest = 0 if embeddings else 1
     return tuple(
-        (_counted(s, student, lowest, f"{where}: student"), _counted(t, teacher, lowest, f"{where}: teacher"))
+        (_from_the_end(s, student, lowest, f"{where}: student"), _from_the_end(t, teacher, lowest, f"{where}: teacher"))
         for s, t in chosen
     )
 
 
 def names_of(pairs: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-    """What a term's layers are called in errors and in the plan: student-teacher."""
+    """Name pairs of layers for errors and the plan: student-teacher."""
     return tuple(f"{student}-{teacher}" for student, teacher in pairs)
 
 
-def _named(layers: str, student: int, teacher: int, embeddings: bool) -> list[tuple[int, int]]:
+def _pairs_by_name(layers: str, student: int, teacher: int, embeddings: bool) -> list[tuple[int, int]]:
     blocks = range(1, student + 1)
     if layers == "last":
         return [(s, teacher - student + s) for s in blocks]
@@ -80,7 +80,7 @@ def _named(layers: str, student: int, teacher: int, embeddings: bool) -> list[tu
     return [(0, 0), *spread] if embeddings else spread
 
 
-def _counted(number: int, depth: int, lowest: int, where: str) -> int:
+def _from_the_end(number: int, depth: int, lowest: int, where: str) -> int:
     found = depth + 1 + number if number < 0 else number
     if not lowest <= found <= depth:
         hint = "0 (embeddings) to " if lowest == 0 else "1 to "

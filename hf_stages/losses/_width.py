@@ -1,4 +1,4 @@
-"""Widths and head counts as a model's config states them."""
+"""Read widths and head counts from a model's config."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hf_stages.layers.blocks import base_of, stack_of
 
 
 def config_of(model: Any, stack: str | None) -> Any:
-    """The config of the module that holds the stack: a tower's own where a model has several."""
+    """Return the config of the module that holds the stack: a tower's own where a model has several."""
     base, path = base_of(model), stack_of(model, stack)[0].split(".")
     for end in range(len(path) - 1, -1, -1):
         config = getattr(base.get_submodule(".".join(path[:end])), "config", None)
@@ -22,7 +22,7 @@ def width_of(model: Any, stack: str | None) -> int:
 
 
 def heads_of(model: Any, stack: str | None, *, keys: bool = False) -> int:
-    """Attention heads; with ``keys`` those of keys and values, fewer under grouped-query attention."""
+    """Count attention heads; with ``keys`` those of keys and values, fewer under grouped-query attention."""
     config = config_of(model, stack)
     # BART and its kin: num_attention_heads is the encoder's.
     own = getattr(config, "decoder_attention_heads", None) if stack == "decoder" else None
@@ -30,14 +30,14 @@ def heads_of(model: Any, stack: str | None, *, keys: bool = False) -> int:
     heads = fewer or own or getattr(config, "num_attention_heads", None)
     if heads is None:
         raise ValueError(
-            f"{type(base_of(model)).__name__} has no attention heads (config.num_attention_heads); losses on attention cannot "
-            "work here, use HiddenMSE"
+            f"{type(base_of(model)).__name__} has no attention heads (config.num_attention_heads); losses on "
+            "attention cannot work here, use HiddenMSE"
         )
     return int(heads)
 
 
 def size_of(model: Any, stack: str | None) -> int:
-    """The size of one attention head."""
+    """Return the size of one attention head."""
     config = config_of(model, stack)
     given = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
     return int(given or config.hidden_size // heads_of(model, stack))

@@ -1,4 +1,4 @@
-"""Attention distributions pulled towards the teacher's."""
+"""Pull attention distributions towards the teacher's."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from hf_stages.models.signals import Attention
 
 @dataclass(frozen=True)
 class AttentionKL(ScoreLoss):
-    """KL(teacher || student) of each query's attention over the keys it sees (MiniLM, MobileBERT): averaged over heads,
-    summed over layers, averaged over real tokens as queries."""
+    """KL(teacher || student) of each query's attention over the keys that it sees (MiniLM, MobileBERT).
+
+    It is averaged over heads, summed over layers, and averaged over real tokens as queries.
+
+    >>> AttentionKL(layers={-1: -1})
+    AttentionKL(layers={-1: -1}, stack=None)
+    """
 
     def layer_distance(self, student: Attention, teacher: Attention) -> torch.Tensor:
         seen = both_visible(student, teacher)

@@ -1,4 +1,4 @@
-"""Attention scores before the softmax pulled towards the teacher's."""
+"""Pull attention scores, before the softmax, towards the teacher's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from hf_stages.models.signals import Attention
 
 @dataclass(frozen=True)
 class AttentionMSE(ScoreLoss):
-    """Mean squared difference of pre-softmax scores over heads and visible keys, summed over layers, averaged over
-    real tokens as queries (TinyBERT, BinaryBERT, XTC; they leave padding in).
+    """Mean squared difference of attention scores before the softmax, over heads and visible keys.
 
-    Scores are computed from the queries and keys of the mapped layers alone; the model goes on with SDPA.
+    It is summed over layers and averaged over real tokens as queries (TinyBERT, BinaryBERT, XTC, which count padding).
+    Scores are computed from the queries and keys of the mapped layers only. The model itself may run SDPA.
+
+    >>> AttentionMSE(layers="last")
+    AttentionMSE(layers='last', stack=None)
     """
 
     def layer_distance(self, student: Attention, teacher: Attention) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How tokens relate to each other in queries, keys and values, pulled towards the teacher's relations."""
+"""Pull the relations of tokens in queries, keys and values towards the teacher's."""
 
 from __future__ import annotations
 
@@ -21,21 +21,25 @@ _PARTS = {"Q": "query", "K": "key", "V": "value"}
 class AttentionRelation(Loss):
     """KL(teacher || student) of softmax(A Aᵀ) for A in queries, keys and values (MiniLMv2, BitDistill).
 
-    Heads are joined and cut anew into ``heads`` relation heads, so widths and head counts may differ. Averaged over
-    relation heads, summed over relations and layers, averaged over real tokens; padding is left out, and other examples of a
-    packed row, and nothing else: causal models relate to later tokens too. Queries and keys are taken as attention gets them, after RoPE.
+    Heads are joined and cut anew into ``heads`` relation heads, so widths and head counts may differ. The value is
+    averaged over relation heads, summed over relations and layers, and averaged over real tokens. Padding and other
+    examples of a packed row are left out; later tokens are not, in causal models either. Queries and keys are those
+    that attention gets, after RoPE.
+
+    >>> AttentionRelation(relations="V", heads=48).relations
+    'V'
     """
 
     relations: str = "QKV"
-    """Of queries, keys and values, which are related: letters of ``QKV``."""
+    """Which of queries, keys and values are related: letters of ``QKV``."""
     layers: str | list[int] | dict[int, int] = field(default_factory=lambda: {-1: -1})
-    """As elsewhere; by default the last layer of both, as MiniLM has it. BitDistill takes a single layer too."""
+    """A layer map as in ``HiddenMSE``. The default is the last layer of both (MiniLM, BitDistill)."""
     heads: int | None = None
-    """Relation heads; more of them tell finer (MiniLMv2 takes 48). None: as many heads as the student has keys."""
+    """Relation heads; more make finer relations (MiniLMv2 takes 48). None: as many as the student has key heads."""
     form: str = "scaled"
     """``scaled``: divided by the root of the head's size (MiniLMv2); ``cosine``: normalized (BitDistill's code)."""
     temperature: float = 1.0
-    """What the relations are divided by before the softmax."""
+    """The number that relations are divided by before the softmax."""
     stack: str | None = None
     """``encoder`` or ``decoder`` where a model has both."""
     pairs: tuple[tuple[int, int], ...] = field(default=(), init=False, repr=False, compare=False)
@@ -88,12 +92,12 @@ class AttentionRelation(Loss):
         assert self.heads is not None
         if heads * size % self.heads:
             raise ValueError(
-                f"AttentionRelation: heads: the {whose}'s {heads} heads of {size} cannot be cut into {self.heads} relation "
-                "heads; choose a divisor of both models' widths"
+                f"AttentionRelation: heads: the {whose}'s {heads} heads of {size} cannot be cut into {self.heads} "
+                "relation heads; choose a divisor of both models' widths"
             )
 
     def _relation(self, states: torch.Tensor, real: torch.Tensor, whose: str) -> torch.Tensor:
-        """(batch, heads, tokens, size) to log shares (batch, relation heads, tokens, tokens)."""
+        """Turn (batch, heads, tokens, size) into log relations (batch, relation heads, tokens, tokens)."""
         batch, heads, tokens, size = states.shape
         self._check_cut(heads, size, whose)
         assert self.heads is not None

@@ -1,4 +1,4 @@
-"""Attention scores from captured queries and keys: the model itself may run SDPA, which never makes them."""
+"""Compute attention scores from captured queries and keys. The model itself may run SDPA, which never makes them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from hf_stages.models.signals import Attention
 
 
 def scores(attention: Attention, *, minus: torch.Tensor | None = None) -> torch.Tensor:
-    """Pre-softmax scores (batch, heads, queries, keys) in fp32, hidden places included: mask them by ``visible``.
+    """Return scores before the softmax (batch, heads, queries, keys) in fp32. Hidden keys must be masked by
+    ``visible``.
 
-    ``minus`` is taken off in the same multiplication, which saves a pass over the largest tensor of the loss.
+    ``minus`` is subtracted in the same multiplication, which saves a pass over the largest tensor of the loss.
     """
     with without_autocast(attention.query):
         return _scores(attention, minus)
 
 
 def without_autocast(like: torch.Tensor) -> torch.autocast:
-    """Autocast would take fp32 products in half precision after all, and losses are computed within it."""
+    """Switch autocast off: it would compute fp32 products in half precision, and losses are computed within it."""
     return torch.autocast(like.device.type, enabled=False)
 
 
@@ -41,7 +42,7 @@ def _scores(attention: Attention, minus: torch.Tensor | None) -> torch.Tensor:
 
 
 def visible(attention: Attention) -> torch.Tensor | None:
-    """Which keys each query sees, broadcastable to the scores; None where it sees all."""
+    """Tell which keys each query sees, broadcastable to the scores; None where it sees all."""
     mask = attention.mask
     if mask is not None:
         return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
@@ -53,7 +54,7 @@ def visible(attention: Attention) -> torch.Tensor | None:
 
 
 def both_visible(student: Attention, teacher: Attention) -> torch.Tensor | None:
-    """Where both models look; they differ where sliding windows do."""
+    """Tell which keys both models see. They differ where sliding windows do."""
     first, second = visible(student), visible(teacher)
     if first is None or second is None:
         return first if second is None else second

@@ -1,4 +1,4 @@
-"""Terms that pull equally hard, whatever their units."""
+"""Balance terms so that they pull equally hard, whatever their units."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ _BY = ("gradient", "loss")
 
 @dataclass(frozen=True)
 class Balanced(Loss):
-    """Each term inside is scaled until its gradient's norm equals that of the first term, the reference.
+    """Scales each term inside until the norm of its gradient equals that of the first term, the reference.
 
-    A mean square over hidden states and a divergence over a vocabulary differ by orders of magnitude, and the ratio
-    drifts while training; a weight tuned on one model drowns a term in another. Norms are running means over updates
-    (the idea of GradNorm, https://arxiv.org/abs/1711.02257, without its learned weights). Weights, also curves,
-    multiply afterwards: ``Balanced(TaskLoss() + 0.5 * Other())`` lets the second pull half as hard.
+    A mean square over hidden states and a divergence over a vocabulary differ by orders of magnitude, and their ratio
+    changes while training. So a weight that suits one model makes a term too weak or too strong in another. Norms are
+    running means over updates (the idea of GradNorm, https://arxiv.org/abs/1711.02257, without its learned weights).
+    Weights, also curves, multiply afterwards: ``Balanced(TaskLoss() + 0.5 * Other())`` lets the second pull half as
+    hard.
 
     >>> from hf_stages.losses import TaskLoss
     >>> from hf_stages.losses.objective.terms import terms_of
@@ -30,13 +31,13 @@ class Balanced(Loss):
     loss: Loss
     """A sum of losses, given as a list."""
     by: str = "gradient"
-    """``"gradient"``: by the gradient's norm, for one more backward pass per term. ``"loss"``: by the value, for free."""
+    """``"gradient"``: by the gradient's norm, for one more backward pass per term. ``"loss"``: by the value, free."""
     momentum: float = 0.99
-    """Of the running mean: about ``1 / (1 - momentum)`` measurements count."""
+    """The momentum of the running mean: about ``1 / (1 - momentum)`` measurements count."""
     every: int = 1
-    """Measured in every so many updates."""
+    """How many updates lie between two measurements."""
     limit: float = 100.0
-    """No term is scaled up by more: one that is nearly met, as in self-distillation, would else pull at noise."""
+    """The largest scale. A term that is nearly met, as in self-distillation, would else amplify noise."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.loss, Loss):

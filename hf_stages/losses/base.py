@@ -1,4 +1,4 @@
-"""Losses add and scale: ``TaskLoss() + 0.1 * Other()``, ``Linear(1, 0) * Other()``."""
+"""The base of all losses, which add and scale: ``TaskLoss() + 0.1 * Other()``, ``Linear(1, 0) * Other()``."""
 
 from __future__ import annotations
 
@@ -14,66 +14,86 @@ from hf_stages.core.curves import Const, Curve, as_curve
 from hf_stages.core.parts import Writer
 
 Leaf = tuple[tuple[Curve, ...], "Loss", "int | None"]
-"""A loss that is computed, the weights around it, and which ``Balanced`` it stands in."""
+"""The weights around a loss, the loss, and the number of the ``Balanced`` that it stands in."""
 
 
 class Loss:
-    """Base of all losses. A loss returns its *sum* over a micro-batch; the trainer divides by the items of the update.
+    """The base of all losses. A loss returns its *sum* over a micro-batch; the trainer divides by the items of the
+    update.
 
-    Dividing once, by the items of all accumulated micro-batches on all ranks, is what makes the gradient
-    independent of how a batch is cut (transformers' own Trainer scales a classifier's by the accumulation steps).
+    The trainer divides once, by the items of all accumulated micro-batches on all ranks. So the gradient does not
+    depend on how a batch is cut (transformers' own Trainer scales a classifier's gradient by the accumulation steps).
+
+    A loss of your own is a frozen dataclass with ``items`` and ``__call__``:
+
+    >>> @dataclass(frozen=True)
+    ... class Confidence(Loss):
+    ...     needs = frozenset({"logits"})
+    ...
+    ...     def items(self, batch):
+    ...         return batch["labels"].numel()
+    ...
+    ...     def __call__(self, student, teacher, batch, t):
+    ...         return student.logits.softmax(-1).amax(-1).sum()
+    >>> (0.1 * Confidence()).weight
+    Const(value=0.1)
     """
 
     needs: frozenset[str] = frozenset()
-    """What the student must show (keys as in ``hf_stages.models.signals``): ``loss``, ``logits``, ``final``, ``hidden.3``, ``attention.3``."""
+    """What the loss reads of the student: ``loss``, ``logits``, ``final``, ``hidden.3``, ``attention.3``.
+
+    ``hf_stages.models.signals`` explains these keys.
+    """
     teacher_needs: frozenset[str] = frozenset()
-    """What the teacher must show: it is run no further than that."""
+    """What the loss reads of the teacher, which is run no further than that."""
     uses_teacher: bool = False
-    """True where ``teacher`` is read: the stage must then have one."""
+    """True where the loss reads ``teacher``. The stage must then have one."""
     summed: bool = False
-    """True where the value is a sum that nothing divides, as a model's own loss may be."""
+    """True where nothing divides the value, which is a sum by design, as a model's own loss may be."""
     task: Any = None
-    """The TaskLoss in it, which learns on a stage's first batch what the model's own loss is a mean over."""
+    """The TaskLoss inside, which is told what the model's own loss is a mean over."""
     modules: nn.Module | None = None
-    """Weights of the loss's own (projections): trained and checkpointed with the stage, no part of the saved model."""
+    """The loss's own weights (projections): trained and checkpointed with the stage, and in no saved model."""
 
     part_names: tuple[str, ...] = ()
-    """Where the value is one number for each of several parts: what they are called, such as the layers ``2-4``."""
+    """Names of the parts, such as the layers ``2-4``, where the value is one number for each part."""
     logged_names: tuple[str, ...] = ()
-    """Where ``__call__`` gives a pair, the value and more numbers for the log: what these are called. Each is a sum over the items."""
+    """Names of more numbers for the log. Then ``__call__`` returns a pair: the value, and these as sums over items."""
 
     @property
     def name(self) -> str:
         return type(self).__name__
 
     def for_models(self, student: Any, teacher: Any) -> Loss:
-        """Called at plan time and at the stage's start: choose layers, say ``needs``, refuse what cannot work.
+        """Return a copy that knows these models: choose layers, set ``needs``, refuse what cannot work.
 
-        ``student`` is the transformed model, ``teacher`` a model or None; at plan time both may lie on the meta device.
+        It is called in the plan and at the stage's start. ``student`` is the transformed model, ``teacher`` a model or
+        None. In the plan both may be on the meta device.
         """
         return self
 
     def projected_signals(self, captured: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Make more signals of the student's, within its forward: where ``modules`` work, so that DDP sees them."""
+        """Make more signals of the captured ones, within the student's forward, so that DDP sees ``modules``."""
         return {}
 
     def tensors_read(self, captured: Mapping[str, Any]) -> Any:
-        """Give the captured tensors that the value depends on: under DDP all that lies below them gets a gradient."""
+        """Return the captured tensors that the value depends on. DDP waits for gradients of all that is below them."""
         return [captured[key] for key in self.needs if key in captured]
 
     def items(self, batch: Mapping[str, Any]) -> Any:
-        """Over how many items the sum runs: an int or a scalar tensor, zero for an empty micro-batch."""
+        """Count the items that the sum runs over: an int or a scalar tensor, zero for an empty micro-batch."""
         raise NotImplementedError(f"{self.name} must define items(batch)")
 
     def zero_is_meaningful(self, batch: Mapping[str, Any]) -> Any:
-        """Say whether a value of zero means anything: not where the micro-batch holds no row that the loss is for."""
+        """Tell whether a value of zero means anything. It does not where the micro-batch has no row for this loss."""
         return True
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> Any:
+        """Compute the sum over a micro-batch, of signals of the student and the teacher, at progress ``t``."""
         raise NotImplementedError(f"{self.name} must define __call__(student, teacher, batch, t)")
 
     def leaves(self, weights: tuple[Curve, ...], groups: list[Any], group: int | None) -> Iterator[Leaf]:
-        """The losses in it that are computed, each with all that multiplies it; what balances losses joins ``groups``."""
+        """Give each loss inside with all that multiplies it. A loss that balances others adds itself to ``groups``."""
         yield weights, self, group
 
     def __add__(self, other: Any) -> Loss:
@@ -94,7 +114,7 @@ def value_and_logged(given: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Scaled(Loss):
-    """A loss with a weight, which may be a curve over the stage's progress."""
+    """A loss with a weight, which may be a curve over the stage's progress. ``0.5 * loss`` makes one."""
 
     weight: Curve
     loss: Loss
@@ -116,7 +136,7 @@ class Scaled(Loss):
 
 @dataclass(frozen=True)
 class Sum(Loss):
-    """Losses added up."""
+    """Losses added up. ``one + other`` makes one."""
 
     losses: tuple[Loss, ...]
 
@@ -132,7 +152,7 @@ class Sum(Loss):
 
 
 def adapted(loss: Any, **found: Any) -> Any:
-    """A copy of a frozen loss that knows what it found in the models."""
+    """Copy a frozen loss and set what it found in the models."""
     known = copy.copy(loss)
     for name, value in found.items():
         object.__setattr__(known, name, value)

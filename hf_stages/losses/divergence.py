@@ -1,9 +1,9 @@
-"""How far the student's logits are from the teacher's, summed over positions, with few of them in memory at a time.
+"""Sum the divergence of the student's logits from the teacher's over positions, with few of them in memory at a time.
 
-Full logits of two models at float32, their log-softmaxes and gradients are what fills the memory in distillation with a
-large vocabulary. Here the positions go through in chunks: a chunk's logits are made (or read), the divergence and its
-gradient are computed at float32 in closed form, and only the gradient is kept: for logits, in their dtype; for an output
-head, with respect to the states that enter it and to its weights.
+In distillation with a large vocabulary, full logits of two models at float32, their log-softmaxes and their gradients
+fill the memory. Here positions go through in chunks. A chunk's logits are made (or read), the divergence and its
+gradient are computed at float32 in closed form, and only the gradient is kept: for logits, in their dtype; for an
+output head, with respect to the states that enter it and to its weights.
 
 Every divergence of distributions is multiplied by temperature**2: its gradient then keeps its size as the temperature
 grows (Hinton et al., arXiv 1503.02531), and weights of other terms need not change with it.
@@ -21,21 +21,25 @@ from torch.nn.functional import log_softmax
 from hf_stages.models.signals import Head
 
 _CHUNK = {"cpu": 2**25}
-"""Logits per chunk, counted in one model: 256 positions at a vocabulary of 128k. Each chunk adds a gradient of the head's
-size to the sum of those before: with 2**23 the loss measured slower than written plainly, with 2**25 not
+"""Logits per chunk, counted in one model: 256 positions at a vocabulary of 128k. Each chunk adds a gradient of the
+head's size to the sum of those before. With 2**23 the loss was slower than one written plainly, with 2**25 it was not
 (width 512, 1024 tokens; benchmarks/logit_memory.py)."""
 _LARGER = 2**27
-"""On accelerators, whose multiplications are faster in relation to such sums. By arithmetic, not measured."""
+"""Logits per chunk on accelerators, whose multiplications are faster beside such sums. Computed, not measured."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A divergence of rows of logits; calling it gives the sum over the rows and the gradient for the student.
+    """A divergence of rows of logits. A call returns the sum over the rows and the gradient for the student.
 
     ``forward`` is KL(T||S), ``reverse`` is KL(S||T), ``jsd`` is beta KL(T||M) + (1 - beta) KL(S||M) with
-    M = beta T + (1 - beta) S (arXiv 2306.13649); these times temperature**2. ``mse`` is the mean over the classes of the
-    squared difference of the logits. ``bernoulli``: each class is a distribution of its own (multi-label), and their
-    divergences are summed.
+    M = beta T + (1 - beta) S (arXiv 2306.13649), each times temperature**2. ``mse`` is the mean over the classes of
+    the squared difference of the logits. With ``bernoulli`` each class is a distribution of its own (multi-label), and
+    their divergences are summed.
+
+    >>> logits = torch.tensor([[0.0, 1.0]])
+    >>> Measure("forward")(logits, logits, gradient=False)
+    (tensor(0.), None)
     """
 
     kind: str
@@ -72,7 +76,7 @@ def divergence(
     measure: Measure,
     chunk: int | None = None,
 ) -> torch.Tensor:
-    """The sum of ``measure`` over the positions ``index``, rising numbers into the flattened (batch, tokens).
+    """Sum ``measure`` over the positions ``index``, rising numbers into the flattened (batch, tokens).
 
     Either side may be logits or a ``Head``. The gradient is computed in the forward pass, so it cannot be
     differentiated again.
@@ -94,7 +98,7 @@ def divergence(
 
 
 class _OverLogits(torch.autograd.Function):
-    """The student's logits are there: one buffer of their size and dtype keeps the gradient."""
+    """Goes over logits that exist: one buffer of their size and dtype keeps the gradient."""
 
     @staticmethod
     def forward(ctx, logits, index, teacher, measure, chunk, wanted):
@@ -118,8 +122,11 @@ class _OverLogits(torch.autograd.Function):
 
 
 class _OverHead(torch.autograd.Function):
-    """The student's logits are made here, a chunk at a time, by its head. Its weights are inputs, so that whoever waits
-    for their gradients (DDP) sees them; the head is called as a module, so adapters, biases and autocast hold."""
+    """Makes the student's logits a chunk at a time by its head.
+
+    The head's weights are inputs, so that DDP, which waits for their gradients, sees them. The head is called as a
+    module, so adapters, biases and autocast take effect.
+    """
 
     @staticmethod
     def forward(ctx, module, teacher, measure, chunk, wanted, rows, *weights):
@@ -162,14 +169,14 @@ def _refuse_second_derivative() -> None:
 
 
 def _added(kept: torch.Tensor | None, new: torch.Tensor | None) -> torch.Tensor | None:
-    """Sums over chunks are kept at float32: in bfloat16 each addition would round to 8 bits."""
+    """Add at float32 over chunks: in bfloat16 each addition would round to 8 bits."""
     if new is None:
         return kept
     return new.float() if kept is None else kept.add_(new)
 
 
 def _spans(rows: int, chunk: int, classes: int) -> list[tuple[int, int]]:
-    """At least one span, so that an empty selection has a graph and zero gradients."""
+    """Cut rows into spans. There is at least one, so that an empty selection has a graph and zero gradients."""
     step = max(1, chunk // max(1, classes))
     return [(start, min(start + step, rows)) for start in range(0, rows, step)] or [(0, 0)]
 
@@ -180,12 +187,12 @@ def _flat(source: torch.Tensor | Head) -> tuple[torch.Tensor, Any]:
 
 
 def _reader(source: torch.Tensor | Head, index: torch.Tensor, like: torch.Tensor) -> Callable[[int, int], torch.Tensor]:
-    """The teacher's logits of the positions ``index[start:end]``."""
+    """Return a function that gives the teacher's logits of the positions ``index[start:end]``."""
     states, module = _flat(source)
     if len(states) != len(like):
         raise ValueError(
-            f"the student's outputs have {len(like)} positions, the teacher's {len(states)}; both must see the same tokens "
-            "(a prompt-tuned model adds its own)"
+            f"the student's outputs have {len(like)} positions, the teacher's {len(states)}; both must see the same "
+            "tokens (a prompt-tuned model adds its own)"
         )
     states, whole = states.detach(), len(index) == len(states)
 
@@ -198,7 +205,7 @@ def _reader(source: torch.Tensor | Head, index: torch.Tensor, like: torch.Tensor
 
 
 def _width(module: Any, rows: torch.Tensor) -> int:
-    """How many logits a row gives: read off the head, else tried with no row at all."""
+    """Count the logits of a row: the head says it, or it is run on no row at all."""
     width = getattr(module, "out_features", None)
     if isinstance(width, int):
         return width
@@ -214,7 +221,7 @@ def _same_classes(teacher: torch.Tensor, classes: int) -> torch.Tensor:
     return teacher
 
 
-# ---- divergences of distributions given as logarithms, and d/d(logits) at temperature 1 --------------------------------
+# ---- divergences of distributions given as logarithms, and d/d(logits) at temperature 1 -----------------------------
 # A probability of zero contributes zero, also where a class is masked (-inf) in both models. NaN is not zero and stays.
 
 

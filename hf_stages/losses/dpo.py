@@ -1,4 +1,4 @@
-"""Preferences: the chosen answer is to become likelier than the rejected one, measured from a reference model."""
+"""Train by preferences: the chosen answer becomes likelier than the rejected one, compared with a reference model."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ _CHUNK = 2**25
 
 @dataclass(frozen=True)
 class DPO(Loss):
-    """Direct preference optimization (arXiv 2305.18290): ``-log sigmoid(beta z)`` for each pair, where z is how much more than
-    the teacher, the reference, the student prefers the chosen answer (in summed log-probabilities of the tokens
-    with a label).
+    """Direct preference optimization (arXiv 2305.18290): ``-log sigmoid(beta z)`` for each pair.
 
-    Rows come in pairs, a chosen one and then its rejected one, as ``data.Preferences`` makes them. ``label_smoothing`` is how
-    often preferences are taken to be the wrong way round (conservative DPO).
+    z says how much more the student prefers the chosen answer than the teacher, the reference, does, in summed
+    log-probabilities of the tokens that have a label. Rows come in pairs, a chosen one and then its rejected one, as
+    ``Preferences`` collates them.
 
-    The log says how often the chosen answer is ahead (``DPO_accuracy``), by how much (``DPO_margin``, the mean of beta z), and what
-    became of either: ``DPO_chosen`` and ``DPO_rejected``, beta times how much likelier than under the reference. A margin
-    that grows while both fall is the usual sign of too high a rate.
+    The log says how often the chosen answer is ahead (``DPO_accuracy``) and by how much (``DPO_margin``, the mean of
+    beta z). ``DPO_chosen`` and ``DPO_rejected`` are beta times how much likelier each answer is than under the
+    reference. A margin that grows while both fall is the usual sign of a learning rate that is too high.
 
     >>> DPO(beta=0.2)
     DPO(beta=0.2, label_smoothing=0.0)
     """
 
     beta: float | Curve = 0.1
-    """How strongly the student is held to the reference."""
+    """How strongly the student is held to the reference; a curve is taken, too."""
     label_smoothing: float = 0.0
-    """How often preferences are taken to be the wrong way round."""
+    """How often preferences are assumed to be the wrong way round (conservative DPO)."""
 
     logged_names = ("accuracy", "margin", "chosen", "rejected")
     uses_teacher = True
@@ -77,7 +76,8 @@ class DPO(Loss):
                 f"labels of {tuple(labels.shape)}" if torch.is_tensor(labels) else f"only {', '.join(sorted(batch))}"
             )
             raise ValueError(
-                f"DPO: expected labels of pairs of rows (chosen, rejected), got {found}; data_collator=Preferences() makes them"
+                f"DPO: expected labels of pairs of rows (chosen, rejected), got {found}; data_collator=Preferences() "
+                "makes them"
             )
         return len(labels) // 2
 
@@ -92,17 +92,17 @@ class DPO(Loss):
         z = gain[:, 0] - gain[:, 1]
         wrong = self.label_smoothing
         value = -((1 - wrong) * logsigmoid(z) + wrong * logsigmoid(-z)).sum()
-        told = torch.stack([z > 0, z, gain[:, 0], gain[:, 1]]).detach()
-        return value, told.sum(1)
+        logged = torch.stack([z > 0, z, gain[:, 0], gain[:, 1]]).detach()
+        return value, logged.sum(1)
 
 
 def _log_probabilities(final: torch.Tensor | Head, labels: torch.Tensor) -> torch.Tensor:
-    """Of each row's labels, summed: (rows,). Position i predicts label i + 1."""
+    """Sum the log-probabilities of each row's labels: (rows,). Position i predicts label i + 1."""
     states, module = (final.hidden, final.module) if isinstance(final, Head) else (final, None)
     if states.shape[:2] != labels.shape:
         raise ValueError(
-            f"DPO: expected outputs for {tuple(labels.shape)} tokens, got {tuple(states.shape[:2])}; a model that adds tokens "
-            "(prompt tuning) is not supported"
+            f"DPO: expected outputs for {tuple(labels.shape)} tokens, got {tuple(states.shape[:2])}; a model that "
+            "adds tokens (prompt tuning) is not supported"
         )
     labels = labels.to(states.device)
     asked = labels[:, 1:].ne(-100)
@@ -115,7 +115,7 @@ def _log_probabilities(final: torch.Tensor | Head, labels: torch.Tensor) -> torc
 
     width = states.shape[-1] if module is None else getattr(module, "out_features", states.shape[-1])
     step = max(1, _CHUNK // width)
-    # Made again in the backward pass, so that of a large vocabulary's logits there is one chunk at a time.
+    # Computed again in the backward pass, so that only one chunk of a large vocabulary's logits exists at a time.
     found = [
         checkpoint(of, states[i : i + step], targets[i : i + step], use_reentrant=False)
         for i in range(0, max(len(states), 1), step)

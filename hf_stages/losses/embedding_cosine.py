@@ -1,4 +1,4 @@
-"""Sentence embeddings turned towards the teacher's."""
+"""Turn sentence embeddings towards the teacher's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from hf_stages.models.real_tokens import Tokens, tokens_entering
 class EmbeddingCosine(Loss):
     """1 - cosine similarity of pooled outputs, averaged over rows: for sentence encoders (``AutoModel``s).
 
-    It reads ``sentence_embedding`` or ``pooler_output`` where asked, else pools ``last_hidden_state`` over real tokens.
+    With ``pooling="pooler"`` it reads ``sentence_embedding`` or ``pooler_output``, else it pools ``last_hidden_state``.
+
+    >>> EmbeddingCosine(pooling="first")
+    EmbeddingCosine(pooling='first')
     """
 
     pooling: str = "mean"
-    """``mean`` over real tokens, the ``first`` token (CLS), the ``last`` real token (decoders), or the model's own ``pooler``."""
+    """``mean`` over real tokens, the ``first`` token (CLS), the ``last`` real one, or the model's own ``pooler``."""
 
     needs = frozenset({"outputs"})
     teacher_needs = frozenset({"outputs"})
@@ -38,8 +41,8 @@ class EmbeddingCosine(Loss):
         mine, theirs = width_of(student, None), width_of(teacher, None)
         if mine != theirs:
             raise ValueError(
-                f"EmbeddingCosine: the student's embeddings have {mine} numbers, the teacher's {theirs}; expected the same, or use "
-                "HiddenMSE(project='each')"
+                f"EmbeddingCosine: the student's embeddings have {mine} numbers, the teacher's {theirs}; expected the "
+                "same, or use HiddenMSE(project='each')"
             )
         return adapted(self, tokens=tokens_entering(student, None))
 
@@ -59,8 +62,8 @@ class EmbeddingCosine(Loss):
         if states is None or self.pooling == "pooler":
             wanted = "pooler_output" if self.pooling == "pooler" else "last_hidden_state"
             raise ValueError(
-                f"EmbeddingCosine: the {whose} returned no {wanted}, only {', '.join(outputs)}; use an encoder without a task head "
-                "(AutoModel), or another loss"
+                f"EmbeddingCosine: the {whose} returned no {wanted}, only {', '.join(outputs)}; use an encoder "
+                "without a task head (AutoModel), or another loss"
             )
         states = states.float()
         if self.pooling == "first":

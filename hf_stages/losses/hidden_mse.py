@@ -1,4 +1,4 @@
-"""Hidden states of chosen layers pulled towards the teacher's."""
+"""Pull hidden states of chosen layers towards the teacher's."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from hf_stages.models.signals import key_of
 class HiddenMSE(Loss):
     """Mean squared difference over the width, summed over layers, averaged over real tokens (TinyBERT, XTC).
 
-    Hidden state i is what leaves block i, before any final norm of the model; 0 is what enters the first block.
+    Hidden state i leaves block i, before any final norm of the model; hidden state 0 enters the first block.
+
+    >>> HiddenMSE(layers={1: 2, 2: 4}, project="shared")
+    HiddenMSE(layers={1: 2, 2: 4}, distance='mse', project='shared', stack=None)
     """
 
     layers: str | list[int] | dict[int, int] = "uniform"
-    """``uniform`` (TinyBERT), ``last``, ``skip`` (PKD), the teacher's layer for each of the student's, or {student: teacher}."""
+    """``uniform`` (TinyBERT), ``last``, ``skip`` (PKD), a teacher's layer for each student's, or {student: teacher}."""
     distance: str = "mse"
     """``mse``, or ``cosine``: 1 - cosine similarity."""
     project: str | None = None
@@ -52,8 +55,8 @@ class HiddenMSE(Loss):
             modules = nn.ModuleDict({self._place(s): nn.Linear(mine, theirs) for s, _ in found})
         elif mine != theirs:
             raise ValueError(
-                f"HiddenMSE: the student is {mine} wide, the teacher {theirs}; set project='shared' (or 'each'), or use "
-                "AttentionRelation, which compares across widths"
+                f"HiddenMSE: the student is {mine} wide, the teacher {theirs}; set project='shared' (or 'each'), or "
+                "use AttentionRelation, which compares across widths"
             )
         return adapted(
             self,

@@ -1,4 +1,4 @@
-"""The teacher's distribution over classes or tokens, learned by the student."""
+"""Learn the teacher's distribution over classes or tokens."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ _Direction = Literal["forward", "reverse", "jsd"]
 
 @dataclass(frozen=True)
 class LogitKL(Loss):
-    """Divergence of the softmaxes at a temperature, times temperature**2 in every direction.
+    """The divergence of the two softmaxes at a temperature, times temperature**2 in every direction.
 
-    ``forward`` is KL(teacher||student) (arXiv 1503.02531), ``reverse`` KL(student||teacher), ``jsd`` the generalized
-    Jensen-Shannon divergence beta KL(teacher||M) + (1 - beta) KL(student||M), M = beta teacher + (1 - beta) student (arXiv
-    2306.13649). Classes are summed. For multi-label models each label is a distribution of its own, and labels are
-    summed. TRL leaves temperature**2 out: divide a weight from there by it.
+    ``forward`` is KL(teacher||student) (arXiv 1503.02531), ``reverse`` is KL(student||teacher), and ``jsd`` is the
+    generalized Jensen-Shannon divergence beta KL(teacher||M) + (1 - beta) KL(student||M) with
+    M = beta teacher + (1 - beta) student (arXiv 2306.13649). The value is summed over classes. For multi-label models
+    each label is a distribution of its own, and labels are summed. TRL leaves temperature**2 out: divide a weight from
+    there by it.
 
     >>> LogitKL(temperature=2, direction="reverse")
     LogitKL(temperature=2, direction='reverse', beta=0.5, on='labels')
     """
 
     temperature: float | Curve = 1.0
-    """What logits are divided by; a curve is taken too."""
+    """The number that logits are divided by; a curve is taken, too."""
     direction: _Direction = "forward"
     """``forward``: KL(teacher || student); ``reverse``: KL(student || teacher); ``jsd``: between both, by ``beta``."""
     beta: float = 0.5
-    """For ``jsd`` alone."""
+    """The teacher's share in ``jsd``."""
     on: Literal["labels", "tokens"] = "labels"
     """``labels``: positions with a label (all real tokens where a batch has none). ``tokens``: all real tokens."""
 
@@ -71,8 +72,8 @@ class LogitKL(Loss):
         )
         if regression and mine.source == "config.num_labels":
             raise ValueError(
-                f"LogitKL: the student ({mine.model}) is a regression head ({mine.classes} output(s)): a softmax over one "
-                "logit is always 1, and the loss always zero; use LogitMSE"
+                f"LogitKL: the student ({mine.model}) is a regression head ({mine.classes} output(s)): a softmax over "
+                "one logit is always 1, and the loss always zero; use LogitMSE"
             )
         if teacher is not None:
             check_same(mine, outputs_of(teacher, "LogitKL"), "LogitKL")
@@ -98,7 +99,7 @@ class LogitKL(Loss):
         return value
 
     def _many(self, batch: Mapping[str, Any], shape: torch.Size) -> bool:
-        """Several labels per row: by the config or, where it is silent, by float labels, as transformers takes them."""
+        """Tell whether rows have several labels: by the config, else by float labels, as transformers does."""
         if self._problem_type is not None:
             return self._problem_type == "multi_label_classification"
         labels: Any = batch.get("labels")

@@ -1,4 +1,4 @@
-"""The teacher's logits themselves, learned by the student."""
+"""Learn the teacher's logits themselves."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from hf_stages.models.outputs import check_same, outputs_of
 
 @dataclass(frozen=True)
 class LogitMSE(Loss):
-    """Squared difference of the logits: the mean over the classes, summed over rows or positions.
+    """The squared difference of the logits: the mean over the classes, summed over rows or positions.
 
-    For regression heads, where no distribution is, and as the limit of ``LogitKL`` at high temperature (arXiv 1503.02531).
+    It suits regression heads, which give no distribution. It is also the limit of ``LogitKL`` at high temperature
+    (arXiv
+    1503.02531).
 
     >>> LogitMSE()
     LogitMSE(on='labels')

@@ -1,4 +1,4 @@
-"""Which logits a loss between two models runs over."""
+"""Choose the logits that a loss between two models runs over."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ _FIELDS = ("labels", "input_ids", "pixel_values", "input_features", "input_value
 class Targets:
     """The positions of a batch whose logits count.
 
-    By labels: those that are not -100; where a batch has none, and with ``on="tokens"``: all that are not padding. A
-    prediction made at padding never counts (a left-padded causal model's for the first token), so the number does not
-    depend on the side or the amount of padding. Rows all count.
+    Positions count whose label is not -100. Where a batch has no labels, and with ``on="tokens"``, all that are not
+    padding count. A prediction made at padding never counts (a left-padded causal model's for the first token), so
+    the number does not depend on the side or the amount of padding. Where logits are by row, all rows count.
     """
 
     kind: str | None = None
-    """``rows``; ``tokens``: a position's logits are for its own label; ``next``: for the label after it; ``decoder``: tokens of
-    an encoder-decoder's decoder. None: an unknown architecture, taken for tokens if the labels are per token."""
+    """``rows``; ``tokens``: a position's logits are for its own label; ``next``: for the label after it; ``decoder``:
+    the tokens of an encoder-decoder's decoder. None: an unknown architecture, taken for tokens if labels are per
+    token."""
     on: str = "labels"
+    """``labels``, or ``tokens``: all real tokens."""
     pad: int | None = None
-    """The padding token, by which ``decoder_input_ids`` without a mask are read."""
+    """The padding token, to find padding in ``decoder_input_ids`` that have no mask."""
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         mask = self._mask(batch)
         return _rows(batch) if mask is None else mask.sum()
 
     def index(self, batch: Mapping[str, Any], shape: torch.Size) -> torch.Tensor:
-        """Rising numbers into the flattened positions of logits of this ``shape`` (without the classes)."""
+        """Return rising numbers into the flattened positions of logits of this ``shape`` (without the classes)."""
         mask = self._mask(batch)
         expected = (_rows(batch),) if mask is None else tuple(mask.shape)
         # A multiple-choice model may leave choices apart or make rows of them: the order of positions is the same.
@@ -48,7 +50,7 @@ class Targets:
         return torch.arange(expected[0]) if mask is None else mask.flatten().nonzero().squeeze(-1)
 
     def _mask(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
-        """True where the logits count, shaped as the tokens; None for rows."""
+        """Make a mask in the shape of the tokens, true where logits count; None where logits are by row."""
         if self.kind == "rows":
             return None
         labels = _tensor(batch, "labels")
@@ -81,8 +83,8 @@ class Targets:
         ids = _tensor(batch, "decoder_input_ids")
         if ids is None:
             raise ValueError(
-                f"expected labels or decoder_input_ids in the batch of an encoder-decoder, got {sorted(batch)}; check the "
-                "data collator"
+                f"expected labels or decoder_input_ids in the batch of an encoder-decoder, got {sorted(batch)}; check "
+                "the data collator"
             )
         if self.pad is None:
             return torch.ones_like(ids, dtype=torch.bool)
@@ -98,7 +100,7 @@ def _tensor(batch: Mapping[str, Any], key: str) -> Any:
 
 
 def _moved(mask: torch.Tensor) -> torch.Tensor:
-    """What holds for the next position; nothing comes after the last."""
+    """Move a mask so that each position has the value of the next one; after the last comes nothing."""
     return torch.cat((mask[..., 1:], torch.zeros_like(mask[..., :1])), -1)
 
 
@@ -109,8 +111,8 @@ def _real(batch: Mapping[str, Any]) -> torch.Tensor:
     if mask is not None:
         if mask.dim() != 2:
             raise ValueError(
-                f"expected an attention_mask of (batch, tokens) to tell padding by, got {tuple(mask.shape)}; give labels, "
-                "with -100 where no token is"
+                f"expected an attention_mask of (batch, tokens) to tell padding by, got {tuple(mask.shape)}; give "
+                "labels, with -100 where no token is"
             )
         return mask.ne(0)
     if ids is not None:

@@ -1,4 +1,4 @@
-"""The model's own loss, reduced so that the gradient does not depend on how the batch is cut."""
+"""Take the model's own loss, divided so that the gradient does not depend on how the batch is cut."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from hf_stages.models.reduction import Reduction
 
 @dataclass(frozen=True)
 class TaskLoss(Loss):
-    """What the model computes from its labels: cross-entropy, regression, multi-label, masked or causal LM.
+    """The loss that the model computes from its labels: cross-entropy, regression, multi-label, masked or causal LM.
 
-    Models report a mean over the micro-batch; this multiplies it by the items that the mean ran over, so that
-    the trainer can divide by the items of the whole update. What they are is found out on a stage's first batch. Where
-    that tells nothing, items are labels that are not -100 (shifted for causal models), elements for float labels, and
+    Models report a mean over the micro-batch. This loss multiplies it by the items that the mean ran over, so that the
+    trainer can divide by the items of the whole update. What the items are is found out on a stage's first batch. Where
+    the batch cannot tell, items are labels that are not -100 (shifted for causal models), elements of float labels, and
     rows where there are no ``labels``.
+
+    >>> TaskLoss().items({"labels": torch.tensor([[5, 6, -100]])})
+    tensor(2)
     """
 
     needs = frozenset({"loss"})
     shift: bool | None = None
-    """Whether the model shifts labels (position 0 is then no target). None: as the model is found to do."""
+    """Whether the model shifts labels, so that position 0 is no target. None: found out from the model."""
     reduction = None
     _shift = None
 
@@ -49,7 +52,7 @@ class TaskLoss(Loss):
         return self.shift is None
 
     def set_reduction(self, reduction: Reduction | None) -> None:
-        """Told to a stage's own copy, once: what the loss of this model and this data is a mean over."""
+        """Set, once in a stage's own copy, what the loss of this model and this data is a mean over."""
         object.__setattr__(self, "reduction", reduction)
 
     @property

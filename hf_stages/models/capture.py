@@ -1,7 +1,7 @@
-"""Hooks on one model that keep what a stage's losses need of a forward, and nothing when nobody asks.
+"""Keep, by hooks on one model, what a stage's losses need of a forward, and nothing when nobody asks.
 
-Hooks are set before the model is wrapped or compiled, once for the stage: set later, a compiled model would not call
-them. They only keep references, so activation checkpointing recomputes exactly what it ran before.
+Hooks are set before the model is wrapped or compiled, once for the stage. A compiled model would not call hooks that
+are set later. They only keep references, so activation checkpointing recomputes exactly what it ran before.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class Capture:
         self.model, self.needs = model, needs
         self._all = CaptureRequest(needs)
         self._request: CaptureRequest | None = None
-        """Of the forward in progress; None outside of ``collecting``."""
+        """The request of the forward in progress; None outside of ``collecting``."""
         self._captured: dict[str, Any] = {}
         self._expects_graph = False
         self._is_wanted = True
         """Whether the forward in progress is one to keep: where there is to be a graph, not one under ``no_grad``."""
         self._head_is_checked = False
         self._undo: list[Callable[[], None]] = []
-        # Without a need for whole logits the output head runs on one token: for a large vocabulary it is most of the work.
+        # Without a need for whole logits the head runs on one token: for a large vocabulary it is most of the work.
         self.head = getattr(base_of(model), "get_output_embeddings", lambda: None)() if defer_head else None
         try:
             self._install(stop)
@@ -90,10 +90,11 @@ class Capture:
         self._add(self.model.register_forward_hook(self._finish))
 
     def check_head(self, run: Callable[[], Any], request: CaptureRequest | None = None) -> None:
-        """Find out, once, whether the model changes what its head made: a scale, a soft cap, a bias. Then the head stays its own.
+        """Find out, once, whether the model changes its head's output (by a scale, a soft cap, a bias). Then do not
+        defer it.
 
-        Known values are put in the place of the head's output; logits that are not those values were changed.
-        Weights and data have no say in it, so every rank and every resumed run comes to the same answer.
+        Known values are put in the place of the head's output. Logits that differ from them were changed. Weights and
+        data have no influence on that, so every rank and every resumed run comes to the same answer.
         """
         if self._head_is_checked:
             return
@@ -119,9 +120,10 @@ class Capture:
 
     @contextmanager
     def collecting(self, request: CaptureRequest | None = None) -> Iterator[dict[str, Any]]:
-        """Watch one forward; what it left is the caller's. Outside of it (evaluation, recomputation) nothing is kept.
+        """Watch one forward, and give what it left to the caller. Outside (evaluation, recomputation) nothing is kept.
 
-        A trainer may run the model a second time under ``no_grad``, for its own metrics: the forward with the graph counts.
+        A trainer may run the model a second time under ``no_grad``, for its own metrics. The forward with the graph
+        counts.
         """
         self._captured.clear()
         self._request = request or self._all
@@ -135,7 +137,7 @@ class Capture:
             self._captured.clear()
 
     def run(self, model: Any, inputs: Mapping[str, Any]) -> Any:
-        """The model's outputs; None where the forward was ended early."""
+        """Return the model's outputs, or None where the forward was ended early."""
         try:
             return model(**inputs)
         except _StopForward:
@@ -232,7 +234,7 @@ class Capture:
 
 
 class _Marked(dict):
-    """A model's outputs and what losses made. DDP looks into it, but does not build it anew as it does a ModelOutput."""
+    """A model's outputs and what losses made. DDP looks into it, but does not rebuild it as it does a ModelOutput."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -245,7 +247,8 @@ class _Marked(dict):
 
 
 def parse(key: str) -> tuple[str | None, str, int]:
-    """
+    """Split a key into stack, kind and layer.
+
     >>> parse("hidden.3"), parse("encoder.attention.1")
     ((None, 'hidden', 3), ('encoder', 'attention', 1))
     """
@@ -256,7 +259,7 @@ def parse(key: str) -> tuple[str | None, str, int]:
 
 
 def deepest(needs: frozenset[str]) -> list[tuple[str | None, int]]:
-    """The last block of each stack that any need looks at.
+    """Return the last block of each stack that any need looks at.
 
     >>> deepest(frozenset({"hidden.3", "attention.4"}))
     [(None, 4)]
@@ -269,7 +272,7 @@ def deepest(needs: frozenset[str]) -> list[tuple[str | None, int]]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode, each module as it was afterwards."""
+    """Put the model in evaluation mode within the block; afterwards each module is as it was."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Metrics that need no network, as ``evaluate`` metrics over scikit-learn and scipy."""
+"""Metrics that need no network: ``evaluate`` metrics made from scikit-learn and scipy."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The share of right answers."""
+"""Compute the share of right answers."""
 
 from __future__ import annotations
 

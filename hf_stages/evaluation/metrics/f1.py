@@ -1,4 +1,4 @@
-"""The harmonic mean of precision and recall."""
+"""Compute F1, the harmonic mean of precision and recall."""
 
 from __future__ import annotations
 

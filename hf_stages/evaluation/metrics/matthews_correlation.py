@@ -1,4 +1,4 @@
-"""Correlation of classes, as GLUE judges CoLA."""
+"""Compute the correlation of classes, as GLUE does for CoLA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``compute_metrics`` by name: logits and labels of any usual shape to flat predictions, then each metric."""
+"""Compute metrics by name. Logits and labels of any usual shape become flat predictions first."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _REGRESSION = ("pearson", "spearman", "pearsonr", "spearmanr", "mse", "mae", "r_
 class Metrics:
     """``compute_metrics: [accuracy, f1]`` in a recipe; ``compute_metrics=Metrics(("accuracy", "f1"))`` in Python.
 
-    Classification takes the argmax over the last axis, token by token where there are tokens; labels of -100 are left
-    out. Names that are not offline here go to ``evaluate.load``.
+    Classification takes the argmax over the last axis, token by token where there are tokens. Labels of -100 are left
+    out. Names that are not built in go to ``evaluate.load``.
 
     >>> from transformers import EvalPrediction
     >>> logits, labels = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([1, 1])
@@ -37,9 +37,9 @@ class Metrics:
     """
 
     names: tuple[str, ...]
-    """A name or several."""
+    """One name or several: accuracy, f1, matthews_correlation, pearson, spearman, or any of ``evaluate``."""
     shift: bool = False
-    """True for a causal language model: position i is judged by the label at i + 1."""
+    """True for a causal language model: position i is compared with the label at i + 1."""
 
     def __post_init__(self) -> None:
         names = (self.names,) if isinstance(self.names, str) else tuple(self.names)
@@ -50,7 +50,7 @@ class Metrics:
         object.__setattr__(self, "names", names)
 
     def check(self) -> None:
-        """ValueError where a name is no metric, ImportError where a library is missing: asked before the first step."""
+        """Raise ValueError where a name is no metric, ImportError where a library is missing; called before a run."""
         for name in self.names:
             if name not in OFFLINE:
                 _load(name)
@@ -60,7 +60,7 @@ class Metrics:
                 raise _lacking(name, missing[0])
 
     def load(self) -> dict[str, Any]:
-        """The ``evaluate`` metrics."""
+        """Load the ``evaluate`` metrics."""
         return {name: _load(name) for name in self.names}
 
     def __call__(self, prediction: Any) -> dict[str, float]:
@@ -75,7 +75,7 @@ class Metrics:
 
 
 def _flatten(logits: np.ndarray, labels: np.ndarray, *, regression: bool, shift: bool = False) -> tuple[Any, Any]:
-    """Predictions and references, one of each per item that has a label."""
+    """Return predictions and references, one of each for every item that has a label."""
     if regression:
         if logits.size != labels.size:
             raise ValueError(
@@ -86,8 +86,8 @@ def _flatten(logits: np.ndarray, labels: np.ndarray, *, regression: bool, shift:
     done = logits.ndim == labels.ndim and np.issubdtype(logits.dtype, np.integer)
     if not done and (logits.ndim != labels.ndim + 1 or logits.shape[:-1] != labels.shape):
         raise ValueError(
-            f"metrics: expected logits with one axis more than the labels, got shapes {logits.shape} and {labels.shape}; "
-            "multi-label targets need a compute_metrics of your own"
+            f"metrics: expected logits with one axis more than the labels, got shapes {logits.shape} and "
+            f"{labels.shape}; multi-label targets need a compute_metrics of your own"
         )
     predictions = logits if done else logits.argmax(-1)
     if shift:

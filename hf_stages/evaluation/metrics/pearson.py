@@ -1,4 +1,4 @@
-"""Linear correlation of numbers, as GLUE judges STS-B."""
+"""Compute the linear correlation of numbers, as GLUE does for STS-B."""
 
 from __future__ import annotations
 

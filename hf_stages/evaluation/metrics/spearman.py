@@ -1,4 +1,4 @@
-"""Linear correlation of ranks, as GLUE judges STS-B."""
+"""Compute the linear correlation of ranks, as GLUE does for STS-B."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import evaluate
 class Spearman(evaluate.Metric):
     """The Spearman correlation of ranks; 0 where either side is constant (it is then undefined).
 
-    >>> Spearman(keep_in_memory=True).compute(predictions=[1.0, 2.0, 3.0], references=[2.0, 4.0, 6.0])["spearman"] > 0.999
+    >>> found = Spearman(keep_in_memory=True).compute(predictions=[1.0, 2.0, 3.0], references=[2.0, 4.0, 6.0])
+    >>> found["spearman"] > 0.999
     True
     """
 

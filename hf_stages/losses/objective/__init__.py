@@ -1,1 +1,1 @@
-"""A stage's losses at work: named terms, the forwards they read, what they are means over, one sum for each update."""
+"""The losses of a running stage: named terms, the forwards that they read, and one loss for each update."""

@@ -1,4 +1,4 @@
-"""The scales of ``Balanced`` terms: running norms, each brought to that of its group's first term."""
+"""The scales of ``Balanced`` terms: they bring each running norm to that of the group's first term."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from hf_stages.losses.objective.terms import Term
 
 
 class Balance:
-    """Running norms of a stage's terms. Nothing here waits for the device, and every rank must be given the same norms.
+    """Keep running norms of a stage's terms, and give the scale of each term.
 
-    A norm of zero (a term of weight zero, a hinge that is satisfied) or one that is not finite says nothing about a
-    term's size: its running value is then left as it is. Until both a term and its reference have been measured, the
-    term's scale is 1.
+    A norm that is zero (a term of weight zero, a satisfied hinge) or not finite says nothing about the size of a term.
+    It leaves the running norm as it is. A term's scale is 1 until the term and its reference have been measured.
+    Nothing here waits for the device. Every rank must be given the same norms.
+
+    Args:
+        terms: The stage's terms.
+        groups: The ``Balanced`` losses that ``Term.balance`` numbers.
+        device: Where the norms are kept.
     """
 
     def __init__(self, terms: Sequence[Term], groups: Sequence[Balanced], device: torch.device | str = "cpu") -> None:
@@ -34,16 +39,16 @@ class Balance:
         limits = [1.0 if group is None else float(self.groups[group].limit) for group in self.group]
         self.limit = torch.tensor(limits, dtype=exact, device=device)
         self.means = torch.zeros(n, dtype=exact, device=device)
-        """Not yet corrected for having begun at zero."""
+        """Running means that began at zero and are not yet corrected for it."""
         self.counts = torch.zeros(n, dtype=torch.long, device=device)
 
     def due(self, update: int, by: str) -> list[int]:
-        """The terms to be measured in this update (counted from 0), by their ``"gradient"`` or their ``"loss"``."""
+        """List the terms to measure in this update (counted from 0), by their ``"gradient"`` or their ``"loss"``."""
         now = {i for i, group in enumerate(self.groups) if group.by == by and update % group.every == 0}
         return [i for i, group in enumerate(self.group) if group in now]
 
     def update(self, norms: torch.Tensor) -> None:
-        """Once per optimizer step: a norm for each term, zero where it was not measured."""
+        """Take in the norms of one optimizer step: one for each term, zero where it was not measured."""
         norms = norms.detach().to(self.means)
         valid = torch.isfinite(norms) & (norms > 0)
         mean = self.momentum * self.means + (1 - self.momentum) * norms
@@ -51,13 +56,13 @@ class Balance:
         self.counts += valid
 
     def norms(self) -> torch.Tensor:
-        """The running means, zero where nothing was measured."""
+        """Return the running norms, zero where nothing was measured."""
         # A mean that began at zero is too small by the weight that its beginning still has (Adam's correction).
         weight = 1 - self.momentum**self.counts
         return torch.where(self.counts > 0, self.means / weight, self.means)
 
     def scales(self) -> torch.Tensor:
-        """What to multiply each term by."""
+        """Return what to multiply each term by."""
         norms = self.norms()
         references = norms[self.reference]
         found = torch.where((norms > 0) & (references > 0), references / norms, torch.ones_like(norms))
@@ -77,9 +82,10 @@ class Balance:
 
 
 def gradient_norms(shares: Sequence[torch.Tensor], parameters: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The squared norm of each share's gradient over all the parameters together; their ``.grad`` is left alone.
+    """Return the squared norm of each share's gradient, over all parameters together. Their ``.grad`` is not touched.
 
-    One backward pass per share. The graph is kept for the backward that trains. A share without a graph has norm 0.
+    This costs one backward pass for each share, and keeps the graph for the backward pass that trains. A share without
+    a graph has norm 0.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return torch.stack([_squared(share, trained) for share in shares])

@@ -18,8 +18,16 @@ from hf_stages.models.signals import Signals
 
 @dataclass(frozen=True)
 class OnSource(Loss):
-    """The inner loss summed over one source's rows, and averaged over the items of all: the same loss for every source
-    is that loss, so a mixture's shares keep their meaning and the mapping says how hard each source pulls."""
+    """The inner loss on the rows of one source, divided by the items of all sources.
+
+    With the same loss for every source, the sum is that loss on the whole batch. So the shares of a mixture keep their
+    meaning, and the mapping says how hard each source pulls.
+
+    Args:
+        inner: The loss to compute.
+        source: The name of the source.
+        number: The source's number in the batch's ``source`` column.
+    """
 
     inner: Loss
     source: str
@@ -76,7 +84,7 @@ class OnSource(Loss):
         return self.inner.items(batch)
 
     def mean_of_all(self, student: Any, batch: Mapping[str, Any]) -> torch.Tensor:
-        """TaskLoss as it is computed here, over the rows of every source."""
+        """Compute TaskLoss as it is computed here, over the rows of every source."""
         return self.inner(student, None, batch, 0.0) / self.inner.items(batch)
 
     def zero_is_meaningful(self, batch: Mapping[str, Any]) -> Any:
@@ -98,7 +106,10 @@ class OnSource(Loss):
 
 @dataclass(frozen=True)
 class _TaskOnRows(Loss):
-    """TaskLoss from the logits: what a model reports is one mean over all rows. What it adds to that goes by items."""
+    """TaskLoss computed from the logits, because a model reports one mean over all rows.
+
+    What a model adds to its mean (a router's loss) is shared among the sources by their items.
+    """
 
     whole: TaskLoss
     problem = kind = classes = None
@@ -117,7 +128,7 @@ class _TaskOnRows(Loss):
         return self.whole.reduction is not None and self.whole.reduction.adds
 
     def added(self, student: Any, batch: Mapping[str, Any]) -> torch.Tensor:
-        """What the model's own loss has beside its targets (a router's), as part of a mean."""
+        """Compute what the model's own loss adds to the mean over its targets (a router's loss)."""
         items = self.items(batch)
         own = self(student, None, batch, 0.0)
         return own * 0.0 if float(items) == 0 else student.loss - own / items
@@ -141,6 +152,7 @@ class _TaskOnRows(Loss):
 
 
 def signals_of_rows(signals: Signals | None, rows: torch.Tensor, total: int) -> Signals | None:
+    """Choose rows of a batch of ``total`` rows in everything that a model left for the losses."""
     if signals is None:
         return None
     outputs = signals.outputs
@@ -153,7 +165,7 @@ def signals_of_rows(signals: Signals | None, rows: torch.Tensor, total: int) -> 
 
 
 def _rows(value: Any, rows: torch.Tensor, total: int, inside: bool = False) -> Any:
-    """Chosen rows of whatever has a row for each example; ``inside`` a model an example may be several rows (choices)."""
+    """Choose rows of a value that has one for each example; ``inside`` a model it may have several (choices)."""
     if torch.is_tensor(value):
         if not value.dim() or value.shape[0] == total:
             return value[rows] if value.dim() else value
@@ -161,8 +173,8 @@ def _rows(value: Any, rows: torch.Tensor, total: int, inside: bool = False) -> A
             return value
         if value.shape[0] % total:
             raise ValueError(
-                f"the model runs {value.shape[0]} rows for {total} examples (images of which one has more than another), so none is "
-                "of one source; give all sources one loss"
+                f"the model runs {value.shape[0]} rows for {total} examples (images of which one has more than "
+                "another), so none is of one source; give all sources one loss"
             )
         return value.unflatten(0, (total, -1))[rows].flatten(0, 1)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

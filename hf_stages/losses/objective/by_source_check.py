@@ -1,4 +1,4 @@
-"""Whether TaskLoss by source is the model's own loss: by source it is computed from the logits, in one of a few ways."""
+"""Check that TaskLoss by source, which is computed from the logits, equals the model's own loss."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from hf_stages.models.model_inputs import model_inputs
 from hf_stages.models.signals import Signals
 
 _OFF, _HALF = 1e-3, 2e-2
-"""Relative: what rounding makes of one loss computed in two ways."""
+"""How far two computations of one loss may differ by rounding, relative; the second is for half precision."""
 
 
 def own_loss_mismatch(trainer: Any, objective: Any, batch: Mapping[str, Any], *, half: bool) -> str | None:
-    """What is wrong where a model's own loss (class weights, smoothing, focal, a sum) would silently be replaced."""
+    """Say what is wrong where TaskLoss by source would replace the model's own loss; None where the two are equal.
+
+    They differ where the model weighs classes, smooths labels, sums, or computes a focal loss.
+    """
     term = next(t.loss for t in objective.terms if isinstance(t.loss, OnSource) and t.loss.task is not None)
     batch = trainer._prepare_input(dict(batch))
     items = term.items(batch)
@@ -55,9 +58,10 @@ def own_loss_mismatch(trainer: Any, objective: Any, batch: Mapping[str, Any], *,
     if abs(own - by_source) <= (_HALF if half else _OFF) * max(abs(own), 1e-6):
         return None
     return (
-        f"TaskLoss by source is computed from the logits (cross-entropy, squared error or binary cross-entropy), and gives {by_source:.4g} "
-        f"where the model's own loss is {own:.4g} (class weights, smoothing, a sum, a compute_loss of its own?): it would train another "
-        "loss. Use one loss for all sources, or a Loss of your own by source"
+        "TaskLoss by source is computed from the logits (cross-entropy, squared error or binary cross-entropy), and "
+        f"gives {by_source:.4g} where the model's own loss is {own:.4g} (class weights, smoothing, a sum, a "
+        "compute_loss of its own?): it would train another loss. Use one loss for all sources, or a Loss of your own "
+        "by source"
     )
 
 

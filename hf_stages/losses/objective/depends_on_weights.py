@@ -1,4 +1,4 @@
-"""Whether a loss's value depends on the model's weights: a graph alone does not say so."""
+"""Find out whether the value of a loss depends on the model's weights. That it has a graph does not say so."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 _OPAQUE = "CheckpointFunctionBackward"
-"""Reentrant checkpointing: what it depends on shows in its own backward alone."""
+"""A node of reentrant checkpointing, which shows only in its own backward pass what it depends on."""
 
 
 def reaches_weights(value: torch.Tensor, apart: Collection[int] = ()) -> bool:
-    """Whether a gradient of ``value`` comes to a trained weight, those ``apart`` (by id) not counted.
+    """Tell whether a gradient of ``value`` reaches a trained weight other than those in ``apart`` (given by id).
 
-    Embeddings under ``enable_input_require_grads`` are leaves that require a gradient although nothing below them is trained.
+    Embeddings under ``enable_input_require_grads`` require a gradient although nothing below them is trained.
 
     >>> layer = nn.Linear(2, 1)
     >>> reaches_weights(layer(torch.ones(2))), reaches_weights(torch.ones(2, requires_grad=True).sum())

@@ -1,4 +1,4 @@
-"""What a forward computes by torch's loss functions: noted, or given another weight on the way."""
+"""Watch the loss functions of torch that a forward calls, or give their values another weight."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Call:
 
     @cached_property
     def each(self) -> torch.Tensor:
-        """Its value for each item."""
+        """The value for each item."""
         return self.function(**{**self.given, "reduction": "none"})
 
     def value(self) -> torch.Tensor:
@@ -62,14 +62,14 @@ class Call:
         return self.given.get("weight") if self.by_class else None
 
     def items(self) -> Any:
-        """What the mean of this function is divided by."""
+        """Count what the mean of this function is divided by."""
         if not self.by_class or self.target is None:
             return self.each.numel()
         kept = self.target.ne(self.ignore)
         return kept.sum() if self.weights is None else self.weights[self.target[kept]].sum()
 
     def reduced(self, each: torch.Tensor) -> torch.Tensor:
-        """As the function reduces its items; zero, not 0/0, where it has none."""
+        """Reduce values by item as the function does; zero, not 0/0, where it has none."""
         if self.reduction == "none":
             return each
         if self.function is functional.ctc_loss and self.reduction == "mean":
@@ -81,9 +81,12 @@ class Call:
 
 
 class LossCalls(TorchFunctionMode):
-    """Around a forward: each call's value is what ``answer(place, call)`` makes of it.
+    """Replace, within the block, the value of each call of a loss function by ``answer(place, call)``.
 
-    A compiled model calls nothing that could be seen, so within the block it runs as it is written.
+    A compiled model makes no calls that could be seen. So compiled code runs eagerly within the block.
+
+    Args:
+        answer: Is given the number of the call in this forward, from 0, and the call.
     """
 
     def __init__(self, answer: Callable[[int, Call], torch.Tensor]) -> None:

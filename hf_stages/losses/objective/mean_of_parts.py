@@ -1,4 +1,4 @@
-"""The loss of an evaluation where a model's loss is several means, each over items of its own."""
+"""Compute the loss of an evaluation where a model's loss is several means, each over items of its own."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from hf_stages.models.reduction import Reduction
 
 
 class MeanOfParts:
-    """Sums and items of each part over one evaluation; what the model adds to them goes by rows."""
+    """Sum up each part and its items over one evaluation. What the model adds to the parts is averaged over rows.
+
+    Args:
+        reduction: The parts of the model's loss.
+        like: A tensor on the device, of the dtype to sum in.
+    """
 
     def __init__(self, reduction: Reduction, like: torch.Tensor) -> None:
         self.reduction = reduction
         self.totals = like.new_zeros(len(reduction.counts) + 1, 2)
-        """Of each part its sum and its items; of the rest its sum over rows, and rows."""
+        """The sum and the items of each part; last the sum over rows of what the model adds, and the rows."""
 
     def watching(self, values: dict[int, torch.Tensor]) -> LossCalls:
-        """Around one forward, whose parts are noted by the place of their call."""
+        """Watch one forward, and put the value of each call into ``values`` by the number of the call."""
 
         def answer(place: int, call: Call) -> torch.Tensor:
             found = call.value()
@@ -30,6 +35,7 @@ class MeanOfParts:
         return LossCalls(answer)
 
     def add(self, loss: torch.Tensor, values: Mapping[int, torch.Tensor], batch: Mapping[str, Any]) -> None:
+        """Add one batch: its loss, and the values that ``watching`` noted."""
         split, rest = self.reduction, loss.detach().mean().to(self.totals)
         for place, (call, count, weight, items) in enumerate(
             zip(split.calls, split.counts, split.weights, split.items_by_part(batch), strict=True)
@@ -45,7 +51,7 @@ class MeanOfParts:
         self.totals[-1] += torch.stack([torch.nan_to_num(rest) * rows, rows])
 
     def mean(self) -> tuple[float, float] | None:
-        """The loss and its rows; None where nothing counted. Of totals that are summed over ranks."""
+        """Return the loss and its rows, or None where nothing counted. The totals must be summed over ranks before."""
         *parts, (rest, rows) = self.totals.tolist()
         weighed = zip(self.reduction.weights, parts, strict=True)
         found = [weight * value / items for weight, (value, items) in weighed if items]

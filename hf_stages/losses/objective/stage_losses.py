@@ -1,4 +1,4 @@
-"""The losses of one stage at work: its terms adapted to the models, the hooks they need, the weights they bring."""
+"""The losses of one running stage: its terms, the hooks they need on the model, and the weights they bring."""
 
 from __future__ import annotations
 
@@ -29,18 +29,28 @@ _FILE = "loss_weights.safetensors"
 
 
 def adapted_terms(stage: Stage, student: Any, teacher: Any) -> tuple[Term, ...]:
-    """The stage's terms for these models, which may be skeletons; what cannot work is refused, by name."""
+    """Adapt the stage's terms to these models, which may be on the meta device. Refuse, by name, what cannot work."""
     loss = stage.loss if stage.loss is not None else TaskLoss()
     with place_errors(f"stage {stage.name!r}: loss"):
         return terms_of(loss, student, teacher)
 
 
 def wants_teacher(stage: Stage) -> bool:
+    """Tell whether a term of the stage's loss reads a teacher."""
     return stage.loss is not None and any(term.loss.uses_teacher for term in terms_of(stage.loss))
 
 
 class StageLosses:
-    """Installed before the stage's model is wrapped; ``remove()`` leaves the model as it was."""
+    """The terms of a stage together with their hooks, their teacher, and their own weights.
+
+    It is made before the stage's model is wrapped or compiled. ``remove()`` leaves the model as it was.
+
+    Args:
+        terms: The terms, adapted to the models.
+        model: The student, not wrapped.
+        teacher: Gives signals of a batch (``LiveTeacher``, ``BaseTeacher``, a cache's reader), or None.
+        defer_head: Whether the student's output head may be left to the losses, which apply it a chunk at a time.
+    """
 
     def __init__(self, terms: tuple[Term, ...], model: nn.Module, teacher: Any, *, defer_head: bool) -> None:
         self.terms, self.model, self.teacher = terms, model, teacher
@@ -52,7 +62,7 @@ class StageLosses:
         steady = [term for term in terms if len(terms) == 1 or _steady(term)]
         at_times = any(term.loss.modules is not None for term in terms if term not in steady)
         self.partial = at_times or not needs_of(steady) & (WHOLE | {"final"})
-        """At times some parameters take no part in the loss, such as the head where features alone are compared."""
+        """Whether some parameters may take no part in the loss, such as the head where features alone are compared."""
         own = {str(i): term.loss.modules for i, term in enumerate(terms) if term.loss.modules is not None}
         self.modules = nn.ModuleDict(own).to(_device(model)) if own else None
         if self.modules is not None:
@@ -62,10 +72,17 @@ class StageLosses:
     def signals(
         self, model: nn.Module, batch: Batch, t: float, *, task: TaskForward | None = None, autocast: Any = nullcontext
     ) -> tuple[Signals, Signals | None]:
-        """All that the terms with weight at ``t`` read of a micro-batch: the student's signals, and the teacher's.
+        """Return the student's and the teacher's signals of a micro-batch: all that terms with weight at ``t`` read.
 
-        The one call of a training step: it runs the teacher, finds out what becomes of the head, and runs the student. ``model`` is the
-        student as it is wrapped; ``task`` is the trainer's own forward, where a term takes the task's loss.
+        A training step calls this once. It runs the teacher, finds out whether the head may be deferred, and runs the
+        student.
+
+        Args:
+            model: The student, wrapped as it trains.
+            batch: The micro-batch.
+            t: The progress of the stage.
+            task: The trainer's own forward, where a term takes the task's loss.
+            autocast: Makes the context in which the teacher and forwards outside the trainer's own run.
         """
         terms = terms_with_weight(self.terms, t)
         with autocast():
@@ -85,31 +102,34 @@ class StageLosses:
         return student, teacher
 
     def whole_signals(self, model: nn.Module, batch: Batch) -> Signals:
-        """What all terms read, from a forward that keeps its outputs whole, as evaluation does."""
+        """Run the student with its outputs left whole, as in evaluation, and return what all terms read."""
         with self.watching_evaluation() as captured:
             self._outputs(model, batch)
         return Signals(captured.pop("outputs"), captured=captured)
 
     def watching_evaluation(self) -> AbstractContextManager[dict[str, Any]]:
-        """Around a forward of an evaluation, whose outputs stay as they are and are kept under ``outputs``."""
+        """Watch a forward of an evaluation. Its outputs stay as they are, and are kept under ``outputs``."""
         return self._watching(self.terms, whole=True)
 
     @property
     def can_be_evaluated(self) -> bool:
-        """Whether the terms can be measured on other data than the stage trains on: a cache has only that."""
+        """Whether the terms can be measured on data that the stage does not train on; a cache has no other."""
         return self.capture is not None and not self.removed and getattr(self.teacher, "answers_any_batch", False)
 
     # ---- forwards of the student ------------------------------------------------------------------------------------
 
     def _run(self, model: nn.Module, batch: Batch, terms: tuple[Term, ...]) -> Signals:
-        """One forward whose labels no term takes from the model."""
+        """Run the student without labels."""
         with self._watching(terms) as captured:
             outputs = self._outputs(model, batch)
         return Signals(outputs, None, captured)
 
     def _run_task(self, task: TaskForward, terms: tuple[Term, ...], others: tuple[Term, ...]) -> Signals:
-        """The trainer's own forward. Outputs are asked for only where a term reads them and the model's own are not seen
-        anyway: a fused head makes them in one more forward."""
+        """Run the trainer's own forward.
+
+        Outputs are asked for only where a term reads them and hooks do not see them anyway. A trainer with a fused head
+        would run one more forward for them.
+        """
         seen = task.is_overridden and self.capture is not None and "outputs" not in needs_of(others)
         wanted = task.outputs_asked or (task.outputs_read and not seen)
         with self._watching(terms, outputs=seen) as captured:
@@ -120,7 +140,7 @@ class StageLosses:
         return model(**model_inputs(self.model, batch.inputs))
 
     def _check_head(self, batch: Batch, terms: tuple[Term, ...]) -> None:
-        """Before the stage's first forward whose logits may be left to the losses: find out whether they may."""
+        """Find out, before the first forward that defers the head, whether it may be deferred."""
         if self.capture is not None:
             self.capture.check_head(lambda: self._outputs(self.model, batch), self._request(terms))
 
@@ -128,7 +148,7 @@ class StageLosses:
         return self.capture.collecting(self._request(terms, **kept)) if self.capture is not None else nullcontext({})
 
     def _request(self, terms: tuple[Term, ...], **kept: bool) -> CaptureRequest:
-        """The same object each time: a compiled model looks at its hooks' values anew where they changed."""
+        """Return the same object each time, so that a compiled model need not look at its hooks anew."""
         key = (tuple(term.name for term in terms), *sorted(kept.items()))
         if key not in self._requests:
             self._requests[key] = CaptureRequest(needs_of(terms), **kept, project=partial(_project, terms))
@@ -144,15 +164,15 @@ class StageLosses:
             self.teacher.remove()
         self.model._modules.pop(NAME, None)
 
-    # ---- weights of the losses' own: the stage trains and checkpoints them, no saved model holds them ---------------
+    # ---- the losses' own weights: trained and checkpointed with the stage, in no saved model -------------------------
 
     def _attach(self) -> None:
-        """As part of the student they are optimized, clipped and synchronized as everything else."""
+        """Make the weights a part of the student: they are then optimized, clipped and synchronized with it."""
         self.model.add_module(NAME, self.modules)
 
     @contextmanager
     def detached(self) -> Iterator[None]:
-        """While the model is saved or loaded."""
+        """Take the weights off while the model is saved or loaded."""
         if self.modules is None:
             yield
             return
@@ -173,7 +193,7 @@ class StageLosses:
 
 
 def _project(terms: Iterable[Term], captured: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """The signals that the terms make of captured ones, and the tensors that their values depend on."""
+    """Return the signals that the terms make of captured ones, and the tensors that their values depend on."""
     projected: dict[str, Any] = {}
     tensors_read: list[Any] = []
     for term in terms:

@@ -1,8 +1,9 @@
-"""What the task's loss is a mean over, found on a batch: models say so nowhere, and a name does not tell.
+"""Find out on a batch what the task's loss is a mean over. Models do not say it, and names do not tell.
 
-One forward is watched for the loss functions that it calls. Each one's value by item is made a leaf, and the gradient of the
-loss by it says what each item weighs. Weights of the model have no say in that, so every rank and every resumed run
-comes to the same answer. A loss that is written out by hand is tried instead (``task_trial``).
+One forward is watched for the loss functions that it calls. The values by item of each are made leaves, and the
+gradient of the loss with respect to them says what each item weighs. The model's weights have no influence on that,
+so every rank and every resumed run comes to the same answer. A loss that calls no such function is tried instead
+(``task_trial``).
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from hf_stages.models.reduction import IGNORED, Count, Reduction, token_width
 
 logger = logging.get_logger(__name__)
 _BATCHES = 4
-"""Of an update that are looked at for a target."""
+"""How many micro-batches of an update are searched for a target."""
 _OTHERWISE = {"shift_labels", "ignore_index", "CrossEntropyLoss"}
-"""Words of a forward that treats its labels in a way of its own."""
+"""Names in the code of a forward that treats its labels in a way of its own."""
 _Loss = Callable[[Mapping[str, Any], Any], torch.Tensor]
 
 
-class _Nothing(Exception):
-    """The batch has no target at all: another one may tell."""
+class _NoTarget(Exception):
+    """Raised where the batch has no target at all; another batch may have one."""
 
 
 def learn_reduction(trainer: Any, objective: Any, batches: Sequence[Mapping[str, Any]]) -> None:
-    """Before a stage's first update: what its task's loss is a mean over. Main's answer holds for all ranks."""
+    """Find out, before a stage's first update, what its task's loss is a mean over. All ranks take main's answer."""
     if objective.reduction_is_known or not objective.tasks:
         return
     found: Any = False
     by_source = any(term.loss.task is not term.loss for term in objective.terms if term.loss.task is not None)
-    for batch in _to_look_at(batches[:_BATCHES]):
+    for batch in _batches_to_try(batches[:_BATCHES]):
         found = find_reduction(trainer, trainer.compute_loss, objective.tasks[0], batch, exactly=by_source)
         if found is not False:
             break
@@ -65,7 +66,10 @@ def learn_reduction(trainer: Any, objective: Any, batches: Sequence[Mapping[str,
 
 
 def reduction_in_evaluation(trainer: Any, inner: Callable[..., Any], task: TaskLoss, batch: Mapping[str, Any]) -> Any:
-    """For evaluation: what holds for batches of this kind with this model, found once; parts are weighed anew."""
+    """Return what the loss is a mean over for an evaluation. It is found once for batches of one kind and this model.
+
+    Where a loss has several parts, their weights are found anew.
+    """
     kind = _kind(trainer, batch)
     found = trainer._reductions.get(kind, False)
     if found is False or (found is not None and found.split):
@@ -80,8 +84,8 @@ def _kind(trainer: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(sorted((key, str(value.dtype), value.dim()) for key, value in tensors.items()))
 
 
-def _to_look_at(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Batches of one row are put together where they have one shape: a row alone says little."""
+def _batches_to_try(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Join two batches of one row where they have one shape, because a single row says little."""
     first, *rest = batches
     if not rest or rows_of(first) > 1:
         return list(batches)
@@ -93,10 +97,14 @@ def _to_look_at(batches: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 def find_reduction(
     trainer: Any, inner: Callable[..., Any], task: TaskLoss, batch: Mapping[str, Any], *, exactly: bool = False
 ) -> Any:
-    """What ``inner``, the trainer's own ``compute_loss``, divides its loss of a batch by; None where it is as ``TaskLoss`` has it, or unclear, and
-    False where the batch has no target to tell by.
+    """Find what ``inner``, the trainer's own ``compute_loss``, divides its loss of a batch by.
 
-    ``exactly``: also where the model's own code says it, as what the model adds to it matters.
+    Returns:
+        None where it divides as ``TaskLoss`` does, or where it is unclear; False where the batch has no target to
+        tell by.
+
+    Args:
+        exactly: Look also where the model's own code says it, because what the model adds to its loss matters.
     """
     if not exactly and _is_known(trainer, inner):
         return None
@@ -118,8 +126,8 @@ def find_reduction(
                 context,
                 _sharded_after(trainer),
             ):
-                return _found(trainer, loss_of, given, task)
-        except _Nothing:
+                return _find(trainer, loss_of, given, task)
+        except _NoTarget:
             return False
         except Exception as error:
             problem = f"what the task's loss is a mean over was not found out ({type(error).__name__}: {error})"
@@ -132,7 +140,7 @@ def find_reduction(
 
 @contextmanager
 def _sharded_after(trainer: Any) -> Iterator[None]:
-    """FSDP2 leaves a root's parameters whole behind a forward, until a backward puts them back in shards."""
+    """Put parameters back in shards: FSDP2 leaves a root's parameters whole after a forward, until a backward pass."""
     try:
         yield
     finally:
@@ -142,9 +150,9 @@ def _sharded_after(trainer: Any) -> Iterator[None]:
 
 
 def _is_known(trainer: Any, inner: Callable[..., Any]) -> bool:
-    """Whether the model's own code hands its labels to a loss of transformers that is as ``TaskLoss`` has it.
+    """Tell whether the model's own code gives its labels to a loss of transformers that counts as ``TaskLoss`` does.
 
-    That spares a forward, and for a language model the logits of a batch at once.
+    Then no forward is needed, nor, for a language model, the memory for all logits of a batch.
     """
     own = getattr(inner, "__func__", None) is not Trainer.compute_loss
     if own or trainer.label_smoother is not None or trainer.compute_loss_func is not None:
@@ -164,16 +172,16 @@ def _is_known(trainer: Any, inner: Callable[..., Any]) -> bool:
     return base.loss_function in (ForCausalLMLoss, ForMaskedLMLoss, ForTokenClassification)
 
 
-def _found(trainer: Any, loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLoss) -> Reduction | None:
+def _find(trainer: Any, loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLoss) -> Reduction | None:
     names = [name for name in (*trainer.label_names, "labels", "shift_labels") if name in inputs]
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled  # all ranks run the model alike: once
-    found: Any = _watched(loss_of, inputs, task, names, leaves=not sharded)
+    found: Any = _by_watching(loss_of, inputs, task, names, leaves=not sharded)
     if sharded or rows_of(inputs) < 2:
         return found
     trial = AdditivityTrial(loss_of, half=_is_half(trainer))
     adds_up = True
     if found is None:
-        found = trial(trainer.model, inputs, (task.items, *_by_number(inputs, names), None))
+        found = trial(trainer.model, inputs, (task.items, *_likely_counts(inputs, names), None))
         adds_up = found is not False
     elif _is_cut(trainer) and not found.split:
         adds_up = not found.adds
@@ -181,8 +189,8 @@ def _found(trainer: Any, loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLo
             adds_up = adds_up and trial.adds_up(inputs, found.counts[0]) is not False
     if _is_cut(trainer):
         if not adds_up:
-            _warn()
-        elif _is_another_in_training(trainer.model, loss_of, inputs, task):
+            _warn_of_coupled_rows()
+        elif _differs_in_training(trainer.model, loss_of, inputs, task):
             _warn_of_training()
     return found or None
 
@@ -192,7 +200,7 @@ def _is_cut(trainer: Any) -> bool:
 
 
 def _is_half(trainer: Any) -> bool:
-    """Whether rows come out a little different in another batch."""
+    """Tell whether rows may give slightly different values in another batch, because of half precision."""
     mixed = trainer.args.bf16 or trainer.args.fp16
     return mixed or any(p.dtype in (torch.bfloat16, torch.float16) for p in trainer.model.parameters())
 
@@ -200,7 +208,7 @@ def _is_half(trainer: Any) -> bool:
 # ---- by watching ----------------------------------------------------------------------------------------------------
 
 
-def _watched(
+def _by_watching(
     loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLoss, names: list[str], *, leaves: bool
 ) -> Reduction | None:
     calls: list[Call] = []
@@ -216,7 +224,7 @@ def _watched(
     with LossCalls(answer):
         loss = loss_of(inputs, task.items(inputs))
     if not bool(torch.isfinite(loss).all()):
-        raise _Nothing
+        raise _NoTarget
     if not calls:
         return None
     weights = _weights(loss, calls, held) if leaves else _by_value(loss, calls)
@@ -225,7 +233,7 @@ def _watched(
     for place, (call, each) in enumerate(zip(calls, weights, strict=True)):
         if each is None or not bool(each.ne(0).any()):
             continue
-        found = _part(call, each, inputs, names)
+        found = _items_of_call(call, each, inputs, names)
         if found is None:
             return None
         parts.append((place, *found))
@@ -247,7 +255,7 @@ def _weights(loss: torch.Tensor, calls: list[Call], held: list[torch.Tensor]) ->
 
 
 def _by_value(loss: torch.Tensor, calls: list[Call]) -> list[torch.Tensor | None]:
-    """Without gradients (parameters in shards have hooks in the way): only a loss that is one call's value is told."""
+    """Find the weights without gradients, for parameters in shards, where the loss is the value of one call."""
     same = [torch.equal(call.reduced(call.each).to(loss), loss) for call in calls]
     if sum(same) != 1:
         return [None] * len(calls)
@@ -255,10 +263,10 @@ def _by_value(loss: torch.Tensor, calls: list[Call]) -> list[torch.Tensor | None
     return [torch.full_like(call.each, one) if it else None for call, one, it in zip(calls, scale, same, strict=True)]
 
 
-def _part(
+def _items_of_call(
     call: Call, weights: torch.Tensor, inputs: Mapping[str, Any], names: list[str]
 ) -> tuple[Count | None, float] | None:
-    """The items of one call and what its mean weighs in the loss; None where its items weigh differently."""
+    """Return the items of one call and the weight of its mean in the loss; None where its items weigh differently."""
     if call.function is torch.nn.functional.ctc_loss and call.reduction == "mean":
         return Count(), float((weights * call._lengths(call.each)).sum())
     own = weights[weights.ne(0)]
@@ -270,23 +278,23 @@ def _part(
         return None
     if call.reduction == "mean":
         number = float(call.items())
-        count = _matching(call, number, inputs, names)
+        count = _count_giving(call, number, inputs, names)
         return None if count is None else (count, scale * (number or 1.0))
     # Divided by hand, by a number that may be anything: trying tells. One item alone is its own mean.
     summed = abs(scale - 1) < 1e-6 and (call.reduction == "sum" or len(own) > 1)
     return (None, 1.0) if summed else None
 
 
-def _matching(call: Call, number: float, inputs: Mapping[str, Any], names: list[str]) -> Count | None:
-    """The first way to count that gives the number."""
-    for count in (*_same_content(call, inputs, names), *(_by_number(inputs, names) if number else ())):
+def _count_giving(call: Call, number: float, inputs: Mapping[str, Any], names: list[str]) -> Count | None:
+    """Return the first way to count that gives the number."""
+    for count in (*_counts_by_content(call, inputs, names), *(_likely_counts(inputs, names) if number else ())):
         if abs(float(count(inputs)) - number) <= 1e-3 * number:
             return count
     return None
 
 
-def _same_content(call: Call, inputs: Mapping[str, Any], names: list[str]) -> Iterator[Count]:
-    """Targets of the batch that are the call's own."""
+def _counts_by_content(call: Call, inputs: Mapping[str, Any], names: list[str]) -> Iterator[Count]:
+    """List ways to count by those targets of the batch that hold what the call was given."""
     target = call.target
     if target is None:
         return
@@ -315,8 +323,8 @@ def _equal(mine: torch.Tensor, target: torch.Tensor) -> bool:
     return mine.numel() == target.numel() and torch.equal(mine.reshape(-1).to(target), target.reshape(-1))
 
 
-def _by_number(inputs: Mapping[str, Any], names: list[str]) -> Iterator[Count]:
-    """Ways to count, the likelier ones first: entries with their padding are as many by row as rows are."""
+def _likely_counts(inputs: Mapping[str, Any], names: list[str]) -> Iterator[Count]:
+    """List ways to count, the likelier ones first. Counting padded entries comes last: it fits wherever rows do."""
     targets = {key: inputs[key] for key in names if torch.is_tensor(inputs[key])}
     for key, target in targets.items():
         if target.is_floating_point():
@@ -332,8 +340,11 @@ def _by_number(inputs: Mapping[str, Any], names: list[str]) -> Iterator[Count]:
     yield from map(Count, targets)
 
 
-def _is_another_in_training(model: Any, loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLoss) -> bool:
-    """Whether training adds to the loss what evaluation has not, dropout apart. What is drawn at random looks like that, too."""
+def _differs_in_training(model: Any, loss_of: _Loss, inputs: Mapping[str, Any], task: TaskLoss) -> bool:
+    """Tell whether training adds something to the loss that evaluation does not, dropout apart.
+
+    Something drawn at random in training looks the same.
+    """
     with suppress(Exception):
         items = task.items(inputs)
         evaluated = loss_of(inputs, items).item()
@@ -345,14 +356,15 @@ def _is_another_in_training(model: Any, loss_of: _Loss, inputs: Mapping[str, Any
 
 def _warn_of_training() -> None:
     logger.warning(
-        "The task's loss is another one in training than in evaluation (an auxiliary part, noise or masks that training alone has). What it is "
-        "divided by was found in evaluation: with accumulated micro-batches or several ranks such a part may weigh otherwise than in one batch"
+        "The task's loss is another one in training than in evaluation (an auxiliary part, noise or masks that "
+        "training alone has). What it is divided by was found in evaluation: with accumulated micro-batches or "
+        "several ranks such a part may weigh otherwise than in one batch"
     )
 
 
-def _warn() -> None:
+def _warn_of_coupled_rows() -> None:
     logger.warning(
-        "The task's loss does not add up over parts of a batch, whatever it is divided by (it couples rows, brings a router's "
-        "loss, or has parts with items of their own): with accumulated micro-batches or several ranks its gradient is not "
-        "that of one batch"
+        "The task's loss does not add up over parts of a batch, whatever it is divided by (it couples rows, brings a "
+        "router's loss, or has parts with items of their own): with accumulated micro-batches or several ranks its "
+        "gradient is not that of one batch"
     )

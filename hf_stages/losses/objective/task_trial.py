@@ -1,5 +1,6 @@
-"""What a loss that is written out by hand is a mean over, by trying: of several ways to count, which one makes the loss of two
-parts of a batch that of the whole?
+"""Find by trial what a loss is a mean over, where it calls no loss function of torch.
+
+Of several ways to count, the right one makes the loss of two parts of a batch add up to the loss of the whole.
 """
 
 from __future__ import annotations
@@ -18,21 +19,29 @@ from hf_stages.models.reduction import IGNORED, Reduction
 
 logger = logging.get_logger(__name__)
 _TOLERANCE, _HALF = 1e-4, 2e-3
-"""How far the loss of two parts may be from that of the whole, relative; in half precision rounding goes by the batch."""
+"""How far the loss of two parts may be from that of the whole, relative; the second is for half precision."""
 
 
 @dataclass(frozen=True)
 class AdditivityTrial:
-    """Runs the loss on a batch, on its first row and on the others."""
+    """Compares the loss of a batch with that of its first row and of its other rows.
+
+    Args:
+        loss_of: Gives the loss of a batch; its second argument is the number of items to tell a ``compute_loss_func``.
+        half: Whether the model runs in half precision.
+    """
 
     loss_of: Callable[[Mapping[str, Any], Any], torch.Tensor]
     half: bool = False
 
     def __call__(self, model: Any, inputs: Mapping[str, Any], ways: Sequence[Any]) -> Any:
-        """The way to count that adds up; None where it is the first one or nothing tells, False if none does."""
+        """Return the way to count that adds up, or False if none does.
+
+        None: the first way adds up, or the batch cannot tell.
+        """
         with fill_zero_weights(model):
             fitting = self._fitting(inputs, ways)
-            if fitting is not None and len(fitting) > 1 and (uneven := _uneven(inputs)) is not None:
+            if fitting is not None and len(fitting) > 1 and (uneven := _with_fewer_labels(inputs)) is not None:
                 with suppress(Exception):  # a loss that knows no -100
                     fitting = self._fitting(uneven, fitting) or fitting
         if fitting is None:
@@ -42,14 +51,15 @@ class AdditivityTrial:
         return None if fitting[0] is ways[0] else Reduction((fitting[0],))
 
     def adds_up(self, inputs: Mapping[str, Any], count: Any) -> bool | None:
-        off = self._off(_parts_of(inputs), count)
+        """Tell whether this way to count adds up; None where the batch cannot tell."""
+        off = self._deviation(_parts_of(inputs), count)
         return None if off is None else off <= self._allowed(torch.float32)
 
     def _fitting(self, inputs: Mapping[str, Any], ways: Sequence[Any]) -> list[Any] | None:
-        """The ways that add up, in their order; None where the batch cannot tell."""
+        """Return the ways that add up, in their order; None where the batch cannot tell."""
         parts = _parts_of(inputs)
         allowed = self._allowed(self.loss_of(parts[0], 1).dtype)
-        off = [self._off(parts, count) for count in ways]
+        off = [self._deviation(parts, count) for count in ways]
         found = [one for one in off if one is not None]
         if not found:
             return None
@@ -57,8 +67,8 @@ class AdditivityTrial:
         most = min(allowed, max(4 * min(found), allowed / 8))
         return [count for count, one in zip(ways, off, strict=True) if one is not None and one <= most]
 
-    def _off(self, parts: Sequence[Mapping[str, Any]], count: Any) -> float | None:
-        """How far the two parts, each times its items, are from the whole; None where a part has none to tell by."""
+    def _deviation(self, parts: Sequence[Mapping[str, Any]], count: Any) -> float | None:
+        """Return how far the two parts, each times its items, are from the whole; None where a part has no items."""
         numbers = [1 if count is None else count(part) for part in parts]
         losses = [self.loss_of(part, n).detach().item() * float(n) for part, n in zip(parts, numbers, strict=True)]
         if not math.isfinite(sum(losses)) or not losses[0]:
@@ -71,7 +81,10 @@ class AdditivityTrial:
 
 @contextmanager
 def fill_zero_weights(model: Any) -> Iterator[None]:
-    """A head of zeros gives every row one loss, whatever that is divided by: while it is tried it holds small numbers."""
+    """Put small random numbers in the place of weights that are all zero, within the block.
+
+    A head of zeros gives every row the same loss, so that no way to count can be told from another.
+    """
     zeros = [p for p in model.parameters() if p.is_floating_point() and p.numel() and not bool(p.any())]
     noise = torch.Generator().manual_seed(0)
     held = [p.detach().clone() for p in zeros]
@@ -86,8 +99,8 @@ def fill_zero_weights(model: Any) -> Iterator[None]:
                 p.copy_(value)
 
 
-def _uneven(inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """With half of the first row's labels ignored: rows of one length tell tokens from rows no other way."""
+def _with_fewer_labels(inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Ignore half of the first row's labels: with rows of one length nothing else tells tokens from rows."""
     labels: Any = inputs.get("labels")
     if not torch.is_tensor(labels) or labels.is_floating_point() or labels.dim() != 2 or "shift_labels" in inputs:
         return None
@@ -101,7 +114,7 @@ def _uneven(inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def doubled(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A batch of one row with that row twice."""
+    """Repeat the row of a batch that has only one."""
     return {
         key: torch.cat([value, value]) if torch.is_tensor(value) and value.dim() and len(value) == 1 else value
         for key, value in inputs.items()
@@ -109,13 +122,13 @@ def doubled(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _parts_of(inputs: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """The whole, its first row, and the others."""
+    """Return the whole batch, its first row, and its other rows."""
     rows = rows_of(inputs)
-    return inputs, _taken(inputs, rows, slice(0, 1)), _taken(inputs, rows, slice(1, None))
+    return inputs, _choose_rows(inputs, rows, slice(0, 1)), _choose_rows(inputs, rows, slice(1, None))
 
 
-def _taken(inputs: Mapping[str, Any], rows: int, which: slice) -> dict[str, Any]:
-    """Some rows of whatever has one for each example."""
+def _choose_rows(inputs: Mapping[str, Any], rows: int, which: slice) -> dict[str, Any]:
+    """Choose rows of every value that has one for each example."""
 
     def has_rows(value: Any) -> bool:
         whole = (torch.is_tensor(value) and value.dim() > 0) or isinstance(value, list | tuple)

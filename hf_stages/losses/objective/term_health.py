@@ -1,4 +1,4 @@
-"""The health of a stage's terms: what is not finite, and what is exactly zero for too long, by term and by layer."""
+"""Watch the terms of a stage: refuse values that are not finite, and report values that stay exactly zero."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from hf_stages.losses.objective.terms import Term
 
 logger = logging.get_logger(__name__)
 _LIMIT = 20
-"""Updates that something of positive weight may be exactly zero. Self-distillation of a fresh adapter is for one."""
+"""How many updates a term may be exactly zero. A fresh adapter that learns from its own base is zero for one."""
 
 
 class TermHealth:
-    """Sums of an update by term and, where a loss says them, by its parts (layers)."""
+    """Sum up an update by term and, where a loss names them, by its parts (layers).
+
+    Args:
+        terms: The stage's terms.
+        device: Where the sums are kept.
+        world: How many ranks train.
+    """
 
     def __init__(self, terms: Sequence[Term], device: torch.device, world: int) -> None:
         self.terms, self.world = tuple(terms), world
@@ -25,16 +31,16 @@ class TermHealth:
         self.places = [[k for k, (j, _) in enumerate(self.parts) if j == i] for i in range(len(self.terms))]
         self.sums = torch.zeros(len(self.parts), device=device)
         self.noted = torch.zeros(2, len(self.parts), device=device)
-        """Of an update's micro-batches: all that were noted, and those in which a zero says something."""
+        """How many micro-batches of the update were noted, and in how many of them a zero is meaningful."""
         self.zeros = torch.zeros(len(self.parts), device=device)
-        self.told: set[int] = set()
+        self.warned: set[int] = set()
 
     def open_update(self) -> None:
         self.sums.zero_()
         self.noted.zero_()
 
     def note(self, index: int, share: torch.Tensor, zero_is_meaningful: Any = True) -> None:
-        """A micro-batch's share of a term: one number, or one for each of the loss's parts."""
+        """Add a micro-batch's share of a term: one number, or one for each of the loss's parts."""
         first, last = self.places[index][0], self.places[index][-1]
         self.sums[first : last + 1] += share.detach()
         self.noted[0, first : last + 1] += 1
@@ -49,8 +55,9 @@ class TermHealth:
             if not torch.isfinite(self.sums[place]):
                 where = f", layers {part} (student-teacher)" if part else ""
                 raise LossNotFinite(
-                    f"loss {self.terms[index].name}: its value is {self.sums[place].item()}{where} at t={t:.4g}; nothing was stepped. "
-                    "Resume from the last checkpoint with a lower learning rate, or check the data and the precision"
+                    f"loss {self.terms[index].name}: its value is {self.sums[place].item()}{where} at t={t:.4g}; "
+                    "nothing was stepped. Resume from the last checkpoint with a lower learning rate, or check the "
+                    "data and the precision"
                 )
 
     def close_update(self, t: float, updates: int) -> None:
@@ -58,8 +65,8 @@ class TermHealth:
         if idle := [k for k, (i, _) in enumerate(self.parts) if self.terms[i].weight(t) == 0]:
             zero[idle] = False  # not computed, so its zero says nothing
         counted = torch.where(zero, self.zeros + 1, torch.zeros_like(self.zeros))
-        mute = (self.noted[0] > 0) & (self.noted[1] == 0)  # no row of its source in this update
-        self.zeros = torch.where(mute, self.zeros, counted)
+        silent = (self.noted[0] > 0) & (self.noted[1] == 0)  # no row of its source in this update
+        self.zeros = torch.where(silent, self.zeros, counted)
         if updates % _LIMIT == 0:
             self._check_zeros(t)
 
@@ -74,19 +81,21 @@ class TermHealth:
             whole = term.weight(t) > 0 and all(still[k] for k in places)
             if whole and "loss" not in term.loss.needs:
                 raise ValueError(
-                    f"loss {term.name}: exactly zero for {int(min(counts[k] for k in places))} updates although its weight is {term.weight(t):.4g}"
-                    f"{_of(layers)}; what it compares is equal or was not captured. Is the teacher the student itself, or all that "
-                    "the term could change frozen? Then leave the term out"
+                    f"loss {term.name}: exactly zero for {int(min(counts[k] for k in places))} updates although its "
+                    f"weight is {term.weight(t):.4g}{_layers_text(layers)}; what it compares is equal or was not "
+                    "captured. Is the teacher the student itself, or all that the term could change frozen? Then "
+                    "leave the term out"
                 )
-            if whole and index not in self.told:  # the model's own: everything may have been learned
-                self.told.add(index)
+            if whole and index not in self.warned:  # the model's own: everything may have been learned
+                self.warned.add(index)
                 logger.warning(
                     f"loss {term.name}: exactly zero for {_LIMIT} updates; the stage teaches nothing any more"
                 )
-            if layers and index not in self.told:  # frozen embeddings, say, that were copied from the teacher
-                self.told.add(index)
+            if layers and index not in self.warned:  # frozen embeddings, say, that were copied from the teacher
+                self.warned.add(index)
                 logger.warning(
-                    f"loss {term.name}: exactly zero for {_LIMIT} updates{_of(layers)}; these layers are equal and teach nothing"
+                    f"loss {term.name}: exactly zero for {_LIMIT} updates{_layers_text(layers)}; these layers are "
+                    "equal and teach nothing"
                 )
 
     def state_dict(self) -> dict[str, Any]:
@@ -96,5 +105,5 @@ class TermHealth:
         self.zeros = torch.tensor(state["zeros"], device=self.zeros.device)
 
 
-def _of(layers: Sequence[str]) -> str:
+def _layers_text(layers: Sequence[str]) -> str:
     return f", layers {', '.join(layers)} (student-teacher)" if layers else ""

@@ -1,4 +1,4 @@
-"""A stage's loss as named terms: sums and weights taken apart, each term adapted to the models."""
+"""Take a stage's loss apart into named terms: sums and weights are resolved, each term is adapted to the models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_stages.losses.objective.by_source import OnSource
 
 @dataclass(frozen=True)
 class Term:
-    """One summand with everything that multiplies it; ``name`` is unique within the stage."""
+    """One summand of a stage's loss with all that multiplies it. Its ``name`` is unique within the stage."""
 
     name: str
     weights: tuple[Curve, ...]
@@ -22,6 +22,7 @@ class Term:
     """Which of the stage's ``Balanced`` groups it belongs to, in the order of ``groups_of``."""
 
     def weight(self, t: float) -> float:
+        """Multiply all weights at progress ``t``."""
         product = 1.0
         for curve in self.weights:
             product *= curve(t)
@@ -46,22 +47,22 @@ def terms_of(loss: Loss | Mapping[str, Loss], student: Any = None, teacher: Any 
 
 
 def terms_with_weight(terms: Sequence[Term], t: float) -> tuple[Term, ...]:
-    """Those that are computed at ``t``: a term without weight is not, unless it is all there is."""
+    """Return the terms that are computed at ``t``: all but those of weight zero. A single term is always computed."""
     return tuple(term for term in terms if len(terms) == 1 or term.weight(t) != 0.0)
 
 
 def needs_of(terms: Iterable[Term]) -> frozenset[str]:
-    """What the student must show. A loss that does not say is given the model's whole outputs."""
+    """Collect what the terms need of the student. A loss that names nothing is given the model's whole outputs."""
     return frozenset[str]().union(*(term.loss.needs or {"outputs"} for term in terms))
 
 
 def teacher_needs_of(terms: Iterable[Term]) -> frozenset[str]:
-    """What the teacher must show."""
+    """Collect what the terms need of the teacher."""
     return frozenset[str]().union(*(t.loss.teacher_needs or {"outputs"} for t in terms if t.loss.uses_teacher))
 
 
 def groups_of(loss: Any) -> tuple[Any, ...]:
-    """The ``Balanced`` parts of a loss, in the order that ``Term.balance`` counts them."""
+    """List the ``Balanced`` parts of a loss, in the order that ``Term.balance`` counts them."""
     groups: list[Any] = []
     for _ in _leaves(loss, groups) if loss is not None else ():
         pass
@@ -69,7 +70,7 @@ def groups_of(loss: Any) -> tuple[Any, ...]:
 
 
 def sources_of(loss: Any) -> tuple[str, ...]:
-    """The sources that a loss by source tells apart, in the order of their numbers; none where it is one loss for all."""
+    """List the sources that a loss by source tells apart, in the order of their numbers. One loss for all has none."""
     return tuple(sorted(loss)) if isinstance(loss, Mapping) else ()
 
 

@@ -1,4 +1,4 @@
-"""A trainer's own notes, kept as they are over a call that is no step of its training."""
+"""Keep a trainer's own counters and metrics as they are over a call that is no step of its training."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from typing import Any
 
 _MOST = 10_000
-"""Entries that are notes; beyond it is data."""
+"""How many entries notes have at most. What has more is taken for data."""
 
 
 @contextmanager
 def preserve_trainer_notes(trainer: Any) -> Iterator[None]:
-    """Trainers count tokens and keep metrics in ``compute_loss``: numbers, and lists and mappings of such."""
+    """Restore the trainer's notes after the block: numbers, and lists and mappings of numbers.
+
+    Trainers count tokens and collect metrics in ``compute_loss``.
+    """
     known = set(vars(trainer))
     held = {name: copy.deepcopy(value) for name, value in vars(trainer).items() if _is_note(value)}
     try:

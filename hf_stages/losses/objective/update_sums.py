@@ -1,4 +1,4 @@
-"""The loss of a stage at work: each term's sum, divided once by its items over the whole update.
+"""Compute the loss of an update: each term's sum, divided once by its items over the whole update.
 
 The items of all accumulated micro-batches on all ranks are counted and all-reduced before the first backward.
 That makes the gradient the same for one batch of 8, for 4 accumulated x 2 and for 2 ranks x 4, and for any padding.
@@ -24,7 +24,15 @@ from hf_stages.models.signals import Signals
 
 
 class Objective:
-    """The terms of a stage, the update they are summed over, and what the log will say of them."""
+    """The terms of a stage, the update that they are summed over, and what the log will say of them.
+
+    Args:
+        terms: The terms, adapted to the models.
+        device: Where sums are kept.
+        world: How many ranks train.
+        groups: The ``Balanced`` losses that ``Term.balance`` numbers.
+        parameters: The weights over which norms of gradients are taken.
+    """
 
     def __init__(
         self,
@@ -37,7 +45,6 @@ class Objective:
         self.terms = tuple(terms)
         self.balance = Balance(terms, groups, device) if groups else None
         self.parameters = parameters
-        """What norms of gradients are taken over."""
         self.scales: torch.Tensor | None = None
         self.device, self.world = device, world
         n = len(self.terms)
@@ -53,12 +60,12 @@ class Objective:
         }
         own = [term.loss.modules for term in self.terms if term.loss.modules is not None]
         self.apart = {id(weight) for modules in own for weight in modules.parameters()}
-        """Weights of the losses' own: what reaches these alone leaves the model as it is."""
+        """The losses' own weights, by id. A gradient that reaches only these leaves the model as it is."""
         self.health = TermHealth(self.terms, device, world)
         self.updates = 0
         self.t = 0.0
         self.reduction_is_known = False
-        """Whether it is known what the task's loss is a mean over."""
+        """Whether it has been found out what the task's loss is a mean over."""
         self.part_items = self.items[:0]
 
     @property
@@ -66,16 +73,17 @@ class Objective:
         return any("loss" in term.loss.needs for term in terms_with_weight(self.terms, self.t))
 
     def reads_outputs(self, batch: Mapping[str, Any]) -> bool:
-        """Whether more than the model's own loss is needed: another term, or a graph for a batch without targets."""
+        """Tell whether outputs are needed: by another term, or for the graph of a batch without targets."""
         lone = len(self.terms) == 1 and self.terms[0].loss.needs == {"loss"} and not self.terms[0].loss.uses_teacher
         return not lone or float(self.terms[0].loss.items(batch)) == 0
 
     def task_items(self, batch: Mapping[str, Any]) -> Any:
+        """Count the items of the task's loss in a micro-batch."""
         return next(term.loss.items(batch) for term in self.terms if "loss" in term.loss.needs)
 
     @property
     def tasks(self) -> list[Any]:
-        """The TaskLoss of each term that has one and is left to find out how the model divides."""
+        """The TaskLoss of each term that has one and takes what is found out about the model's division."""
         return [term.loss.task for term in self.terms if term.loss.task is not None and term.loss.task.finds_reduction]
 
     def set_reduction(self, reduction: Reduction | None) -> None:
@@ -88,7 +96,7 @@ class Objective:
         return self.tasks[0].reduction if self.tasks else None
 
     def open_update(self, batches: Sequence[Mapping[str, Any]], t: float, extras: Sequence[float]) -> torch.Tensor:
-        """Count items over the update; ``extras`` ride along in the same all-reduce. Returns [tokens, *extras], summed."""
+        """Count the items of an update on all ranks. Returns [tokens, *extras], summed in the same all-reduce."""
         counts: list[Any] = [sum(term.loss.items(batch) for batch in batches) for term in self.terms]
         split = self.reduction if self.reduction is not None and self.reduction.split else None
         parts = (
@@ -113,9 +121,10 @@ class Objective:
         return totals[n + len(parts) :]
 
     def part_shares(self, batch: Mapping[str, Any]) -> list[Any]:
-        """By what the parts of the model's loss are multiplied, so that each is divided by its own items of the update.
+        """Return factors for the parts of the model's loss, so that each is divided by its own items of the update.
 
-        The whole is multiplied by the micro-batch's share of the rows; a part is to have its share of its own items.
+        The whole loss is multiplied by the micro-batch's share of the rows, and each part should have its share of
+        its own items. So this is the ratio of the two.
         """
         split = self.reduction
         if split is None or not split.split:
@@ -126,7 +135,7 @@ class Objective:
         return [(1.0 if count is None else items / all_) / share for count, items, all_ in own]
 
     def loss(self, student: Signals, teacher: Signals | None, batch: Mapping[str, Any]) -> torch.Tensor:
-        """The weighted loss of one micro-batch, ready for backward under DDP's averaging."""
+        """Compute the weighted loss of one micro-batch, ready for a backward pass under DDP's averaging."""
         total: torch.Tensor | None = None
         shares: dict[int, torch.Tensor] = {}
         computed = terms_with_weight(self.terms, self.t)
@@ -139,9 +148,10 @@ class Objective:
                 self.logged[i] += logged.to(self.logged[i]) / self.items[i]
             if not reaches_weights(part, self.apart):
                 raise ValueError(
-                    f"loss {term.name}: {'its gradient reaches no weight' if part.requires_grad else 'its value has no graph'}, so it would "
-                    "train nothing: all that it reads is frozen, or it was computed under detach() or no_grad(); leave the term out, or "
-                    "unfreeze"
+                    f"loss {term.name}: "
+                    f"{'its gradient reaches no weight' if part.requires_grad else 'its value has no graph'}, so it "
+                    "would train nothing: all that it reads is frozen, or it was computed under detach() or "
+                    "no_grad(); leave the term out, or unfreeze"
                 )
             share = part / self.items[i]
             self.health.note(i, share, term.loss.zero_is_meaningful(batch))
@@ -158,14 +168,14 @@ class Objective:
         return total
 
     def _measure(self, shares: Mapping[int, torch.Tensor]) -> None:
-        """Norms of gradients, on the update's first micro-batch: one more backward for each term is dear enough."""
+        """Measure norms of gradients, on the first micro-batch only: each term costs one more backward pass."""
         assert self.balance is not None
         self.squares = torch.zeros(len(self.terms), device=self.device)
         if due := [i for i in self.balance.due(self.updates, "gradient") if i in shares]:
             self.squares[due] = gradient_norms([shares[i] for i in due], self.parameters)
 
     def _rebalance(self) -> None:
-        """Once per update, from norms that are the same on every rank."""
+        """Update the balance once in an update, from norms that are the same on every rank."""
         assert self.balance is not None
         assert self.squares is not None
         measured = torch.stack([self.squares / self.world, self.update_sums])
@@ -177,7 +187,7 @@ class Objective:
         self.balance.update(norms)
 
     def close_update(self, loss: torch.Tensor) -> None:
-        """After the last backward, before the optimizer's step: refuse what is not finite, on all ranks together."""
+        """End an update, after its last backward pass: refuse what is not finite, on all ranks together."""
         finite = torch.isfinite(loss) & self.health.finite()
         if self.world > 1:
             flag = finite.to(torch.int32)
@@ -196,14 +206,14 @@ class Objective:
         for i, term in enumerate(self.terms):
             if self.items[i] == 0:
                 raise ValueError(
-                    f"loss {term.name}: an update without a single item (every label of all its micro-batches is masked); "
-                    "drop such examples or enlarge the batch"
+                    f"loss {term.name}: an update without a single item (every label of all its micro-batches is "
+                    "masked); drop such examples or enlarge the batch"
                 )
         self.health.refuse_not_finite(self.t)
         raise ValueError(f"loss: not finite on another rank at t={self.t:.4g}; its own message says which term")
 
     def drain_log(self) -> dict[str, float]:
-        """The mean of each term since the last log, where there are several, and what they log besides."""
+        """Return the mean of each term since the last log, where there are several, and what the terms log besides."""
         if len(self.terms) < 2 and not self.logged:
             return {}
         updates, names = max(self.log_updates, 1), [f"loss_{term.name}" for term in self.terms]
@@ -249,7 +259,7 @@ class Objective:
 
 @contextmanager
 def give_item_count(trainer: Any, items: Any) -> Iterator[None]:
-    """Give a user's ``compute_loss_func`` the items of the micro-batch: its sum over them is the mean that is asked for."""
+    """Give a user's ``compute_loss_func`` the micro-batch's items, so that it returns the mean over them."""
     own = trainer.compute_loss_func
     if own is None:
         yield
@@ -264,7 +274,7 @@ def give_item_count(trainer: Any, items: Any) -> Iterator[None]:
 
 
 def tokens_in_batch(batch: Mapping[str, Any]) -> Any:
-    """Tokens that are not padding; zero where a batch has none (images)."""
+    """Count tokens that are not padding; zero where a batch has no tokens (images)."""
     real = real_tokens(batch)
     if real is not None:
         return real.sum()

@@ -1,4 +1,4 @@
-"""A forward as training has it, but for what is drawn at random: dropout."""
+"""Run a forward in training mode, but without dropout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class _WithoutDropout(TorchFunctionMode):
-    """Nothing is dropped, in whatever mode a module is."""
+    """Drops nothing, in whatever mode a module is."""
 
     _DROPS = (functional.dropout, functional.dropout1d, functional.dropout2d, functional.alpha_dropout)
 
@@ -30,7 +30,7 @@ class _WithoutDropout(TorchFunctionMode):
 
 @contextmanager
 def training_without_dropout(model: nn.Module) -> Iterator[None]:
-    """In training mode, nothing dropped and no running statistics moved; each module as it was afterwards."""
+    """Put the model in training mode without dropout and without moving running statistics; restore it afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.train()
     for module in modes:
