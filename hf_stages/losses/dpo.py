@@ -62,7 +62,7 @@ class DPO(Loss):
         mine = outputs_of(student, "DPO")
         if mine.kind not in (None, "next"):
             raise ValueError(
-                f"DPO: expected a causal language model, got {mine.model}, which gives {mine.meant}; "
+                f"DPO: expected a causal language model, got {mine.model}, which gives {mine.meaning}; "
                 "encoder-decoders are not supported"
             )
         if teacher is not None:

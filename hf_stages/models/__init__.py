@@ -1,1 +1,1 @@
-"""Models: built from a config or a folder, their structure and weights, and what a forward shows of them. No stage, no run."""
+"""Models: building and loading them, their structure and weights, and what is captured of a forward pass."""

@@ -1,4 +1,7 @@
-"""Before a stage with an adapter trains: what its folder must look like, found out by reading it, without the base's weights."""
+"""How the folder of a stage with an adapter must be written, found out before training by trying to read it back.
+
+The weights of the base are not needed for that.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,13 @@ logger = logging.get_logger(__name__)
 
 
 def check_adapter(model: Any, where: str, *, sharded: bool = False) -> None:
-    """Note on a PEFT model how it is to be written. A model whose base cannot be told from its adapter is refused."""
+    """Note on a PEFT model how it must be written. Refuse a model whose base cannot be told from its adapter."""
     if not is_peft(model):
         return
     if sharded and model.active_peft_config.is_prompt_learning:
         raise ValueError(
-            f"{where}: {model.active_peft_config.peft_type.value}: expected DDP or one process: PEFT asks the encoder of prompts as it "
+            f"{where}: {model.active_peft_config.peft_type.value}: expected DDP or one process: PEFT asks the encoder "
+            "of prompts as it "
             "saves, and FSDP has it in shards then"
         )
     try:
@@ -39,22 +43,25 @@ def check_adapter(model: Any, where: str, *, sharded: bool = False) -> None:
     except ValueError as error:
         kind = model.active_peft_config.peft_type.value
         raise ValueError(
-            f"{where}: expected an adapter whose base can be saved on its own, got {kind}: {error}; use another kind of adapter"
+            f"{where}: expected an adapter whose base can be saved on its own, got {kind}: {error}; use another kind "
+            "of adapter"
         ) from error
     _refuse_shared(model, where)
     with preserve_random_state(), torch.no_grad():
-        state = _told_apart(model)
-        layout = Layout(_stock_differs(model, plain, state), not _peft_brings_back(model, state))
+        state = _state_with_drawn_adapter(model)
+        layout = Layout(_why_stock_differs(model, plain, state), not _peft_reads_all_back(model, state))
     if layout.apart is not None and layout != layout_of(model):
         logger.warning(
-            f"{where}: stock from_pretrained could not give this model ({layout.apart}); the stage's folder has base and adapter "
-            "apart, in base/ and adapter/. StagedTrainer.from_stage reads it as it is, PeftModel.from_pretrained the two"
+            f"{where}: stock from_pretrained could not give this model ({layout.apart}); the stage's folder has base "
+            "and adapter "
+            "apart, in base/ and adapter/. StagedTrainer.from_stage reads it as it is, PeftModel.from_pretrained the "
+            "two"
         )
     note_layout(model, layout)
 
 
 def _refuse_shared(model: Any, where: str) -> None:
-    """Weights of the base that stand in several places (``layer_replication``) cannot be written, unless the model ties them itself."""
+    """Refuse a base that uses one weight in several places (``layer_replication``) unless the model ties it itself."""
     base = model.get_base_model()
     tied = {name for pair in (getattr(base, "all_tied_weights_keys", None) or {}).items() for name in pair}
     own, places = base_names(model), dict[int, list[str]]()
@@ -63,13 +70,14 @@ def _refuse_shared(model: Any, where: str) -> None:
             places.setdefault(id(tensor), []).append(name)
     if shared := next((names for names in places.values() if len(names) > 1), None):
         raise ValueError(
-            f"{where}: {' and '.join(shared[:2])} are one weight of the base (layer_replication?), and a folder cannot hold that; make the "
+            f"{where}: {' and '.join(shared[:2])} are one weight of the base (layer_replication?), and a folder cannot "
+            "hold that; make the "
             "deeper model first, then put a plain adapter on it"
         )
 
 
-def _told_apart(model: Any) -> dict[str, torch.Tensor]:
-    """The model's state with other values in each tensor of the adapter, and none in the base's."""
+def _state_with_drawn_adapter(model: Any) -> dict[str, torch.Tensor]:
+    """Return the model's state with random values in each tensor of the adapter, and without values in the base."""
     made: dict[int, torch.Tensor] = {}
     own, state = set(adapter_names(model)), {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -83,8 +91,8 @@ def _told_apart(model: Any) -> dict[str, torch.Tensor]:
     return state
 
 
-def _stock_differs(model: Any, plain: Any, state: dict[str, torch.Tensor]) -> str | None:
-    """Why transformers, which finds an adapter beside a base, would not make this model of the two."""
+def _why_stock_differs(model: Any, plain: Any, state: dict[str, torch.Tensor]) -> str | None:
+    """Say why stock transformers, which finds an adapter beside a base, would not make this model of them."""
     if len(model.peft_config) > 1:
         return f"it has {len(model.peft_config)} adapters"
     name = next(iter(model.peft_config))
@@ -93,14 +101,14 @@ def _stock_differs(model: Any, plain: Any, state: dict[str, torch.Tensor]) -> st
         return "its adapter acts behind certain tokens of the input, for which PEFT alone looks"
     if not hasattr(plain, "load_adapter"):
         return f"{type(plain).__name__} loads no adapters"
-    plain.hf_device_map = {"": "cpu"}  # where the adapter's tensors go
+    plain.hf_device_map = {"": "cpu"}  # says where the adapter's tensors go
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
         plain.load_adapter(
             peft_config=config, adapter_state_dict=adapter_tensors(model, name, state), adapter_name=name
         )
-    except Exception as error:  # whatever it stumbles over, it stumbles over in the user's hands, too
+    except Exception as error:  # a user would get the same error
         return str(error).partition("\n")[0]
     finally:
         logging.set_verbosity(verbosity)
@@ -108,8 +116,8 @@ def _stock_differs(model: Any, plain: Any, state: dict[str, torch.Tensor]) -> st
     return _first_difference(model, state, read)
 
 
-def _peft_brings_back(model: Any, state: dict[str, torch.Tensor]) -> bool:
-    """Whether PEFT's own reading of its own file gives every tensor of the adapter again."""
+def _peft_reads_all_back(model: Any, state: dict[str, torch.Tensor]) -> bool:
+    """Whether PEFT reads every tensor of the adapter back from its own file."""
     from peft import set_peft_model_state_dict
 
     empty = meta_copy(model, but=adapter_names(model))

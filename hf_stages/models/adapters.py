@@ -1,6 +1,6 @@
-"""A PEFT model's weights: which are the base's, which the adapter's, and how both lie in a folder.
+"""The weights of a PEFT model: which belong to the base and which to the adapter, and how both are stored.
 
-Names are found by walking the model: what a wrapper of PEFT's wraps is the base, all else in it belongs to the adapter.
+The model's modules say which: what a wrapper of PEFT wraps is the base, everything else in it is the adapter.
 """
 
 from __future__ import annotations
@@ -17,67 +17,70 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 BASE, ADAPTER = "base", "adapter"
-"""Folders of a stage whose base and adapter lie apart."""
-_FILE, _CONFIG, _OWN = "adapter_model.safetensors", "adapter_config.json", "adapter_state.safetensors"
+"""Folders of a stage whose base and adapter are stored apart."""
+_FILE, _CONFIG, _STATE = "adapter_model.safetensors", "adapter_config.json", "adapter_state.safetensors"
 _LAYOUT = "_hf_stages_layout"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a PEFT model is written, so that what stock ``from_pretrained(folder)`` gives is the model, or an error."""
+    """How a PEFT model is written, so that stock ``from_pretrained(folder)`` gives the right model or an error."""
 
     apart: str | None = None
-    """Why stock transformers would not give the model from a base with the adapter beside it; None where it does."""
+    """Why stock transformers would not make the model of a base with the adapter beside it; None where it would."""
     own: bool = False
-    """Whether PEFT's file does not bring back all of the adapter (an encoder of prompts is stored as what it says)."""
+    """Whether the adapter needs a file of ours: PEFT's own lacks a part of it (the encoder of prompts)."""
 
 
 def is_peft(model: Any) -> bool:
+    """Whether a model is a PEFT model."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 def note_layout(model: Any, layout: Layout) -> None:
+    """Note on a model how it must be written."""
     vars(model)[_LAYOUT] = layout
 
 
 def layout_of(model: Any) -> Layout:
-    """As it was noted before anything wrapped or sharded the model."""
+    """Return the layout that was noted before the model was wrapped or sharded."""
     return vars(model).get(_LAYOUT, Layout())
 
 
 def base_names(model: Any) -> dict[str, str]:
-    """Full name in the PEFT model -> name in the base model alone. What belongs to adapters is left out.
+    """Map full names in the PEFT model to names in the base model; names of the adapters are left out.
 
-    PEFT keeps an idle original beside a module that trains in full; that one is the base's.
+    Beside a module that trains in full PEFT keeps the original, which is not used. The original belongs to the base.
     """
     base, prefix = model.get_base_model(), base_prefix(model)
     found = {}
     for full in model.state_dict():
-        plain = _plain(base, full.removeprefix(prefix)) if full.startswith(prefix) else None
+        plain = _name_without_wrappers(base, full.removeprefix(prefix)) if full.startswith(prefix) else None
         if plain is not None:
             found[full] = plain
     return found
 
 
 def base_prefix(model: Any) -> str:
+    """Return what precedes the base's names in the PEFT model."""
     return _path_to(model, model.get_base_model()) + "."
 
 
 def adapter_names(model: Any) -> list[str]:
-    """Full names of what is the adapter's alone: prompt tuning holds the base's embeddings a second time."""
+    """List the full names that belong to the adapter alone. (Prompt tuning also holds the base's embeddings.)"""
     state, base = model.state_dict(keep_vars=True), base_names(model)
     shared = {id(state[name]) for name in base}
     return [name for name, tensor in state.items() if name not in base and id(tensor) not in shared]
 
 
 def trained_in_base(model: Any) -> list[str]:
-    """Weights of the base that train beside the adapter."""
+    """List the weights of the base that are trained beside the adapter."""
     base = base_names(model)
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad and name in base]
 
 
 def plain_copy(model: Any) -> Any:
-    """The base model without adapters and without weights, on the meta device."""
+    """Copy the base model to the meta device, without adapters and weights."""
     base = meta_copy(model.get_base_model())
     _unwrap(base)
     vars(base).pop("peft_config", None)
@@ -92,7 +95,7 @@ def plain_copy(model: Any) -> Any:
 def _unwrap(module: nn.Module) -> None:
     for name, child in [*module.named_children()]:
         inner: Any = child
-        while (wrapped := _wrapped(inner)) is not None:
+        while (wrapped := _inside_wrapper(inner)) is not None:
             inner = wrapped[1]
         if inner is not child:
             setattr(module, name, inner)
@@ -100,40 +103,40 @@ def _unwrap(module: nn.Module) -> None:
 
 
 def meta_copy(model: nn.Module, *, but: Collection[str] = ()) -> Any:
-    """A copy without weights: each tensor is one on the meta device (those named in ``but`` are zeros), shared ones stay so."""
+    """Copy a model without its weights: tensors are on the meta device, and those named in ``but`` are zeros."""
     memo: dict[int, Any] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        _lay(memo, tensor, "cpu" if name in but else "meta")
+        _add_empty(memo, tensor, "cpu" if name in but else "meta")
     for tensor in (*model.parameters(), *model.buffers()):
-        _lay(memo, tensor, "meta")
+        _add_empty(memo, tensor, "meta")
     return copy.deepcopy(model, memo)
 
 
-def _lay(memo: dict[int, Any], tensor: torch.Tensor, device: str) -> None:
+def _add_empty(memo: dict[int, Any], tensor: torch.Tensor, device: str) -> None:
     if id(tensor) not in memo:
         empty = torch.zeros_like(tensor.detach(), device=device)
         memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def adapter_tensors(model: Any, name: str, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """One adapter as its file holds it."""
+    """Return the tensors of one adapter as its file holds them."""
     from peft import get_peft_model_state_dict
 
     found = get_peft_model_state_dict(model, state_dict=state, adapter_name=name, save_embedding_layers=False)
-    return _told_in_full(found, model, name)
+    return _with_full_names(found, model, name)
 
 
 def save_adapters(model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-    """PEFT's own files; a lone adapter's are the folder's own, whatever it is called."""
+    """Write PEFT's files. A model's only adapter is written to the folder itself, whatever its name is."""
     model.save_pretrained(folder, state_dict=state)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
-    for name, place in _places(model, folder):
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+    for name, place in _adapter_folders(model, folder):
         if place == folder and name != "default":
             for file in (folder / name).iterdir():
                 file.replace(folder / file.name)
             (folder / name).rmdir()
         tensors = load_file(place / _FILE)
-        if (full := _told_in_full(tensors, model, name)).keys() != tensors.keys():
+        if (full := _with_full_names(tensors, model, name)).keys() != tensors.keys():
             save_file(full, place / _FILE, metadata={"format": "pt"})
     normalize_adapter_configs(model, folder)
     if layout_of(model).own:
@@ -141,16 +144,16 @@ def save_adapters(model: Any, folder: Path, state: dict[str, torch.Tensor] | Non
 
 
 def load_adapters(model: Any, folder: Path) -> None:
-    """Read what ``save_adapters`` or Trainer wrote into a model that has these adapters already."""
+    """Read what ``save_adapters`` or Trainer wrote, into a model that has these adapters already."""
     from peft import set_peft_model_state_dict
 
-    if (folder / _OWN).is_file():
-        result = model.load_state_dict(load_file(folder / _OWN), strict=False)
+    if (folder / _STATE).is_file():
+        result = model.load_state_dict(load_file(folder / _STATE), strict=False)
         if result.unexpected_keys:
-            raise ValueError(f"{folder}: {_OWN}: the model has no {result.unexpected_keys[0]}")
+            raise ValueError(f"{folder}: {_STATE}: the model has no {result.unexpected_keys[0]}")
         return
-    for name, place in _places(model, folder):
-        place = place if (place / _FILE).is_file() else folder / name  # Trainer's checkpoints leave PEFT's folders
+    for name, place in _adapter_folders(model, folder):
+        place = place if (place / _FILE).is_file() else folder / name  # Trainer's checkpoints keep PEFT's folders
         tensors = load_file(place / _FILE)
         known = model.state_dict()
         wrong = set_peft_model_state_dict(model, tensors, adapter_name=name).unexpected_keys
@@ -160,7 +163,7 @@ def load_adapters(model: Any, folder: Path) -> None:
 
 
 def save_adapter_state(model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-    """All of the adapter by the names that the model itself has for it."""
+    """Write all tensors of the adapter under the model's own names."""
     state = model.state_dict() if state is None else state
     own: dict[str, torch.Tensor] = {}
     written: set[int] = set()
@@ -169,11 +172,11 @@ def save_adapter_state(model: Any, folder: Path, state: dict[str, torch.Tensor] 
         again = tensor.data_ptr() in written
         written.add(tensor.data_ptr())
         own[name] = tensor.clone() if again else tensor
-    save_file(own, folder / _OWN)
+    save_file(own, folder / _STATE)
 
 
 def structure_only_config(config: Any) -> Any:
-    """A copy of an adapter's config that builds its structure alone: no start from the weights, which are read after."""
+    """Copy an adapter's config so that it builds the structure alone: weights are read later, not initialized."""
     config = copy.deepcopy(config)
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config.init_lora_weights = True
@@ -183,16 +186,17 @@ def structure_only_config(config: Any) -> Any:
 
 
 def normalize_adapter_configs(model: Any, folder: Path) -> None:
-    for name, place in _places(model, folder):
+    """Rewrite the adapters' config files so that equal runs write equal files."""
+    for name, place in _adapter_folders(model, folder):
         path = place / _CONFIG
-        _settle(path if path.is_file() else folder / name / _CONFIG)
+        _normalize_config(path if path.is_file() else folder / name / _CONFIG)
 
 
-def _settle(path: Path) -> None:
-    """PEFT writes a set in whatever order the process has it; equal runs leave equal files.
+def _normalize_config(path: Path) -> None:
+    """Sort what PEFT writes in any order, and leave out how the adapter was initialized and which base it had.
 
-    The base beside it is as it was trained: PiSSA and its like must not start from it a second time, and the name of
-    another base must not be followed.
+    The base beside the adapter is the trained one: PiSSA and similar methods must not initialize from it again, and no
+    other base must be loaded by its name.
     """
     config = json.loads(path.read_text(encoding="utf-8"))
     config = {
@@ -205,13 +209,13 @@ def _settle(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _places(model: Any, folder: Path) -> Iterator[tuple[str, Path]]:
+def _adapter_folders(model: Any, folder: Path) -> Iterator[tuple[str, Path]]:
     for name in model.peft_config:
         yield name, folder if name == "default" or len(model.peft_config) == 1 else folder / name
 
 
-def _told_in_full(tensors: dict[str, torch.Tensor], model: Any, name: str) -> dict[str, torch.Tensor]:
-    """PEFT leaves the end of some names out and knows where to put it back (DoRA's lengths); transformers does not."""
+def _with_full_names(tensors: dict[str, torch.Tensor], model: Any, name: str) -> dict[str, torch.Tensor]:
+    """Complete names that PEFT shortens (DoRA's magnitudes): PEFT knows how to complete them, transformers does not."""
     full = {".".join(part for part in key.split(".") if part != name) for key in adapter_names(model)}
     return {
         f"{key}.weight" if key not in full and f"{key}.weight" in full else key: value for key, value in tensors.items()
@@ -222,11 +226,11 @@ def _path_to(model: nn.Module, inner: nn.Module) -> str:
     return next(name for name, module in model.named_modules() if module is inner and name)
 
 
-def _plain(module: Any, name: str) -> str | None:
-    """A tensor's name below ``module`` as it would be without wrappers; None where it is a wrapper's own."""
+def _name_without_wrappers(module: Any, name: str) -> str | None:
+    """Return a tensor's name without wrappers; None where the tensor belongs to a wrapper."""
     parts, kept = name.split("."), []
     while parts:
-        if (wrapped := _wrapped(module)) is not None:
+        if (wrapped := _inside_wrapper(module)) is not None:
             path, module = wrapped
             if parts[: len(path)] != path:
                 return None
@@ -237,8 +241,8 @@ def _plain(module: Any, name: str) -> str | None:
     return ".".join(kept)
 
 
-def _wrapped(module: Any) -> tuple[list[str], Any] | None:
-    """Where a wrapper of PEFT's holds what it wraps, and that; None for any other module."""
+def _inside_wrapper(module: Any) -> tuple[list[str], Any] | None:
+    """Return the path within a wrapper of PEFT and the module that it wraps; None for any other module."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 

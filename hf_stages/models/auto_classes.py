@@ -1,6 +1,6 @@
-"""Models of the project's own type through transformers' Auto classes: ``from_pretrained`` and ``from_config``.
+"""Models of our own type in transformers' Auto classes: ``from_pretrained`` and ``from_config``.
 
-Imported while transformers is being imported, so this module itself imports next to nothing.
+This module is imported right after transformers, so it imports little itself.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ TYPE = "hf_stages"
 
 
 def register() -> None:
-    """Tell ``AutoConfig`` of the type; the model classes are told when there is a config of it."""
+    """Register the type with ``AutoConfig``. Model classes are registered when a config of the type is made."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
     AutoConfig.register(TYPE, OwnConfig, exist_ok=True)
 
 
 class OwnConfig(PretrainedConfig):
-    """Stands for the type in ``AutoConfig``; what it gives are marked configs of the architecture's own class."""
+    """The type's entry in ``AutoConfig``. It reads marked configs of the architecture's own class."""
 
     model_type = TYPE
 
@@ -49,17 +49,17 @@ class OwnConfig(PretrainedConfig):
             auto = getattr(modeling_auto, name)
             mapping = getattr(auto, "_model_mapping", None)
             if name.startswith("AutoModel") and mapping is not None and kind in mapping:
-                auto.register(own, _entry(mapping, kind), exist_ok=True)
+                auto.register(own, _make_entry(mapping, kind), exist_ok=True)
 
 
-def _entry(mapping: Any, kind: Any) -> type:
-    """What an Auto class finds for marked configs: not a model's class but the way to it."""
+def _make_entry(mapping: Any, kind: Any) -> type:
+    """Make the entry of an Auto class for marked configs: it builds and loads models of the architecture's class."""
 
     def model_class(config: Any) -> Any:
         found = mapping[kind]
         found = list(found) if isinstance(found, list | tuple) else [found]
-        named = [cls for cls in found if cls.__name__ in (config.architectures or ())]
-        return (named or found)[0]
+        listed = [cls for cls in found if cls.__name__ in (config.architectures or ())]
+        return (listed or found)[0]
 
     class Entry:
         @classmethod
@@ -78,19 +78,25 @@ def _entry(mapping: Any, kind: Any) -> type:
     return Entry
 
 
-_UNDERSTOOD = frozenset({"dtype", "torch_dtype", "trust_remote_code", "revision", "adapter_kwargs", "_from_auto"})
+_KNOWN_OPTIONS = frozenset({"dtype", "torch_dtype", "trust_remote_code", "revision", "adapter_kwargs", "_from_auto"})
 
 
 def _from_stage(kind: Any, path: Any, config: Any, options: dict[str, Any]) -> Any:
-    """A stage folder's model with all its transforms, also those that stock transformers can pass over (quantized
-    layers keep their latent weights). None where that is not what is asked for: another head, changed config, devices."""
+    """Load a stage folder's model with all its transforms, so that quantized layers keep their latent weights.
+
+    None where something else is asked for: another head, a changed config, devices.
+    """
     from hf_stages.core.sealed_folders import STAGE_FILE
     from hf_stages.models.stage_models import load_stage
 
     folder = Path(path)
-    if not (folder / STAGE_FILE).is_file() or (folder / "adapter_config.json").is_file() or set(options) - _UNDERSTOOD:
+    if (
+        not (folder / STAGE_FILE).is_file()
+        or (folder / "adapter_config.json").is_file()
+        or set(options) - _KNOWN_OPTIONS
+    ):
         return None
-    if kind.__name__ not in (config.architectures or ()) or not _unchanged(config, folder):
+    if kind.__name__ not in (config.architectures or ()) or not _config_unchanged(config, folder):
         return None
     model, _ = load_stage(folder, trust_remote_code=bool(options.get("trust_remote_code")))
     if type(model) is not kind:
@@ -101,7 +107,7 @@ def _from_stage(kind: Any, path: Any, config: Any, options: dict[str, Any]) -> A
     return model if dtype in (None, "auto") else model.to(dtype)
 
 
-def _unchanged(config: Any, folder: Path) -> bool:
+def _config_unchanged(config: Any, folder: Path) -> bool:
     from transformers import AutoConfig
 
     idle = ("dtype", "torch_dtype", "_name_or_path", "name_or_path", "transformers_version")

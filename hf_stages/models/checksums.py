@@ -1,4 +1,4 @@
-"""What tells one teacher, and one vocabulary, from another: checksums over all of them."""
+"""Checksums that tell models and vocabularies apart."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ import xxhash
 
 from hf_stages.layers.blocks import base_of
 
-_IDLE = ("transformers_version", "_name_or_path", "name_or_path", "architectures", "use_cache", "dtype", "torch_dtype")
-"""Config fields that say where a model came from or how it is called, not what it computes."""
+_IGNORED_FIELDS = (
+    "transformers_version",
+    "_name_or_path",
+    "name_or_path",
+    "architectures",
+    "use_cache",
+    "dtype",
+    "torch_dtype",
+)
+"""Config fields that do not change what a model computes."""
 
 
 def checksum_of(model: Any) -> str:
-    """Of config and every weight, on whatever device and in whatever dtype they are."""
+    """Compute a checksum of a model's config and of every weight, in its dtype and on its device."""
     kind, config = class_and_config(model)
-    config = {key: value for key, value in config.items() if key not in _IDLE}
+    config = {key: value for key, value in config.items() if key not in _IGNORED_FIELDS}
     digest = xxhash.xxh3_128(json.dumps([kind, config], sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if not torch.is_tensor(tensor):
@@ -29,7 +37,7 @@ def checksum_of(model: Any) -> str:
 
 
 def class_and_config(model: Any) -> tuple[str, dict[str, Any]]:
-    """What a skeleton of the model is built from."""
+    """Return the class and the config of a model, from which a skeleton of it can be built."""
     base = base_of(model)
     config = json.loads(json.dumps(base.config.to_dict(), default=str)) if hasattr(base, "config") else {}
     config.pop("quantization_config", None)
@@ -37,7 +45,7 @@ def class_and_config(model: Any) -> tuple[str, dict[str, Any]]:
 
 
 def skeleton_of(kind: str, config: dict[str, Any]) -> Any:
-    """On the meta device: shapes and names, no weights."""
+    """Build a model on the meta device: names and shapes, no weights."""
     module, _, name = kind.partition(":")
     cls = getattr(transformers, name, None) if module.startswith("transformers.") else None
     if cls is None:
@@ -47,7 +55,7 @@ def skeleton_of(kind: str, config: dict[str, Any]) -> Any:
 
 
 def vocabulary_of(tokenizer: Any) -> str | None:
-    """Which token has which number; None for what is no tokenizer (an image processor)."""
+    """Compute a checksum of a tokenizer's vocabulary; None for anything else, such as an image processor."""
     if not hasattr(tokenizer, "get_vocab"):
         return None
     return xxhash.xxh3_128_hexdigest(json.dumps(sorted(tokenizer.get_vocab().items())).encode())

@@ -1,4 +1,4 @@
-"""A batch as a model takes it when it is to compute no loss."""
+"""A batch as a model takes it where it should compute no loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_stages.layers.blocks import base_of
 
 
 def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Without labels; a decoder that would have made its inputs from them is given those inputs."""
+    """Return a batch without labels. A decoder that makes its inputs from labels is given these inputs."""
     base = base_of(model)
     withheld = {*find_labels(type(base)), "labels", "shift_labels", SOURCE}
     inputs = {key: value for key, value in batch.items() if key not in withheld}
@@ -30,7 +30,7 @@ def model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def columns_of(model: Any) -> frozenset[str]:
-    """Columns of a dataset that the model takes, labels among them: what Trainer keeps."""
+    """Return the columns of a dataset that the model takes, with its labels: those that Trainer keeps."""
     base = base_of(model)
     return frozenset(
         {*inspect.signature(base.forward).parameters, *find_labels(type(base)), "labels", "label", "label_ids"}
@@ -38,22 +38,23 @@ def columns_of(model: Any) -> frozenset[str]:
 
 
 def columns_for_teacher(student: Any, teacher: Any) -> frozenset[str]:
-    """Columns that the teacher's forward takes and the student's does not (token types, for a DistilBERT that learns from BERT).
+    """Return the columns that the teacher's forward takes and the student's does not.
 
-    What the student takes stays the student's, whatever columns the trainer keeps of a dataset: collators make masks and positions.
+    An example are the token types where a DistilBERT learns from a BERT. A column that the student takes is never left
+    to the teacher alone, even if the trainer removes it from the dataset: collators make masks and positions.
     """
     return columns_of(teacher.model) - columns_of(student) if teacher is not None else frozenset()
 
 
 def _decodes(base: Any) -> bool:
-    """Whether it has a decoder that writes what the labels say: a classifier's decoder reads its own input again."""
+    """Whether a model has a decoder that generates the labels. A classifier's decoder reads the input again."""
     generates = getattr(base, "can_generate", None)
     encoder_decoder = bool(getattr(getattr(base, "config", None), "is_encoder_decoder", False))
     return encoder_decoder and (generates is None or bool(generates()))
 
 
 def _decoder_inputs(base: Any) -> Callable[[torch.Tensor], Any]:
-    """From labels to a decoder's inputs: by a method of the model, or by the function that its forward calls."""
+    """Return the function that makes a decoder's inputs from labels: the model's own, or the one its forward calls."""
     method = getattr(base, "prepare_decoder_input_ids_from_labels", None) or getattr(base, "_shift_right", None)
     if method is not None:
         return method
@@ -61,14 +62,16 @@ def _decoder_inputs(base: Any) -> Callable[[torch.Tensor], Any]:
     shift = next((found for m in modules if (found := getattr(m, "shift_tokens_right", None)) is not None), None)
     if shift is None:
         raise ValueError(
-            f"{type(base).__name__} makes its decoder's inputs from labels in a way of its own, and is run without labels here; let the "
-            "data_collator give decoder_input_ids, or the model a method prepare_decoder_input_ids_from_labels(labels)"
+            f"{type(base).__name__} makes its decoder's inputs from labels in a way of its own, and is run without "
+            "labels here; let "
+            "the data_collator give decoder_input_ids, or the model a method "
+            "prepare_decoder_input_ids_from_labels(labels)"
         )
     names = list(inspect.signature(shift).parameters)[1:]
     return lambda labels: shift(labels, *(_setting(base.config, name) for name in names))
 
 
 def _setting(config: Any, name: str) -> Any:
-    """``pad_token_id`` and the like: of the model, or of its text part."""
+    """Return a config value such as ``pad_token_id``, of the model or of its text part."""
     value = getattr(config, name, None)
     return value if value is not None else getattr(config.get_text_config(decoder=True), name, None)

@@ -1,4 +1,4 @@
-"""A model by its name: pretrained weights from a path, or random ones from a config."""
+"""The model of a recipe: pretrained weights from a path, or random weights from a config."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class ModelSource:
     auto_class: str = "AutoModelForCausalLM"
     """Which class of ``transformers`` builds it, e.g. ``AutoModelForSequenceClassification``."""
     config: Mapping[str, Any] | None = None
-    """With ``model_type``: a model with random weights, drawn from torch's global generator."""
+    """A config with ``model_type``: its weights are drawn from torch's global generator."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Config fields to change on a pretrained model, e.g. ``num_labels: 3``."""
+    """Config fields to change in a pretrained model, e.g. ``num_labels: 3``."""
     dtype: str | None = None
-    """``float32``, ``bfloat16``, ``float16`` or ``auto`` (as saved). None is transformers' own choice."""
+    """``float32``, ``bfloat16``, ``float16`` or ``auto`` (as saved). None: transformers' default."""
     revision: str | None = None
     """The version on the Hub: a branch, a tag or a commit."""
     attn_implementation: str | None = None
-    """transformers' name of how attention is computed, such as ``sdpa`` or ``eager``."""
+    """How attention is computed, in transformers' words, such as ``sdpa`` or ``eager``."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):
@@ -58,15 +58,15 @@ class ModelSource:
             raise ValueError(f"auto_class: expected a class such as AutoModelForCausalLM, got {self.auto_class!r}")
 
     def resolve(self, base: str | Path) -> ModelSource:
-        """A relative path taken from ``base`` (the recipe's folder), where something stands there."""
+        """Return the source with a relative path taken from ``base`` (the recipe's folder), where that path exists."""
         if self.path is None or not os.path.exists(Path(base) / self.path):
             return self
         return replace(self, path=str(Path(base) / self.path))
 
     def load(self, *, trust_remote_code: bool = False, **more: Any) -> Any:
-        """The model. From a path, code beside the weights runs only if ``trust_remote_code`` says so.
+        """Load the model. Code beside the weights runs only with ``trust_remote_code``.
 
-        ``more`` goes to ``from_pretrained``: quantization and where the weights are to lie.
+        ``more`` is given to ``from_pretrained``, such as quantization and devices.
         """
         auto, options = self._auto(), self._options()
         config = self._config(trust_remote_code)
@@ -77,7 +77,7 @@ class ModelSource:
             return auto.from_pretrained(self.path, config=config, **options, **more)
 
     def skeleton(self, *, trust_remote_code: bool = False) -> Any:
-        """The same model on the meta device: names and shapes, no weights."""
+        """Build the same model on the meta device: names and shapes, no weights."""
         import torch
 
         auto, options = self._auto(), self._options()
@@ -86,7 +86,7 @@ class ModelSource:
             return auto.from_config(config, trust_remote_code=trust_remote_code, **options)
 
     def _naming_fields(self) -> AbstractContextManager[None]:
-        """Around what reads the config's values; a path without overrides brings its own, which are in no recipe."""
+        """Name the field in errors about config values. A path without overrides has no values in the recipe."""
         values = self.overrides if self.config is None else self.config
         return naming_fields(values, "overrides" if self.config is None else "config") if values else nullcontext()
 

@@ -1,4 +1,4 @@
-"""Optimizer state by parameter name: what lets moments survive a new optimizer, a new wrapper and a new structure."""
+"""The state of an optimizer by parameter names, so that moments survive a new optimizer, wrapper or structure."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ _SEP = "::"
 
 @dataclass(frozen=True)
 class Moments:
-    """State of each parameter, with the shape it belongs to."""
+    """The optimizer state of each parameter, with the parameter's shape."""
 
     optimizer: str
+    """The optimizer's class, with its bits where it has any."""
     state: Mapping[str, Mapping[str, Any]]
+    """By the parameter's name, then as the optimizer names it (``exp_avg``)."""
     shapes: Mapping[str, tuple[int, ...]]
+    """By the parameter's name."""
 
 
 @dataclass
 class CarriedMoments:
-    """What became of the moments at a transition."""
+    """What happened to the moments between two stages."""
 
     carried: list[str] = field(default_factory=list)
+    """Names of parameters that keep their moments."""
     reset: dict[str, str] = field(default_factory=dict)
-    """Parameter name -> why its moments start empty."""
+    """Names of parameters whose moments start empty, each with the reason."""
 
 
 def collect(optimizer: Any, model: nn.Module) -> Moments:
-    """The optimizer's state by name, not copied. Collective where parameters are sharded: every rank must call it."""
+    """Collect the optimizer's state by name, without copies. Where parameters are sharded, every rank must call it."""
     raw = _unwrapped(optimizer)
     names = _names(model)
     state, shapes = {}, {}
@@ -43,15 +47,15 @@ def collect(optimizer: Any, model: nn.Module) -> Moments:
         for parameter in group["params"]:
             name = names.get(id(parameter))
             if name is not None and raw.state.get(parameter):
-                state[name] = {key: _gathered(value) for key, value in raw.state[parameter].items()}
+                state[name] = {key: _whole_on_cpu(value) for key, value in raw.state[parameter].items()}
                 shapes[name] = tuple(parameter.shape)
     return Moments(_kind(raw), state, shapes)
 
 
 def restore(optimizer: Any, model: nn.Module, moments: Moments, moves: Mapping[str, list[str]]) -> CarriedMoments:
-    """Put moments into a freshly built optimizer, following ``moves`` from old names to new ones.
+    """Put moments into a new optimizer, following ``moves`` from old names to new ones.
 
-    The optimizer takes the tensors over: ``moments`` is spent.
+    The optimizer owns the tensors afterwards, so ``moments`` must not be used again.
     """
     raw = _unwrapped(optimizer)
     report = CarriedMoments()
@@ -66,7 +70,7 @@ def restore(optimizer: Any, model: nn.Module, moments: Moments, moves: Mapping[s
         reason = _mismatch(moments, old, parameter, raw)
         if reason is None:
             own = moments.state[old].items()  # type: ignore[index]
-            state[index] = {key: _placed(value, parameter, copy=old in shared) for key, value in own}
+            state[index] = {key: _laid_out_like(value, parameter, copy=old in shared) for key, value in own}
             report.carried.append(name)
         else:
             report.reset[name] = reason
@@ -77,7 +81,7 @@ def restore(optimizer: Any, model: nn.Module, moments: Moments, moves: Mapping[s
 
 
 def save(moments: Moments, folder: Path) -> None:
-    """Write ``optimizer.safetensors`` and ``optimizer.json``; nothing in them runs code when read."""
+    """Write ``optimizer.safetensors`` and ``optimizer.json``. Reading them runs no code."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     written: set[int] = set()
@@ -94,7 +98,8 @@ def save(moments: Moments, folder: Path) -> None:
                 plain.setdefault(name, {})[key] = value
             else:
                 raise ValueError(
-                    f"optimizer {moments.optimizer}: the state {key!r} of {name} is a {type(value).__name__}, which cannot "
+                    f"optimizer {moments.optimizer}: the state {key!r} of {name} is a {type(value).__name__}, which "
+                    "cannot "
                     'be carried by name; give the next stage an optimizer of its own: schedule=Fresh(optimizer="reset")'
                 )
     save_file(tensors, folder / _TENSORS)
@@ -103,7 +108,7 @@ def save(moments: Moments, folder: Path) -> None:
 
 
 def load(folder: Path) -> Moments | None:
-    """Read what ``save`` wrote; None where a stage kept no optimizer state."""
+    """Read what ``save`` wrote; None where the stage stored no optimizer state."""
     if not (folder / _META).is_file():
         return None
     meta = json.loads((folder / _META).read_text(encoding="utf-8"))
@@ -125,7 +130,7 @@ def _mismatch(moments: Moments, old: str | None, parameter: torch.Tensor, optimi
 
 
 def _kind(optimizer: Any) -> str:
-    # Fused and plain Adam keep the same state; bitsandbytes' names tell the bits.
+    # Fused and plain Adam have the same state; bitsandbytes' classes have the bits in their arguments.
     bits = getattr(getattr(optimizer, "args", None), "optim_bits", None)
     return f"{type(optimizer).__name__}{f'-{bits}bit' if bits else ''}"
 
@@ -149,13 +154,13 @@ def _indexed_groups(optimizer: Any) -> list[dict[str, Any]]:
     return groups
 
 
-def _gathered(value: Any) -> Any:
+def _whole_on_cpu(value: Any) -> Any:
     if hasattr(value, "full_tensor"):
         value = value.full_tensor()
     return value.detach().cpu() if torch.is_tensor(value) else value
 
 
-def _placed(value: Any, parameter: torch.Tensor, *, copy: bool) -> Any:
+def _laid_out_like(value: Any, parameter: torch.Tensor, *, copy: bool) -> Any:
     if not torch.is_tensor(value):
         return value
     if hasattr(parameter, "device_mesh") and tuple(value.shape) == tuple(parameter.shape):

@@ -1,4 +1,4 @@
-"""What a model's logits are, and whether two models' logits mean the same."""
+"""What a model's logits stand for, and whether those of two models stand for the same."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 _ROWS = ("ForSequenceClassification", "ForImageClassification", "ForVideoClassification", "ForAudioClassification")
 _LANGUAGE = ("ForCausalLM", "ForConditionalGeneration")
-_UNSHIFTED = (
-    "XLMWithLMHeadModel",
-    "XLNetLMHeadModel",
-    "FlaubertWithLMHeadModel",
-)  # in that mapping, but labels stay put
-_MEANT = {
+_UNSHIFTED = ("XLMWithLMHeadModel", "XLNetLMHeadModel", "FlaubertWithLMHeadModel")
+"""Classes in that mapping whose labels are not moved by one."""
+_KIND_WORDS = {
     "rows": "one output per row",
     "tokens": "one per token, for that token",
     "next": "one per token, for the next token",
@@ -25,47 +22,53 @@ _MEANT = {
 
 @dataclass(frozen=True)
 class Outputs:
-    """One model's logits, read off its class and config (it may lie on the meta device)."""
+    """What the logits of a model are, read from its class and config. The model may be on the meta device."""
 
     model: str
+    """The model's class."""
     kind: str | None
-    """As in ``Targets``."""
+    """What they are given for: ``rows``, ``tokens``, ``next`` (token) or ``decoder``; None where it is not known."""
     classes: int | None
+    """How many there are."""
     source: str
-    """Where ``classes`` was read."""
+    """Where ``classes`` was read, for error messages."""
     labels: tuple[str, ...] | None = None
-    """Names of the classes, None where they are the default ones or tokens."""
+    """Names of the classes; None where they are tokens or have default names."""
     problem_type: str | None = None
+    """The config's ``problem_type``."""
     pad: int | None = None
+    """The id of the padding token."""
 
     @property
-    def meant(self) -> str:
-        return _MEANT.get(self.kind or "", "outputs of an unknown kind")
+    def meaning(self) -> str:
+        """The kind in words."""
+        return _KIND_WORDS.get(self.kind or "", "outputs of an unknown kind")
 
 
 def outputs_of(model: Any, where: str) -> Outputs:
+    """Find out what a model's logits are; ``where`` begins the message of an error."""
     base: Any = getattr(model, "get_base_model", lambda: model)()
     config: Any = getattr(base, "config", None)
     kind, language = _kind(base, config, where)
     problem = getattr(config, "problem_type", None)
     pad = getattr(config, "pad_token_id", None)
-    about: dict[str, Any] = {"model": type(base).__name__, "kind": kind, "problem_type": problem, "pad": pad}
+    known: dict[str, Any] = {"model": type(base).__name__, "kind": kind, "problem_type": problem, "pad": pad}
     if not language:
         classes = getattr(config, "num_labels", None)
-        return Outputs(**about, classes=classes, source="config.num_labels", labels=_names(config))
+        return Outputs(**known, classes=classes, source="config.num_labels", labels=_names(config))
     rows = _vocabulary(base)
     if rows is not None:
-        return Outputs(**about, classes=rows, source="rows of the output embedding")
+        return Outputs(**known, classes=rows, source="rows of the output embedding")
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return Outputs(**about, classes=getattr(text, "vocab_size", None), source="config.vocab_size")
+    return Outputs(**known, classes=getattr(text, "vocab_size", None), source="config.vocab_size")
 
 
 def check_same(student: Outputs, teacher: Outputs, where: str) -> None:
     """Refuse two models whose logits cannot be compared class by class."""
     if None not in (student.kind, teacher.kind) and student.kind != teacher.kind:
         raise ValueError(
-            f"{where}: the student ({student.model}) gives {student.meant}, the teacher ({teacher.model}) "
-            f"{teacher.meant}; expected two models of one task"
+            f"{where}: the student ({student.model}) gives {student.meaning}, the teacher ({teacher.model}) "
+            f"{teacher.meaning}; expected two models of one task"
         )
     if None not in (student.classes, teacher.classes) and student.classes != teacher.classes:
         mend = (
@@ -96,17 +99,19 @@ def _check_names(student: Outputs, teacher: Outputs, where: str) -> None:
     apart = f"class {at} is {student.labels[at]!r} for the student and {teacher.labels[at]!r} for the teacher"
     if sorted(mine) == sorted(theirs):
         raise ValueError(
-            f"{where}: the same labels in another order: {apart} (config.id2label). Number the data's labels as the teacher "
+            f"{where}: the same labels in another order: {apart} (config.id2label). Number the data's labels as the "
+            "teacher "
             f"does and give the student a head in that order: SetTask(..., id2label={list(teacher.labels)})"
         )
     raise ValueError(
-        f"{where}: the models name different classes: {apart} (config.id2label); expected one task. If they mean the same, "
+        f"{where}: the models name different classes: {apart} (config.id2label); expected one task. If they mean the "
+        "same, "
         "set id2label alike in both configs"
     )
 
 
 def _kind(base: Any, config: Any, where: str) -> tuple[str | None, bool]:
-    """The kind of the logits, and whether they are over tokens of a vocabulary."""
+    """Return the kind of the logits, and whether they are for the tokens of a vocabulary."""
     task, names = getattr(base, "loss_type", None), {cls.__name__ for cls in type(base).__mro__}
     decoder = bool(getattr(config, "is_encoder_decoder", False))
     if task in _ROWS:
@@ -128,7 +133,7 @@ def _kind(base: Any, config: Any, where: str) -> tuple[str | None, bool]:
 
 
 def causal_model_names() -> set[str]:
-    """Classes whose labels are moved by one; GPT2LMHeadModel and others do not say so in a ``loss_type``."""
+    """Return the classes whose labels are moved by one. Some, such as GPT2LMHeadModel, have no ``loss_type`` for it."""
     found: set[str] = set()
     for value in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         found.update([value] if isinstance(value, str) else value)
@@ -136,7 +141,7 @@ def causal_model_names() -> set[str]:
 
 
 def _vocabulary(base: Any) -> int | None:
-    """Rows of the output embedding: the real number of logits, whatever the config says. None: no such head."""
+    """Count the rows of the output embedding, the real number of logits; None where there is no such head."""
     try:
         head = base.get_output_embeddings()
     except (AttributeError, NotImplementedError):

@@ -1,4 +1,4 @@
-"""Models of the project's own type, built and read by what their config records: a plain model, and transforms replayed on it."""
+"""Models of our own type: a plain model is built, then the transforms that its config records are applied again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_stages.layers.own_type import record_of, unmarked
 
 
 def build(kind: Any, config: Any, *, trust_remote_code: bool = False, **options: Any) -> Any:
-    """A model with random weights, as ``kind._from_config``; where the config is marked, with what its record says."""
+    """Build a model with random weights, as ``kind._from_config`` does, and apply what a marked config records."""
     record = record_of(config)
     if record is None:
         return kind._from_config(config, **options)
@@ -19,20 +19,20 @@ def build(kind: Any, config: Any, *, trust_remote_code: bool = False, **options:
 
 
 def read(kind: Any, path: Any, *args: Any, config: Any, **options: Any) -> Any:
-    """``kind.from_pretrained`` for a marked config: the structure is the record's, the rest is transformers' own."""
+    """Load a model as ``kind.from_pretrained`` does; of a marked config, with the structure that it records."""
     record: Any = record_of(config)
     if record is None:
         return kind.from_pretrained(path, *args, config=config, **options)
     trust = bool(options.get("trust_remote_code"))
 
-    class Shell(kind):
+    class Built(kind):
         def __init__(self, config: Any, *args: Any, **options: Any) -> None:
             super().__init__(unmarked(config), *args, **options)
             _replay(self, record, trust)
 
-    # By class and module transformers knows how weights are named on disk.
-    Shell.__name__, Shell.__qualname__, Shell.__module__ = kind.__name__, kind.__qualname__, kind.__module__
-    made = Shell.from_pretrained(path, *args, config=config, **options)
+    # transformers looks up by class and module how weights are named on disk.
+    Built.__name__, Built.__qualname__, Built.__module__ = kind.__name__, kind.__qualname__, kind.__module__
+    made = Built.from_pretrained(path, *args, config=config, **options)
     model = made[0] if isinstance(made, tuple) else made
     model.__class__ = kind
     return made

@@ -1,4 +1,4 @@
-"""Which tokens of a micro-batch count in losses over hidden states and attention: real ones, each once."""
+"""Which tokens of a micro-batch count in losses over hidden states and attention: every real token, once."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ import torch
 from hf_stages.layers.blocks import base_of, stack_of
 
 _IDS = "input_ids"
-_LENGTHS = "_get_feat_extract_output_lengths"
+_LENGTHS_METHOD = "_get_feat_extract_output_lengths"
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of a batch that one stack of a model sees, by the input that enters it.
+    """The tokens of a batch that enter one stack of a model.
 
-    Text says which of its tokens are padding, and has as many rows as its ids before the last dimension: a multiple-choice
-    model runs each choice as a row. Where the batch does not say (patches of images), each example counts once, whatever
-    the model makes of it. A mask over what a model shortens (samples, frames of speech) is shortened as the model does it.
+    The attention mask of text says which tokens are padding. A multiple-choice model runs each choice as a row. Where a
+    batch has no mask (patches of images), each example counts once. Where a model shortens its input (frames of
+    speech), the mask is shortened in the same way.
     """
 
     stack: str | None = None
+    """The stack's name, as in ``stacks_of``."""
     source: str = _IDS
-    """The input that enters the stack, as its ``main_input_name`` has it."""
+    """The name of the input that enters the stack: its ``main_input_name``."""
     shortened: Callable[[torch.Tensor], Any] | None = None
-    """From lengths of the input to lengths of the states."""
+    """The model's function from lengths of the input to lengths of the states."""
 
     def items(self, batch: Mapping[str, Any]) -> Any:
+        """Count the tokens that count, or the examples where the batch has no tokens."""
         mask = self.mask(batch)
         if mask is not None:
             return mask.sum()
@@ -40,27 +42,29 @@ class Tokens:
         return shape[0] * shape[1] if shape is not None else self._examples(batch)
 
     def weights(self, batch: Mapping[str, Any], like: torch.Tensor) -> torch.Tensor:
-        """(rows, tokens) for states ``like`` (rows, tokens, ...), summing up to ``items``."""
+        """Return weights (rows, tokens) for states ``like`` (rows, tokens, ...); their sum is ``items``."""
         rows, tokens = like.shape[:2]
         mask = self.mask(batch)
         shape = self._shape(batch) if mask is None else tuple(mask.shape)
         if shape is not None and shape != (rows, tokens):
             raise ValueError(
-                f"the batch has {shape[0]} rows of {shape[1]} tokens, but the model has states of {rows} x {tokens}: a model that "
+                f"the batch has {shape[0]} rows of {shape[1]} tokens, but the model has states of {rows} x {tokens}: a "
+                "model that "
                 "shortens or lengthens its input (prompt tuning, windows of a fixed size) is not supported by this loss"
             )
         if mask is not None:
             return mask.to(torch.float32)
         if shape is None and rows % max(self._examples(batch), 1):
             raise ValueError(
-                f"the batch has {self._examples(batch)} entries of {self.source}, but the model has states of {rows} rows, so no row is of "
+                f"the batch has {self._examples(batch)} entries of {self.source}, but the model has states of {rows} "
+                "rows, so no row is of "
                 "one of them; leave this loss out"
             )
         share = 1.0 if shape is not None else self._examples(batch) / max(rows * tokens, 1)
         return torch.full((rows, tokens), share, device=like.device)
 
     def mask(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
-        """(rows, tokens): which are real; None where the batch does not say."""
+        """Return which tokens are real, as (rows, tokens); None where the batch does not say."""
         if self.stack == "decoder":
             mask: Any = batch.get("decoder_attention_mask")
             labels: Any = batch.get("labels")
@@ -78,9 +82,10 @@ class Tokens:
         return torch.arange(int(width), device=mask.device) < lengths[:, None]
 
     def same_example(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
-        """(rows, tokens, tokens): which real tokens are of one example; None where the batch does not say.
+        """Return which pairs of real tokens are in one example, as (rows, tokens, tokens); None where it is not known.
 
-        Rows of one example each say no more than their padding; packed ones tell their examples apart as ``real_tokens`` has it.
+        A row is one example, unless rows are packed: then masks or positions tell its examples apart (see
+        ``real_tokens``).
         """
         real = self.mask(batch)
         if real is None:
@@ -90,16 +95,16 @@ class Tokens:
             return both
         mask: Any = batch.get("attention_mask")
         if torch.is_tensor(mask) and mask.dim() == 4:
-            sees = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0].eq(0)
-            return both & (sees | sees.transpose(1, 2))  # a causal mask shows half of it
-        goes_on = continues_example(batch) if mask is None else None
-        if goes_on is None:
+            visible = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0].eq(0)
+            return both & (visible | visible.transpose(1, 2))  # a causal mask has one half of the pairs
+        continues = continues_example(batch) if mask is None else None
+        if continues is None:
             return both
-        number = torch.nn.functional.pad((~goes_on).cumsum(-1), (1, 0))
+        number = torch.nn.functional.pad((~continues).cumsum(-1), (1, 0))
         return both & number[:, :, None].eq(number[:, None, :])
 
     def rows(self, batch: Mapping[str, Any]) -> int:
-        """How many rows the model runs: a choice is one."""
+        """Count the rows that the model runs. Each choice of a multiple-choice example is a row."""
         shape = shape_of(batch) if self._reads_ids(batch) else None
         return self._examples(batch) if shape is None else math.prod(shape[:-1])
 
@@ -118,18 +123,18 @@ class Tokens:
 
 
 def tokens_entering(model: Any, stack: str | None) -> Tokens:
-    """Read off the innermost module around the stack that says what enters it."""
+    """Find the tokens that enter a stack: the innermost module around it that has a ``main_input_name`` says which."""
     base, path = base_of(model), stack_of(model, stack)[0].split(".")
     around = [base.get_submodule(".".join(path[:end])) for end in range(len(path) - 1, -1, -1)]
     source = next((m.main_input_name for m in around if isinstance(getattr(m, "main_input_name", None), str)), _IDS)
-    shorten = next((m._get_feat_extract_output_lengths for m in around if hasattr(m, _LENGTHS)), None)
+    shorten = next((m._get_feat_extract_output_lengths for m in around if hasattr(m, _LENGTHS_METHOD)), None)
     if shorten is not None and "add_adapter" in inspect.signature(shorten).parameters:
-        shorten = partial(shorten, add_adapter=False)  # which comes after the blocks
+        shorten = partial(shorten, add_adapter=False)  # the adapter comes after the blocks
     return Tokens(stack, source, shorten)
 
 
 def shape_of(batch: Mapping[str, Any], prefix: str = "") -> torch.Size | None:
-    """Of the tokens that a batch holds as ids or embedded; None where it holds none."""
+    """Return the shape of a batch's tokens, given as ids or embedded; None where it has none."""
     ids: Any = batch.get(f"{prefix}input_ids")
     embedded: Any = batch.get(f"{prefix}inputs_embeds")
     if torch.is_tensor(ids) and ids.dim() >= 2:
@@ -138,10 +143,11 @@ def shape_of(batch: Mapping[str, Any], prefix: str = "") -> torch.Size | None:
 
 
 def real_tokens(batch: Mapping[str, Any]) -> torch.Tensor | None:
-    """(rows, tokens): what is no padding; None where the batch does not say.
+    """Return which tokens are no padding, as (rows, tokens); None where the batch does not say.
 
-    Packed rows say it without a mask of two dimensions, which would tell the model that they are one sequence: in a mask of
-    four, padding does not see itself; in positions alone, it neither goes on nor begins anew.
+    Packed rows have no mask of two dimensions, because the model would take a row for one sequence. In a mask of four
+    dimensions padding does not attend to itself. In positions alone, padding neither continues an example nor begins
+    one.
     """
     mask: Any
     ids: Any
@@ -154,7 +160,9 @@ def real_tokens(batch: Mapping[str, Any]) -> torch.Tensor | None:
             own = mask[:, 0].diagonal(dim1=-2, dim2=-1)
             if own.dtype == torch.bool:
                 return own
-            return None if bool(own.gt(0).any()) else own.eq(0)  # added to scores, or of a kind that is not known
+            return (
+                None if bool(own.gt(0).any()) else own.eq(0)
+            )  # 0 for what is visible; else the kind of mask is not known
         return None
     if mask is not None or not torch.is_tensor(positions) or positions.shape != getattr(ids, "shape", None):
         return None
@@ -165,7 +173,7 @@ def real_tokens(batch: Mapping[str, Any]) -> torch.Tensor | None:
 
 
 def continues_example(batch: Mapping[str, Any]) -> torch.Tensor | None:
-    """(rows, tokens - 1): whether the next token goes on with the same example; None where no positions say so."""
+    """Return whether the next token is in the same example, as (rows, tokens - 1); None without positions."""
     positions: Any = batch.get("position_ids")
     if not torch.is_tensor(positions) or (positions.dim() != 2 and positions.shape != shape_of(batch)):
         return None
@@ -173,7 +181,7 @@ def continues_example(batch: Mapping[str, Any]) -> torch.Tensor | None:
 
 
 def rows_of(batch: Mapping[str, Any]) -> int:
-    """How many examples a micro-batch holds."""
+    """Count the examples of a micro-batch."""
     for value in batch.values():
         if torch.is_tensor(value) and value.dim() > 0:
             return value.shape[0]

@@ -1,4 +1,4 @@
-"""What a task's loss is a mean over, as far as a batch alone tells: the means in it, and how many items each has."""
+"""What a model's own loss is a mean over: the means in it, and how many items each has in a batch."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Count:
-    """The items of one mean: the entries of a target that count, or rows."""
+    """How the items of one mean are counted: the entries of a target that count, or rows."""
 
     key: str | None = None
-    """The target in the batch; None: rows."""
+    """The target's key in the batch; None counts rows."""
     shift: bool = False
     """Whether the first position is no target."""
     ignore: int | None = None
-    """The entry that does not count; None: all do."""
+    """The value of entries that do not count; None: all count."""
     inside: bool = False
-    """Whether entries are positions, of which those count that lie within the batch's tokens."""
+    """Whether entries are positions; only those within the batch's tokens count."""
     weights: tuple[float, ...] | None = None
-    """By class, where items weigh differently."""
+    """The weight of each class, where items have different weights."""
 
     def __call__(self, batch: Mapping[str, Any]) -> Any:
         if self.key is None:
@@ -36,7 +36,8 @@ class Count:
             target = batch["shift_labels"]
         elif target is None:
             raise ValueError(
-                f"TaskLoss: a batch has no {self.key!r}, over which the loss of the first batch ran (it has {', '.join(batch)}); give "
+                f"TaskLoss: a batch has no {self.key!r}, over which the loss of the first batch ran (it has "
+                f"{', '.join(batch)}); give "
                 "all batches of a stage the same targets"
             )
         elif self.shift:
@@ -53,36 +54,38 @@ class Count:
 
 @dataclass(frozen=True)
 class Reduction:
-    """A loss as found: a weighted sum of means, each over items of its own, and of sums."""
+    """What was found of a loss: a weighted sum of means, each over its own items, and of sums."""
 
     counts: tuple[Count | None, ...]
-    """Of each part; None: a sum over the batch, which nothing divides."""
+    """How each part's items are counted; None: a sum over the batch, which is not divided."""
     weights: tuple[float, ...] = (1.0,)
+    """The weight of each part."""
     calls: tuple[int, ...] = ()
-    """Which of the loss functions that the forward calls gives each part."""
+    """Which of the loss functions that the forward calls computes each part, by its index."""
     adds: bool = False
-    """Whether the model adds something of its own to them (a router's loss)."""
+    """Whether the model adds something to them (a router's loss)."""
     called: int = 0
     """How many loss functions the forward called in all."""
 
     @property
     def summed(self) -> bool:
+        """Whether it is one sum, which is not divided."""
         return self.counts == (None,)
 
     @property
     def split(self) -> bool:
-        """Whether its parts run over different items, so that no one number divides them."""
+        """Whether its parts are means over different items, so that no single number divides them."""
         return len(self.counts) > 1
 
     def items(self, batch: Mapping[str, Any]) -> Any:
-        """Over what the whole of it is a mean; of parts that differ rows, as far as anything counts in them."""
+        """Count the items that the loss is a mean over; of several parts, the rows, or 0 where no part has items."""
         if not self.split:
             return self.items_by_part(batch)[0] if self.counts[0] is not None else rows_of(batch)
         rows = rows_of(batch)
         return torch.as_tensor(rows * any(bool(n > 0) for n in self.items_by_part(batch)))
 
     def items_by_part(self, batch: Mapping[str, Any]) -> list[Any]:
-        """The items of each part in a batch; of a sum rows."""
+        """Count the items of each part in a batch; a sum counts rows."""
         return [rows_of(batch) if count is None else count(batch) for count in self.counts]
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,17 +93,17 @@ class Reduction:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Reduction:
-        counts = tuple(None if given is None else _count(given) for given in state["counts"])
+        counts = tuple(None if given is None else _read_count(given) for given in state["counts"])
         return cls(counts, tuple(state["weights"]), tuple(state["calls"]), state["adds"], state.get("called", 0))
 
 
-def _count(given: Mapping[str, Any]) -> Count:
+def _read_count(given: Mapping[str, Any]) -> Count:
     weights = given["weights"]
     return replace(Count(**given), weights=None if weights is None else tuple(weights))
 
 
 def token_width(batch: Mapping[str, Any]) -> int | None:
-    """How many tokens wide a batch is; None where it holds none."""
+    """Return the number of token positions in a batch; None where it holds no tokens."""
     for key in ("input_ids", "inputs_embeds", "bbox"):
         if torch.is_tensor(batch.get(key)):
             return batch[key].shape[1]

@@ -1,8 +1,8 @@
-"""What a loss sees of a model in one forward: its outputs, its own loss, and what was captured on the way.
+"""What losses read of one forward pass of a model: its outputs, its own loss, and what was captured.
 
-Signals go by keys: ``loss`` (the model's own), ``logits`` (whole), ``final`` (logits, or what the head would make
-them of), ``hidden.3`` (what leaves the third block; 0 enters the first) and ``attention.3`` (queries, keys, values
-of the third block's self-attention). Models of two stacks say which: ``encoder.hidden.3``, ``decoder.attention.1``.
+Each signal has a key: ``loss`` (the model's own), ``logits`` (complete), ``final`` (logits, or the head with the states that
+enter it), ``hidden.3`` (what leaves the third block; ``hidden.0`` enters the first) and ``attention.3`` (queries, keys and
+values of the third block). In models of two stacks the stack is named: ``encoder.hidden.3``, ``decoder.attention.1``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Attention:
-    """One layer's self-attention as its attention function got it: after RoPE and any norm of queries and keys."""
+    """What one layer's attention function is called with: queries and keys after RoPE and after any norm."""
 
     query: torch.Tensor
     """(batch, heads, tokens, size)"""
@@ -26,18 +26,18 @@ class Attention:
     value: torch.Tensor
     scaling: float
     mask: torch.Tensor | None
-    """As given to the attention function: boolean (True is seen) or added to the scores; None where nothing is masked."""
+    """The mask: boolean (True is visible) or added to the scores; None where nothing is masked."""
     causal: bool
-    """True where the function itself hides later tokens, the mask being None."""
+    """True where there is no mask and the function itself hides later tokens."""
     softcap: float | None = None
-    """Gemma 2 squashes scores by ``tanh(s / softcap) * softcap``."""
+    """The limit of scores, ``tanh(s / softcap) * softcap``, as in Gemma 2."""
     bias: torch.Tensor | None = None
-    """T5's relative positions, added to the scores."""
+    """What is added to the scores for relative positions, as in T5."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """Logits not yet made: the states that enter the output head, and the head. It is applied a chunk at a time."""
+    """The output head and the states that enter it: logits that are computed later, a chunk at a time."""
 
     hidden: torch.Tensor
     """(batch, tokens, width)"""
@@ -75,7 +75,8 @@ class Signals:
 
 
 def key_of(kind: str, layer: int, stack: str | None = None) -> str:
-    """
+    """Return the key of a signal of one layer.
+
     >>> key_of("hidden", 3), key_of("attention", 1, "encoder")
     ('hidden.3', 'encoder.attention.1')
     """

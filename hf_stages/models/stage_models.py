@@ -1,4 +1,4 @@
-"""A stage folder back as a model: the initial structure, the transforms replayed, the weights read."""
+"""Load the model of a stage folder: build the initial structure, apply the transforms, read the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_stages.models.structure import Blueprint, load_weights, replay
 
 
 def load_stage(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The model of a stage folder and its tokenizer or processor (None where the run had none)."""
+    """Load the model of a stage folder, and its tokenizer or processor (None where the run had none)."""
     folder = Path(folder)
     summary = read_json(folder / STAGE_FILE, "a stage folder of hf_stages")
     if (folder / TRAINING_STATE).is_dir() and (problem := find_damage(folder)) is not None:

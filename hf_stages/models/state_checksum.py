@@ -1,4 +1,4 @@
-"""Whether a model is still the one that was measured: a cheap number of all that its outputs depend on."""
+"""A fast checksum of everything that a model's outputs depend on, to see whether it changed since it was measured."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from typing import Any
 import torch
 import xxhash
 
-_WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Whole numbers of as many bytes: their sum is exact, and one bit that changes changes it."""
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer types by their bytes. Sums of integers are exact, and every changed bit changes them."""
 
 
 def state_checksum(model: Any, leave_out: str = "") -> str:
-    """Over weights, buffers, and the numbers and tensors that modules hold as plain attributes (a strength, a scale).
+    """Compute a checksum of weights, buffers, and numbers and tensors in plain attributes (a strength, a scale).
 
-    ``leave_out`` names a child of the model that is no part of it. Nothing is copied off the device but a number for each
-    tensor. Two tensors of one sum are told apart by nothing else: this is for a model and itself a moment later.
+    ``leave_out`` names a child of the model that does not count. Only one number for each tensor is copied off the
+    device. Different tensors may have the same sum: the checksum compares a model with itself at a later time, no two
+    models.
     """
     digest, tensors = xxhash.xxh3_128(), []
     for path, module in model.named_modules():
         if leave_out and path.split(".")[0] == leave_out:
             continue
-        plain = []
+        values = []
         held = {**module._parameters, **module._buffers}
         for name, value in {**vars(module), **held}.items():
             if name.startswith("_forward") or name in ("training", "_parameters", "_buffers", "_modules"):
                 continue
             if torch.is_tensor(value):
-                tensors += _plain(value)
-                plain.append((name, str(value.dtype), tuple(value.shape)))
-            elif (said := _said(value)) is not None:
-                plain.append((name, *said))
-        digest.update(f"{path} {type(module).__qualname__} {sorted(plain)}".encode())
+                tensors += _plain_tensors(value)
+                values.append((name, str(value.dtype), tuple(value.shape)))
+            elif (plain := _plain_value(value)) is not None:
+                values.append((name, *plain))
+        digest.update(f"{path} {type(module).__qualname__} {sorted(values)}".encode())
     config: Any = getattr(model, "config", None)
     if hasattr(config, "to_dict"):
         digest.update(json.dumps(config.to_dict(), sort_keys=True, default=str).encode())
@@ -41,14 +42,14 @@ def state_checksum(model: Any, leave_out: str = "") -> str:
     return digest.hexdigest()
 
 
-def _said(value: Any) -> tuple[str, Any] | None:
-    """A plain value as text; None for what is no number, text or collection of these."""
+def _plain_value(value: Any) -> tuple[str, Any] | None:
+    """Write a number, a text or a collection of these as text; None for anything else."""
     if value is None or isinstance(value, bool | int | float | str):
         return type(value).__name__, repr(value)
     if isinstance(value, Mapping):
-        parts = [(str(key), _said(one)) for key, one in value.items()]
+        parts = [(str(key), _plain_value(one)) for key, one in value.items()]
     elif isinstance(value, list | tuple | set | frozenset):
-        parts = [("", _said(one)) for one in value]
+        parts = [("", _plain_value(one)) for one in value]
     else:
         return None
     return type(value).__name__, repr(
@@ -56,13 +57,13 @@ def _said(value: Any) -> tuple[str, Any] | None:
     )
 
 
-def _plain(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that this one consists of: this rank's shard, what a library has packed."""
+def _plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return the plain tensors inside a tensor: this rank's shard, or what a library packed."""
     tensor = tensor.detach()
     if hasattr(tensor, "to_local"):
         tensor = tensor.to_local()
     if hasattr(tensor, "__tensor_flatten__"):
-        return [part for name in tensor.__tensor_flatten__()[0] for part in _plain(getattr(tensor, name))]
+        return [part for name in tensor.__tensor_flatten__()[0] for part in _plain_tensors(getattr(tensor, name))]
     return [tensor]
 
 
@@ -73,7 +74,7 @@ def _sums(tensors: list[torch.Tensor]) -> Iterator[list[int]]:
             continue
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor)
-        whole = tensor.contiguous().reshape(-1).view(_WHOLE[tensor.element_size()])
+        whole = tensor.contiguous().reshape(-1).view(_INTEGERS[tensor.element_size()])
         by_device.setdefault(tensor.device, []).append(whole.sum(dtype=torch.int64))
     for sums in by_device.values():
         yield torch.stack(sums).tolist()

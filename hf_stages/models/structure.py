@@ -1,4 +1,4 @@
-"""Building a model's structure anew, and reading a stage folder's weights into it."""
+"""Rebuild a model's structure, and read the weights of a stage folder into it."""
 
 from __future__ import annotations
 
@@ -36,21 +36,29 @@ from hf_stages.models.adapters import (
 )
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_ORIGIN = "_hf_stages_origin"
+_BLUEPRINT = "_hf_stages_origin"
 
 logger = logging.get_logger(__name__)
 
 
 class Blueprint:
-    """What it takes to build the initial model's structure again: its class, config, transforms, dtype and trainable set.
+    """What is needed to build the initial model's structure again: class, config, transforms, dtypes, what is frozen.
 
     A branch starts from a stage that is no longer in memory, and sharded models cannot be transformed in place.
+
+    Args:
+        model: The initial model.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
+    >>> type(Blueprint(model).build("meta")).__name__
+    'BertModel'
     """
 
     weights: int | None = None
-    """How many the initial model has; None where that is not known."""
+    """The number of weights of the initial model; None where it is not known."""
     transforms: tuple[Any, ...] = ()
-    """What earlier runs made of it: those of the stage folder that it was read from."""
+    """Transforms of earlier runs: those of the stage folder that the model was read from."""
 
     def __init__(self, model: nn.Module) -> None:
         size = stored_size_or_none(model)
@@ -67,20 +75,22 @@ class Blueprint:
         self.config = copy.deepcopy(model.config) if self.buildable else None
         self.dtype = model.dtype if self.buildable else None
         self.generation = copy.deepcopy(getattr(model, "generation_config", None))
-        if (origin := vars(outer).get(_ORIGIN)) is not None:
-            self._begin_as(origin)
+        if (origin := vars(outer).get(_BLUEPRINT)) is not None:
+            self._take_over(origin)
         self.frozen = {name for name, p in parameters.items() if not p.requires_grad}
         self.dtypes = {name: p.dtype for name, p in parameters.items() if p.dtype != self.dtype}
-        if self.buildable and (odd := self._odd(outer)) is not None:
+        if self.buildable and (difference := self._difference_from_config(outer)) is not None:
             self.buildable = False
             logger.warning(
-                f"the {type(outer).__name__} differs from what its config describes ({odd}): its stages can only follow one "
-                "another, and their folders cannot be read by from_stage. Let transforms of the first stage change it, or "
+                f"the {type(outer).__name__} differs from what its config describes ({difference}): its stages can "
+                "only follow one "
+                "another, and their folders cannot be read by from_stage. Let transforms of the first stage change it, "
+                "or "
                 "read it from a stage folder"
             )
 
-    def _odd(self, model: nn.Module) -> str | None:
-        """Where a model built anew would differ from ``model``."""
+    def _difference_from_config(self, model: nn.Module) -> str | None:
+        """Say where a model that is built again would differ from ``model``; None where it would not."""
         try:
             return _difference(model, self.build("meta"))
         except (RuntimeError, NotImplementedError) as error:
@@ -88,8 +98,8 @@ class Blueprint:
                 raise
             return f"its adapter is made from values of its weights: {str(error).partition(chr(10))[0]}"
 
-    def _begin_as(self, origin: Blueprint) -> None:
-        """Begin with what ``origin`` builds; what is trained, and in which dtype, is the model's own matter."""
+    def _take_over(self, origin: Blueprint) -> None:
+        """Build what ``origin`` builds. What is trained, and in which dtype, is still read from the model itself."""
         attention = getattr(self.config, "_attn_implementation", None)
         self.kind, self.dtype = origin.kind, origin.dtype
         self.adapter, self.adapter_name = origin.adapter, origin.adapter_name
@@ -98,18 +108,18 @@ class Blueprint:
             self.config._attn_implementation = attention  # type: ignore[union-attr]
 
     def mark(self, model: Any, transforms: Iterable[Any]) -> None:
-        """Note on a model that it is what these transforms make of this structure, for a later run that begins with it."""
+        """Note on a model which transforms made it from this structure, for a later run that starts with it."""
         origin = copy.copy(self)
         origin.transforms = (*self.transforms, *transforms)
-        vars(model)[_ORIGIN] = origin
+        vars(model)[_BLUEPRINT] = origin
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``stage.json`` records, so that a folder can be loaded without the script that made it."""
+        """Return what ``stage.json`` records, so that a folder can be loaded without the script that made it."""
         name = f"{self.kind.__module__}:{self.kind.__qualname__}"
         if not self.buildable:
             return {"class": name, "config": None}
         config = self.config.to_dict()  # type: ignore[union-attr]
-        adapter = None if self.adapter is None else _plain(self.adapter.to_dict())
+        adapter = None if self.adapter is None else _as_json(self.adapter.to_dict())
         return {
             "class": name,
             "config": config,
@@ -123,6 +133,7 @@ class Blueprint:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, trust_remote_code: bool = False) -> Blueprint:
+        """Read what ``to_dict`` returned."""
         module, _, name = data["class"].partition(":")
         if data["config"] is None:
             raise ValueError(
@@ -152,18 +163,22 @@ class Blueprint:
         return own
 
     def build(self, device: str | torch.device = "cpu") -> Any:
-        """The structure with random weights (none at all on the meta device)."""
+        """Build the structure with random weights, or without weights on the meta device."""
         if not self.buildable:
             raise ValueError(
-                f"cannot build a second {self.kind.__name__}: only an unquantized transformers model that is as its config says "
-                "can be built from it; make the trainer anew to resume, and start no stage from an earlier one than the last"
+                f"cannot build a second {self.kind.__name__}: only an unquantized transformers model that is as its "
+                "config says "
+                "can be built from it; make the trainer anew to resume, and start no stage from an earlier one than "
+                "the last"
             )
         with preserve_random_state(), torch.device(device):
             model = own_models.build(
                 self.kind, copy.deepcopy(self.config), dtype=self.dtype, trust_remote_code=self.trusted
             )
         if self.generation is not None:
-            model.generation_config = copy.deepcopy(self.generation)  # what the config gives is not what was loaded
+            model.generation_config = copy.deepcopy(
+                self.generation
+            )  # the one that was loaded may differ from the config's
         if self.adapter is not None:
             from peft import get_peft_model
 
@@ -178,19 +193,19 @@ class Blueprint:
         return model
 
 
-def _plain(value: Any) -> Any:
-    """PEFT's config as JSON takes it: sets become lists, enums their values."""
+def _as_json(value: Any) -> Any:
+    """Turn PEFT's config into JSON data: sets become lists, and enums become their values."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _as_json(item) for key, item in value.items()}
     if isinstance(value, set | frozenset | list | tuple):
-        return [_plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+        return [_as_json(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
     return getattr(value, "value", value)
 
 
 def _difference(model: nn.Module, other: nn.Module) -> str | None:
-    """The first parameter or quantized layer that only one of two structures has; None where they are the same."""
-    ours, theirs = _structure(model), _structure(other)
-    return next((name for name in (*ours, *theirs) if ours.get(name) != theirs.get(name)), None)
+    """Return the first parameter or quantized layer that differs between two structures; None where none does."""
+    one, two = _structure(model), _structure(other)
+    return next((name for name in (*one, *two) if one.get(name) != two.get(name)), None)
 
 
 def _structure(model: nn.Module) -> dict[str, Any]:
@@ -204,7 +219,7 @@ def _structure(model: nn.Module) -> dict[str, Any]:
 
 
 def replay(model: Any, transforms: Iterable[Any]) -> Any:
-    """Give a fresh structure the shape that earlier stages gave it. Values do not matter: weights are loaded after."""
+    """Apply the transforms of earlier stages to a new structure. Its weights do not matter: they are loaded later."""
     with preserve_random_state():
         for transform in transforms:
             model = transform(model)
@@ -212,10 +227,10 @@ def replay(model: Any, transforms: Iterable[Any]) -> Any:
 
 
 def save_weights(model: Any, folder: Path, *, state_dict: dict | None = None) -> None:
-    """A complete model folder: config and weights; for an unmerged LoRA the full base with the adapter beside it.
+    """Write a complete model folder: config and weights, and for a PEFT model the full base with the adapter beside it.
 
-    Stock ``from_pretrained(folder)`` finds an adapter that lies beside a full base and applies it. Where that would not
-    give the model, base and adapter lie in folders of their own, and stock finds no model.
+    Stock ``from_pretrained(folder)`` finds an adapter beside a full base and applies it. Where that would not give the
+    model, base and adapter are written to two folders, and stock transformers finds no model in this one.
     """
     if is_peft(model):
         state = state_dict if state_dict is not None else model.state_dict()
@@ -233,27 +248,27 @@ def save_weights(model: Any, folder: Path, *, state_dict: dict | None = None) ->
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Read a folder's weights into a model of the right structure; anything missing is an error."""
+    """Read a folder's weights into a model of the same structure. A missing weight is an error."""
     if is_peft(model):
         apart = (folder / BASE).is_dir()
         _load_base(model, folder / BASE if apart else folder)
         load_adapters(model, folder / ADAPTER if apart else folder)
         return
-    state = _read(folder)
+    state = _read_tensors(folder)
     try:
         _load(model, state, folder)
     except ValueError:
-        # Some architectures store their weights under other names than they hold them; from_pretrained knows how.
+        # Some architectures store weights under other names than in memory; from_pretrained knows them.
         if not isinstance(model, PreTrainedModel):
             raise
-        _load(model, _in_memory(model, state), folder)
+        _load(model, _renamed_as_in_memory(model, state), folder)
 
 
 def _load_base(model: Any, folder: Path) -> None:
-    """The base of a PEFT model, which is stored as a model of its own."""
-    names, own, state = base_names(model), set(adapter_names(model)), _read(folder)
+    """Read the base of a PEFT model, which is stored as a model of its own."""
+    names, own, state = base_names(model), set(adapter_names(model)), _read_tensors(folder)
     if set(state) - set(names.values()) and isinstance(model.get_base_model(), PreTrainedModel):
-        state = _in_memory(plain_copy(model), state)
+        state = _renamed_as_in_memory(plain_copy(model), state)
     state = {full: state[plain] for full, plain in names.items() if plain in state}
     _load(model, state, folder, ignore=own.__contains__)
 
@@ -270,8 +285,8 @@ def _save_pretrained(model: PreTrainedModel, folder: Path, state_dict: dict | No
         model.config.architectures = architectures
 
 
-def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A folder's weights under the names that the model has for them, which transformers renames and merges."""
+def _renamed_as_in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a folder's weights under the model's own names, to which transformers renames and merges them."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
@@ -283,7 +298,7 @@ def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[s
             name, _ = renaming.rename_source_key(name)
         if name in known:
             found[name] = tensor
-    # What a plain model lacks (latent weights) is renamed at most; what it has, from_pretrained puts together.
+    # What a plain model lacks (latent weights) is only renamed; from_pretrained merges the rest.
     config = copy.deepcopy(model.config)
     plain = own_models.read(type(model), None, config=config, dtype=model.dtype, state_dict=state).state_dict()
     merged = {name: tensor for name, tensor in plain.items() if name in known and name not in found}
@@ -293,9 +308,9 @@ def _in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor]) -> dict[s
 
 
 def latent_split_on_disk(model: Any) -> str | None:
-    """A latent weight that transformers would store in pieces, as it does the weight beside it; None where there is none.
+    """Name a latent weight that transformers would store in pieces, as it does the weight itself; None without one.
 
-    transformers 5.19 takes ``gate_up_proj_latent`` of a mixture of experts for ``gate_up_proj``; 5.23 does not.
+    transformers 5.19 treats ``gate_up_proj_latent`` of a mixture of experts like ``gate_up_proj``; 5.23 does not.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter
@@ -309,7 +324,7 @@ def latent_split_on_disk(model: Any) -> str | None:
     return next((name for name in latents if any(e.rename_source_key(name)[1] is not None for e in on_saving)), None)
 
 
-def _read(folder: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     index = folder / _INDEX
     if index.is_file():
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -322,7 +337,8 @@ def _load(model: nn.Module, state: dict[str, torch.Tensor], folder: Path, ignore
     wrong = [n for n, t in state.items() if n in shapes and tuple(t.shape) != shapes[n]]
     if wrong:
         raise ValueError(
-            f"{folder}: {wrong[0]} has shape {list(state[wrong[0]].shape)}, the model expects {list(shapes[wrong[0]])}; "
+            f"{folder}: {wrong[0]} has shape {list(state[wrong[0]].shape)}, the model expects "
+            f"{list(shapes[wrong[0]])}; "
             "is this the model that the run began with?"
         )
     result = model.load_state_dict(state, strict=False)
@@ -330,13 +346,14 @@ def _load(model: nn.Module, state: dict[str, torch.Tensor], folder: Path, ignore
     missing = [name for name in missing if not (ignore and ignore(name))]
     if missing or result.unexpected_keys:
         raise ValueError(
-            f"{folder}: its weights do not fit the model: missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}; "
+            f"{folder}: its weights do not fit the model: missing {missing[:3]}, unexpected "
+            f"{result.unexpected_keys[:3]}; "
             "is this the model that the run began with?"
         )
 
 
 def _really_missing(model: nn.Module, missing: list[str], state: dict[str, torch.Tensor]) -> list[str]:
-    """Names that share no memory with a loaded tensor: tied weights are stored once."""
+    """Return the missing names that share no memory with a loaded tensor: of tied weights one is stored."""
     tensors = model.state_dict()
     loaded = {tensors[name].data_ptr() for name in state if name in tensors}
     return [name for name in missing if tensors[name].data_ptr() not in loaded]

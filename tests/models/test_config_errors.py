@@ -1,4 +1,4 @@
-"""Values of a model's config that no model can have are refused with their line, whatever a library raises over them."""
+"""Impossible values in a model's config are refused with their line, whatever error a library raises."""
 
 from __future__ import annotations
 
