@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -34,6 +35,7 @@ ROOMS = (
 )
 LINE = {room: number for number, line in enumerate(ROOMS) for room in line.split()}
 CORE_MAY_IMPORT = {"torch", "numpy", "transformers", "accelerate", "xxhash", "filelock"}
+CLASS_FIELDS, CLASS_METHODS = 12, 18
 FILE_LINES, FUNCTION_LINES = 420, 60  # aim at 400 and 40; docstrings of functions do not count
 MAY_PRINT = (
     "cli",
@@ -177,6 +179,29 @@ def test_files_and_functions_stay_short(path: Path) -> None:
             docstring = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) is not None else 0
             length = node.end_lineno - node.lineno + 1 - docstring
             assert length <= FUNCTION_LINES, f"{path.relative_to(ROOT)}:{node.lineno}: {node.name} has {length} lines"
+
+
+def _fields(node: ast.ClassDef) -> set[str]:
+    """Names declared in the class, and those that its methods set on ``self``."""
+    declared = {n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+    stored = (n for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store))
+    return declared | {n.attr for n in stored if isinstance(n.value, ast.Name) and n.value.id == "self"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "training").rglob("*.py")), ids=lambda p: p.name)
+def test_what_runs_a_stage_stays_small(path: Path) -> None:
+    """Mixins count apart from the class that they make, and what a base or Trainer itself holds does not count."""
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None
+    assert spec.origin is not None
+    held = set(re.findall(r"self\.(\w+)", Path(spec.origin).with_name("trainer.py").read_text(encoding="utf-8")))
+    classes = {n.name: n for tree in TREES.values() for n in tree.body if isinstance(n, ast.ClassDef)}
+    for node in (n for n in TREES[path].body if isinstance(n, ast.ClassDef)):
+        bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
+        inherited = held.union(*(_fields(classes[name]) for name in bases if name in classes))
+        fields, methods = _fields(node) - inherited, [n for n in node.body if isinstance(n, ast.FunctionDef)]
+        assert len(fields) <= CLASS_FIELDS, f"{node.name} has {len(fields)} fields: {', '.join(sorted(fields))}"
+        assert len(methods) <= CLASS_METHODS, f"{node.name} has {len(methods)} methods"
 
 
 @each_file

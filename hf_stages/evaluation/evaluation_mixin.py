@@ -50,10 +50,11 @@ class EvaluationMixin(_Base):
             ignore_keys = getattr(getattr(self.model, "config", None), "keys_to_ignore_at_inference", [])
         ignore_keys = [*ignore_keys, *BULKY]
         repeats_rows = self._sums is not None and self._sums.repeats_rows
-        if self._stage is None or self._stage.evaluated is None or repeats_rows:
+        if self._stage is None or self._stage.measured.teacher_terms is None or repeats_rows:
             return inner(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         inputs = self._prepare_inputs(inputs)
-        with self._stage.evaluated.step(self.batch_of(inputs), self._stage.t, self.accelerator.autocast()):
+        terms, t = self._stage.measured.teacher_terms, self._stage.t
+        with terms.step(self.batch_of(inputs), t, self.accelerator.autocast()):
             return inner(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
@@ -82,22 +83,22 @@ class EvaluationMixin(_Base):
             with self._sums.counting() if self._sums is not None else nullcontext():
                 output = inner(*args, **kwargs)
             if self._stage is not None:
-                self._stage.last_evaluation.saw()
+                self._stage.measured.last.set_measured()
             if self._sums is not None:
                 output.metrics.update(self._sums.metrics(prefix))
                 _without_nan(output.metrics, prefix)
         finally:
             self._sums = self._evaluated = None
-        if self._stage is not None and self._stage.evaluated is not None:
-            output.metrics.update(self._stage.evaluated.metrics(prefix))
+        if self._stage is not None and self._stage.measured.teacher_terms is not None:
+            output.metrics.update(self._stage.measured.teacher_terms.metrics(prefix))
         return output
 
     def _evaluate(self, *args, **kwargs):
         if self._stage is None:
             return super()._evaluate(*args, **kwargs)
         self._stage.set_progress()  # measured as it stands, not as the update began
-        with self._stage.last_evaluation.measuring():
+        with self._stage.measured.last.measuring():
             metrics = super()._evaluate(*args, **kwargs)
-        self._stage.last_evaluation.keep(metrics)
+        self._stage.measured.last.store(metrics)
         self._stage.after_evaluation(self.state, self.control)
         return metrics

@@ -1,4 +1,4 @@
-"""What a stage's folder says of its model: its own evaluation, the gates' last word, and every domain seen before."""
+"""What a stage's folder says of its model: the stage's own evaluation, and every domain seen before."""
 
 from __future__ import annotations
 
@@ -6,51 +6,43 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_stages.core.ranks import from_all_ranks
+from hf_stages.core.stage import Stage
 from hf_stages.evaluation.last_evaluation import LastEvaluation
 from hf_stages.evaluation.per_domain import measured_as
+from hf_stages.evaluation.stage_metrics import StageMetrics
 from hf_stages.planning.domains import domains_of, own_domains, same_task
 
 
-def settled_metrics(runner: Any, run: Any) -> dict[str, float]:
-    """The metrics of the weights that the folder will hold: a gate may go back to earlier ones first."""
-    state = runner.trainer.state
-    metrics = _own(runner, run)
-    if run.steering.settle(run.history(state, {**metrics, "step": state.global_step})):
-        metrics = _own(runner, run)
-    return {**metrics, **_other_domains(runner, run)}
-
-
-def _own(runner: Any, run: Any) -> dict[str, float]:
-    trainer = runner.trainer
-    logs = trainer.state.log_history[run.history_start :]
+def final_metrics(trainer: Any, measured: StageMetrics) -> dict[str, float]:
+    """Give the metrics of the trainer's model on the stage's own sets, and the stage's training loss."""
+    logs = measured.logs(trainer.state)
     metrics: dict[str, Any] = {}
     if trainer.eval_dataset is not None:
-        metrics.update(_of_these_weights(trainer, run.last_evaluation))
+        metrics.update(_of_these_weights(trainer, measured.last))
     last = next((log["train_loss"] for log in reversed(logs) if "train_loss" in log), None)
     return {**_numbers(metrics), **({"train_loss": last} if last is not None else {})}
 
 
 def _of_these_weights(trainer: Any, last: LastEvaluation) -> dict[str, float]:
-    """The stage's last evaluation if it was of the weights at hand, else a new one; and where a callback changed them behind
-    that as well, one more that callbacks do not hear of."""
-    if not all(from_all_ranks(last.holds(), trainer.args)):
+    """Give the stage's last evaluation if it was of the weights at hand, else a new one.
+
+    Where a callback changes the weights behind the new one as well, there is one more that callbacks do not hear of.
+    """
+    if not all(from_all_ranks(last.is_current(), trainer.args)):
         with last.measuring():
-            last.keep(_evaluated(trainer))
-        if last.prints and not all(from_all_ranks(last.holds(), trainer.args)):
+            last.store(_evaluated(trainer))
+        if last.checksums and not all(from_all_ranks(last.is_current(), trainer.args)):
             with last.measuring(), trainer.callback_handler.measuring():
-                last.keep(_evaluated(trainer))
+                last.store(_evaluated(trainer))
     return last.metrics
 
 
-def _other_domains(runner: Any, run: Any) -> dict[str, float]:
-    """Domains that this stage does not evaluate itself, measured as the stages that brought them do."""
-    trainer, stage = runner.trainer, run.planned.stage
+def metrics_of_other_domains(trainer: Any, stage: Stage) -> dict[str, float]:
+    """Measure domains that this stage does not evaluate itself, as the stages that brought them do."""
+    resolved = trainer.run_plan.resolved
     found: dict[str, Any] = {}
-    if (
-        isinstance(stage.eval_dataset, Mapping) and not stage.eval_dataset
-    ):  # said in so many words: nothing that the run evaluates fits this stage
-        return found
-    resolved = runner.plan.resolved
+    if isinstance(stage.eval_dataset, Mapping) and not stage.eval_dataset:
+        return found  # said in so many words: nothing that the run evaluates fits this stage
     own = {*own_domains(resolved[stage.name]), *_watched(trainer)}
     for domain in domains_of(resolved, stage.name).values():
         if domain.name in own or domain.dataset is None or not same_task(resolved, stage.name, domain):
@@ -62,7 +54,7 @@ def _other_domains(runner: Any, run: Any) -> dict[str, float]:
 
 
 def _watched(trainer: Any) -> Mapping[str, Any]:
-    """What the stage evaluates by name: a gate's earlier domains, too."""
+    """What the stage evaluates by name, which includes earlier domains that a gate watches."""
     return trainer.eval_dataset if isinstance(trainer.eval_dataset, Mapping) else {}
 
 

@@ -12,7 +12,7 @@ from hf_stages.planning.domains import Domain, domains_of, own_domains
 
 def measured_as_its_stage_does(trainer: Any, name: str) -> AbstractContextManager[None]:
     """Evaluate one of a stage's sets. An earlier domain, which a gate watches, may have another kind of rows."""
-    resolved, stage = trainer._runner.plan.resolved, trainer._stage.planned.name
+    resolved, stage = trainer.run_plan.resolved, trainer._stage.planned.name
     if name in own_domains(resolved[stage]):
         return nullcontext()
     domain = domains_of(resolved, stage).get(name)
@@ -22,17 +22,17 @@ def measured_as_its_stage_does(trainer: Any, name: str) -> AbstractContextManage
 @contextmanager
 def measured_as(trainer: Any, domain: Domain) -> Iterator[None]:
     """Lend the trainer the domain's collator and metrics. Teacher terms pause: they may need other rows (DPO)."""
-    run, own = trainer._stage, trainer._runner.own
+    measured, own = trainer._stage.measured, trainer.own_settings
     held = {name: getattr(trainer, name) for name in ("data_collator", "compute_metrics")}
-    terms, run.evaluated = run.evaluated, None
+    terms, measured.teacher_terms = measured.teacher_terms, None
     try:
         for name in held:
             theirs = getattr(domain.stage, name) if domain.stage is not None else None
-            setattr(trainer, name, theirs if theirs is not None else own[name])
+            setattr(trainer, name, theirs if theirs is not None else getattr(own, name))
         ready = prepare_collator(trainer.data_collator, trainer.processing_class, trainer.model)
         trainer.data_collator = for_source(ready, domain.name)
         yield
     finally:
-        run.evaluated = terms
+        measured.teacher_terms = terms
         for name, value in held.items():
             setattr(trainer, name, value)

@@ -1,7 +1,7 @@
 """What evaluation says at a stage's start, after its transforms: ``start_loss``, ``start_code_loss``.
 
-Where nothing changed since the parent's end, its numbers are taken over: the same weights on the same rows need no second pass.
-A resumed run takes them from the parent's folder, so it has the same ones.
+Where nothing changed since the parent's end, its numbers are taken over: the same weights on the same rows need no
+second pass. A resumed run takes them from the parent's folder, so it has the same ones.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from hf_stages.data.collators.base import nested_collators
 from hf_stages.data.collators.by_source import BySource
 from hf_stages.losses.objective.terms import terms_of
 from hf_stages.planning.domains import by_domain, domains_of, own_domains, plain_name
+from hf_stages.planning.plan import PlannedStage
 from hf_stages.planning.resolved import ResolvedRecipe, ResolvedStage
 
 START = "start"
@@ -22,16 +23,21 @@ _READS = (
     *("dataloader_drop_last", "label_names", "per_device_eval_batch_size", "prediction_loss_only"),
     "remove_unused_columns",
 )
-"""Of the arguments that a stage may set itself, those that evaluation reads."""
+"""Arguments that a stage may set itself and that evaluation reads."""
 
 
-def start_metrics(run: Any) -> dict[str, float]:
-    """Measured, or taken over from the parent's end, set by set. Logged either way; no step of a generator is used up."""
-    trainer = run.trainer
+def start_metrics(trainer: Any, planned: PlannedStage, before: Mapping[str, float]) -> dict[str, float]:
+    """Measure, or take over from the parent's end, set by set. Both are logged; no step of a generator is used up.
+
+    Args:
+        trainer: Whose model and evaluation sets they are.
+        planned: The stage that begins.
+        before: Metrics that its parent ended with.
+    """
     sets = trainer.eval_dataset
     if sets is None:
         return {}
-    known = _unchanged(run)
+    known = _unchanged(trainer, planned, before)
     with preserve_random_state(), trainer.callback_handler.measuring():
         if not known:
             return _numbers(trainer.evaluate(metric_key_prefix=START))
@@ -48,30 +54,29 @@ def start_metrics(run: Any) -> dict[str, float]:
 
 
 def as_evaluated(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Under the names of evaluations within the stage, to compare with them."""
+    """Give start metrics the names of evaluations within the stage, to compare with them."""
     return {f"eval_{key.removeprefix(f'{START}_')}": value for key, value in metrics.items()}
 
 
-def _unchanged(run: Any) -> dict[str | None, dict[str, float]]:
-    """The parent's last metrics of each set (None: the set without a name) that would be measured the same now."""
-    if run.planned.parent is None:
+def _unchanged(trainer: Any, planned: PlannedStage, before: Mapping[str, float]) -> dict[str | None, dict[str, float]]:
+    """Find the parent's last metrics of each set (None: the set without a name) that would be measured the same now."""
+    if planned.parent is None:
         return {}
-    resolved = run.trainer._runner.plan.resolved
-    parent, stage = resolved[run.planned.parent], resolved[run.planned.name]
-    if not _same_model(stage.stage) or not _same_args(run, parent.stage):
+    resolved = trainer.run_plan.resolved
+    parent, stage = resolved[planned.parent], resolved[planned.name]
+    if not _same_model(stage.stage) or not _same_args(trainer, stage.stage, parent.stage):
         return {}
     names, plain = domains_of(resolved, parent.name), plain_name(parent)
-    bare = {key.removeprefix("eval_"): value for key, value in run.before.items() if key.startswith("eval_")}
+    bare = {key.removeprefix("eval_"): value for key, value in before.items() if key.startswith("eval_")}
     ended = by_domain(bare, [name for name in names if name != plain], plain)
     if plain_name(stage) is not None:
         shown: dict[str | None, str] = {None: plain_name(stage) or ""}
     else:
-        shown = {name: name for name in run.trainer.eval_dataset}
+        shown = {name: name for name in trainer.eval_dataset}
     return {
         key: ended[name]
         for key, name in shown.items()
-        if name in ended
-        and _same(_measure(run.trainer, resolved, parent, name), _measure(run.trainer, resolved, stage, name))
+        if name in ended and _same(_measure(trainer, resolved, parent, name), _measure(trainer, resolved, stage, name))
     }
 
 
@@ -80,15 +85,17 @@ def _same_model(stage: Stage) -> bool:
     return all(transform.keeps_function and not transform.structural for transform in stage.transforms)
 
 
-def _same_args(run: Any, parent: Stage) -> bool:
-    whole, own = run.trainer._runner.own["args"], run.planned.stage.args
-    return all(
-        own.get(key, getattr(whole, key, None)) == parent.args.get(key, getattr(whole, key, None)) for key in _READS
-    )
+def _same_args(trainer: Any, stage: Stage, parent: Stage) -> bool:
+    whole = trainer.own_settings.args
+
+    def read(of: Stage) -> list[Any]:
+        return [of.args.get(key, getattr(whole, key, None)) for key in _READS]
+
+    return read(stage) == read(parent)
 
 
 def _measure(trainer: Any, resolved: ResolvedRecipe, stage: ResolvedStage, name: str) -> tuple[Any, ...] | None:
-    """All that the numbers of a set depend on besides the weights, as the stage measures it; None: not to be told."""
+    """List what the numbers of a set depend on besides the weights, in a stage; None where that is unknown."""
     by: Stage | None
     own, domain = own_domains(stage), domains_of(resolved, stage.name).get(name)
     if name in own:

@@ -1,4 +1,4 @@
-"""What callbacks see: one run. Trainer's inner training starts and ends once per stage; its callbacks must not."""
+"""What callbacks see: one run. Trainer's own training starts and ends once per stage; its callbacks must not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class OneRun(CallbackHandler):
     stage: Any = None
     """The StageRun in progress; None outside a staged run, where this is Trainer's handler and nothing more."""
     callbacks: list[Any]
-    begun = False
+    has_begun = False
+    """Whether callbacks were told that the run begins."""
     _measuring = False
 
     @classmethod
@@ -31,7 +32,7 @@ class OneRun(CallbackHandler):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """An evaluation that callbacks see in the log alone: its metrics carry another prefix than theirs."""
+        """Hide an evaluation from callbacks, but for its log: its metrics carry another prefix than theirs."""
         self._measuring = True
         try:
             yield
@@ -48,12 +49,12 @@ class OneRun(CallbackHandler):
             self.callbacks = everyone
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.stage is None or not self.begun:
+        if self.stage is None or not self.has_begun:
             control = super().on_train_begin(args, state, control, **kwargs)
-            self.begun = self.stage is not None
+            self.has_begun = self.stage is not None
         control.should_training_stop = False
         if self.stage is not None:
-            self.stage.begins(state)
+            self.stage.begin()
         return control
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -61,13 +62,13 @@ class OneRun(CallbackHandler):
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.stage is not None:
-            self.stage.count_update(state)
+            self.stage.progress.count_update(state)
         control = super().on_step_end(args, state, control, **kwargs)
         return self.stage.after_update(state, control) if self.stage is not None else control
 
     def on_epoch_end(self, args, state, control, **kwargs):
         control = super().on_epoch_end(args, state, control, **kwargs)
-        return self.stage.after_epoch(control) if self.stage is not None else control
+        return self.stage.stopping.after_epoch(control) if self.stage is not None else control
 
     def on_log(self, args, state, control, logs, **kwargs):
         if self.stage is None:

@@ -25,6 +25,7 @@ from hf_stages.models.adapters import (
     trained_in_base,
 )
 from hf_stages.models.structure import load_weights
+from hf_stages.training.cut_stage import state_of
 
 _BESIDE = "trained_beside_adapter.safetensors"
 
@@ -42,7 +43,7 @@ def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
         "schema": SCHEMA,
         "resumable": not args.save_only_model,
         "declared": trainer._runner.manifest.declared(stage.planned.name),
-        **stage.state_dict(),
+        **state_of(stage),
     }
     if args.should_save:
         shutil.rmtree(folder, ignore_errors=True)  # half-written by a process that died here
@@ -64,7 +65,8 @@ def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
         if not is_disk_error(error):
             raise
         raise OSError(
-            f"{folder} could not be written ({error}); every checkpoint and stage saved before it is whole. Free space on "
+            f"{folder} could not be written ({error}); every checkpoint and stage saved before it is whole. Free space "
+            "on "
             f"{out} and resume with resume_from_checkpoint=True"
         ) from error
     finally:
@@ -94,7 +96,7 @@ def load_checkpoint(trainer: Any, folder: str, read: Callable[[], None]) -> None
 
 
 def _save_beside_adapter(model: Any, folder: Path) -> None:
-    """Trainer's checkpoint of a PEFT model is PEFT's file; what else trains or is not in it would be lost."""
+    """Save what PEFT's file, which is Trainer's checkpoint of a PEFT model, leaves out."""
     trained, state = trained_in_base(model), dict(model.named_parameters())
     if trained:
         save_file({name: state[name].detach().contiguous().cpu() for name in trained}, folder / _BESIDE)
@@ -105,8 +107,10 @@ def _save_beside_adapter(model: Any, folder: Path) -> None:
 
 
 def _load_renamed(model: Any, folder: Path) -> None:
-    """Trainer reads a checkpoint's weights by the names they have in the file; of a mixture of experts these are others
-    than the model's, and it would go on with a warning and random experts."""
+    """Load a checkpoint whose names differ from the model's, such as a mixture of experts'.
+
+    Trainer reads weights by the names in the file. It would go on with a warning and random experts.
+    """
     file = folder / "model.safetensors"
     if not isinstance(model, PreTrainedModel) or not file.is_file():
         return
@@ -116,8 +120,8 @@ def _load_renamed(model: Any, folder: Path) -> None:
         load_weights(model, folder)
 
 
-def without_token(path: Path, args: Any) -> None:
-    """Trainer pickles its args beside the model, a Hub token among them."""
+def remove_hub_token(path: Path, args: Any) -> None:
+    """Write Trainer's pickled args again without the Hub token in them."""
     if path.is_file() and args.hub_token is not None:
         clean = copy.copy(args)
         clean.hub_token = None

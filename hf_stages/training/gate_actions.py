@@ -1,128 +1,165 @@
-"""What gates may do to a stage in progress besides ending it: lower its learning rate, go back to a kept state, replay.
+"""Asks a stage's gates, and does what they decide: end it, lower its learning rate, go back to a saved state, replay.
 
-The rate is a function of the schedule and the ledger, and what is drawn one of the recipe and the ledger; which state to go back to is part of each checkpoint. So a run that is
-cut and resumed does what it would have done.
+The learning rate follows from the schedule and the ledger, and the data that is drawn from the recipe and the ledger.
+Each checkpoint says which state to go back to. So a run that is cut and resumed does what it would have done.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers.utils import logging
 
-from hf_stages.evaluation.start_metrics import as_evaluated
-from hf_stages.gates.base import Decision
+from hf_stages.core.ranks import from_main_rank
+from hf_stages.evaluation.stage_metrics import StageMetrics
+from hf_stages.gates.base import Decision, History
 from hf_stages.planning.domains import earlier_domains
-from hf_stages.training.rollback_states import forget, go_back, keep, kept_folder
+from hf_stages.planning.plan import PlannedStage
+from hf_stages.training.learning_rate import LearningRate
+from hf_stages.training.progress import Progress
+from hf_stages.training.rollback_states import RollbackStates, remove_states
+from hf_stages.training.stage_feed import StageFeed
+from hf_stages.training.stage_notes import StageNotes
+from hf_stages.training.stopping import Stopping
 
 logger = logging.get_logger(__name__)
-FAR = 0.2
-"""A loss this much above the parent's is worth a notice."""
+_Logs = Sequence[Mapping[str, Any]]
 
 
-class Steering:
-    """Of one StageRun, which it serves."""
+class GateActions:
+    """Asks the gates of one stage and does what they decide. Rank 0's answers hold on all ranks.
 
-    def __init__(self, run: Any) -> None:
-        self.run = run
-        trainer, planned = run.trainer, run.planned
-        self.kept: int | None = None
-        """After how many of the stage's updates the kept state was taken."""
-        self.folder = kept_folder(trainer._runner.out, planned.folder)
+    Args:
+        trainer: Whose optimizer and scheduler take a new learning rate.
+        planned: The stage, with its gates.
+        states: Where a rollback goes back to.
+        progress: How far the stage is.
+        measured: The metrics that gates compare with.
+        notes: The stage's part of the ledger, which every decision is written to.
+        rate: The stage's learning rate.
+        stopping: Ends the stage where a gate says so.
+        feed: The stage's data, which a decision to replay changes.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        planned: PlannedStage,
+        states: RollbackStates,
+        *,
+        progress: Progress,
+        measured: StageMetrics,
+        notes: StageNotes,
+        rate: LearningRate,
+        stopping: Stopping,
+        feed: StageFeed,
+    ) -> None:
+        self.trainer, self.planned, self.states = trainer, planned, states
+        self.progress, self.measured, self.notes = progress, measured, notes
+        self.rate, self.stopping, self.feed = rate, stopping, feed
         self.keeps = any(gate.keeps for gate in planned.stage.gates)
-        plan = trainer._runner.plan
-        self.earlier = earlier_domains(plan.resolved, planned.name)
-        self.chain = [one.name for one in plan.lineage(planned.name) if one.span_root == planned.span_root]
-        """The stages whose cuts lower this stage's rate: those whose schedule it goes on with."""
-
-    def rate(self, step: int) -> float:
-        return self.run.ledger.lr_factor(self.chain, self.run.first_step + step)
-
-    def replayed(self) -> tuple[tuple[int, float], ...]:
-        """(position, share) of each decision to replay: the ledger, in examples."""
-        run = self.run
-        entries, batch = run.ledger.select(run.planned.name, "replay"), run.planned.size.global_batch
-        return tuple(((e.step - run.first_step) * batch, e.value) for e in entries)
+        """Whether a gate may go back to the stage's start."""
+        self.earlier = earlier_domains(trainer.run_plan.resolved, planned.name)
 
     def begin(self) -> None:
-        """Before the first update, moments carried: the state that can always be gone back to."""
-        if self.run.trainer.args.should_save:
-            forget(self.folder)
+        """Before the first update, moments carried: save the state that can always be gone back to."""
+        if self.trainer.args.should_save:
+            remove_states(self.states.folder)
         if self.keeps:
-            self._keep()
-        self._notice_rise(as_evaluated(self.run.start), "at its first step")
+            self.states.save(self.progress.steps)
+        self._notice_rise(self.measured.start_as_evaluated, "at its first step")
 
-    @property
-    def before(self) -> dict[str, float]:
-        """The losses that forgetting is measured from."""
-        return {**as_evaluated(self.run.start), **self.run.before}
-
-    def do(self, decision: Decision, by: str) -> None:
-        run = self.run
-        if decision.action == "keep":
-            self._keep()
+    def ask(self, on: str, logs: _Logs) -> None:
+        """Ask the gates that are asked ``on`` this occasion, and do what they decide, until one ends the stage."""
+        gates = [gate for gate in self.planned.stage.gates if gate.on == on]
+        if not gates:
             return
-        if decision.action == "rollback":
-            assert self.kept is not None
-            go_back(run.trainer, self.folder, self.kept)
-        reason = decision.reason + self._back(decision)
-        run.note(decision.action, reason, by=by, value=decision.value)
-        logger.warning(f"stage {run.planned.name!r}: {reason}")
-        if decision.action == "replay":
-            run.refetch.change()
-        if decision.action in ("cut_lr", "rollback"):
-            self._set_rates()
-        if decision.action == "rollback" and decision.value is None and run.over is None:
-            run._end(reason, by=by)
+        for gate, decision in zip(gates, self._answers(gates, self.history(logs)), strict=True):
+            if decision is None:
+                continue
+            if decision.action == "end":
+                self.stopping.end(decision.reason, by=type(gate).__name__)
+                return
+            self.apply(decision, type(gate).__name__)
+            if self.stopping.over is not None:
+                return
 
-    def settle(self, history: Any) -> bool:
-        """The gates' last word, on the final metrics. True: the stage went back, measure again."""
-        run = self.run
-        gates = [gate for gate in run.planned.stage.gates if gate.on == "evaluation"]
+    def decide_at_end(self, logs: _Logs) -> bool:
+        """Ask the gates for their last word, on the final metrics. True: the stage went back, measure again."""
+        gates = [gate for gate in self.planned.stage.gates if gate.on == "evaluation"]
         if not gates:
             return False
-        answers = run.agreed([gate.at_end for gate in gates], history)
+        answers = self._answers([gate.at_end for gate in gates], self.history(logs))
         for gate, decision in zip(gates, answers, strict=True):
             if decision is not None:
-                self.do(decision, type(gate).__name__)
+                self.apply(decision, type(gate).__name__)
         return any(d is not None and d.action == "rollback" for d in answers)
 
-    def after_evaluation(self, logs: list[dict[str, Any]]) -> None:
-        last: dict[str, float] = {}
+    def apply(self, decision: Decision, by: str) -> None:
+        """Do what a gate decided, but for ``end``, and write it to the ledger."""
+        if decision.action == "keep":
+            self.states.save(self.progress.steps)
+            return
+        if decision.action == "rollback":
+            self.states.go_back()
+        reason = decision.reason + self._where_it_went_back_to(decision)
+        self.notes.note(decision.action, reason, by=by, value=decision.value)
+        logger.warning(f"stage {self.planned.name!r}: {reason}")
+        if decision.action == "replay":
+            self.feed.replay_from_now()
+        if decision.action in ("cut_lr", "rollback"):
+            self.rate.apply(self.trainer.optimizer, self.trainer.lr_scheduler)
+        if decision.action == "rollback" and decision.value is None and self.stopping.over is None:
+            self.stopping.end(reason, by=by)
+
+    def after_evaluation(self, logs: _Logs) -> None:
+        """Notice a rise over the parent's losses, and ask the gates that watch evaluations."""
+        newest: dict[str, Any] = {}
         for log in logs:
-            last.update(log)
-        self._notice_rise(last, f"after {self.run.steps} updates")
+            newest.update(log)
+        self._notice_rise(newest, f"after {self.progress.steps} updates")
+        self.ask("evaluation", logs)
 
-    def _keep(self) -> None:
-        self.kept = self.run.steps
-        keep(self.run.trainer, self.folder, self.kept)
-        self.run.trainer._runner._barrier()
+    def history(self, logs: _Logs) -> History:
+        progress = self.progress
+        return History(
+            step=progress.steps,
+            tokens=int(progress.tokens),
+            seconds=progress.seconds,
+            logs=list(logs),
+            before=self.measured.reference,
+            earlier=self.earlier,
+            entries=self.notes.entries(),
+        )
 
-    def _back(self, decision: Decision) -> str:
+    def note_silent(self, logs: _Logs) -> None:
+        """Note gates whose metric was never logged: they could not have fired."""
+        history = self.history(logs)
+        for gate in self.planned.stage.gates:
+            metric = gate.metric_read
+            if gate.on == "log" and metric is not None and not history.values(metric):
+                known = ", ".join(sorted({key for log in history.logs for key in log}))
+                self.notes.note("notice", f"{metric} was never logged; there are {known}", by=type(gate).__name__)
+
+    def _answers(self, gates: Sequence[Callable[[History], Any]], history: History) -> list[Any]:
+        """Ask on rank 0 alone: timings and noisy metrics differ between ranks."""
+        args = self.trainer.args
+        return from_main_rank([gate(history) for gate in gates] if args.process_index == 0 else None, args)
+
+    def _where_it_went_back_to(self, decision: Decision) -> str:
         if decision.action != "rollback":
             return ""
-        return f"; went back to {'the start of the stage' if not self.kept else f'the state after {self.kept} updates'}"
+        step = self.states.last
+        return f"; went back to {'the start of the stage' if not step else f'the state after {step} updates'}"
 
-    def _set_rates(self) -> None:
-        """Moments of another time bring that time's rate; and the next update's was set before it was cut."""
-        trainer = self.run.trainer
-        scheduler = trainer.lr_scheduler
-        for group, base in zip(trainer.optimizer.param_groups, scheduler.base_lrs, strict=True):
-            group["lr"] = base * self.run.multiplier(scheduler.last_epoch)
-        scheduler._last_lr = [group["lr"] for group in trainer.optimizer.param_groups]
-
-    def _notice_rise(self, now: dict[str, Any], when: str) -> None:
-        """Once per stage: near its boundary a stage should still be close to what its parent was."""
-        run = self.run
-        if any(e.by == "boundary" for e in run.ledger.select(run.planned.name, "notice")):
+    def _notice_rise(self, now: Mapping[str, Any], when: str) -> None:
+        """Note, once per stage, that a loss is far above the parent's. Near its start a stage should be close to it."""
+        if any(entry.by == "boundary" for entry in self.notes.entries("notice")):
             return
-        for key, start in run.before.items():
-            if key.startswith("eval_") and key.endswith("loss") and now.get(key, start) > start + FAR * abs(start):
-                text = f"{when}, {key} is {now[key]:.4g}, far above the {start:.4g} that its parent ended with"
-                run.note(
-                    "notice",
-                    f"{text}: a lower learning rate, a warmup or replay of earlier data keeps it closer",
-                    by="boundary",
-                )
-                logger.warning(f"stage {run.planned.name!r}: {text}")
-                return
+        if (rise := self.measured.rise(now)) is not None:
+            key, ended, found = rise
+            text = f"{when}, {key} is {found:.4g}, far above the {ended:.4g} that its parent ended with"
+            advice = "a lower learning rate, a warmup or replay of earlier data keeps it closer"
+            self.notes.note("notice", f"{text}: {advice}", by="boundary")
+            logger.warning(f"stage {self.planned.name!r}: {text}")

@@ -39,7 +39,12 @@ class Transition:
 
 
 class Handover:
-    """Carries a run's model and moments over its boundaries. Both ways, memory and folder, give the same bits."""
+    """Carries a run's model and moments from stage to stage. Both ways, memory and folder, give the same bits.
+
+    Args:
+        trainer: Whose model and optimizer these are.
+        plan: Which stage starts from which.
+    """
 
     def __init__(self, trainer: Any, plan: Plan) -> None:
         self.trainer, self.plan, self.args = trainer, plan, trainer.args
@@ -53,13 +58,13 @@ class Handover:
     def begin(self, planned: PlannedStage, checkpoint: str | None) -> Transition:
         """Bring in the parent's result, apply the stage's transforms, and reset all that belonged to the old model."""
         trainer, built = self.trainer, False
-        fresh = trainer.take_fresh()
+        fresh = trainer.take_initial_model()
         if planned.parent is not None and planned.parent == self.in_memory and not trainer.is_fsdp_enabled:
             model = trainer.model
         else:
             self._forget_wrapper()
             if planned.parent is not None:
-                model = self.saved(planned.parent, fresh)
+                model = self.load_stage(planned.parent, fresh)
                 self.moments = moments_file.load(self.out / self.plan[planned.parent].folder / "training_state")
             else:
                 model = fresh if fresh is not None else self._initial(checkpoint)
@@ -69,7 +74,8 @@ class Handover:
         change = transition(trainer, model, planned)
         if built and is_peft(change.model) and not trainer.is_fsdp_enabled:
             raise ValueError(
-                f"{checkpoint}: a checkpoint with an adapter holds the adapter alone, and this trainer's model was trained "
+                f"{checkpoint}: a checkpoint with an adapter holds the adapter alone, and this trainer's model was "
+                "trained "
                 "already; make the model and the trainer anew and resume"
             )
         check_adapter(change.model, f"stage {planned.name!r}", sharded=trainer.is_fsdp_enabled)
@@ -80,8 +86,8 @@ class Handover:
         self._moves, self._reset = change.moves, schedule is None or schedule.optimizer == "reset"
         return change
 
-    def saved(self, name: str, model: Any = None) -> Any:
-        """The model of a finished stage, from its folder."""
+    def load_stage(self, name: str, model: Any = None) -> Any:
+        """Load the model of a finished stage from its folder."""
         folder = self.out / self.plan[name].folder
         if (problem := find_damage(folder)) is not None:
             raise ValueError(f"{folder}: {problem}; move it away and resume to train that stage again")
@@ -90,13 +96,14 @@ class Handover:
         return model
 
     def _initial(self, checkpoint: str | None) -> Any:
-        """The initial model a second time: an earlier ``train()`` of this trainer has changed the first."""
+        """Make the initial model a second time: an earlier ``train()`` of this trainer has changed the first."""
         model = self.trainer.blueprint.build()
         if (self.out / _INITIAL).is_dir():
             load_weights(model, self.out / _INITIAL)
         elif checkpoint is None:
             raise ValueError(
-                "train: this trainer's model was trained already and nothing was saved to go on from; make the model and "
+                "train: this trainer's model was trained already and nothing was saved to go on from; make the model "
+                "and "
                 "the trainer anew"
             )
         return model  # a checkpoint brings its own weights
@@ -111,7 +118,7 @@ class Handover:
         trainer.accelerator.free_memory()
 
     def carry(self, optimizer: Any) -> None:
-        """Called when a stage's optimizer is made: carry the parent's moments, by name, where the stage says so."""
+        """Carry the parent's moments, by name, into a stage's new optimizer, where the stage says so."""
         run = self.trainer._stage
         if run.resumed is not None or self._reset or self.moments is None:
             return
@@ -119,28 +126,28 @@ class Handover:
         self.moments = None  # the optimizer has taken the tensors over
         if report.reset:
             first = next(iter(report.reset.items()))
-            run.note(
+            run.notes.note(
                 "notice",
                 f"moments of {len(report.carried)} parameters carried, {len(report.reset)} start empty, "
                 f"such as {first[0]}: {first[1]}",
                 by="optimizer",
             )
 
-    def keep(self, name: str) -> moments_file.Moments:
-        """A stage has ended: its result is what the trainer holds. Collective where parameters are sharded."""
+    def keep_result(self, name: str) -> moments_file.Moments:
+        """Keep what the trainer holds as the result of a stage. Collective where parameters are sharded."""
         self.in_memory = name
         if self.trainer.blueprint.buildable:  # the model may begin another run
             self.trainer.blueprint.mark(self.trainer.model, self.transforms_up_to(name))
         self.moments = moments_file.collect(self.trainer.optimizer, self.trainer.model)
         return self.moments
 
-    def take_up(self, name: str) -> None:
+    def restore(self, name: str) -> None:
         """Leave the trainer with a finished stage's model, as the run that trained it did."""
         self._forget_wrapper()
-        self.trainer.adopt(self.saved(name, self.trainer.take_fresh()))
+        self.trainer.adopt(self.load_stage(name, self.trainer.take_initial_model()))
 
     def keep_initial(self) -> None:
-        """A later stage that starts from the initial model needs it kept."""
+        """Save the initial model where a later stage starts from it."""
         again = any(planned.parent is None for planned in self.plan.stages[1:])
         if again and self.args.should_save and not (self.out / _INITIAL).exists():
             with write_sealed_folder(self.out / _INITIAL) as folder:
@@ -159,7 +166,7 @@ def _unprepare(model: Any) -> None:
             model.forward = forward
 
 
-# ---- the stage's transforms -------------------------------------------------------------------------------------------
+# ---- the stage's transforms ------------------------------------------------------------------------------------------
 
 
 def transition(trainer: Any, model: Any, planned: PlannedStage) -> Transition:
@@ -183,7 +190,7 @@ def transition(trainer: Any, model: Any, planned: PlannedStage) -> Transition:
 
 
 def _probe(trainer: Any, planned: PlannedStage) -> Any:
-    """A few real examples, as the model will see them."""
+    """Take a few real examples, as the model will see them."""
     dataset = trainer.train_dataset if planned.size.examples is not None else trainer.eval_dataset
     if dataset is None or isinstance(dataset, dict) or not hasattr(dataset, "__len__"):
         return None
@@ -216,7 +223,7 @@ def _outputs(model: Any, batch: Any) -> torch.Tensor | None:
 
 @contextmanager
 def _unrounded(model: Any) -> Iterator[None]:
-    """Without rounding of activations: a weight's last bit may move a code by one, which no transform answers for."""
+    """Switch rounding of activations off: a weight's last bit may move a code by one, which is no transform's fault."""
     held = [(m, m.activations) for m in model.modules() if isinstance(getattr(m, "activations", None), Activations)]
     try:
         for module, _ in held:

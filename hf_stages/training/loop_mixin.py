@@ -10,6 +10,7 @@ from transformers import Trainer
 
 from hf_stages.layers.quantized import is_range_parameter
 from hf_stages.losses.objective.micro_batch_loss import replace_compute_loss, update_loss
+from hf_stages.training.cut_stage import restore_trainer_state
 from hf_stages.training.stage_rates import check_rates
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
@@ -26,13 +27,13 @@ class LoopMixin(_Base):
     def get_train_dataloader(self):
         if self._stage is None:
             return super().get_train_dataloader()
-        with self._stage.reading():
+        with self._stage.feed.reading():
             return super().get_train_dataloader()
 
     def _get_train_sampler(self, train_dataset=None):
         if self._stage is None:
             return super()._get_train_sampler(train_dataset)
-        return self._stage.make_sampler(super()._get_train_sampler)
+        return self._stage.feed.make_sampler(super()._get_train_sampler)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         if self._stage is None:
@@ -40,7 +41,7 @@ class LoopMixin(_Base):
         optimizer = optimizer if optimizer is not None else self.optimizer
         check_rates(self, optimizer)
         self._runner.handover.carry(optimizer)
-        multiplier = self._stage.multiplier
+        multiplier = self._stage.rate.multiplier
         self.lr_scheduler = LambdaLR(optimizer, lambda step: multiplier(step))
         return self.lr_scheduler
 
@@ -48,15 +49,15 @@ class LoopMixin(_Base):
         position = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args, **kwargs)
         if self._stage is None:
             return position
-        return self._stage.place(self, num_update_steps_per_epoch, self._runner.carried)
+        return restore_trainer_state(self._stage, num_update_steps_per_epoch, self._runner.carried)
 
     def _run_epoch(self, **kwargs):
-        return super()._run_epoch(**(kwargs if self._stage is None else self._stage.enter_epoch(kwargs)))
+        return super()._run_epoch(**(kwargs if self._stage is None else self._stage.feed.enter_epoch(kwargs)))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self._stage is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = self._stage.refetch.take(epoch_iterator, num_batches)
+        batches = self._stage.feed.take(epoch_iterator, num_batches)
         self._stage.open_update(batches)
         return batches, None
 
@@ -85,5 +86,5 @@ class LoopMixin(_Base):
         if self._stage is not None:
             # Trainer takes the share of all steps that this call trained; here that is the stage's, from its own start.
             num_train_samples = self.state.max_steps * self.get_total_train_batch_size(self.args)
-            start_time -= self._stage.seconds_before
+            start_time -= self._stage.progress.seconds_before
         return super()._finalize_training(trial, num_train_samples, start_time)

@@ -67,7 +67,7 @@ class StageProgress(ProgressCallback):
         self._messages: _AboveTheBar | None = None
 
     def enter(self, name: str, index: int, count: int, first_step: int, steps: int) -> None:
-        """A stage starts: its name, its place (1-based) among ``count``, its first global step, its planned steps."""
+        """Show that a stage starts: its name, its place among ``count``, from 1, its first global step, its steps."""
         self._at = _Position(name, index, count, first_step, steps)
         self._describe()
 
@@ -134,7 +134,7 @@ _UNSHOWN = ("runtime", "per_second", "items", "model_preparation_time")
 
 
 def evaluation_line(logs: Mapping[str, Any], step: int) -> str | None:
-    """A log of one evaluation as a line; None where it is another log.
+    """Write the log of one evaluation as a line; None where it is another log.
 
     >>> evaluation_line({"eval_code_loss": 2.34567, "eval_code_items": 900, "eval_code_runtime": 1.5, "epoch": 1.0}, 40)
     'step 40: eval code: loss 2.346 (1.5 s)'
@@ -163,7 +163,7 @@ def _common_start(one: str, other: str) -> str:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """While a folder is written: transformers would leave a bar of its own for each."""
+    """Hide transformers' progress bars while a folder is written: each would leave a bar of its own."""
     shown = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:

@@ -1,4 +1,4 @@
-"""Which teacher a stage has: found, loaded when its stage begins, checked before any stage does."""
+"""The teachers of a run: each is checked before the first step, and loaded when its stage begins."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ logger = logging.get_logger(__name__)
 
 
 class Teachers:
-    """A run's teachers. One that is loaded by its name stays in memory until a stage has another."""
+    """Finds each stage's teacher. One that is loaded by its name stays in memory until a stage has another."""
 
     def __init__(self, trainer: Any, handover: Any) -> None:
         self.trainer, self.handover = trainer, handover
         self._loaded: tuple[Any, Any] = (None, None)
 
     def of(self, planned: PlannedStage) -> Any:
-        """A model, a cache, or the word for the student's own base; None where no loss asks."""
+        """Give a model, a cache, or the word for the student's own base; None where no loss asks."""
         teacher = own_or_shared(planned.stage, "teacher", self.trainer)
         if teacher is None or not self.trainer.wants_teacher(planned.stage):
             return None
         if (earlier := teaching_stage(teacher)) is not None:
-            return self.handover.saved(earlier)
+            return self.handover.load_stage(earlier)
         return self._load(teacher, planned) if isinstance(teacher, Teacher) else teacher
 
     def _load(self, teacher: Teacher, planned: PlannedStage) -> Any:
@@ -65,14 +65,14 @@ def check_declared(trainer: Any, stage: ResolvedStage, resolved: ResolvedRecipe)
 
 
 def _check_rows(trainer: Any, stage: ResolvedStage, cached: CachedTeacher) -> None:
-    """Look up the first rows, as training would batch them. What cannot be tried out here is left to the first step."""
+    """Look the first rows up, as training would batch them. What cannot be tried here is left to the first step."""
     dataset = trainer.train_data(stage.dataset, stage.stage)
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         return
     collator = own_or_shared(stage.stage, "data_collator", trainer)
     if SOURCE in columns_read(collator):
         return  # which collator a row is for, only drawing it tells
-    trainer.teach_by(cached)
+    trainer.set_teacher(cached)
     try:
         with preserve_random_state():
             if hasattr(dataset, "column_names"):
@@ -85,6 +85,6 @@ def _check_rows(trainer: Any, stage: ResolvedStage, cached: CachedTeacher) -> No
         logger.info(f"stage {stage.name!r}: the first rows were not looked up in the teacher's cache: {error}")
         return
     finally:
-        trainer.teach_by(None)
+        trainer.set_teacher(None)
     if isinstance(batch, Mapping):
         find_rows(cached.store, rows_of_batch(cached.model, batch), batch)

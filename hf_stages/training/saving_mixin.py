@@ -10,7 +10,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from hf_stages.hub.run_card import write_run_card
-from hf_stages.training.checkpoints import load_checkpoint, save_checkpoint, without_token
+from hf_stages.training.checkpoints import load_checkpoint, remove_hub_token, save_checkpoint
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
 _Base: Any = Trainer if TYPE_CHECKING else object
@@ -47,7 +47,7 @@ class SavingMixin(_Base):
         with self._stage.losses.detached() if self._stage is not None else nullcontext():
             super()._save(output_dir, state_dict)
         if self.recipe is not None and self.args.should_save:
-            without_token(Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME, self.args)
+            remove_hub_token(Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME, self.args)
 
     def create_model_card(self, *args, **kwargs):
         if self.recipe is None:

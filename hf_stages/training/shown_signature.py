@@ -9,7 +9,7 @@ _OPEN = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def signature_of(cls: type, mixin: type) -> inspect.Signature:
-    """What ``cls`` takes. The mixin itself hands on whatever the trainer below it takes."""
+    """Find what ``cls`` takes. The mixin itself hands on whatever the trainer below it takes."""
     own = [base for base in cls.__mro__ if "__init__" in vars(base)]
     if own[0] is not mixin:
         return inspect.Signature(_of(own[0])[1:])

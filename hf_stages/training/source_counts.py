@@ -1,4 +1,4 @@
-"""What a stage has really drawn: examples and tokens of each source, in all, since the last log, and over time."""
+"""What a stage has really drawn: examples and tokens of each source, in total, since the last log, and over time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Counts = list[list[float]]
 """[examples, tokens] of each source."""
 
 
-class Drawn:
-    """Counts over all ranks. They ride along in the update's one all-reduce."""
+class SourceCounts:
+    """Counts over all ranks. The counts of an update are summed in its one all-reduce."""
 
     def __init__(self, blend: Blend | None, steps: int, global_batch: int) -> None:
         self.blend, self.steps, self.global_batch = blend, steps, global_batch
@@ -26,7 +26,7 @@ class Drawn:
         self.since_log = self._none()
 
     def of_update(self, batches: Sequence[Any]) -> list[Any]:
-        """This rank's counts, taken out of its micro-batches: the model is not to see them."""
+        """Take this rank's counts out of its micro-batches: the model is not to see them."""
         if not self.names:
             return []
         totals: Any = torch.zeros(len(self.names), 2, dtype=torch.int64)
@@ -38,7 +38,7 @@ class Drawn:
         return list(totals.flatten().unbind())
 
     def add(self, counts: Sequence[float], update: int) -> None:
-        """The counts of an update of the stage, summed over ranks."""
+        """Add the counts of an update, summed over ranks."""
         now = self.over_time[min(update * BINS // self.steps, BINS - 1)]
         for i in range(len(self.names)):
             for kind in (0, 1):
@@ -46,7 +46,7 @@ class Drawn:
                 self.since_log[i][kind] += counts[2 * i + kind]
 
     def drain_log(self) -> dict[str, float]:
-        """Shares since the last log: of tokens where the mixture weighs these, else of examples."""
+        """Give the shares since the last log: of tokens where the mixture weighs tokens, else of examples."""
         if len(self.names) < 2:
             return {}
         shares, self.since_log = self._shares(self.since_log), self._none()
@@ -55,7 +55,7 @@ class Drawn:
         )
 
     def summary(self, updates: int) -> dict[str, Any] | None:
-        """Realized against declared, for ``stage.json``; None where the data is one plain dataset."""
+        """Compare realized with declared shares, for ``stage.json``; None where the data is one plain dataset."""
         blend = self.blend
         if blend is None:
             return None
@@ -88,7 +88,7 @@ class Drawn:
         }
 
     def _draws(self, i: int, examples: float) -> float:
-        """Places that hold several rows count once."""
+        """Count places that hold several rows once."""
         assert self.blend is not None
         rows = getattr(self.blend.leaves[i].dataset, "order", None)
         return examples if rows is None else examples * (self.blend.leaves[i].n or 0) / len(rows)
@@ -117,7 +117,7 @@ class Drawn:
     def _none(self) -> Counts:
         return [[0.0, 0.0] for _ in self.names]
 
-    # ---- what survives a cut --------------------------------------------------------------------------------------------
+    # ---- what survives a cut -----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         return {"over_time": self.over_time, "since_log": self.since_log} if self.names else {}

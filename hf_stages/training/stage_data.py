@@ -40,7 +40,7 @@ class StageData:
         return self.dataset if isinstance(self.dataset, Blend) else None
 
     def view(self, trainer: Any) -> Any:
-        """What stands in for the dataset while Trainer makes its loader: keyed randomness, and a stream without end."""
+        """Make what stands in for the dataset while Trainer makes its loader."""
 
         def few_columns(dataset: Any) -> Any:
             if not hasattr(dataset, "column_names"):
@@ -68,11 +68,11 @@ class StageData:
 
     @property
     def _epoch(self) -> int:
-        """Positions of an epoch of a blend."""
+        """How many positions an epoch of a blend has."""
         return (self.size.updates_per_epoch or 0) * self.size.global_batch
 
     def make_sampler(self, theirs: Any) -> StageSampler | Positions:
-        """Trainer's sampling strategy as a function of (seed, epoch, position)."""
+        """Make Trainer's sampling strategy a function of (seed, epoch, position)."""
         if (blend := self.blend) is not None:
             if self.sampler is None:  # else it came with the state of a checkpoint
                 every = self.size.global_batch
@@ -94,7 +94,7 @@ class StageData:
         return self.sampler
 
     def at(self, epoch: int, done: int) -> None:
-        """Go to an epoch of which so many updates are done."""
+        """Go to a place in an epoch: ``done`` of its updates were trained."""
         if self.stream is not None:
             self.stream.start = done * self.size.global_batch
         elif self.sampler is not None:
@@ -103,14 +103,17 @@ class StageData:
                 self.keyed.epoch[0] = epoch
 
     def replay(self, events: Events) -> None:
-        """Bind what is drawn to a gate's events."""
+        """Let a gate's decisions to replay change what is drawn."""
         if self.blend is not None and self.blend.replays:
             self.blend.replay(events)
 
-    # ---- what survives a cut --------------------------------------------------------------------------------------------
+    # ---- what survives a cut -----------------------------------------------------------------------------------------
 
     def state_dict(self, steps: int) -> dict[str, Any] | None:
-        """Of the update that was last trained, whatever the loader has fetched since. None where positions say it all."""
+        """Give the state after the update that was last trained, whatever the loader has fetched since.
+
+        None where the position alone says what comes next.
+        """
         if not isinstance(self.sampler, OneByOnePositions):
             return None
         return self.sampler.states[steps * self.size.global_batch]

@@ -18,13 +18,14 @@ _MODELS = ("params", "model", "optimizer_dict")
 
 
 def take_rate(trainer: Any) -> None:
-    """An lr given in ``optimizer_cls_and_kwargs`` is the run's, in place of ``args.learning_rate``, as in Trainer."""
+    """Take an lr in ``optimizer_cls_and_kwargs`` as the run's, in place of ``args.learning_rate``, as Trainer does."""
     if trainer.optimizer_cls_and_kwargs is None:
         return
     kwargs = trainer.optimizer_cls_and_kwargs[1]
     if of_model := [name for name in _MODELS if name in kwargs]:
         raise ValueError(
-            f"optimizer_cls_and_kwargs: {of_model[0]!r} holds weights of the model as it is now; each stage makes its optimizer for the "
+            f"optimizer_cls_and_kwargs: {of_model[0]!r} holds weights of the model as it is now; each stage makes its "
+            "optimizer for the "
             "model as it has become: override create_optimizer(), and build the groups of self.model there"
         )
     if kwargs.get("lr") is None:
@@ -34,13 +35,14 @@ def take_rate(trainer: Any) -> None:
         trainer.args = copy.copy(args)  # the user's own may serve another trainer
         trainer.args.learning_rate = rate
         logger.warning(
-            f"optimizer_cls_and_kwargs: its lr of {rate:g} takes the place of args.learning_rate ({args.learning_rate:g}); a stage's "
+            f"optimizer_cls_and_kwargs: its lr of {rate:g} takes the place of args.learning_rate "
+            f"({args.learning_rate:g}); a stage's "
             "own args and schedule go before both"
         )
 
 
 def at_rate(given: tuple[Any, Mapping[str, Any]] | None, rate: float) -> tuple[Any, dict[str, Any]] | None:
-    """``optimizer_cls_and_kwargs`` for one stage. A copy: Trainer takes things out of it."""
+    """Copy ``optimizer_cls_and_kwargs`` for one stage, at its rate. Trainer takes things out of the copy."""
     if given is None:
         return None
     cls, kwargs = given
@@ -51,18 +53,19 @@ def at_rate(given: tuple[Any, Mapping[str, Any]] | None, rate: float) -> tuple[A
 def check_rates(trainer: Any, optimizer: Any) -> None:
     """Refuse an optimizer whose groups train at rates of their own, whatever the stage says.
 
-    Groups may differ from each other: the schedule multiplies each one's rate. But they have to be made from the stage's
-    (a share for each layer), which shows when they are made once more at twice that rate. A first stage that they happen
-    to fit does not hide that they will not fit the next.
+    Groups may differ from each other: the schedule multiplies each one's rate. But they have to be made from the
+    stage's rate (a share of it for each layer). To see that, they are made once more at twice the rate. That they happen
+    to fit a first stage does not hide that they will not fit the next.
     """
-    peak = trainer._stage.span.peak
-    peaks = {peak, *(span.peak for span in trainer._runner.plan.spans.values())}
+    peak = trainer._stage.rate.span.peak
+    peaks = {peak, *(span.peak for span in trainer.run_plan.spans.values())}
     where = f"stage {trainer._stage.planned.name!r}: learning rate"
     if isinstance(
         getattr(optimizer, "optimizer", optimizer), LayerWiseDummyOptimizer
     ):  # accelerate's wrapper taken off
         raise ValueError(
-            f"{where}: a layer-wise optimizer steps each weight within the backward pass, past every schedule; use its plain form, such "
+            f"{where}: a layer-wise optimizer steps each weight within the backward pass, past every schedule; use its "
+            "plain form, such "
             "as optim='galore_adamw'"
         )
     found = rates_of(optimizer)
@@ -78,12 +81,12 @@ def check_rates(trainer: Any, optimizer: Any) -> None:
 
 
 def rates_of(optimizer: Any) -> list[Any]:
-    """Of each group, before any schedule."""
+    """Read the rate of each group, before any schedule."""
     return [None if group.get("lr") is None else float(group["lr"]) for group in optimizer.param_groups]
 
 
 def group_rates(trainer: Any, peak: float, end: float) -> list[float] | None:
-    """What each group ends with; None where all end with the stage's own rate."""
+    """Compute the rate that each group ends with; None where all end with the stage's own rate."""
     bases = getattr(trainer.lr_scheduler, "base_lrs", None)
     if not bases or not peak or all(math.isclose(base, peak, rel_tol=1e-6) for base in bases):
         return None

@@ -33,14 +33,16 @@ from hf_stages.recipes.parts_by_name import with_parts, with_trainer_parts
 from hf_stages.reports.tables.plan_table import plan_table
 from hf_stages.training.callbacks import OneRun
 from hf_stages.training.checked_plan import plan_of
+from hf_stages.training.lent_trainer import OwnSettings
 from hf_stages.training.loop_mixin import LoopMixin
-from hf_stages.training.preparing.deferred_data import held_back
+from hf_stages.training.preparing.deferred_data import defer_train_dataset
 from hf_stages.training.preparing.hooks import PreparingMixin
 from hf_stages.training.progress_bar import StageProgress
 from hf_stages.training.runner import Runner
 from hf_stages.training.saving_mixin import SavingMixin
 from hf_stages.training.shown_signature import signature_of
 from hf_stages.training.stage_rates import take_rate
+from hf_stages.training.stopping import StopRequest
 
 logger = logging.get_logger(__name__)
 _SHARED = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")
@@ -56,7 +58,7 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
     """The run as declared; None without stages."""
     teacher: Any = None
     probe_teacher = True
-    """Whether each stage tries its teacher on some of its rows first: other label orders and other tokens are refused."""
+    """Whether each stage first tries its teacher on some of its rows, to refuse other label orders and other tokens."""
     trust_remote_code = False
     """Whether a teacher's own code may run, where it is loaded by its name."""
     _stage: Any = None
@@ -64,8 +66,6 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
     _runner: Any = None
     plan_at_hand: Plan | None = None
     """Made and checked before the trainer was, from the same data; taken over while the args are the same."""
-    _stop_request: str | None = None
-    """Asked for before ``train()``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -79,29 +79,23 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
         teacher: Any = None,
         **kwargs: Any,
     ) -> None:
+        self._stop_request = StopRequest()
         if recipe is not None:
             given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
-            kwargs |= _held(recipe, given)
+            kwargs |= _inputs_of_recipe(recipe, given)
             teacher = teacher if teacher is not None else recipe.teacher
         staged = stages is not None or recipe is not None
         if staged:
             self.take_over_preparing()
-        args, held = held_back(
+        args, deferred = defer_train_dataset(
             inspect.signature(super().__init__), args, kwargs,
             staged=staged, prepares=self._prepared is not None, sources=recipe.sources if recipe else {},
         )  # fmt: skip
         super().__init__(*args, **kwargs)
-        if held is not None:
-            self.train_dataset = held
+        if deferred is not None:
+            self.train_dataset = deferred
         if not staged:
-            if held is not None:
-                raise ValueError(
-                    f"train_dataset: {type(held).__name__} draws over a stage's length; expected stages=[...] with it"
-                )
-            if teacher is not None:
-                raise ValueError(
-                    "teacher: expected together with stages, whose losses use it; got a teacher without stages"
-                )
+            _refuse_without_stages(deferred, teacher)
             return
         if stages is not None and recipe is not None:
             raise ValueError("expected stages or a recipe, got both")
@@ -113,10 +107,14 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
             teacher=teacher,
             **{k: getattr(self, k) for k in _SHARED},
         )
+        self._set_up(declared)
+
+    def _set_up(self, declared: Recipe) -> None:
+        """Take the recipe as the trainer's, and replace what serves one training by what serves a run of stages."""
         self.recipe = with_trainer_parts(with_parts(declared), self.processing_class, self.model)
         for key in ("teacher", "data_collator", "compute_metrics"):
             setattr(self, key, getattr(self.recipe, key))
-        self._refuse()
+        self._check_setup()
         check_args(self.args)
         take_rate(self)
         self._weighs_items = True
@@ -125,16 +123,16 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
             logger.warning(unused)
         self.model_init = None  # it has made the model; made again for each stage, it would undo the stages
         self.blueprint, self._patches = Blueprint(self.model), Patches.read(self.model)
-        self._fresh = True
+        self._is_untrained = True
         self.callback_handler: Any = OneRun.around(self.callback_handler)
         for callback in [c for c in self.callback_handler.callbacks if type(c) is ProgressCallback]:
             place = self.callback_handler.callbacks.index(callback)
             self.callback_handler.callbacks[place] = StageProgress()
 
-    # ---- what a user calls --------------------------------------------------------------------------------------------
+    # ---- what a user calls -------------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """The recipe in absolute numbers; printed, a table. Raises every error that can be known before the first step."""
+        """Compute the plan; printed, it is a table. Raises every error that can be known before the first step."""
         if self.recipe is None:
             raise ValueError("plan: expected a trainer with stages")
         return replace(plan_of(self), show=self._plan_table)
@@ -165,36 +163,44 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
         Asked on one rank, all stop together, an update later. Where a stage is ending, its folder is the checkpoint.
         Before ``train()`` it holds for the run that begins next.
         """
-        if self._runner is not None:
-            self._runner.stop_request = reason
-        else:
-            self._stop_request = reason
+        self._stop_request.reason = reason
 
     @classmethod
     def from_stage(cls, folder: str | Path, args=None, *, trust_remote_code: bool = False, **kwargs: Any):
-        """A trainer around a stage folder's model, transforms replayed, ready to evaluate, predict or train on."""
+        """Make a trainer around a stage folder's model, ready to evaluate, to predict or to train on."""
         model, processing_class = load_stage(folder, trust_remote_code=trust_remote_code)
         kwargs.setdefault("processing_class", processing_class)
         trainer = cls(model, args, **kwargs)
         trainer._weighs_items = True  # as its stage was measured
         return trainer
 
-    # ---- what the run calls -------------------------------------------------------------------------------------------
+    # ---- what the run calls ------------------------------------------------------------------------------------------
 
-    def take_fresh(self) -> Any:
-        """The initial model, the first time; None once it was trained."""
-        fresh, self._fresh = self._fresh, False
-        return self.model if fresh else None
+    def take_initial_model(self) -> Any:
+        """Give the initial model, the first time; None once it was trained."""
+        untrained, self._is_untrained = self._is_untrained, False
+        return self.model if untrained else None
+
+    @property
+    def own_settings(self) -> OwnSettings:
+        """What the trainer was made with, while a run sets it to its stages."""
+        return self._runner.lent.own
+
+    @property
+    def run_plan(self) -> Plan:
+        """The plan of the run in progress."""
+        return self._runner.plan
 
     def wants_teacher(self, stage: Stage) -> bool:
         return wants_teacher(stage)
 
-    def _refuse(self) -> None:
+    def _check_setup(self) -> None:
         check_launch(self.args)
         structural = any(t.structural for stage in self.recipe.stages for t in stage.transforms)
         if self.optimizer is not None or self.lr_scheduler is not None:
             raise ValueError(
-                "optimizers: each stage makes its own optimizer and schedule; use args.optim or optimizer_cls_and_kwargs, and "
+                "optimizers: each stage makes its own optimizer and schedule; use args.optim or "
+                "optimizer_cls_and_kwargs, and "
                 "Stage(schedule=...)"
             )
         if self.is_deepspeed_enabled and structural:
@@ -203,14 +209,15 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
             )
         if self.args.fsdp and not self.is_fsdp_enabled:
             raise ValueError(
-                "fsdp: accelerate does not shard on this device and would silently run DDP; leave fsdp out (CPU), or use GPUs"
+                "fsdp: accelerate does not shard on this device and would silently run DDP; leave fsdp out (CPU), or "
+                "use GPUs"
             )
         if self.is_fsdp_enabled and getattr(self.accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
             raise ValueError("FSDP version 1 cannot carry moments by name; set fsdp_version: 2")
 
 
-def _held(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe holds itself, where the trainer is not given it."""
+def _inputs_of_recipe(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Read from a recipe what it holds itself and the trainer is not given."""
     found = {}
     for name in _SHARED:
         value = getattr(recipe, name)
@@ -218,19 +225,29 @@ def _held(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, Source | Collator):
             raise ValueError(
-                f"recipe: {name} is to be loaded ({value!r}); make the trainer by hf_stages.training.from_recipe.build_trainer(recipe), or give {name}"
+                f"recipe: {name} is to be loaded ({value!r}); make the trainer by "
+                f"hf_stages.training.from_recipe.build_trainer(recipe), or give {name}"
             )
         found[name] = value
     return found
+
+
+def _refuse_without_stages(deferred: Any, teacher: Any) -> None:
+    if deferred is not None:
+        raise ValueError(
+            f"train_dataset: {type(deferred).__name__} draws over a stage's length; expected stages=[...] with it"
+        )
+    if teacher is not None:
+        raise ValueError("teacher: expected together with stages, whose losses use it; got a teacher without stages")
 
 
 class StagedTrainer(StagedMixin, Trainer):
     """``transformers.Trainer`` whose ``train()`` runs a declared sequence of stages.
 
     Args:
-        stages: What the run does, in order. ``args.output_dir`` gets a folder for each; without stages this is ``Trainer``.
+        stages: What the run does, in order, each with a folder in ``args.output_dir``. None: this is ``Trainer``.
         recipe: A ``Recipe`` in their place, which may hold data and arguments as well.
-        teacher: The model (or ``Teacher``, ``CachedTeacher``, path) that stages learn from, where their losses compare with one.
+        teacher: The model (or ``Teacher``, ``CachedTeacher``, path) that stages with such losses learn from.
 
     All other arguments are ``Trainer``'s own::
 

@@ -1,4 +1,7 @@
-"""What the trainer below counts over updates and Trainer does not save (TRL's tokens and metrics): a resumed run goes on with it."""
+"""Counters that the trainer below keeps over updates and Trainer does not save (TRL's tokens and metrics).
+
+A resumed run goes on with them.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def remembered(trainer: Any) -> dict[str, Any]:
-    """As JSON takes it."""
+def counters_of(trainer: Any) -> dict[str, Any]:
+    """Copy the counters, as JSON takes them."""
     return {name: copy.deepcopy(vars(trainer)[name]) for name in trainer.remembers if name in vars(trainer)}
 
 
-def remember(trainer: Any, state: Mapping[str, Any]) -> None:
+def restore_counters(trainer: Any, state: Mapping[str, Any]) -> None:
+    """Set the counters to what ``counters_of`` gave."""
     for name, value in state.items():
         held = vars(trainer).get(name)
         if isinstance(held, dict):
@@ -21,8 +25,8 @@ def remember(trainer: Any, state: Mapping[str, Any]) -> None:
             setattr(trainer, name, copy.deepcopy(value))
 
 
-def forget(trainer: Any) -> None:
-    """At the start of a run: an earlier one of the same trainer is not counted on."""
+def reset_counters(trainer: Any) -> None:
+    """Count from nothing, at the start of a run: an earlier run of the same trainer does not count."""
     for name in trainer.remembers:
         held = vars(trainer).get(name)
         if isinstance(held, dict):
@@ -32,7 +36,7 @@ def forget(trainer: Any) -> None:
 
 
 def _fill(held: dict[str, Any], state: Mapping[str, Any]) -> None:
-    """The values, into the dicts that are there: a defaultdict stays one."""
+    """Set the values in the dicts that are there: a defaultdict stays one."""
     for key in [*held.keys(), *state.keys()]:
         if isinstance(held.get(key), dict):
             _fill(held[key], state.get(key, {}))

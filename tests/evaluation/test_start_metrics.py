@@ -71,7 +71,7 @@ def test_what_is_taken_over_is_what_would_be_measured(tmp_path, monkeypatch):
     """Dropout, a wrapped model and named sets: the numbers are equal to the bit."""
     sets = {"one": ONE, "two": TWO}
     trained(tmp_path / "taken", [Stage("a", "3 steps"), Stage("b", "1 steps")], eval_dataset=sets)
-    monkeypatch.setattr("hf_stages.evaluation.start_metrics._unchanged", lambda run: {})
+    monkeypatch.setattr("hf_stages.evaluation.start_metrics._unchanged", lambda *args: {})
     trainer = trained(tmp_path / "measured", [Stage("a", "3 steps"), Stage("b", "1 steps")], eval_dataset=sets)
     assert trainer.passes.count("start_one") == 2
     taken, measured = (summary(tmp_path / name, "02-b") for name in ("taken", "measured"))

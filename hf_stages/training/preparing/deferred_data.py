@@ -1,4 +1,4 @@
-"""Training data that Trainer cannot take when it is made, held back until a stage reads them."""
+"""Training data that Trainer cannot take when it is made, deferred until a stage reads it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_stages.core.references import source_names_in
 from hf_stages.data.curricula.base import Curriculum
 
 
-def held_back(
+def defer_train_dataset(
     signature: inspect.Signature,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -22,10 +22,10 @@ def held_back(
     prepares: bool,
     sources: Any,
 ) -> tuple[tuple[Any, ...], Any]:
-    """The arguments without such data, and the data: curricula, streams that have no length and need none with stages.
+    """Take the training data out of Trainer's arguments where Trainer cannot take it. Returns both.
 
-    A trainer that prepares its data itself when it is made (``prepares``) finds out from the first row what it trains on; it
-    is given that row.
+    That is a curriculum, or a stream without a length, which needs none with stages. A trainer that prepares its data
+    itself when it is made (``prepares``) finds out from the first row what it trains on; it is given that row.
     """
     names = list(signature.parameters)
     place = names.index("train_dataset") if "train_dataset" in names else len(args)

@@ -1,4 +1,4 @@
-"""What a trainer does to its model and its data when it is made, and must do to each stage's: the hooks for it."""
+"""Hooks for what a trainer does to its model and its data when it is made, and must do to each stage's."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _Base: Any = Trainer if TYPE_CHECKING else object
 
 
 class PreparingMixin(_Base):
-    """The part of StagedMixin that stands between a stage and a trainer made for one model and one dataset."""
+    """The part of StagedMixin that adapts a trainer, made for one model and one dataset, to each stage's."""
 
     remembers: tuple[str, ...] = ("_total_train_tokens", "_metrics")
-    """Attributes in which the trainer below counts over updates: a resumed run goes on with them. Numbers, lists and dicts."""
+    """Attributes in which the trainer below counts (numbers, lists, dicts): a resumed run goes on with them."""
     stage_teacher: Any = None
     _patches = Patches({})
     """What the trainer below replaced on the initial model itself."""
@@ -41,19 +41,19 @@ class PreparingMixin(_Base):
     _reductions: Any = MappingProxyType({})
     """By kind of batch what the model's loss is a mean over; anew with each model."""
 
-    # ---- hooks for subclasses -----------------------------------------------------------------------------------------
+    # ---- hooks for subclasses ----------------------------------------------------------------------------------------
 
     def prepare_model(self, model: Any) -> None:
-        """A hook: do to a model what the trainer does to its own when it is made. Called with every stage's model, in place.
+        """A hook: do to a model, in place, what the trainer does to its own. Called with every stage's model.
 
-        Methods that the trainer below replaced on the model (TRL's fused head) are replaced on the new one by themselves.
+        Methods that the trainer below replaced on its model (TRL's fused head) are replaced on each without a hook.
         """
         self._patches.apply(model)
 
     def stage_dataset(self, dataset: Any, stage: Stage) -> Any:
         """A hook: the training data of a stage, of a curriculum each source, as the collator takes them.
 
-        Called in ``plan()``, once for each dataset and stage. A trainer that prepares its own data (TRL) does it here too.
+        Called in ``plan()``, once for each dataset and stage. A trainer that prepares its data (TRL) does so here, too.
         """
         return self._as_own(dataset, stage, "train_dataset", evaluation=False)
 
@@ -69,16 +69,19 @@ class PreparingMixin(_Base):
             getattr(type(self), h) is not getattr(PreparingMixin, h) for h in hooks
         )
 
-    # ---- what the run calls -------------------------------------------------------------------------------------------
+    # ---- what the run calls ------------------------------------------------------------------------------------------
 
     def take_over_preparing(self) -> None:
-        """Before the trainer below is made, which prepares its data then. A method of that name with other arguments is not TRL's."""
+        """Replace the method that prepares data, before the trainer below is made, which prepares its own then.
+
+        A method of that name with other arguments is not TRL's.
+        """
         own = getattr(self, "_prepare_dataset", None)
         if callable(own) and inspect.signature(own).parameters.keys() >= {"dataset", "processing_class", "args"}:
             self._prepared = self._prepare_dataset = PreparedData(self, own)
 
     def train_data(self, dataset: Any, stage: Stage) -> Any:
-        """What a stage trains on: its dataset, or the sources of its curriculum, through the hook."""
+        """Prepare what a stage trains on, its dataset or the sources of its curriculum, by the hook."""
         if isinstance(dataset, Blend):
             return dataset.with_datasets(lambda source: self.train_data(source, stage))
         return self._once("train", dataset, stage, self.stage_dataset)
@@ -106,7 +109,7 @@ class PreparingMixin(_Base):
         )
 
     def adopt(self, model: Any) -> None:
-        """Make a changed model the trainer's: everything built from the old one is built anew."""
+        """Make a changed model the trainer's, and forget everything that was built from the old one."""
         self.prepare_model(model)
         if self.place_model_on_device:
             self._move_model_to_device(model, self.args.device)
@@ -120,8 +123,8 @@ class PreparingMixin(_Base):
         if getattr(model, "config", None) is not None:
             model.config.use_cache = self.args.use_cache
 
-    def teach_by(self, teacher: Any) -> None:
-        """The stage's teacher, which may read columns that its student does not take."""
+    def set_teacher(self, teacher: Any) -> None:
+        """Set the stage's teacher, which may read columns that its student does not take."""
         self.stage_teacher, self._signature_columns = teacher, None
         self._for_teacher = columns_for_teacher(self.model, teacher)
 
@@ -137,7 +140,7 @@ class PreparingMixin(_Base):
     def forget_batch(self) -> None:
         self._split_off = Batch({})
 
-    # ---- Trainer's hooks ------------------------------------------------------------------------------------------------
+    # ---- Trainer's hooks ---------------------------------------------------------------------------------------------
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()

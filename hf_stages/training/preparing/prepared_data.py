@@ -1,7 +1,7 @@
-"""Data of stages as a trainer takes them that tokenizes its data itself, when it is made (TRL's).
+"""Data of stages for a trainer that tokenizes its data itself when it is made (TRL's).
 
-Its ``_prepare_dataset`` is put behind ``PreparedData``, which prepares each dataset once and by its own format. The plan then
-measures what is trained on, and an evaluation set is not packed a second time.
+``PreparedData`` takes the place of its ``_prepare_dataset``, and prepares each dataset once and by its own format. So
+the plan measures what is trained on, and an evaluation set is not packed a second time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MADE_OF_IMAGES = ("image", "images")
 
 
 class PreparedData:
-    """Called in the place of the trainer's ``_prepare_dataset``."""
+    """Prepares each dataset once, in the place of the trainer's ``_prepare_dataset``."""
 
     def __init__(self, trainer: Any, inner: Callable[..., Any]) -> None:
         self.trainer, self.inner = trainer, inner
@@ -34,13 +34,14 @@ class PreparedData:
         return self.made[key][1]
 
     def of_stage(self, dataset: Any, name: str, where: str, *, evaluation: bool) -> Any:
-        """A stage's data, prepared as the trainer's own were."""
+        """Prepare a stage's data as the trainer's own were."""
         trainer, args = self.trainer, self.trainer.args
         if any(dataset is made for _, made in self.made.values()):
             return dataset
         if not hasattr(dataset, "map"):
             raise ValueError(
-                f"{where}: the trainer prepares data by datasets.Dataset.map, got {type(dataset).__name__}; make it a Dataset "
+                f"{where}: the trainer prepares data by datasets.Dataset.map, got {type(dataset).__name__}; make it a "
+                "Dataset "
                 "(Dataset.from_list(rows)), or override stage_dataset and stage_eval_dataset"
             )
         _check_kind(trainer, next(iter(dataset), {}), where)
@@ -62,14 +63,15 @@ class PreparedData:
         except Exception as error:
             columns = ", ".join(getattr(dataset, "column_names", None) or ()) or "unknown"
             raise ValueError(
-                f"{where}: could not be prepared as the trainer prepares its own data ({type(error).__name__}: {error}); its columns "
+                f"{where}: could not be prepared as the trainer prepares its own data ({type(error).__name__}: "
+                f"{error}); its columns "
                 f"are {columns}. Bring it into that form, or override stage_dataset and stage_eval_dataset"
             ) from error
 
 
 @contextmanager
 def _by_its_format(trainer: Any, dataset: Any, given: Mapping[str, Any]) -> Iterator[None]:
-    """Where the user leaves ``completion_only_loss`` open, each dataset's format decides for itself, and not the first one's."""
+    """Let each dataset's own format decide about ``completion_only_loss``, where the user leaves it open."""
     undecided = getattr(given.get("args"), "completion_only_loss", False) is None and hasattr(
         trainer, "completion_only_loss"
     )
@@ -85,11 +87,12 @@ def _by_its_format(trainer: Any, dataset: Any, given: Mapping[str, Any]) -> Iter
 
 
 def _check_kind(trainer: Any, row: Mapping[str, Any], where: str) -> None:
-    """What the trainer found in its first data and keeps for the whole run: refused where this data differs."""
+    """Refuse data that differ from what the trainer found in its first data and keeps for the whole run."""
     images = any(name in row for name in _MADE_OF_IMAGES)
     if images and not getattr(trainer, "_is_vision_dataset", True):
         raise ValueError(
-            f"{where}: it holds images, and the trainer was made for text, by its train_dataset; make it with a train_dataset of "
+            f"{where}: it holds images, and the trainer was made for text, by its train_dataset; make it with a "
+            "train_dataset of "
             "images"
         )
     by_collator = getattr(trainer, "_is_vision_dataset", False)  # which makes the labels then, as the first data asked
@@ -99,12 +102,14 @@ def _check_kind(trainer: Any, row: Mapping[str, Any], where: str) -> None:
         and trainer.args.completion_only_loss is None
     ):
         raise ValueError(
-            f"{where}: completion_only_loss was set to {trainer.completion_only_loss} by the first data, and these are of the other "
+            f"{where}: completion_only_loss was set to {trainer.completion_only_loss} by the first data, and these are "
+            "of the other "
             "kind; say completion_only_loss=True or False in the arguments"
         )
     if getattr(trainer.args, "assistant_only_loss", False) and "input_ids" not in row and not _is_conversation(row):
         raise ValueError(
-            f"{where}: assistant_only_loss needs conversations (a column messages, or prompt and completion of messages), and the rows have "
+            f"{where}: assistant_only_loss needs conversations (a column messages, or prompt and completion of "
+            "messages), and the rows have "
             f"{', '.join(row)}; without them every token would be trained"
         )
 
