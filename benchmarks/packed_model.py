@@ -28,7 +28,7 @@ from torch import nn
 from transformers import AutoModel, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import say
-from hf_stages.commands.bench import Pair, decode, forward, in_turns, machine, now, shape_of, since, summary
+from hf_stages.commands.bench_measurement import Pair, decode, forward, in_turns, machine, now, shape_of, since, summary
 from hf_stages.commands.bench_ways import WAYS
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.packed_levels import pack_levels

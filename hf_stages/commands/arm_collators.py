@@ -57,7 +57,8 @@ def collators_of(resolved: ResolvedRecipe, stages: Sequence[PlannedStage], sourc
         home = domain.stage.name if domain.stage is not None else _home(resolved, stages, domain.name)
         if home is None and shared is None:
             problem = problem or (
-                f"the evaluation set {domain.name!r} is named as no stage and no source, so there is no telling whose collator it takes"
+                f"the evaluation set {domain.name!r} is named as no stage and no source, so there is no telling whose "
+                "collator it takes"
             )
         of_domain[domain.name] = own[home] if home is not None else shared
         if domain.name in of_source and of_source[domain.name] != of_domain[domain.name]:

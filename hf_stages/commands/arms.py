@@ -120,27 +120,29 @@ def _comparable(recipe: Recipe, only: Sequence[str] | None) -> tuple[ResolvedRec
         stages = [stage for stage in stages if stage.name in only]
     if len(stages) < 2:
         raise ValueError(
-            f"stages: expected two at least, got {', '.join(s.name for s in stages) or 'none'}; with one there is nothing to compare"
+            f"stages: expected two at least, got {', '.join(s.name for s in stages) or 'none'}; with one there is "
+            "nothing to compare"
         )
     parents = parents_of(stages)
     for before, stage in itertools.pairwise(stages):
         if parents[stage.name] != before.name:
             raise ValueError(
-                f"stage {stage.name!r}: parents: it does not go on from {before.name!r}; compare stages that follow one another: "
-                f"--stages {before.name} ..."
+                f"stage {stage.name!r}: parents: it does not go on from {before.name!r}; compare stages that follow one "
+                f"another: --stages {before.name} ..."
             )
     for stage in stages:
         if stage.eval_dataset is not None and not isinstance(stage.eval_dataset, Mapping):
             raise ValueError(
-                f"stage {stage.name!r}: eval_dataset: expected named sets, as {{{stage.name}: ...}}; every arm is measured on each by name"
+                f"stage {stage.name!r}: eval_dataset: expected named sets, as {{{stage.name}: ...}}; every arm is "
+                "measured on each by name"
             )
     if not isinstance(recipe.eval_dataset, Mapping) and (
         recipe.eval_dataset is not None or any(stage.eval_dataset is None for stage in stages)
     ):
         lacking = next((stage.name for stage in stages if stage.eval_dataset is None), stages[0].name)
         raise ValueError(
-            f"stage {lacking!r}: eval_dataset: expected named evaluation sets, one for each domain: eval_dataset: {{language: ..., "
-            "code: ...}; one loss over all of them would hide what is to be compared"
+            f"stage {lacking!r}: eval_dataset: expected named evaluation sets, one for each domain: "
+            "eval_dataset: {language: ..., code: ...}; one loss over all of them would hide what is to be compared"
         )
     judged = [replace(s, gates=_kept(s), exporters=(), pack_on_save=False) for s in stages]
     resolved = resolve(replace(recipe, stages=judged))
@@ -160,8 +162,9 @@ def _check_batches(plan: Plan) -> None:
     for stage in plan.stages[1:]:
         if stage.size.global_batch != first.size.global_batch:
             raise ValueError(
-                f"stage {stage.name!r}: {stage.size.global_batch} examples per update, {first.size.global_batch} in {first.name!r}; one "
-                "joint stage cannot have as many updates and as many examples: set one batch size for all"
+                f"stage {stage.name!r}: {stage.size.global_batch} examples per update, {first.size.global_batch} in "
+                f"{first.name!r}; one joint stage cannot have as many updates and as many examples: set one batch size "
+                "for all"
             )
 
 
@@ -192,8 +195,8 @@ class Sources:
                 continue  # a gate may replay it
             if hasattr(leaf.dataset, "tokens") and hasattr(leaf.dataset, "order"):
                 raise ValueError(
-                    f"stage {planned.name!r}: train_dataset: ByLength takes several rows of {leaf.name!r} at once, so examples cannot be "
-                    "set equal; compare without it"
+                    f"stage {planned.name!r}: train_dataset: ByLength takes several rows of {leaf.name!r} at once, so "
+                    "examples cannot be set equal; compare without it"
                 )
             name = self._name(leaf.name, leaf.dataset)
             found[name] = found.get(name, 0.0) + count
@@ -244,25 +247,27 @@ def _check_joint(staged: Recipe, plan: Plan, collators: RowCollators | None, nam
         if stage.transforms:
             named = ", ".join(type(part).__name__ for part in stage.transforms)
             raise ValueError(
-                f"stage {stage.name!r}: transforms: {named} comes between the stages, which one joint stage cannot have; leave the "
-                f"stage out: --stages {' '.join(s.name for s in staged.stages if not s.transforms or s is first)}"
+                f"stage {stage.name!r}: transforms: {named} comes between the stages, which one joint stage cannot "
+                "have; leave the stage out: --stages "
+                f"{' '.join(s.name for s in staged.stages if not s.transforms or s is first)}"
             )
         for key in _SAME:
             if getattr(stage, key) != getattr(first, key):
                 raise ValueError(
-                    f"stage {stage.name!r}: {key}: differs from that of {first.name!r}, and a joint stage has one; set it for all of "
-                    "the run, or leave the stage out: --stages ..."
+                    f"stage {stage.name!r}: {key}: differs from that of {first.name!r}, and a joint stage has one; set "
+                    "it for all of the run, or leave the stage out: --stages ..."
                 )
         for key in sorted({*stage.args, *first.args}):
             if not key.startswith(_RATES_AND_WATCHING) and stage.args.get(key) != first.args.get(key):
                 raise ValueError(
-                    f"stage {stage.name!r}: args: {key}: {stage.args.get(key)!r} here and {first.args.get(key)!r} in {first.name!r}, and a joint "
-                    "stage has one; set it for all of the run, or leave the stage out: --stages ..."
+                    f"stage {stage.name!r}: args: {key}: {stage.args.get(key)!r} here and {first.args.get(key)!r} in "
+                    f"{first.name!r}, and a joint stage has one; set it for all of the run, or leave the stage out: "
+                    "--stages ..."
                 )
     if collators is not None and collators.problem:
         raise ValueError(
-            f"data_collator: differs between the stages, and in a joint stage rows of all stand in one batch: {collators.problem}; or "
-            "set one collator for all of the run, or leave a stage out: --stages ..."
+            "data_collator: differs between the stages, and in a joint stage rows of all stand in one batch: "
+            f"{collators.problem}; or set one collator for all of the run, or leave a stage out: --stages ..."
         )
 
 
@@ -307,8 +312,8 @@ def _annealed(counts: Mapping[str, float], sources: Sources, last: str) -> tuple
         ends = [part * (value if name in new else 1 - value) for value in (early, late)]
         weights[name] = Step(((0.0, ends[0]), (1.0 - LATE, ends[1])))
     says = (
-        f"one stage on all sources; {', '.join(new)} {100 * early:.3g} % of the examples, {100 * late:.3g} % in the last "
-        f"{100 * LATE:.0f} % of the updates"
+        f"one stage on all sources; {', '.join(new)} {100 * early:.3g} % of the examples, {100 * late:.3g} % in the "
+        f"last {100 * LATE:.0f} % of the updates"
     )
     return weights, says
 
@@ -356,7 +361,8 @@ def _replay(staged: Recipe, plan: Plan, sources: Sources, share: float) -> Recip
             before[name] = before.get(name, 0.0) + count
     if stages == list(staged.stages):
         raise ValueError(
-            "arms: replay: every later stage reads the earlier sources itself already, so this arm would be the staged one; leave it out"
+            "arms: replay: every later stage reads the earlier sources itself already, so this arm would be the staged "
+            "one; leave it out"
         )
     return replace(staged, stages=stages)
 

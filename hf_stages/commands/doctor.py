@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
+
+from hf_stages.commands.command_line import FAILED, OK, Parents
 
 # Equal to setup.cfg (a test compares them): a checkout that was never installed has no metadata to read.
 REQUIRED = {
@@ -182,3 +186,15 @@ def _devices() -> dict[str, Any]:
         "cuda": cuda,
         "mps": bool(torch.backends.mps.is_available()),
     }
+
+
+def add_parser(commands: Any, parents: Parents) -> None:
+    doctor = commands.add_parser("doctor", parents=[parents.shared], help="what this machine has and what is missing")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(command=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    found = examine()
+    print(json.dumps(found, indent=2) if options.json else render(found))
+    return OK if found["ok"] else FAILED

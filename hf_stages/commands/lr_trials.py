@@ -100,8 +100,8 @@ def probe_of(
         declared, ends = planned.lr_in, planned.lr_out
         if not declared > 0:
             raise ValueError(
-                f"stage {stage!r}: schedule: Resume() goes on at a rate of zero, which no factor changes; give the stage a rate of its "
-                "own to try others: Rewarm(to=1e-4), or Fresh(peak=1e-4, optimizer='carry')"
+                f"stage {stage!r}: schedule: Resume() goes on at a rate of zero, which no factor changes; give the "
+                "stage a rate of its own to try others: Rewarm(to=1e-4), or Fresh(peak=1e-4, optimizer='carry')"
             )
     tried = tuple(dict.fromkeys(rates if rates else [declared * factor for factor in FACTORS]))
     if bad := [rate for rate in tried if not 0 < rate < float("inf")]:
@@ -112,7 +112,8 @@ def probe_of(
         sources.of(planned)
     ):
         raise ValueError(
-            f"replay: stage {stage!r} reads all that stages before it read itself already, so a share would change nothing; leave it out"
+            f"replay: stage {stage!r} reads all that stages before it read itself already, so a share would change "
+            "nothing; leave it out"
         )
     new, earlier = _domains(plan.resolved, planned.name)
     length = _length(planned.steps, steps, share)
@@ -139,8 +140,9 @@ def _domains(resolved: ResolvedRecipe, stage: str) -> tuple[tuple[str, ...], tup
     for what, found in (("what it brings", new), ("what was learned before", earlier)):
         if not found:
             raise ValueError(
-                f"stage {stage!r}: eval_dataset: no evaluation set measures {what}: expected sets named as the stages or their "
-                f"sources ({', '.join(dict.fromkeys(n for s in resolved for n in trained_on(resolved, s.name)))}), got "
+                f"stage {stage!r}: eval_dataset: no evaluation set measures {what}: expected sets named as the stages "
+                "or their sources "
+                f"({', '.join(dict.fromkeys(n for s in resolved for n in trained_on(resolved, s.name)))}), got "
                 f"{', '.join(sets) or 'none'}"
             )
     _check_measured(resolved[stage], (*new, *earlier))
@@ -154,8 +156,8 @@ def _check_measured(stage: ResolvedStage, names: Sequence[str]) -> None:
         nothing = isinstance(one.eval_dataset, Mapping) and not one.eval_dataset
         if nothing and (lacking := [n for n in names if n not in own]):
             raise ValueError(
-                f"stage {one.name!r}: eval_dataset: is empty, so after it nothing is measured, and {', '.join(lacking)} cannot be "
-                f"compared; evaluate them there, or in {stage.name!r} itself"
+                f"stage {one.name!r}: eval_dataset: is empty, so after it nothing is measured, and {', '.join(lacking)} "
+                f"cannot be compared; evaluate them there, or in {stage.name!r} itself"
             )
 
 
@@ -266,7 +268,8 @@ def trial_stage(probe: Probe, plan: Plan, sources: Sources | None, rate: float, 
         stage = with_replay(planned, sources, _read_before(plan, sources, planned), share)
     quiet = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     return replace(
-        stage, until=f"{probe.steps} steps", schedule=schedule_of(stage).squeezed(plan.piece(probe.stage), probe.steps, rate), gates=(), exporters=(),
+        stage, until=f"{probe.steps} "
+            "steps", schedule=schedule_of(stage).squeezed(plan.piece(probe.stage), probe.steps, rate), gates=(), exporters=(),
         pack_on_save=False, args={**stage.args, **quiet},
     )  # fmt: skip
 

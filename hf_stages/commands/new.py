@@ -7,19 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_stages.commands.compare import Mistake
+from hf_stages.commands.command_line import OK, Mistake, Parents
 
 _BYTES = 300_000
 """Of text in each domain: a stage of the run reads about a fifth of it."""
 
 
-def add_new_parser(commands: Any, shared: argparse.ArgumentParser) -> None:
+def add_parser(commands: Any, parents: Parents) -> None:
     new = commands.add_parser(
         "new",
-        parents=[shared],
+        parents=[parents.shared],
         help="write a small run to begin with: hf-stages new first-run, then hf-stages run first-run/run.yaml",
-        description="Write DIR/run.yaml and the data that it names: Python's own documentation and source as JSON lines, and a "
-        "tokenizer. Nothing is downloaded; the run takes half a minute on a CPU.",
+        description="Write DIR/run.yaml and the data that it names: Python's own documentation and source as JSON lines, and "
+        "a tokenizer. Nothing is downloaded; the run takes half a minute on a CPU.",
     )
     new.add_argument("folder", metavar="DIR", type=Path, help="a folder that is not there yet, or is empty")
     new.set_defaults(command=_new)
@@ -32,7 +32,7 @@ def _new(options: argparse.Namespace) -> int:
         raise Mistake from error
     recipe = options.folder / "run.yaml"
     print(f"written: {recipe}\nNext: hf-stages plan {recipe}\n      hf-stages run {recipe}")
-    return 0
+    return OK
 
 
 def write_first_run(folder: Path, limit_bytes: int = _BYTES) -> None:

@@ -120,8 +120,9 @@ def _durations() -> str:
     scales = ", ".join(f"`{letter}` ({scale:,})" for letter, scale in SCALES.items() if letter)
     return "\n\n".join(
         [
-            "A number and a unit: `200 steps`, `3 epochs`, `1.5B tokens`, `90 minutes`, `6 %`. `until` takes steps, epochs or tokens; a limit in "
-            "time is a gate, [Budget](#budget); `warmup` of a schedule takes steps or percent.",
+            "A number and a unit: `200 steps`, `3 epochs`, `1.5B tokens`, `90 minutes`, `6 %`. `until` takes steps, "
+            "epochs or tokens; a limit in time is a gate, [Budget](#budget); `warmup` of a schedule takes steps or "
+            "percent.",
             "\n".join(table(["unit", "spelled"], rows)),
             f"Time is also given in {_code(MULTIPLES)}. A number may end in {scales}.",
         ]
@@ -133,8 +134,8 @@ def _args() -> str:
     refused = [(f"`{name}`", reason) for name, reason in REASONS.items()]
     return "\n\n".join(
         [
-            "At the top, any field of transformers' `TrainingArguments`; `output_dir` is needed, here or as `--output-dir`. In a stage, those that may "
-            "differ from stage to stage:",
+            "At the top, any field of transformers' `TrainingArguments`; `output_dir` is needed, here or as "
+            "`--output-dir`. In a stage, those that may differ from stage to stage:",
             "\n".join(table(["for", "fields"], allowed)),
             "These are refused in a stage:",
             "\n".join(table(["field", "because"], refused)),

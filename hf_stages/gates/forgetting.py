@@ -64,7 +64,8 @@ class Forgetting(Gate):
             raise ValueError(f"Forgetting: patience: expected at least 1, got {self.patience}")
         if not 0 < self.share <= self.most < 1:
             raise ValueError(
-                f"Forgetting: share: expected numbers above 0 and below 1, share at most most; got share={self.share}, most={self.most}"
+                f"Forgetting: share: expected numbers above 0 and below 1, share at most most; got share={self.share}, "
+                f"most={self.most}"
             )
         if self.source is not None and self.action != "replay":
             raise ValueError(f"Forgetting: source: it is what 'replay' draws from; leave it out with {self.action!r}")
@@ -97,7 +98,8 @@ class Forgetting(Gate):
             )
         if self.keeps and context.args.load_best_model_at_end:
             raise ValueError(
-                "action: 'rollback' and load_best_model_at_end both choose what the stage ends with; leave one of them out"
+                "action: 'rollback' and load_best_model_at_end both choose what the stage ends with; leave one of them "
+                "out"
             )
         if self.keeps and context.sharded:
             raise ValueError("action: 'rollback' is not supported under FSDP; use 'cut_lr' or 'end'")

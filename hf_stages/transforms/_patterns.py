@@ -22,7 +22,8 @@ def match_names(patterns: Iterable[str], names: Iterable[str], *, where: str) ->
         hits = [name for name in names if _matches(pattern, name)]
         if not hits:
             raise ValueError(
-                f"{where}: the pattern {pattern!r} matches nothing; there are names such as {', '.join(sort_by_likeness(pattern, names)[:5])}"
+                f"{where}: the pattern {pattern!r} matches nothing; there are names such as "
+                f"{', '.join(sort_by_likeness(pattern, names)[:5])}"
             )
         found.update(hits)
     return [name for name in names if name in found]

@@ -84,8 +84,8 @@ def _explain(pattern: str, modules: dict[str, Any], found: dict[str, nn.Module],
         if odd is None:
             raise
         raise ValueError(
-            f"{where}: {pattern!r} is a {type(odd).__name__}, whose forward pass is not known; expected nn.Linear, Conv1D, "
-            "nn.Embedding (not subclasses of them) or experts in stacks; leave it out"
+            f"{where}: {pattern!r} is a {type(odd).__name__}, whose forward pass is not known; expected nn.Linear, "
+            "Conv1D, nn.Embedding (not subclasses of them) or experts in stacks; leave it out"
         ) from None
 
 
@@ -122,8 +122,8 @@ def _refuse_twice(transform: Any, path: str, module: Any) -> None:
     name = type(transform).__name__
     if module.split:
         raise ValueError(
-            f"{name}: {path} was split into two binary halves already, and stays so; leave this transform out, or name other "
-            "modules"
+            f"{name}: {path} was split into two binary halves already, and stays so; leave this transform out, or name "
+            "other modules"
         )
     if module.levels == "binary" and transform.levels == "ternary":
         raise ValueError(

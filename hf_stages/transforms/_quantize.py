@@ -94,8 +94,8 @@ class Quantize(Transform):
         if self.varies and context.args.load_best_model_at_end:
             raise ValueError(
                 f"load_best_model_at_end: the best checkpoint may be one from before {type(self).__name__} reached full "
-                "strength, when the model was better because it was not quantized yet; set it to False here, or go on to a stage "
-                "without a curve"
+                "strength, when the model was better because it was not quantized yet; set it to False here, or go on "
+                "to a stage without a curve"
             )
 
     def __call__(self, model: Any) -> Any:
@@ -133,8 +133,8 @@ class Quantize(Transform):
         if other or foreign is not None:
             by = type(foreign).__name__ if foreign is not None else type(other).__name__
             raise ValueError(
-                f"{type(self).__name__}: expected full-precision weights to train, got a model that is quantized already "
-                f"({by}); load it without quantization_config"
+                f"{type(self).__name__}: expected full-precision weights to train, got a model that is quantized "
+                f"already ({by}); load it without quantization_config"
             )
 
     def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:

@@ -96,8 +96,8 @@ def attentions(path: str, block: nn.Module, widths: Widths) -> list[Attention]:
             _check_sizes(block, path, found[-1], widths)
     if not found:
         raise ValueError(
-            f"{path} ({type(block).__name__}) has no attention with queries, keys and values in projections whose layout is "
-            "known; leave its heads: heads=1.0"
+            f"{path} ({type(block).__name__}) has no attention with queries, keys and values in projections whose "
+            "layout is known; leave its heads: heads=1.0"
         )
     return found
 
@@ -117,7 +117,8 @@ def feed_forwards(path: str, block: nn.Module) -> list[FeedForward]:
                 break
     if not found:
         raise ValueError(
-            f"{path} ({type(block).__name__}) has no feed-forward part whose layout is known; leave its neurons: ffn=1.0"
+            f"{path} ({type(block).__name__}) has no feed-forward part whose layout is known; leave its neurons: "
+            "ffn=1.0"
         )
     return found
 

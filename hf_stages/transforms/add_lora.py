@@ -63,8 +63,8 @@ class AddLora(Transform):
         if self.lora_alpha is not None:
             if self.alpha is not _ALPHA and self.alpha != self.lora_alpha:
                 raise ValueError(
-                    f"AddLora: alpha and lora_alpha are two names of one number: got {self.alpha!r} and {self.lora_alpha!r}; "
-                    "give one"
+                    f"AddLora: alpha and lora_alpha are two names of one number: got {self.alpha!r} and "
+                    f"{self.lora_alpha!r}; give one"
                 )
             object.__setattr__(self, "alpha", self.lora_alpha)
             object.__setattr__(self, "lora_alpha", None)
@@ -111,8 +111,8 @@ class AddLora(Transform):
             getattr(m, "transposed", False) for m in model.modules() if isinstance(m, WithStrength)
         ):
             raise ValueError(
-                f"AddLora: use_dora: PEFT measures the columns of {type(model).__name__}'s quantized Conv1D layers along the "
-                "wrong side; leave use_dora out"
+                f"AddLora: use_dora: PEFT measures the columns of {type(model).__name__}'s quantized Conv1D layers "
+                "along the wrong side; leave use_dora out"
             )
         for key in ("target_modules", "modules_to_save"):
             targets = getattr(self, key)

@@ -102,7 +102,8 @@ class ReduceWidth(Transform):
             return
         if (other := configs.shared(model, changes, [path for path in stacks if path not in chosen])) is not None:
             raise ValueError(
-                f"the config has one number for {changes[0].path} and {other}: leave stack={self.stack!r} out, so that both are reduced"
+                f"the config has one number for {changes[0].path} and {other}: leave stack={self.stack!r} out, so that "
+                "both are reduced"
             )
         refuse_shared(model, list(cuts))
         new = configs.skeleton(model, changes, shapes_after(model, cuts), cuts.keys(), cores)

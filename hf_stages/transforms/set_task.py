@@ -106,7 +106,8 @@ def _auto_class(value: Any) -> str:
     if not (isinstance(name, str) and name.startswith("AutoModel") and hasattr(transformers, name)):
         known = [known for known in dir(transformers.models.auto) if known.startswith("AutoModel")]
         raise ValueError(
-            f"SetTask: auto_class: expected an AutoModel class of transformers, got {name!r}; {did_you_mean(name, known)}"
+            f"SetTask: auto_class: expected an AutoModel class of transformers, got {name!r}; "
+            f"{did_you_mean(name, known)}"
         )
     return name
 

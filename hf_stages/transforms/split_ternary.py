@@ -47,8 +47,8 @@ class SplitTernary(Transform):
         before = [part for part in transforms[:place] if part.varies]
         if before:
             raise ValueError(
-                f"transforms: {type(before[0]).__name__} comes to full strength over the stage, but SplitTernary splits before its "
-                "first step; let SplitTernary begin the next stage, or leave strength out"
+                f"transforms: {type(before[0]).__name__} comes to full strength over the stage, but SplitTernary splits "
+                "before its first step; let SplitTernary begin the next stage, or leave strength out"
             )
 
     def __call__(self, model: Any) -> Any:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from benchmarks import packed_model
-from hf_stages.commands import bench as timing
+from hf_stages.commands import bench_measurement as timing
 from hf_stages.commands import cli
-from hf_stages.commands.bench import bench, in_turns, shape_of, summary, write_card
+from hf_stages.commands.bench_measurement import bench, in_turns, shape_of, summary, write_card
 from hf_stages.commands.bench_ways import WAYS, load, models_of, resident_bytes
 from hf_stages.packing import kernels, pack
 from hf_stages.packing.kernels import library

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.commands import cli
+from hf_stages.commands import cli, run
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.losses import LogitKL
 from hf_stages.recipes import loads, three_stage
@@ -69,7 +69,7 @@ def faked(monkeypatch, tmp_path):
         trainer, plan = FakeTrainer(then), plan_of(Stage("a", "5 steps"))
         args = SimpleNamespace(output_dir=str(tmp_path / "out"))
         prepared = SimpleNamespace(plan=lambda: plan, skeleton=skeleton, data={}, args=args, trainer=lambda: trainer)
-        monkeypatch.setattr(cli, "_prepare", lambda options, output_dir: prepared)
+        monkeypatch.setattr(run, "prepare_recipe", lambda options, output_dir: prepared)
         return trainer
 
     return fake

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
-from hf_stages.commands.bench import bench
+from hf_stages.commands.bench_measurement import bench
 from hf_stages.core.sealed_folders import find_damage
 from hf_stages.losses import LogitKL, TaskLoss
 from hf_stages.packing import pack
