@@ -23,8 +23,8 @@ def _rates(plan: Plan, planned: PlannedStage) -> list[str]:
     same = not any(transform.structural for transform in planned.stage.transforms)
     if same and peak > before * (1 + 1e-9):
         found.append(
-            f"its learning rate goes up to {peak:.3g}, above the {before:.3g} of {parent.name!r} before it: a later stage that "
-            "learns faster forgets more; lower the peak, or watch the earlier data with the gate Forgetting"
+            f"its learning rate goes up to {peak:.3g}, above the {before:.3g} of {parent.name!r} before it: a later "
+            "stage that learns faster forgets more; lower the peak, or watch the earlier data with the gate Forgetting"
         )
     schedule = planned.stage.schedule
     empty = schedule is None or schedule.optimizer == "reset"
@@ -42,6 +42,6 @@ def _batch(planned: PlannedStage) -> list[str]:
     if size * planned.size.rows >= LEAST_BATCH or (planned.size.examples or size) < LEAST_BATCH:
         return []
     return [
-        f"{size} example{'s' * (size != 1)} per update: below {LEAST_BATCH} the loss is noisy and rates tuned on larger batches are "
-        "too high; raise gradient_accumulation_steps"
+        f"{size} example{'s' * (size != 1)} per update: below {LEAST_BATCH} the loss is noisy and rates tuned on "
+        "larger batches are too high; raise gradient_accumulation_steps"
     ]

@@ -49,8 +49,9 @@ def check_stages(
         check_stage(resolved, args, stage)
         if stage.name in skeletons and (name := latent_split_on_disk(skeletons[stage.name])) is not None:
             raise ValueError(
-                f"stage {stage.name!r}: {name}: transformers {transformers.__version__} would store it in pieces and not put it "
-                'together again; use a newer one (5.23 stores it whole), or leave the experts out: exclude="experts"'
+                f"stage {stage.name!r}: {name}: transformers {transformers.__version__} would store it in pieces and "
+                "not put it together again; use a newer one (5.23 stores it whole), or leave the experts out: "
+                'exclude="experts"'
             )
     return check_losses(resolved, args, skeletons, read, own_loss=own_loss)
 
@@ -79,15 +80,16 @@ def check_stage(resolved: ResolvedRecipe, args: Any, stage: Stage) -> None:
         )
     if own.load_best_model_at_end and isinstance(evaluated, Mapping) and not evaluated:
         raise ValueError(
-            f"{where}: load_best_model_at_end: expected something to evaluate on, got an empty eval_dataset; set it to False in "
-            'this stage: args={"load_best_model_at_end": False}'
+            f"{where}: load_best_model_at_end: expected something to evaluate on, got an empty eval_dataset; set it to "
+            'False in this stage: args={"load_best_model_at_end": False}'
         )
     best = (own.metric_for_best_model or "").removeprefix("eval_")
     apart = {term.name for term in terms_of(stage.loss) if term.loss.uses_teacher} if stage.loss is not None else set()
     if own.load_best_model_at_end and own.greater_is_better and best in apart:
         raise ValueError(
-            f"{where}: metric_for_best_model={own.metric_for_best_model!r}: it is a distance, and greater_is_better (which Trainer "
-            "sets for every metric that does not end in 'loss') would keep the worst model; set greater_is_better=False"
+            f"{where}: metric_for_best_model={own.metric_for_best_model!r}: it is a distance, and greater_is_better "
+            "(which Trainer sets for every metric that does not end in 'loss') would keep the worst model; set "
+            "greater_is_better=False"
         )
     for transform in stage.transforms:
         with place_errors(where):
@@ -98,8 +100,9 @@ def check_stage(resolved: ResolvedRecipe, args: Any, stage: Stage) -> None:
     reads = [t.name for t in terms_of(stage.loss) if t.loss.needs & _LOGITS] if stage.loss is not None else []
     if own.use_liger_kernel and reads:
         raise ValueError(
-            f"{where}: loss {reads[0]}: it reads logits, which Liger's fused loss never makes (use_liger_kernel); leave "
-            "use_liger_kernel out (LogitKL is computed in chunks anyway), or use losses on hidden states and attention"
+            f"{where}: loss {reads[0]}: it reads logits, which Liger's fused loss never makes (use_liger_kernel); "
+            "leave use_liger_kernel out (LogitKL is computed in chunks anyway), or use losses on hidden states and "
+            "attention"
         )
 
 
@@ -142,8 +145,8 @@ def check_teacher(resolved: ResolvedRecipe, stage: Stage) -> None:
         trained = {id(p) for p in recipe.model.parameters()}
         if shared := [name for name, p in teacher.named_parameters() if id(p) in trained]:
             raise ValueError(
-                f"{where}: it shares weights with the student, such as {shared[0]}, and would be trained with it; load it apart "
-                "(copy.deepcopy, or from_pretrained once more)"
+                f"{where}: it shares weights with the student, such as {shared[0]}, and would be trained with it; load "
+                "it apart (copy.deepcopy, or from_pretrained once more)"
             )
 
 
@@ -187,14 +190,14 @@ def _check_base(stage: Stage, student: Any) -> None:
     where = f"stage {stage.name!r}: teacher"
     if not is_peft(student):
         raise ValueError(
-            f"{where}: {BASE!r} is the model below a student's adapter, but {type(student).__name__} has no adapter; add one with "
-            "AddLora, or give a model"
+            f"{where}: {BASE!r} is the model below a student's adapter, but {type(student).__name__} has no adapter; "
+            "add one with AddLora, or give a model"
         )
     own = trained_in_base(student)
     if own:
         raise ValueError(
-            f"{where}: {BASE!r} must stay as it is, but {own[0]} of it trains ({len(own)} weights do); freeze them, or give a "
-            "model of its own as the teacher"
+            f"{where}: {BASE!r} must stay as it is, but {own[0]} of it trains ({len(own)} weights do); freeze them, or "
+            "give a model of its own as the teacher"
         )
 
 
@@ -217,14 +220,15 @@ def _check_needs(args: Any, stage: Stage, terms: Sequence[Term], student: Any, o
         isinstance(t.loss, OnSource) and t.loss.inner.name == "TaskLoss" for t in terms
     ):
         raise ValueError(
-            f"{where}: TaskLoss by source is computed from the logits, without label_smoothing_factor and compute_loss_func; "
-            "leave these out, or use one TaskLoss for all sources"
+            f"{where}: TaskLoss by source is computed from the logits, without label_smoothing_factor and "
+            "compute_loss_func; leave these out, or use one TaskLoss for all sources"
         )
     captured = sorted(key for term in terms for key in term.loss.needs if key not in WHOLE | {"final"})
     if captured and reentrant:
         raise ValueError(
-            f"{where}: {captured[0]} cannot be captured under reentrant activation checkpointing, which runs layers without a "
-            "graph and would silently drop the term; set gradient_checkpointing_kwargs={'use_reentrant': False}"
+            f"{where}: {captured[0]} cannot be captured under reentrant activation checkpointing, which runs layers "
+            "without a graph and would silently drop the term; set gradient_checkpointing_kwargs={'use_reentrant': "
+            "False}"
         )
 
 

@@ -46,8 +46,8 @@ def check_teacher(collator: Any, teacher: Any, where: str) -> None:
         return
     if isinstance(teacher, CacheReader):
         raise ValueError(
-            f"{where}data_collator: Packed puts other examples into a row each time, and a cached teacher is looked up by the row; use the "
-            "teacher itself, or pad"
+            f"{where}data_collator: Packed puts other examples into a row each time, and a cached teacher is looked up "
+            "by the row; use the teacher itself, or pad"
         )
     with place_errors(f"{where}teacher"):
         packed.check_teacher(teacher.model)

@@ -91,8 +91,8 @@ def _check_losses(stage: Stage, blend: Blend) -> None:
         return
     if lacking := [name for name in blend.names if name not in stage.loss]:
         raise ValueError(
-            f"stage {stage.name!r}: loss: it names the sources {', '.join(stage.loss)}, and {lacking[0]!r} of train_dataset has no "
-            "loss; add one for it"
+            f"stage {stage.name!r}: loss: it names the sources {', '.join(stage.loss)}, and {lacking[0]!r} of "
+            "train_dataset has no loss; add one for it"
         )
 
 
@@ -111,19 +111,21 @@ def size_of(dataset: Any, args: TrainingArguments, stage: Stage) -> Size:
     examples = dataset.n if mixed else len(dataset) if isinstance(dataset, Sized) else None
     if mixed and strategy_of(args) not in ("random", "sequential"):
         raise ValueError(
-            f"stage {stage.name!r}: train_sampling_strategy: {strategy_of(args)!r} draws from one dataset; a curriculum has its own "
-            "order, as has what a gate may replay into: leave it out, and use ByLength(source) for batches of like length"
+            f"stage {stage.name!r}: train_sampling_strategy: {strategy_of(args)!r} draws from one dataset; a "
+            "curriculum has its own order, as has what a gate may replay into: leave it out, and use ByLength(source) "
+            "for batches of like length"
         )
     if examples == 0:
         raise ValueError(f"stage {stage.name!r}: train_dataset: expected at least one example, got an empty dataset")
     if examples is None and strategy_of(args) == "group_by_length":
         raise ValueError(
-            f"stage {stage.name!r}: train_sampling_strategy: 'group_by_length' needs a dataset with a length, got a stream; leave it out"
+            f"stage {stage.name!r}: train_sampling_strategy: 'group_by_length' needs a dataset with a length, got a "
+            "stream; leave it out"
         )
     if examples is None and args.dataloader_num_workers > 1:
         raise ValueError(
-            f"stage {stage.name!r}: dataloader_num_workers: a stream read by {args.dataloader_num_workers} workers cannot be "
-            "resumed at the right example; use 0 or 1"
+            f"stage {stage.name!r}: dataloader_num_workers: a stream read by {args.dataloader_num_workers} workers "
+            "cannot be resumed at the right example; use 0 or 1"
         )
     return Size(
         examples=examples,

@@ -228,7 +228,8 @@ def steps_of(stage: Stage, size: Size) -> int:
         return math.ceil(until.amount * size.updates_per_epoch)
     if not size.tokens_per_example:
         raise ValueError(
-            f"stage {stage.name!r}: until: {str(until)!r}, but the examples have no input_ids to count; say steps or epochs"
+            f"stage {stage.name!r}: until: {str(until)!r}, but the examples have no input_ids to count; say steps or "
+            "epochs"
         )
     if size.examples is not None and not size.whole_updates:  # an epoch's last update is smaller, so count by epochs
         return math.ceil(until.amount / (size.tokens_per_example * size.examples) * (size.updates_per_epoch or 1))

@@ -47,8 +47,8 @@ def check_rows(resolved: ResolvedRecipe, args: Any, skeletons: Mapping[str, Any]
             continue
         main = getattr(base_of(model), "main_input_name", "input_ids")
         raise ValueError(
-            f"stage {stage.name!r}: {key}: its rows hold {', '.join(map(str, row))}, and {type(base_of(model)).__name__} takes none of "
-            f"these as input (it takes {main} and such); {_mend(row)}"
+            f"stage {stage.name!r}: {key}: its rows hold {', '.join(map(str, row))}, and "
+            f"{type(base_of(model)).__name__} takes none of these as input (it takes {main} and such); {_mend(row)}"
         )
 
 
@@ -67,9 +67,9 @@ def check_labels(resolved: ResolvedRecipe, args: Any, skeletons: Mapping[str, An
         names = stage_args(args, stage.stage).label_names or find_labels(kind)
         if not {*names, *_LABELS, "shift_labels"} & row.keys():
             raise ValueError(
-                f"stage {stage.name!r}: {key}: its rows hold {', '.join(map(str, row))}, and the loss of {kind.__name__} needs "
-                f"{' or '.join(names) or 'labels'}; add them to the rows, give a data_collator that makes them "
-                "(DataCollatorForLanguageModeling), or compare with a teacher alone"
+                f"stage {stage.name!r}: {key}: its rows hold {', '.join(map(str, row))}, and the loss of "
+                f"{kind.__name__} needs {' or '.join(names) or 'labels'}; add them to the rows, give a data_collator "
+                "that makes them (DataCollatorForLanguageModeling), or compare with a teacher alone"
             )
 
 

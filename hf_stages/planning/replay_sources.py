@@ -25,8 +25,8 @@ def replay_gate(stage: Stage) -> Any:
     found = [gate for gate in stage.gates if gate.replays]
     if len(found) > 1:
         raise ValueError(
-            f"stage {stage.name!r}: gates: {len(found)} of them replay, and the stage's data have one share to give; expected one gate "
-            "with action='replay', which watches all domains in of=[...]"
+            f"stage {stage.name!r}: gates: {len(found)} of them replay, and the stage's data have one share to give; "
+            "expected one gate with action='replay', which watches all domains in of=[...]"
         )
     return found[0] if found else None
 
@@ -68,8 +68,8 @@ def with_earlier(
                 found[_free(called, [*names, *found])] = [dataset, count]
     if not found:
         raise ValueError(
-            f"{where}: no stage before it trained on data that are not its own, so there is nothing to replay; say what: "
-            "source='language', or use another action"
+            f"{where}: no stage before it trained on data that are not its own, so there is nothing to replay; say "
+            "what: source='language', or use another action"
         )
     apart = {called: dataset for called, (dataset, _) in found.items() if known.get(called) is not dataset}
     weights = {called: float(count) for called, (_, count) in found.items()}
@@ -103,9 +103,10 @@ def _check_columns(stage: Stage, collator: Any, dataset: Blend) -> None:
             if mine is None or theirs is None or not (odd := (mine ^ theirs) & read):
                 continue
             raise ValueError(
-                f"stage {stage.name!r}: gates: {type(replay_gate(stage)).__name__}: source: rows of {old.name!r} (columns "
-                f"{', '.join(sorted(theirs))}) and of {new.name!r} ({', '.join(sorted(mine))}) cannot stand in one batch: only one of them has "
-                f"{', '.join(sorted(odd))}. Replay data of the same kind: source=..., or use action='cut_lr' or 'rollback'"
+                f"stage {stage.name!r}: gates: {type(replay_gate(stage)).__name__}: source: rows of {old.name!r} "
+                f"(columns {', '.join(sorted(theirs))}) and of {new.name!r} ({', '.join(sorted(mine))}) cannot stand "
+                f"in one batch: only one of them has {', '.join(sorted(odd))}. Replay data of the same kind: "
+                "source=..., or use action='cut_lr' or 'rollback'"
             )
 
 

@@ -35,12 +35,13 @@ def check_vocabulary(recipe: Recipe, processing_class: Any, skeletons: Mapping[s
         mend = f"add {{use: ResizeVocab, to: {every}}} to transforms, or set 'vocab_size' in the config to {every}"
         if rows is not None and rows < needed:
             raise ValueError(
-                f"stage {stage.name!r}: model: its token embedding has {rows} rows, but the tokenizer has {every} tokens; {mend}"
+                f"stage {stage.name!r}: model: its token embedding has {rows} rows, but the tokenizer has {every} "
+                f"tokens; {mend}"
             )
         if rows is not None and rows < every:
             logger.warning(
-                f"stage {stage.name!r}: model: added tokens of the tokenizer from {rows} to {every - 1} have no row; if the data "
-                f"hold any, {mend}"
+                f"stage {stage.name!r}: model: added tokens of the tokenizer from {rows} to {every - 1} have no row; "
+                f"if the data hold any, {mend}"
             )
             return
 
