@@ -23,7 +23,7 @@ from hf_stages.data.curricula.replay import Replay
 from hf_stages.data.drawing.replayed import Replayed
 from hf_stages.planning.domains import domains_of
 from hf_stages.planning.measure_data import examples_read, plan_for
-from hf_stages.planning.plan import Plan, PlannedStage, args_defaults, span_of
+from hf_stages.planning.plan import Plan, PlannedStage, schedule_defaults, span_of
 from hf_stages.planning.replay_sources import replay_gate
 from hf_stages.planning.resolved import ResolvedRecipe, resolve
 from hf_stages.planning.stage_args import stage_args
@@ -321,7 +321,7 @@ def _annealed(counts: Mapping[str, float], sources: Sources, last: str) -> tuple
 def _schedule(stage: Stage, args: TrainingArguments, total: int, lr: str | float, target: float) -> tuple[Any, str]:
     """The first stage's schedule over all updates, and its rate in words."""
     schedule = schedule_of(stage)
-    defaults = args_defaults(stage_args(args, stage))
+    defaults = schedule_defaults(stage_args(args, stage))
 
     def summed(peak: float | None) -> tuple[Any, float, float]:
         made = schedule if peak is None else schedule.with_peak(peak)

@@ -62,6 +62,6 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _dry(plan: Any, skeleton: Any) -> Any:
     from hf_stages.core.stage import Recipe
-    from hf_stages.planning.model_shapes import dry_run, shape_of
+    from hf_stages.planning.model_shapes import shape_of, stage_shapes
 
-    return dry_run(Recipe([planned.stage for planned in plan.stages]), skeleton), shape_of(skeleton)
+    return stage_shapes(Recipe([planned.stage for planned in plan.stages]), skeleton), shape_of(skeleton)

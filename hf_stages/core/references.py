@@ -1,6 +1,7 @@
 """Names in a recipe that stand for something else in it: sources of data, and earlier stages that teach.
 
-A recipe's text is checked with these functions before any part is imported, and a recipe made in Python before anything is loaded.
+A recipe's text is checked with them before any part is imported; a recipe that was made in Python, before anything
+is loaded.
 """
 
 from __future__ import annotations
@@ -54,9 +55,10 @@ def named_sources(recipe: Recipe) -> Iterator[tuple[Path, str]]:
 
 
 def reference_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
-    """Yield (place, problem) for names of sources and stages that lead nowhere, and curricula where rows are only measured.
+    """Yield (place, problem) for names of sources and stages that lead nowhere.
 
-    A recipe without sources may name them all the same: the trainer may bring its own.
+    A curriculum in the place of evaluation data, where rows are only measured, is a problem too. A recipe without
+    sources may name them all the same: the trainer may bring its own.
     """
     if recipe.sources:
         yield from unknown_sources(recipe)

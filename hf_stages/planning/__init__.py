@@ -1,1 +1,4 @@
-"""Planning: everything before the first step. Absolute numbers, checks, warnings; no weight is read and nothing is trained."""
+"""Planning: everything before the first step. Numbers, checks and warnings.
+
+No weight is read here, nothing is trained, and nothing is written.
+"""

@@ -1,4 +1,4 @@
-"""Which TrainingArguments may differ by stage, and why others may not."""
+"""TrainingArguments that may differ by stage, and the reasons why others may not."""
 
 from __future__ import annotations
 

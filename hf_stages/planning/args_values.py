@@ -1,4 +1,4 @@
-"""Values of TrainingArguments' fields: types by its own annotations, ranges by what trains."""
+"""Checks of the values of TrainingArguments' fields: their types, and ranges that a run can train with."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _AT_LEAST_ONE = frozenset(
     }
 )
 _OFF_BELOW_ZERO = frozenset({"max_grad_norm", "save_total_limit"})
-"""To Trainer any negative number means without."""
+"""A negative number in these fields means "off" to Trainer."""
 _ALSO = {"fsdp": (bool, list)}
-"""What Trainer takes and its annotation leaves out."""
+"""Types that Trainer accepts and its annotations leave out."""
 _MOST = 2**53
-"""No run counts as far, and a float above it skips whole numbers."""
+"""No run counts this far. Above it a float skips whole numbers."""
 _HIGHEST = {"seed": 2**32 - 1, "adam_beta1": 1, "adam_beta2": 1, "label_smoothing_factor": 1}
 _BELOW = frozenset({"adam_beta1", "adam_beta2"})
-"""Their highest number itself is too high."""
+"""Fields whose highest number itself is too high."""
 
 
 def check_types(given: Mapping[str, Any], where: str) -> None:
-    """ValueError where a value is not of its field's type; unknown fields are left to others."""
+    """Raise ValueError where a value is not of its field's type. Unknown fields are left to others."""
     hints = _hints()
     for key, value in given.items():
         known = (*union_members(hints.get(key)), *_ALSO.get(key, ()))
@@ -44,13 +44,13 @@ def check_types(given: Mapping[str, Any], where: str) -> None:
 
 
 def check_args(args: TrainingArguments) -> None:
-    """The same of args that Python made: ``TrainingArguments(learning_rate="1e-4")`` is made without a word."""
+    """Check args that were made in Python: ``TrainingArguments(learning_rate="1e-4")`` raises no error itself."""
     check_types({key: value for key, value in vars(args).items() if _is_numeric(_hints().get(key))}, "args")
     check_ranges(vars(args), "args")
 
 
 def check_ranges(given: Mapping[str, Any], where: str) -> None:
-    """ValueError where a number is one that no run can have, which torch or a division would find in the middle of it."""
+    """Raise ValueError for numbers that no run can have, before torch or a division finds them in the middle of it."""
     for key, value in given.items():
         default = _defaults().get(key)
         if isinstance(value, bool) or not isinstance(value, Real) or key not in _defaults():
@@ -61,8 +61,8 @@ def check_ranges(given: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}.{key}: expected a number of at most {_MOST}, got {value:.6g}")
         number = float(value)
         lowest = 1 if key in _AT_LEAST_ONE else 0
-        free = key in _OFF_BELOW_ZERO or (isinstance(default, Real) and float(default) < 0)  # -1 stands for unset
-        if number < lowest and not free:
+        may_be_negative = key in _OFF_BELOW_ZERO or (isinstance(default, Real) and float(default) < 0)  # -1: unset
+        if number < lowest and not may_be_negative:
             raise ValueError(f"{where}.{key}: expected a number of at least {lowest}, got {value!r}")
         highest = _HIGHEST.get(key)
         if highest is not None and (number > highest or (number == highest and key in _BELOW)):

@@ -1,15 +1,15 @@
-"""What a plan allows and experience warns of: rates that rise, stages without a warmup, batches of a few examples."""
+"""Warnings about a plan that may run: rates that rise, stages without a warmup, batches of a few examples."""
 
 from __future__ import annotations
 
 from hf_stages.planning.plan import Plan, PlannedStage
 
 LEAST_BATCH = 8
-"""Rows of one update below which gradients of small models are mostly noise; a pair of answers is two."""
+"""Below this many rows in an update, gradients of small models are mostly noise. A pair of answers is two rows."""
 
 
 def cautions(plan: Plan) -> dict[str, list[str]]:
-    """Sentences by stage; they refuse nothing. The plan shows them, the ledger of a run has them as notices."""
+    """Return warnings by stage. They refuse nothing: the plan shows them, and a run's ledger has them as notices."""
     found = {planned.name: [*_rates(plan, planned), *_batch(planned)] for planned in plan.stages}
     return {name: lines for name, lines in found.items() if lines}
 

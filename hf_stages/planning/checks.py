@@ -1,4 +1,4 @@
-"""What a trainer can tell of its stages before the first step: things that would fail late, or silently do nothing."""
+"""Checks of stages before the first step: things that would fail late, or silently do nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hf_stages.models.model_source import ModelSource
 from hf_stages.models.structure import latent_split_on_disk
 from hf_stages.planning.describe_teaching import describe_teaching
 from hf_stages.planning.domains import domains_of, earlier_domains
-from hf_stages.planning.plan import Plan, Taught
+from hf_stages.planning.plan import Plan, Teaching
 from hf_stages.planning.resolved import ResolvedRecipe
 from hf_stages.planning.stage_args import stage_args
 from hf_stages.teachers.cache_reader import check_needs
@@ -37,8 +37,8 @@ _LOGITS = frozenset({"logits", "final", "outputs"})
 
 def check_stages(
     resolved: ResolvedRecipe, args: Any, skeletons: Mapping[str, Any], read: Any = None, *, own_loss: bool = False
-) -> dict[str, Taught]:
-    """All that can be told of the stages from shapes; returns what each is taught. No weight is read.
+) -> dict[str, Teaching]:
+    """Check all that shapes can tell about the stages, and return what each learns from. No weight is read.
 
     ``skeletons`` are the stages' models on the meta device; ``read`` makes one of a teacher that is given by name;
     ``own_loss`` says that the trainer has a ``compute_loss_func``.
@@ -57,7 +57,7 @@ def check_stages(
 
 
 def check_metrics(recipe: Recipe) -> None:
-    """Metrics by name exist; the first evaluation may be an hour away."""
+    """Check that metrics given by name exist: the first evaluation may be an hour away."""
     nouns: list[tuple[str, Any]] = [
         ("compute_metrics", recipe),
         *((f"stage {s.name!r}: compute_metrics", s) for s in recipe.stages),
@@ -107,7 +107,7 @@ def check_stage(resolved: ResolvedRecipe, args: Any, stage: Stage) -> None:
 
 
 def _context(resolved: ResolvedRecipe, args: Any, stage: Stage) -> StageContext:
-    """The stage as its parts see it."""
+    """Return the stage as its gates and transforms see it."""
     return StageContext(
         stage=stage,
         args=stage_args(args, stage),
@@ -152,8 +152,8 @@ def check_teacher(resolved: ResolvedRecipe, stage: Stage) -> None:
 
 def check_losses(
     resolved: ResolvedRecipe, args: Any, skeletons: Mapping[str, Any], read: Any = None, *, own_loss: bool = False
-) -> dict[str, Taught]:
-    """Adapt each stage's losses to skeletons of its models: wrong layers, widths and label sets show here."""
+) -> dict[str, Teaching]:
+    """Adapt each stage's losses to skeletons of its models, which shows wrong layers, widths and label sets."""
     found = {}
     for stage in resolved.recipe.stages:
         if (student := skeletons.get(stage.name)) is None:
@@ -174,7 +174,7 @@ def check_losses(
 
 
 def _structure(stage: Stage, declared: Any, student: Any, skeletons: Mapping[str, Any], read: Any) -> Any:
-    """The teacher as losses see it before anything is loaded; None where an earlier stage has no skeleton."""
+    """Return the teacher as losses see it before it is loaded; None where an earlier stage has no skeleton."""
     if (earlier := teaching_stage(declared)) is not None:
         return skeletons.get(earlier)
     if isinstance(declared, str):
@@ -233,8 +233,11 @@ def _check_needs(args: Any, stage: Stage, terms: Sequence[Term], student: Any, o
 
 
 def check_no_rebuild(recipe: Recipe, plan: Plan) -> None:
-    """A model that cannot be built a second time can only go from each stage to the next."""
-    reason = "this model cannot be built a second time from its config (it is quantized, changed by hand, or no transformers model)"
+    """Refuse branches of a model that cannot be built a second time: it can only go from each stage to the next."""
+    reason = (
+        "this model cannot be built a second time from its config (it is quantized, changed by hand, or no "
+        "transformers model)"
+    )
     for stage in recipe.stages:
         for index, transform in enumerate(stage.transforms):
             with place_errors(f"stage {stage.name!r}: transforms[{index}]", ValueError, OSError):

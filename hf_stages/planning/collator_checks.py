@@ -1,4 +1,4 @@
-"""Collators against a recipe's data and teachers, before the first step."""
+"""Checks of collators against a recipe's data and teachers, before the first step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_collators(resolved: ResolvedRecipe, processing_class: Any) -> None:
 
 
 def _check_names(resolved: ResolvedRecipe, stage: ResolvedStage, where: str) -> None:
-    """Check ``BySource``. A plain dataset may have a column of names that nobody knows before reading it."""
+    """Check the names of ``BySource``. A plain dataset may have a column of names, which only reading it would tell."""
     by_source = next((one for one in nested_collators(stage.data_collator) if isinstance(one, BySource)), None)
     if by_source is None:
         return
@@ -40,7 +40,7 @@ def _check_names(resolved: ResolvedRecipe, stage: ResolvedStage, where: str) -> 
 
 
 def check_teacher(collator: Any, teacher: Any, where: str) -> None:
-    """Packed rows: the teacher keeps their examples apart as the student does, and is not looked up by the row."""
+    """Check that a teacher can read packed rows: it keeps their examples apart, and is no cache of single rows."""
     packed = find_packed(collator)
     if packed is None or teacher is None:
         return

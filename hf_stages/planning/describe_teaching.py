@@ -1,4 +1,4 @@
-"""What each stage is taught, in words: its terms with their layers and weights, by whom, and how far that one runs."""
+"""Descriptions of what a stage learns: its loss terms with layers and weights, its teacher, how far that runs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from hf_stages.core.parts import arguments_of, is_part
 from hf_stages.losses.objective.terms import Term, teacher_needs_of
 from hf_stages.models.capture import WHOLE, deepest
 from hf_stages.models.model_source import ModelSource
-from hf_stages.planning.plan import Taught
+from hf_stages.planning.plan import Teaching
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
 
 _SHOWN = 10
-"""Layer pairs that are listed one by one."""
+"""The most layer pairs that are listed one by one."""
 _ALWAYS = {"temperature": "T={}", "direction": "{}"}
-"""What a reader asks of a divergence even where it is the default."""
+"""Arguments of a divergence that are shown even where they are the default."""
 
 
-def describe_teaching(terms: Sequence[Term], teacher: Any) -> Taught:
+def describe_teaching(terms: Sequence[Term], teacher: Any) -> Teaching:
     """Describe terms that know their models (``adapted_terms``); ``teacher`` is as declared, None without one."""
     if teacher is None or not any(term.loss.uses_teacher for term in terms):
-        return Taught(tuple(map(_term, terms)))
-    return Taught(tuple(map(_term, terms)), _teacher(teacher), _reach(teacher_needs_of(terms)))
+        return Teaching(tuple(map(_term, terms)))
+    return Teaching(tuple(map(_term, terms)), _teacher(teacher), _reach(teacher_needs_of(terms)))
 
 
 def _term(term: Term) -> str:
@@ -40,7 +40,8 @@ def _term(term: Term) -> str:
 
 
 def _pairs(pairs: Sequence[tuple[int, int]]) -> list[str]:
-    """
+    """Write layer pairs; many that follow one stride are shortened.
+
     >>> _pairs([(0, 0), (1, 2)]), _pairs([(i, 2 * i) for i in range(25)])
     (['0-0', '1-2'], ['0-0', '1-2', '..', '24-48'])
     """

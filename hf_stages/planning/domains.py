@@ -1,4 +1,4 @@
-"""Domains: the named evaluation sets of a run, which stage trains on each, and what was measured on them."""
+"""Domains: the named evaluation sets of a run, and which stage trains on each of them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from hf_stages.planning.resolved import ResolvedRecipe, ResolvedStage
 from hf_stages.transforms.base import Transform
 
 PLAIN = "eval"
-"""The name of the run's evaluation set where it has none of its own."""
+"""The domain of the run's evaluation set where that has no name."""
 _TIMED = ("runtime", "per_second", "model_preparation_time")
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One evaluation set. ``stage`` is the one that brought it, whose collator and metrics it is measured with."""
+    """One evaluation set."""
 
     name: str
     dataset: Any
     stage: Stage | None = None
+    """The stage that brought it, whose collator and metrics it is measured with; None for the run's own."""
 
 
 def domains_of(resolved: ResolvedRecipe, last: str | None = None) -> dict[str, Domain]:
@@ -43,7 +44,7 @@ def own_domains(stage: ResolvedStage) -> dict[str, Any]:
     return _by_name(stage.eval_dataset, _plain(stage))
 
 
-def evaluated(resolved: ResolvedRecipe) -> Iterator[tuple[ResolvedStage, Any]]:
+def evaluation_sets(resolved: ResolvedRecipe) -> Iterator[tuple[ResolvedStage, Any]]:
     """Yield every set that a stage evaluates, its own or the run's."""
     for stage in resolved:
         for dataset in own_domains(stage).values():
@@ -57,7 +58,7 @@ def plain_name(stage: ResolvedStage) -> str | None:
 
 
 def _plain(stage: ResolvedStage) -> str:
-    """What a set without a name is called: its stage's name, or that of the run's."""
+    """Name a set that has no name of its own: after its stage, or ``PLAIN`` where it is the run's."""
     return stage.name if stage.stage.eval_dataset is not None else PLAIN
 
 
@@ -89,19 +90,21 @@ def earlier_domains(resolved: ResolvedRecipe, name: str) -> tuple[str, ...]:
 
 
 def same_task(resolved: ResolvedRecipe, name: str, domain: Domain) -> bool:
-    """Whether the stage's model still does what the domain measures: a head for classes reads no tokens."""
+    """Tell whether the stage's model still does what the domain measures: a head for classes predicts no tokens."""
     theirs = _task(resolved[domain.stage.name]) if domain.stage is not None else None
     return _task(resolved[name]) == theirs
 
 
 def _task(stage: ResolvedStage) -> Transform | None:
-    """The head that a stage's model was given last; None is the initial model's."""
+    """Return the transform that gave the stage's model its head last; None for the initial model's own head."""
     transforms = [transform for one in stage.lineage for transform in one.transforms]
     return next((transform for transform in reversed(transforms) if transform.sets_task), None)
 
 
 def by_domain(metrics: Mapping[str, Any], names: Iterable[str], plain: str | None) -> dict[str, dict[str, float]]:
-    """Sort ``code_loss`` and ``loss`` (``plain``) by domain; the longest name that fits has it, timings are left out.
+    """Sort metrics by domain: ``code_loss`` is of ``code``, ``loss`` of ``plain``. Timings are left out.
+
+    Where several names fit (``code``, ``code_hard``), the longest has the metric.
 
     >>> by_domain({"code_loss": 2.0, "code_hard_loss": 3.0, "loss": 1.0}, ["code", "code_hard"], "eval")
     {'code': {'loss': 2.0}, 'code_hard': {'loss': 3.0}, 'eval': {'loss': 1.0}}

@@ -1,4 +1,4 @@
-"""From loaded datasets and TrainingArguments to the plan: what needs the data but no weights."""
+"""Makes the plan of loaded datasets and TrainingArguments: all that needs the data, but no weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hf_stages.data.collators.base import find_pair_collator
 from hf_stages.data.drawing.blend import Blend, mean_tokens
 from hf_stages.data.drawing.scores import count_tokens
 from hf_stages.planning.args_values import check_args
-from hf_stages.planning.plan import Plan, PlannedStage, Size, args_defaults, make_plan
+from hf_stages.planning.plan import Plan, PlannedStage, Size, make_plan, schedule_defaults
 from hf_stages.planning.replay_sources import check_replay, replay_gate
 from hf_stages.planning.resolved import ResolvedRecipe, resolve
-from hf_stages.planning.stage_args import stage_args, unsupported
+from hf_stages.planning.stage_args import stage_args, unsupported_args
 
 _PROBED = 64
 
@@ -27,7 +27,7 @@ def plan_for(recipe: Recipe, args: TrainingArguments, prepare: Callable[[Any, St
 
     ``prepare`` makes of a stage's data what is trained on, where that is something else.
     """
-    if (reason := unsupported(args)) is not None:
+    if (reason := unsupported_args(args)) is not None:
         raise ValueError(f"args: {reason}")
     check_args(args)
     own = {stage.name: stage_args(args, stage) for stage in recipe.stages}
@@ -43,7 +43,7 @@ def plan_for(recipe: Recipe, args: TrainingArguments, prepare: Callable[[Any, St
         sizes[stage.name] = replace(
             size, rows=size.rows * (2 if find_pair_collator(stage.data_collator) is not None else 1)
         )
-    defaults = {stage.name: args_defaults(own[stage.name]) for stage in resolved}
+    defaults = {stage.name: schedule_defaults(own[stage.name]) for stage in resolved}
     plan = replace(make_plan(recipe, sizes, defaults), resolved=resolved, made_with=args.to_dict())
     return plan.with_blends(dict(_blends(plan, resolved, own, datasets, trained)))
 
@@ -64,7 +64,9 @@ def _blends(
             dataset = trained(resolved.replayable(name, read), stage)
         if isinstance(dataset, Blend):
             seed = stage_seed(args, name)
-            dataset.bind(planned.steps * planned.size.global_batch, seed, shuffle=strategy_of(args) != "sequential")
+            dataset.bind(
+                planned.steps * planned.size.global_batch, seed, shuffle=sampling_strategy(args) != "sequential"
+            )
             dataset.check_dry()
             if dataset.replays:
                 check_replay(stage, resolved[name].data_collator, dataset)
@@ -74,7 +76,7 @@ def _blends(
 
 
 def examples_read(planned: PlannedStage, dataset: Any) -> list[float]:
-    """Examples of each source (of the one dataset) that a stage draws, as planned."""
+    """Return how many examples a stage draws of each source, as planned; of a plain dataset one number."""
     examples = float(planned.steps * planned.size.global_batch)
     if not isinstance(dataset, Blend):
         return [examples]
@@ -97,27 +99,27 @@ def _check_losses(stage: Stage, blend: Blend) -> None:
 
 
 def stage_seed(args: TrainingArguments, name: str) -> int:
-    """What the order of a stage's data is keyed by."""
+    """Return the seed of the order in which a stage reads its data."""
     return seed_of(args.data_seed if args.data_seed is not None else args.seed, name)
 
 
-def strategy_of(args: TrainingArguments) -> str:
+def sampling_strategy(args: TrainingArguments) -> str:
     return str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
 
 
 def size_of(dataset: Any, args: TrainingArguments, stage: Stage) -> Size:
-    """How many examples and tokens a dataset holds, in this stage's batches."""
+    """Measure how many examples and tokens a dataset holds, in this stage's batches."""
     mixed = isinstance(dataset, Blend)
     examples = dataset.n if mixed else len(dataset) if isinstance(dataset, Sized) else None
-    if mixed and strategy_of(args) not in ("random", "sequential"):
+    if mixed and sampling_strategy(args) not in ("random", "sequential"):
         raise ValueError(
-            f"stage {stage.name!r}: train_sampling_strategy: {strategy_of(args)!r} draws from one dataset; a "
+            f"stage {stage.name!r}: train_sampling_strategy: {sampling_strategy(args)!r} draws from one dataset; a "
             "curriculum has its own order, as has what a gate may replay into: leave it out, and use ByLength(source) "
             "for batches of like length"
         )
     if examples == 0:
         raise ValueError(f"stage {stage.name!r}: train_dataset: expected at least one example, got an empty dataset")
-    if examples is None and strategy_of(args) == "group_by_length":
+    if examples is None and sampling_strategy(args) == "group_by_length":
         raise ValueError(
             f"stage {stage.name!r}: train_sampling_strategy: 'group_by_length' needs a dataset with a length, got a "
             "stream; leave it out"
@@ -145,7 +147,7 @@ def _rows_per_place(blend: Blend) -> float:
 
 
 def _tokens_per_example(dataset: Any, examples: int | None) -> float | None:
-    """The mean length of ``input_ids`` over a few examples spread through the data."""
+    """Return the mean length of ``input_ids`` over a few examples spread through the data."""
     if examples is None:
         if not hasattr(dataset, "take"):
             return None  # drawing from a foreign stream would lose its first examples

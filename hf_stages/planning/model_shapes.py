@@ -1,4 +1,4 @@
-"""Every stage's model in shape alone: transforms replayed on the meta device, where weights cost nothing."""
+"""Each stage's model in shape alone: transforms run on the meta device, where weights take no memory."""
 
 from __future__ import annotations
 
@@ -21,32 +21,37 @@ _ADAM_BYTES = 8  # two fp32 moments
 
 @dataclass(frozen=True)
 class StageShape:
-    """What a stage trains, in numbers. Tied weights count once."""
+    """The size of a stage's model. Tied weights count once."""
 
     params: int
     trainable: int
+    """Parameters that the stage trains."""
     non_embedding: int
-    """Parameters that take part in a multiplication: all but tables that are only looked up (a tied head counts)."""
+    """Parameters that are multiplied with: all but tables that are only looked up. A tied head counts."""
     bytes: int
-    """A checkpoint: weights in their dtype (of quantized layers latent and effective ones), two fp32 moments of trainable ones."""
+    """The size of a checkpoint: weights in their dtype, and two fp32 moments for each trainable one.
+
+    Of quantized layers it holds latent and effective weights."""
     stored: StoredSize | None = field(default=None, repr=False)
-    """Packed, by part; None where another library has packed weights."""
+    """The size when packed, by part; None where another library has packed weights."""
 
 
-def dry_run(recipe: Recipe, skeleton: nn.Module) -> dict[str, StageShape]:
-    """Apply each stage's transforms to a copy of its parent's skeleton; a transform that refuses is named.
+def stage_shapes(recipe: Recipe, skeleton: nn.Module) -> dict[str, StageShape]:
+    """Apply each stage's transforms to a copy of its parent's skeleton, and count what comes out.
+
+    An error of a transform names the stage and the transform.
 
     ``skeleton`` lies on the meta device and is left as it is. A stage is left out where a transform computes with
     values, which a skeleton does not have; so are the stages that start from it.
 
-    >>> dry_run(Recipe([Stage("a", "1 steps")]), nn.Linear(4, 2, device="meta"))["a"]
+    >>> stage_shapes(Recipe([Stage("a", "1 steps")]), nn.Linear(4, 2, device="meta"))["a"]
     StageShape(params=10, trainable=10, non_embedding=10, bytes=120)
     """
-    return {name: shape_of(model) for name, model in dry_models(recipe, skeleton).items()}
+    return {name: shape_of(model) for name, model in build_skeletons(recipe, skeleton).items()}
 
 
-def dry_models(recipe: Recipe, skeleton: nn.Module) -> dict[str, Any]:
-    """Each stage's transformed skeleton, by name."""
+def build_skeletons(recipe: Recipe, skeleton: nn.Module) -> dict[str, Any]:
+    """Return each stage's model on the meta device, its transforms applied."""
     parents = parents_of(recipe.stages)
     models: dict[str, Any] = {}
     for stage in recipe.stages:
@@ -79,7 +84,7 @@ def shape_of(model: nn.Module) -> StageShape:
 
 
 def _effective_bytes(model: nn.Module) -> int:
-    """What quantized layers store beside their latent weights, each layer for itself, tied or not."""
+    """Count what quantized layers store beside their latent weights: each layer for itself, tied or not."""
     return sum(
         stored.weights * getattr(module, stored.names[0]).element_size()
         for module in model.modules()

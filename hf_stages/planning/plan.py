@@ -1,4 +1,7 @@
-"""The recipe made absolute: steps, folders, learning rate at each edge. All arithmetic errors are born here."""
+"""A recipe in absolute numbers: each stage's steps, folder and learning rates.
+
+Errors of the arithmetic, such as a stage without a step, are raised here.
+"""
 
 from __future__ import annotations
 
@@ -18,28 +21,33 @@ from hf_stages.schedules.of_stage import schedule_of
 
 @dataclass(frozen=True)
 class Size:
-    """What a stage's data amounts to. ``examples`` is None for a stream without length."""
+    """How much data a stage has, and how it is cut into batches."""
 
     examples: int | None
+    """Examples of one epoch; None for a stream without a length."""
     batch: int
     """Examples of one micro-batch on one rank."""
     accumulation: int = 1
+    """Micro-batches of one update on one rank."""
     world: int = 1
+    """The number of ranks."""
     drop_last: bool = False
+    """Whether an incomplete last batch is left out."""
     tokens_per_example: float | None = None
+    """The mean length of ``input_ids``; None where the examples have none."""
     whole_updates: bool = False
-    """A blend goes on over the end of an epoch, which is rounded up to whole updates."""
+    """True for a curriculum: an epoch is rounded up to whole updates, and drawing goes on behind its end."""
     rows: float = 1.0
-    """Rows of the model that an example makes: a pair of answers two, a place of ``ByLength(tokens=...)`` as many as fit."""
+    """How many rows of a batch one example makes: two for a pair of answers, several for ``ByLength(tokens=...)``."""
 
     @property
     def global_batch(self) -> int:
-        """Examples of one update, over all ranks and accumulated micro-batches."""
+        """Count the examples of one update, over all ranks and accumulated micro-batches."""
         return self.batch * self.accumulation * self.world
 
     @property
     def batches_per_epoch(self) -> int | None:
-        """Micro-batches of one epoch on one rank; the last may be smaller, or padded to all ranks.
+        """Count the micro-batches of one epoch on one rank. The last may be smaller, or padded to all ranks.
 
         >>> Size(examples=10, batch=4, accumulation=2).batches_per_epoch
         3
@@ -54,20 +62,21 @@ class Size:
 
     @property
     def updates_per_epoch(self) -> int | None:
-        """Updates of one epoch: a last partial accumulation window is an update of its own, as in Trainer."""
+        """Count the updates of one epoch. Micro-batches left over at its end are an update too, as in Trainer."""
         batches = self.batches_per_epoch
         return None if batches is None else math.ceil(batches / self.accumulation)
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What a stage learns from, in words; the layers are those of the models at hand."""
+class Teaching:
+    """What a stage learns from, in words that name the layers of its models."""
 
     losses: tuple[str, ...]
-    """``HiddenMSE 0-0 1-2`` is the student's layer 1 from the teacher's layer 2."""
+    """One text for each term. ``HiddenMSE 0-0 1-2``: the student's layer 1 learns from the teacher's layer 2."""
     teacher: str | None = None
+    """Who teaches; None where no term compares with a teacher."""
     reach: str = ""
-    """How far the teacher is run."""
+    """How far the teacher is run, such as ``runs to block 3, no head``."""
 
 
 @dataclass(frozen=True)
@@ -75,24 +84,30 @@ class PlannedStage:
     """One stage in absolute numbers."""
 
     index: int
-    """1-based; it leads the folder's name and is the logged field ``stage``."""
+    """The stage's place, from 1. The folder's name begins with it, and logs have it as ``stage``."""
     stage: Stage
     parent: str | None
+    """The stage whose result this one starts from; None is the initial model."""
     size: Size
     steps: int
-    """Updates at most; an estimate (``exact=False``) where the cap is in tokens."""
+    """Updates at most. An estimate (``exact=False``) where the cap is in tokens."""
     exact: bool
     first_step: int
+    """The updates that all stages before it have planned."""
     span_root: str
-    """The stage that declared the learning-rate shape this one follows."""
+    """The stage that declared the learning-rate span which this one is a part of: itself, or one that it resumes."""
     s0: float
+    """Where in that span the stage begins, in updates."""
     s1: float
+    """Where in that span it ends."""
     lr_in: float
+    """The learning rate at its start."""
     lr_out: float
-    taught: Taught | None = None
-    """None where the models' shapes are not known."""
+    """The learning rate at its end."""
+    teaching: Teaching | None = None
+    """What it learns from; None where the models' shapes are not known."""
     blend: Any = None
-    """The sources of a curriculum, bound to the stage as planned; None where the data is one dataset."""
+    """A curriculum's sources, bound to the stage's length; None where it trains on one dataset."""
 
     @property
     def name(self) -> str:
@@ -119,7 +134,7 @@ class Plan:
     spans: Mapping[str, Span] = field(repr=False)
     """Learning-rate spans as planned, by the stage that declares them."""
     show: Callable[[Plan], str] | None = field(default=None, repr=False, compare=False)
-    """What prints it as a table; a trainer's plan has one."""
+    """Prints the plan as a table. A trainer's plan has one."""
     resolved: ResolvedRecipe = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
     """What each stage works with. Only a plan of bare numbers (``make_plan``) has none."""
     made_with: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
@@ -139,8 +154,8 @@ class Plan:
         """Return the stages that a stage stands on, from the first, and itself at the end."""
         return tuple(self[one] for one in lineage(name, lambda one: self[one].parent))
 
-    def with_taught(self, taught: Mapping[str, Taught]) -> Plan:
-        stages = [replace(stage, taught=taught.get(stage.name, stage.taught)) for stage in self.stages]
+    def with_teaching(self, found: Mapping[str, Teaching]) -> Plan:
+        stages = [replace(stage, teaching=found.get(stage.name, stage.teaching)) for stage in self.stages]
         return replace(self, stages=tuple(stages))
 
     def with_blends(self, blends: Mapping[str, Any]) -> Plan:
@@ -152,7 +167,7 @@ class Plan:
         return replace(self, stages=stages, resolved=self.resolved.with_recipe(recipe))
 
     def peak_lr(self, name: str) -> float:
-        """The highest planned learning rate of a stage, which may lie between its ends."""
+        """Return the highest planned learning rate of a stage, which may lie between its ends."""
         stage = self[name]
         return self.spans[stage.span_root].highest(stage.s0, stage.s1)
 
@@ -162,7 +177,7 @@ class Plan:
         return Piece(self.spans[stage.span_root], stage.s0, stage.steps)
 
     def lr_at(self, name: str, t: float) -> float:
-        """The planned learning rate of a stage at progress t."""
+        """Return the planned learning rate of a stage at progress t."""
         stage = self[name]
         return self.spans[stage.span_root].lr(stage.s0 + t * (stage.s1 - stage.s0))
 
@@ -205,7 +220,7 @@ def make_plan(recipe: Recipe, sizes: Mapping[str, Size], defaults: Mapping[str, 
 
 
 def steps_of(stage: Stage, size: Size) -> int:
-    """The updates a stage's cap allows: never zero, rounded up.
+    """Count the updates that a stage's cap allows: rounded up, never zero.
 
     >>> steps_of(Stage("a", "1.5 epochs"), Size(examples=10, batch=2, accumulation=2))
     5
@@ -237,7 +252,7 @@ def steps_of(stage: Stage, size: Size) -> int:
 
 
 def span_of(stage: Stage, defaults: Defaults, total: int, parent_lr: float | None) -> Span:
-    """The learning-rate span that a stage declares, over ``total`` steps."""
+    """Return the learning-rate span that a stage declares, over ``total`` steps."""
     schedule = schedule_of(stage)
     with place_errors(f"stage {stage.name!r}: schedule"):
         return schedule.span(defaults, total=total, parent_lr=parent_lr)
@@ -256,7 +271,7 @@ def _span_roots(stages: Sequence[Stage], parents: Mapping[str, str | None]) -> d
 def _span_total(
     root: str, steps: Mapping[str, int], roots: Mapping[str, str], parents: Mapping[str, str | None]
 ) -> int:
-    """The length of a span: the longest chain of stages that resume it."""
+    """Return the length of a span: the longest chain of stages that resume it."""
 
     def length(name: str) -> int:
         chain = [child for child, parent in parents.items() if parent == name and roots[child] == root]
@@ -265,8 +280,8 @@ def _span_total(
     return length(root)
 
 
-def args_defaults(args: Any) -> Defaults:
-    """What a schedule takes from TrainingArguments."""
+def schedule_defaults(args: Any) -> Defaults:
+    """Return what a schedule takes from TrainingArguments where it does not say its own."""
     kind = args.lr_scheduler_type
     return Defaults(
         learning_rate=args.learning_rate,

@@ -1,4 +1,4 @@
-"""Rows that hold nothing the model takes, such as raw text, or no labels for its loss: found before the first step."""
+"""Checks of each dataset's first row: it must hold an input of the model, and labels where the loss needs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_stages.data.collators.base import columns_read
 from hf_stages.layers.blocks import base_of
 from hf_stages.losses.objective.terms import terms_of
 from hf_stages.models.model_inputs import columns_of
-from hf_stages.planning.domains import evaluated
+from hf_stages.planning.domains import evaluation_sets
 from hf_stages.planning.resolved import ResolvedRecipe, ResolvedStage
 from hf_stages.planning.stage_args import stage_args
 
@@ -21,8 +21,8 @@ _LABELS = {"labels", "label", "label_ids", "return_dict", "args", "kwargs"}
 _HOOKS = {"_set_signature_columns_if_needed", "_remove_unused_columns", "get_train_dataloader"}
 
 
-def has_own_rows(trainer: Any) -> bool:
-    """Whether a trainer, ours and transformers' apart, has ways of its own from rows to batches."""
+def prepares_own_rows(trainer: Any) -> bool:
+    """Tell whether a subclass of the trainer makes batches of rows in a way of its own."""
     foreign = [
         kind for kind in type(trainer).__mro__ if kind.__module__.split(".")[0] not in ("hf_stages", "transformers")
     ]
@@ -30,7 +30,7 @@ def has_own_rows(trainer: Any) -> bool:
 
 
 def check_rows(resolved: ResolvedRecipe, args: Any, skeletons: Mapping[str, Any]) -> None:
-    """ValueError where the first row of a stage's data has no input of the stage's model."""
+    """Raise ValueError where the first row of a stage's data has no input of the stage's model, such as raw text."""
     for stage, key, dataset in _datasets(resolved):
         model = skeletons.get(stage.name)
         collator = stage.data_collator
@@ -53,7 +53,7 @@ def check_rows(resolved: ResolvedRecipe, args: Any, skeletons: Mapping[str, Any]
 
 
 def check_labels(resolved: ResolvedRecipe, args: Any, skeletons: Mapping[str, Any]) -> None:
-    """ValueError where a stage trains by its model's own loss on rows without labels, and no collator would make any."""
+    """Raise ValueError where a stage trains by its model's own loss, and neither rows nor collator bring labels."""
     for stage, key, dataset in _datasets(resolved):
         model = skeletons.get(stage.name)
         terms = terms_of(stage.loss)
@@ -90,12 +90,12 @@ def _datasets(resolved: ResolvedRecipe) -> Iterator[tuple[ResolvedStage, str, An
     for stage in resolved:
         for dataset in stage.sources:
             yield stage, "train_dataset", dataset
-    for stage, dataset in evaluated(resolved):
+    for stage, dataset in evaluation_sets(resolved):
         yield stage, "eval_dataset", dataset
 
 
 def _first(dataset: Any) -> Any:
-    """The first row; None where reading it would take it from somebody else."""
+    """Return the first row; None where reading it would take it from whoever reads the stream next."""
     with preserve_random_state():
         if isinstance(dataset, Sized) and hasattr(dataset, "__getitem__"):
             return dataset[0] if len(dataset) else None

@@ -1,4 +1,4 @@
-"""What a gate with ``action="replay"`` draws from: the earlier stages' data beside the stage's own, before the first step."""
+"""The data that a gate with ``action="replay"`` draws from: that of earlier stages, beside the stage's own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MODEL_READS = ("input_ids", "labels", "label", "label_ids", "pixel_values", "in
 
 
 def replay_gate(stage: Stage) -> Any:
-    """The stage's gate that may replay; None without one."""
+    """Return the stage's gate that may replay; None without one."""
     found = [gate for gate in stage.gates if gate.replays]
     if len(found) > 1:
         raise ValueError(
@@ -31,7 +31,7 @@ def replay_gate(stage: Stage) -> Any:
     return found[0] if found else None
 
 
-def with_earlier(
+def add_earlier_data(
     stage: Stage,
     own: Any,
     *,
@@ -42,13 +42,18 @@ def with_earlier(
 ) -> Replayed:
     """Return the stage's data with what its gate may replay.
 
-    ``own`` is what the stage trains on by itself (``name``, where it names it), ``before`` the datasets of the stages that it stands
-    on. ``read`` says how much of each source those draw; None counts all sources as drawn equally.
+    Args:
+        stage: The stage, one of whose gates replays.
+        own: What it trains on by itself.
+        name: The source that it names; None where it holds its data itself.
+        before: The datasets of the stages that it stands on, by stage.
+        known: What names stand for.
+        read: How many examples those stages draw of each source; None counts all sources as drawn equally.
     """
     gate = replay_gate(stage)
     where = f"stage {stage.name!r}: gates: {type(gate).__name__}: source"
     declared = own.part if isinstance(own, Blend) else own
-    name = name if name is not None else _known_as(declared, known) or stage.name
+    name = name if name is not None else _known_name(declared, known) or stage.name
     if (source := gate.replay_source) is not None:
         check_source(source, where)
         for called in source_names_in(source):
@@ -58,14 +63,14 @@ def with_earlier(
     names = list(own.names) if isinstance(own, Blend) else [name]
     found: dict[str, list[Any]] = {}
     for earlier, data in before.items():
-        for called, dataset, count in _drawn(earlier, data, known, read):
+        for called, dataset, count in _sources_drawn(earlier, data, known, read):
             if any(dataset is one for one in held):
                 continue
             same = next((entry for entry in found.values() if entry[0] is dataset), None)
             if same is not None:
                 same[1] += count
             else:
-                found[_free(called, [*names, *found])] = [dataset, count]
+                found[_unused_name(called, [*names, *found])] = [dataset, count]
     if not found:
         raise ValueError(
             f"{where}: no stage before it trained on data that are not its own, so there is nothing to replay; say "
@@ -92,7 +97,7 @@ def check_replay(stage: Stage, collator: Any, dataset: Blend) -> None:
 
 
 def _check_columns(stage: Stage, collator: Any, dataset: Blend) -> None:
-    """Rows of both kinds come in one batch: the columns that the collator or the model reads must be those of both."""
+    """Check that rows of both kinds fit in one batch: both have the columns that the collator or the model reads."""
     if any(isinstance(one, BySource) for one in nested_collators(collator)):
         return  # each source's rows have a collator of their own
     read = {*_MODEL_READS, *columns_read(collator)}
@@ -120,32 +125,32 @@ def _columns(leaf: Leaf) -> set[str] | None:
     return set(row) if isinstance(row, Mapping) else None
 
 
-def _drawn(
+def _sources_drawn(
     stage: str, dataset: Any, known: Mapping[str, Any], read: ExamplesRead | None
 ) -> list[tuple[str, Any, float]]:
-    """(name, dataset, examples) of all that a stage trains on."""
+    """Return (name, dataset, examples) of each source that a stage draws from."""
     if not isinstance(dataset, Blend):
-        return [(_known_as(dataset, known) or stage, dataset, read[stage][0] if read is not None else 1.0)]
+        return [(_known_name(dataset, known) or stage, dataset, read[stage][0] if read is not None else 1.0)]
     counts = read[stage] if read is not None else [1.0] * len(dataset.leaves)
     found = []
     for leaf, count in zip(dataset.leaves, counts, strict=False):  # of a stage that may replay, its own come first
         rows = _rows_of(leaf)
         each = len(leaf.dataset.order) / leaf.n if rows is not leaf.dataset and leaf.n else 1.0
-        found.append((_known_as(rows, known) or leaf.name, rows, count * each))
+        found.append((_known_name(rows, known) or leaf.name, rows, count * each))
     return found
 
 
 def _rows_of(leaf: Leaf) -> Any:
-    """The dataset; of places that hold several rows, what these are rows of."""
+    """Return the dataset of a source; where a place holds several rows, the dataset of those rows."""
     grouped = hasattr(leaf.dataset, "order") and hasattr(leaf.dataset, "over")
     return leaf.dataset.dataset if grouped else leaf.dataset
 
 
-def _known_as(dataset: Any, known: Mapping[str, Any]) -> str | None:
+def _known_name(dataset: Any, known: Mapping[str, Any]) -> str | None:
     return next((name for name, other in known.items() if other is dataset), None)
 
 
-def _free(name: str, taken: Sequence[str]) -> str:
+def _unused_name(name: str, taken: Sequence[str]) -> str:
     base, number = name, 2
     while name in taken:
         name, number = f"{base}-{number}", number + 1

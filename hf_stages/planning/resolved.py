@@ -1,6 +1,6 @@
-"""A recipe with every stage's inputs found: names looked up, the stage's own value or the recipe's, curricula opened.
+"""A recipe whose stages know what they work with: names looked up, own values or the recipe's, curricula opened.
 
-Everything that plans, checks, trains or evaluates stages reads them here, so that all of it speaks of the same datasets.
+All that plans, checks, trains or evaluates stages reads it from here, so that all use the same datasets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hf_stages.data.curricula.mixture import Mixture
 from hf_stages.data.curricula.replay import Replay
 from hf_stages.data.drawing.blend import Blend, make_blend
 from hf_stages.losses.task_loss import TaskLoss
-from hf_stages.planning.replay_sources import ExamplesRead, replay_gate, with_earlier
+from hf_stages.planning.replay_sources import ExamplesRead, add_earlier_data, replay_gate
 from hf_stages.schedules.of_stage import schedule_of
 
 _SHARED = ("data_collator", "compute_metrics", "teacher")
@@ -78,12 +78,12 @@ class ResolvedRecipe:
         return iter(self.stages)
 
     def replayable(self, name: str, read: ExamplesRead) -> Any:
-        """Return a stage's dataset with what its gate may replay, weighed by what the earlier stages ``read``."""
+        """Return a stage's dataset with what its gate may replay, weighted by what the earlier stages ``read``."""
         stage = self[name]
         return _with_earlier(self.recipe, stage.stage, self.sources, self.stages, stage.own_dataset, read)
 
     def with_recipe(self, recipe: Recipe) -> ResolvedRecipe:
-        """Return the same stages and datasets with the parts of another recipe, such as teachers that are loaded now."""
+        """Return the same stages and datasets with another recipe's parts, such as teachers that are loaded now."""
         stages = [replace(stage, **_parts(recipe, recipe[stage.name])) for stage in self.stages]
         return replace(self, recipe=recipe, stages=tuple(stages))
 
@@ -115,7 +115,7 @@ def resolve(recipe: Recipe) -> ResolvedRecipe:
 
 
 def _parts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
-    """What a stage works with, its data aside."""
+    """Return what a stage works with beside its data."""
     parents = parents_of(recipe.stages)
     return {
         "stage": stage,
@@ -127,7 +127,7 @@ def _parts(recipe: Recipe, stage: Stage) -> dict[str, Any]:
 
 
 def _train_dataset(recipe: Recipe, stage: Stage, sources: Mapping[str, Any]) -> Any:
-    """A dataset or a curriculum."""
+    """Return the stage's training data as declared: a dataset or a curriculum."""
     where = f"stage {stage.name!r}: train_dataset"
     dataset = look_up(own_or_shared(stage, "train_dataset", recipe), sources, where)
     if isinstance(dataset, Replay) and dataset.into is None and not isinstance(recipe.train_dataset, Mapping | Replay):
@@ -145,7 +145,7 @@ def _train_dataset(recipe: Recipe, stage: Stage, sources: Mapping[str, Any]) -> 
 
 
 def _opened(dataset: Any, sources: Mapping[str, Any], where: str) -> Any:
-    """A curriculum becomes a blend, whose sources are at hand."""
+    """Open a curriculum: a blend of it has the sources themselves."""
     if not isinstance(dataset, Curriculum):
         return dataset
     return make_blend(dataset, lambda name, where: look_up(name, sources, where), where)
@@ -165,11 +165,11 @@ def _with_earlier(
     own: Any,
     read: ExamplesRead | None,
 ) -> Any:
-    """A stage's data with what its gate may replay: the data of the stages that it stands on."""
+    """Return a stage's data with what its gate may replay: the data of the stages that it stands on."""
     parents = parents_of(recipe.stages)
     datasets = {one.name: one.own_dataset for one in resolved}
     before = {name: datasets[name] for name in lineage(stage.name, parents.get)[:-1]}
     declared = own_or_shared(stage, "train_dataset", recipe)
     name = declared if isinstance(declared, str) else None
-    found = with_earlier(stage, own, name=name, before=before, known=sources, read=read)
+    found = add_earlier_data(stage, own, name=name, before=before, known=sources, read=read)
     return _opened(found, sources, f"stage {stage.name!r}: train_dataset")

@@ -1,4 +1,4 @@
-"""TrainingArguments of one stage: the run's own, with an allow-list of fields that may differ."""
+"""The TrainingArguments of one stage: the run's, with fields of an allow-list that the stage sets itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _COERCE = {
 
 
 def stage_args(args: TrainingArguments, stage: Stage) -> TrainingArguments:
-    """The args a stage trains with. A copy with fields set: ``dataclasses.replace`` would reset accelerate's state."""
+    """Return the args that a stage trains with.
+
+    They are a copy whose fields are set: ``dataclasses.replace`` would reset accelerate's state.
+    """
     where = f"stage {stage.name!r}: args"
     own = copy.copy(args)
     for key in stage.args:
@@ -58,8 +61,8 @@ def _check_allowed(key: str, where: str) -> None:
     raise ValueError(f"{where}.{key}: {key!r} cannot differ by stage: {REASONS.get(key, ONE_RUN)}")
 
 
-def unsupported(args: TrainingArguments) -> str | None:
-    """Why these args cannot carry a staged run, or None."""
+def unsupported_args(args: TrainingArguments) -> str | None:
+    """Return why a run with stages cannot have these args; None where it can."""
     if args.auto_find_batch_size:
         return f"auto_find_batch_size: {REASONS['auto_find_batch_size']}"
     if args.n_gpu > 1:
@@ -72,8 +75,8 @@ def unsupported(args: TrainingArguments) -> str | None:
     return None
 
 
-def facts(args: TrainingArguments) -> dict[str, Any]:
-    """What of the args decides the numbers of a stage: recorded with it, compared on resume."""
+def recorded_args(args: TrainingArguments) -> dict[str, Any]:
+    """Return the args that decide a stage's numbers: they are recorded with it and compared on resume."""
     whole = ("seed", "data_seed", "bf16", "fp16", "label_smoothing_factor", "neftune_noise_alpha")
     values = {name: getattr(args, name) for name in (*OPTIMIZATION, *BATCHES, *BEST, *whole)}
     return {name: getattr(value, "value", value) for name, value in values.items()}

@@ -1,6 +1,6 @@
-"""Whether teacher and student speak of the same things: tokens told by their tokenizers, classes by a probe of the data.
+"""Checks that teacher and student mean the same by the same number: tokens by their tokenizers, classes by a trial.
 
-Nothing fails where they do not: the loss falls, and the student learns wrong answers. MNLI's checkpoints number their
+Nothing fails where they differ: the loss falls, and the student learns wrong answers. MNLI's checkpoints number their
 labels in at least two orders; vocabularies of one size may hold other tokens.
 """
 
@@ -32,11 +32,11 @@ logger = logging.get_logger(__name__)
 _ROWS = 128
 _BATCH = 16
 _CLASSES = 16
-"""More classes than this, and so few rows say too little of each."""
+"""With more classes than this, so few rows would tell too little."""
 _TOKENS = 2048
 _FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model", "tokenizer.model")
 _ENCODING = ("cls", "sep", "mask")
-"""Special tokens that change what a model reads. Others differ between a base model and its chat version, harmlessly."""
+"""Special tokens that change what a model reads. Others may differ, as between a base model and its chat version."""
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------
@@ -68,24 +68,27 @@ def _check_special(student: Any, teacher: Any, where: str) -> None:
         mine, theirs = (getattr(tokenizer, f"{name}_token", None) for tokenizer in (student, teacher))
         if None not in (mine, theirs) and mine != theirs:
             raise ValueError(
-                f"{where}: the {name} token is {mine!r} in the student's tokenizer and {theirs!r} in the teacher's; set "
-                f"tokenizer.{name}_token alike"
+                f"{where}: the {name} token is {mine!r} in the student's tokenizer and {theirs!r} in the teacher's; "
+                f"set tokenizer.{name}_token alike"
             )
 
 
 def check_teacher_tokenizers(recipe: Recipe, processing_class: Any) -> None:
-    """Compare with each teacher's tokenizer: as given, or beside its weights in a folder. Never asks a network."""
+    """Compare the student's tokenizer with each teacher's: as given, or beside its weights in a folder.
+
+    It asks no network.
+    """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if not hasattr(tokenizer, "get_vocab"):
         return
-    nouns: list[tuple[str, Any]] = [
+    holders: list[tuple[str, Any]] = [
         ("teacher", recipe),
         *((f"stage {stage.name!r}: teacher", stage) for stage in recipe.stages),
     ]
-    for where, noun in nouns:
-        given = noun.teacher.tokenizer if isinstance(noun.teacher, Teacher) else None
+    for where, holder in holders:
+        given = holder.teacher.tokenizer if isinstance(holder.teacher, Teacher) else None
         if given is None:
-            folder = folder_of(noun.teacher)
+            folder = folder_of(holder.teacher)
             given = folder if folder is not None and any((folder / name).is_file() for name in _FILES) else None
         try:
             other = (
@@ -99,7 +102,7 @@ def check_teacher_tokenizers(recipe: Recipe, processing_class: Any) -> None:
 
 
 def folder_of(teacher: Any) -> Path | None:
-    """Where a teacher was loaded from, if that is a folder of this machine."""
+    """Return where a teacher was loaded from, if that is a folder of this machine."""
     if isinstance(teacher, Teacher):  # with a tokenizer of its own, that one is compared
         teacher = teacher.model if teacher.tokenizer is None else None
     if isinstance(teacher, str):
@@ -113,7 +116,7 @@ def folder_of(teacher: Any) -> Path | None:
 
 
 def probe(trainer: Any, dataset: Any, teacher: Any, where: str) -> str | None:
-    """Run a live teacher on some of a stage's rows; says what is wrong with its answers, or None."""
+    """Run a live teacher on some of a stage's rows, and return what is wrong with its answers; None if nothing is."""
     try:
         with preserve_random_state(), torch.no_grad(), trainer.accelerator.autocast():
             kind, found = _answers(trainer, dataset, teacher)
@@ -134,17 +137,17 @@ def _answers(trainer: Any, dataset: Any, teacher: Any) -> tuple[str | None, Any]
             labels = batch.get("labels")
             if not torch.is_tensor(labels) or labels.is_floating_point() or labels.dim() != 1:
                 return None, None
-            said = teacher(batch).final.float().argmax(-1).cpu()
-            for pair in zip(said.tolist(), labels.tolist(), strict=True):
+            predicted = teacher(batch).final.float().argmax(-1).cpu()
+            for pair in zip(predicted.tolist(), labels.tolist(), strict=True):
                 counts[pair] += 1
         return "rows", counts.tolist()
     if outputs.kind == "next" or masked:
-        return "tokens", _surprise(trainer, dataset, teacher, shift=outputs.kind == "next", pad=outputs.pad)
+        return "tokens", _cross_entropy(trainer, dataset, teacher, shift=outputs.kind == "next", pad=outputs.pad)
     return None, None
 
 
-def _surprise(trainer: Any, dataset: Any, teacher: Any, *, shift: bool, pad: int | None) -> tuple[float, int, int]:
-    """The teacher's mean cross-entropy on the text itself (or on what is masked), over how many tokens, of how many."""
+def _cross_entropy(trainer: Any, dataset: Any, teacher: Any, *, shift: bool, pad: int | None) -> tuple[float, int, int]:
+    """Return the teacher's mean cross-entropy on text (or on what is masked), the tokens it ran over, its classes."""
     total, tokens, classes = 0.0, 0, 0
     for batch in _batches(trainer, dataset):
         targets = batch["input_ids"] if shift else batch["labels"]
@@ -166,7 +169,7 @@ def _surprise(trainer: Any, dataset: Any, teacher: Any, *, shift: bool, pad: int
 
 
 def _batches(trainer: Any, dataset: Any) -> Any:
-    """The same rows on every rank and in every run, spread over the data and collated as training will."""
+    """Yield batches of rows spread over the data, collated as in training; the same on every rank and in every run."""
     collator = trainer.data_collator
     by_source = SOURCE in columns_read(collator)
     if isinstance(collator, SourceCollator):
@@ -183,7 +186,7 @@ def _batches(trainer: Any, dataset: Any) -> Any:
 
 
 def _row(dataset: Any, place: int, by_source: bool) -> Any:
-    """A row; of a mixture with the source's name, where the collator goes by it."""
+    """Return a row; of a mixture with its source's name, where the collator goes by it."""
     if not by_source or not isinstance(dataset, SizedBlend):
         return dataset[place]
     name, row = dataset.named_row(place)
@@ -194,15 +197,17 @@ def _row(dataset: Any, place: int, by_source: bool) -> Any:
 
 
 def wrong_order(counts: Sequence[Sequence[int]]) -> str | None:
-    """Whether a teacher is right about the data under other numbers. ``counts[said][label]`` are rows.
+    """Return what to do where a teacher is right about the data under other numbers; None where nothing is wrong.
+
+    ``counts[predicted][label]`` are rows.
 
     Agreement is measured beyond chance (Cohen's kappa): a teacher that says one class always, as untrained ones do, has
     none under any order. It must be at least 0.4 and 4.5 / sqrt(rows), and right on a quarter of the rows more than as
-    the numbers stand. Of 210,000 random teachers (2 to 16 classes, 32 to 128 rows, balanced or not) none was refused; of
-    teachers in another order that know 60 % of the rows at least 85 % were, and of those in the right order none.
+    the numbers stand. None of 210,000 random teachers (2 to 16 classes, 32 to 128 rows, balanced or not) was refused.
+    Among teachers that know 60 % of the rows, 85 % and more of those in another order were, and none in the right one.
 
-    >>> wrong_order([[0, 0, 40], [0, 40, 0], [40, 0, 0]])
-    "the teacher's class 0 seems to be the data's class 2, its class 2 the data's class 0; number the data's labels as the teacher does"
+    >>> wrong_order([[0, 0, 40], [0, 40, 0], [40, 0, 0]]).partition("; ")[0]
+    "the teacher's class 0 seems to be the data's class 2, its class 2 the data's class 0"
     >>> wrong_order([[40, 40, 40], [0, 0, 0], [0, 0, 0]])
     """
     rows, classes = sum(map(sum, counts)), len(counts)
@@ -214,38 +219,42 @@ def wrong_order(counts: Sequence[Sequence[int]]) -> str | None:
         sum(counts[k][order[k]] for k in range(classes)) / rows,
         sum(sum(counts[k]) * labels[order[k]] for k in range(classes)) / rows**2,
     )
-    as_it_stands = sum(counts[k][k] for k in range(classes)) / rows
+    right_now = sum(counts[k][k] for k in range(classes)) / rows
     kappa = (right - chance) / (1 - chance) if chance < 1 else 0.0
-    if kappa < max(0.4, 4.5 / math.sqrt(rows)) or right - as_it_stands < 0.25:
+    if kappa < max(0.4, 4.5 / math.sqrt(rows)) or right - right_now < 0.25:
         return None
     moved = [k for k in range(classes) if order[k] != k and counts[k][order[k]]]
     first, *rest = moved
-    said = [f"the teacher's class {first} seems to be the data's class {order[first]}"]
-    said += [f"its class {k} the data's class {order[k]}" for k in rest[:3]]
-    return f"{', '.join(said)}; number the data's labels as the teacher does"
+    texts = [f"the teacher's class {first} seems to be the data's class {order[first]}"]
+    texts += [f"its class {k} the data's class {order[k]}" for k in rest[:3]]
+    return f"{', '.join(texts)}; number the data's labels as the teacher does"
 
 
 def _best_order(counts: Sequence[Sequence[int]]) -> dict[int, int]:
-    """Which label each class stands for: the largest counts first. Where a teacher knows its classes, that is the best."""
+    """Return which label each class stands for. The largest counts are matched first.
+
+    Where a teacher knows its classes, this is the best match.
+    """
     cells = sorted(
-        ((n, said == k, said, k) for said, row in enumerate(counts) for k, n in enumerate(row)), reverse=True
+        ((n, predicted == k, predicted, k) for predicted, row in enumerate(counts) for k, n in enumerate(row)),
+        reverse=True,
     )
     order: dict[int, int] = {}
-    for _, _, said, label in cells:
-        if said not in order and label not in order.values():
-            order[said] = label
+    for _, _, predicted, label in cells:
+        if predicted not in order and label not in order.values():
+            order[predicted] = label
     return order
 
 
-def wrong_tokens(surprise: float, tokens: int, classes: int) -> str | None:
-    """Whether a teacher is worse than one that has learned nothing: a nat above the entropy of a uniform guess.
+def wrong_tokens(cross_entropy: float, tokens: int, classes: int) -> str | None:
+    """Return what is wrong with a teacher that is worse than a uniform guess by a nat and more; None where it is not.
 
     >>> [wrong_tokens(*found) is None for found in ((12.0, 2048, 32000), (10.4, 2048, 32000), (99.0, 10, 32000))]
     [False, True, True]
     """
-    if tokens < 64 or classes < 2 or not surprise > math.log(classes) + 1.0:
+    if tokens < 64 or classes < 2 or not cross_entropy > math.log(classes) + 1.0:
         return None
     return (
-        f"the teacher reads other tokens: its cross-entropy is {surprise:.1f}, and guessing at random would have "
+        f"the teacher reads other tokens: its cross-entropy is {cross_entropy:.1f}, and guessing at random would have "
         f"{math.log(classes):.1f}; take a teacher with the student's tokenizer"
     )

@@ -1,4 +1,4 @@
-"""Whether every token of the tokenizer has a row in the model's embedding; where not, the first batch with it would fail."""
+"""Checks that the model's embedding has a row for each token: without one, the first batch with the token fails."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hf_stages.models.model_source import ModelSource
 
 logger = logging.get_logger(__name__)
 
-_NAMED = ("pad", "bos", "eos", "unk", "cls", "sep")
+_SPECIAL = ("pad", "bos", "eos", "unk", "cls", "sep")
 
 
 def check_vocabulary(recipe: Recipe, processing_class: Any, skeletons: Mapping[str, Any]) -> None:
     """Refuse a stage whose model, after its transforms, has fewer rows than the tokenizer has tokens.
 
-    A pretrained model may come with added tokens that it has no rows for and never reads (Gemma's of images): these are
-    told of, not refused.
+    A pretrained model may come with added tokens that it has no rows for and never reads, such as Gemma's for images.
+    These give a warning alone.
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
     if not hasattr(tokenizer, "get_vocab"):
@@ -29,9 +29,9 @@ def check_vocabulary(recipe: Recipe, processing_class: Any, skeletons: Mapping[s
     pretrained = isinstance(recipe.model, str) or (
         isinstance(recipe.model, ModelSource) and recipe.model.config is None
     )
-    needed = _read(tokenizer) if pretrained else every
+    needed = _rows_needed(tokenizer) if pretrained else every
     for stage in recipe.stages:
-        rows = _rows(skeletons.get(stage.name))
+        rows = _embedding_rows(skeletons.get(stage.name))
         mend = f"add {{use: ResizeVocab, to: {every}}} to transforms, or set 'vocab_size' in the config to {every}"
         if rows is not None and rows < needed:
             raise ValueError(
@@ -46,15 +46,15 @@ def check_vocabulary(recipe: Recipe, processing_class: Any, skeletons: Mapping[s
             return
 
 
-def _read(tokenizer: Any) -> int:
-    """One more than the highest token that text becomes, or that begins, ends, splits or pads it."""
+def _rows_needed(tokenizer: Any) -> int:
+    """Return how many rows text needs: up to the highest token of text, or that begins, ends, splits or pads it."""
     added = set(getattr(tokenizer, "added_tokens_decoder", ()))
     own = [number for number in tokenizer.get_vocab().values() if number not in added]
-    named = [getattr(tokenizer, f"{name}_token_id", None) for name in _NAMED]
+    named = [getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL]
     return max([*own, *(number for number in named if number is not None)], default=-1) + 1
 
 
-def _rows(model: Any) -> int | None:
+def _embedding_rows(model: Any) -> int | None:
     try:
         embedding = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):

@@ -13,16 +13,16 @@ from hf_stages.models.method_patches import check_rebuilt_model
 from hf_stages.packing.checks import check_packed_stages
 from hf_stages.planning.checks import check_no_rebuild, check_stages
 from hf_stages.planning.collator_checks import check_collators
-from hf_stages.planning.domains import evaluated
+from hf_stages.planning.domains import evaluation_sets
 from hf_stages.planning.measure_data import plan_for
-from hf_stages.planning.model_shapes import dry_models
+from hf_stages.planning.model_shapes import build_skeletons
 from hf_stages.planning.plan import Plan
-from hf_stages.planning.raw_rows import check_labels, check_rows, has_own_rows
+from hf_stages.planning.raw_rows import check_labels, check_rows, prepares_own_rows
 from hf_stages.planning.teacher_agreement import check_teacher_tokenizers
 from hf_stages.training.run_teachers import check_declared
 
 
-def checked(
+def check_plan(
     plan: Plan,
     args: TrainingArguments,
     models: Mapping[str, Any],
@@ -53,10 +53,10 @@ def checked(
         if not own_labels:
             check_labels(resolved, args, models)
     check_packed_stages(resolved.recipe, models)
-    return plan.with_taught(check_stages(resolved, args, models, structure, own_loss=own_loss))
+    return plan.with_teaching(check_stages(resolved, args, models, structure, own_loss=own_loss))
 
 
-def plan_of(trainer: Any) -> Plan:
+def plan_trainer(trainer: Any) -> Plan:
     """Plan a trainer's run. What was planned and checked before the trainer was made is taken over."""
     known = trainer.plan_at_hand
     anew = known is None or trainer.prepares or known.made_with != trainer.args.to_dict()
@@ -72,16 +72,16 @@ def plan_of(trainer: Any) -> Plan:
 
 def _planned_anew(trainer: Any) -> Plan:
     plan = plan_for(trainer.recipe, trainer.args, trainer.train_data if trainer.prepares else None)
-    for stage, dataset in evaluated(plan.resolved) if trainer.prepares else ():
+    for stage, dataset in evaluation_sets(plan.resolved) if trainer.prepares else ():
         trainer.eval_data(dataset, stage.stage)
     blueprint = trainer.blueprint
     own_loss = trainer.compute_loss_func is not None
-    return checked(
+    return check_plan(
         plan,
         trainer.args,
-        dry_models(trainer.recipe, blueprint.build("meta")) if blueprint.buildable else {},
+        build_skeletons(trainer.recipe, blueprint.build("meta")) if blueprint.buildable else {},
         trainer.processing_class,
-        own_rows=has_own_rows(trainer),
+        own_rows=prepares_own_rows(trainer),
         own_labels=own_loss or overrides_compute_loss(trainer),
         own_loss=own_loss,
     )

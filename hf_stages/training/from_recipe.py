@@ -34,7 +34,7 @@ from hf_stages.losses.objective.stage_losses import wants_teacher
 from hf_stages.models.model_source import ModelSource
 from hf_stages.planning.args_values import check_ranges, check_types
 from hf_stages.planning.measure_data import plan_for
-from hf_stages.planning.model_shapes import dry_models
+from hf_stages.planning.model_shapes import build_skeletons
 from hf_stages.planning.plan import Plan
 from hf_stages.planning.resolved import resolve
 from hf_stages.planning.vocabulary import check_vocabulary
@@ -42,7 +42,7 @@ from hf_stages.recipes.parts_by_name import with_parts
 from hf_stages.reports.text import dataset_label, part
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
-from hf_stages.training.checked_plan import checked
+from hf_stages.training.checked_plan import check_plan
 
 logger = logging.get_logger(__name__)
 
@@ -90,9 +90,9 @@ class Prepared:
         def read(key: str) -> Any:
             return known[key].skeleton(trust_remote_code=self.trust_remote_code)
 
-        models = dry_models(self.recipe, self.skeleton())
+        models = build_skeletons(self.recipe, self.skeleton())
         check_vocabulary(self.recipe, self.tokenizer, models)
-        return checked(
+        return check_plan(
             plan,
             self.args,
             models,
@@ -144,7 +144,7 @@ class Prepared:
 
     @_placing
     def cache_teacher(self, folder: str, **options: Any) -> CachedTeacher:
-        """Run the recipe's teachers' one model over all data that stages learn from a teacher with; see ``Teacher.cache``."""
+        """Run the one teacher of all stages over the data that they learn from it with; see ``Teacher.cache``."""
         declared: list[Any] = []
         datasets: list[Any] = []
         for stage in resolve(self.recipe):
@@ -171,7 +171,7 @@ class Prepared:
         return _model_source(self.recipe.model)
 
     def _load(self, source: Any, loaded: dict[str, Any], where: str) -> Any:
-        """Load a model that is given by name; the same name is loaded once. ``stage:<name>`` is the trainer's matter."""
+        """Load a model that is given by name, the same name once. The trainer finds ``stage:<name>`` itself."""
         source = self._source(source)
         if isinstance(source, Teacher) and source.auto_class is None and isinstance(source.model, str):
             return replace(source, auto_class=self._model().auto_class)  # a stage loads it when it begins
@@ -183,7 +183,7 @@ class Prepared:
         return loaded[key]
 
     def _source(self, teacher: Any) -> Any:
-        """A path becomes a model's source of the student's kind; ``base`` and ``stage:<name>`` are the trainer's matter."""
+        """Make of a path a model's source of the student's kind. The trainer finds ``base`` and ``stage:<name>``."""
         if not isinstance(teacher, str) or teacher == BASE or teaching_stage(teacher) is not None:
             return teacher
         return ModelSource(path=teacher, auto_class=self._model().auto_class)

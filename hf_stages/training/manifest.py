@@ -29,7 +29,7 @@ from hf_stages.core.sealed_folders import (
 from hf_stages.core.stage import Recipe
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.planning.plan import Plan
-from hf_stages.planning.stage_args import facts, stage_args
+from hf_stages.planning.stage_args import recorded_args, stage_args
 from hf_stages.recipes.files import to_dict
 from hf_stages.reports.finished_stage import FinishedStage
 from hf_stages.training.cut_stage import CutStage
@@ -84,7 +84,7 @@ class Manifest:
             "gates": gates,
             "parent": self.plan[name].parent,
             "train_dataset": _data(resolved.dataset),
-            "args": facts(stage_args(self.args, stage)),
+            "args": recorded_args(stage_args(self.args, stage)),
             "data_collator": fingerprint(resolved.data_collator),
             **({"teacher_cache": content} if content is not None else {}),
         }

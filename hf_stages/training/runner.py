@@ -22,7 +22,7 @@ from hf_stages.core.sealed_folders import is_disk_error
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.evaluation.final_metrics import final_metrics, metrics_of_other_domains
 from hf_stages.planning.cautions import cautions
-from hf_stages.planning.plan import Plan, PlannedStage, args_defaults, span_of
+from hf_stages.planning.plan import Plan, PlannedStage, schedule_defaults, span_of
 from hf_stages.planning.stage_args import stage_args
 from hf_stages.reports.finished_stage import FinishedStage
 from hf_stages.schedules.base import Span
@@ -141,7 +141,7 @@ class Runner:
         parent = self.manifest.done.get(root.parent) if root.parent else None
         own = stage_args(self.lent.own.args, root.stage)
         total = self.plan.spans[root.name].total
-        return span_of(root.stage, args_defaults(own), total, parent.learning_rate if parent else None)
+        return span_of(root.stage, schedule_defaults(own), total, parent.learning_rate if parent else None)
 
     def _note_start(self, planned: PlannedStage, change: Transition) -> None:
         """Note what the plan warns of, and transforms that moved the model's outputs though they claim not to."""

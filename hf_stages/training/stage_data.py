@@ -15,7 +15,7 @@ from hf_stages.data.drawing.drawn_rows import DrawnRows, DrawnStream, OneByOnePo
 from hf_stages.data.drawing.endless_stream import EndlessStream
 from hf_stages.data.drawing.order import SeededDataset, StageSampler, order_of_sampler, sequential, shuffled
 from hf_stages.data.drawing.replayed import Events
-from hf_stages.planning.measure_data import strategy_of
+from hf_stages.planning.measure_data import sampling_strategy
 from hf_stages.planning.plan import PlannedStage
 
 ORDERS = "orders"
@@ -32,7 +32,7 @@ class StageData:
         self.keyed: SeededDataset | None = None
         if isinstance(dataset, Blend):
             draws = planned.steps * self.size.global_batch
-            shuffle = strategy_of(args) != "sequential"
+            shuffle = sampling_strategy(args) != "sequential"
             dataset.bind(draws, seed, shuffle=shuffle, folder=Path(args.output_dir) / ORDERS)
 
     @property
@@ -84,7 +84,7 @@ class StageData:
             return self.sampler
         n = self.size.examples
         assert n is not None  # Trainer asks for a sampler only where there is a length
-        strategy = strategy_of(self.args)
+        strategy = sampling_strategy(self.args)
         if strategy == "random":
             order = shuffled(n, self.seed)
         else:

@@ -32,7 +32,7 @@ from hf_stages.planning.unused_args import unused_args
 from hf_stages.recipes.parts_by_name import with_parts, with_trainer_parts
 from hf_stages.reports.tables.plan_table import plan_table
 from hf_stages.training.callbacks import OneRun
-from hf_stages.training.checked_plan import plan_of
+from hf_stages.training.checked_plan import plan_trainer
 from hf_stages.training.lent_trainer import OwnSettings
 from hf_stages.training.loop_mixin import LoopMixin
 from hf_stages.training.preparing.deferred_data import defer_train_dataset
@@ -135,7 +135,7 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
         """Compute the plan; printed, it is a table. Raises every error that can be known before the first step."""
         if self.recipe is None:
             raise ValueError("plan: expected a trainer with stages")
-        return replace(plan_of(self), show=self._plan_table)
+        return replace(plan_trainer(self), show=self._plan_table)
 
     def _plan_table(self, plan: Plan) -> str:
         return plan_table(plan, model=self.blueprint.build("meta") if self.blueprint.buildable else None)

@@ -45,19 +45,19 @@ RUN_ALONE = [
 
 
 @pytest.mark.parametrize(("values", "words"), [*WRONG, *RUN_ALONE], ids=str)
-def test_a_recipes_args(values, words):
+def test_a_recipes_args_of_wrong_types_and_ranges_are_refused(values, words):
     with pytest.raises(ValueError, match=rf"^args\.{words}"):
         training_arguments({"output_dir": "out", **values})
 
 
 @pytest.mark.parametrize(("values", "words"), WRONG, ids=str)
-def test_a_stages_args(values, words, tmp_path):
+def test_a_stages_args_of_wrong_types_and_ranges_are_refused(values, words, tmp_path):
     with pytest.raises(ValueError, match=rf"^stage 'a': args\.{words}"):
         stage_args(TrainingArguments(tmp_path, use_cpu=True), Stage("a", "1 steps", args=values))
 
 
 @pytest.mark.parametrize("values", [{"per_device_train_batch_size": 0}, {"gradient_accumulation_steps": 0}])
-def test_a_trainers_own_args(values, tmp_path):
+def test_a_trainers_own_args_are_checked_too(values, tmp_path):
     args = TrainingArguments(tmp_path, use_cpu=True, report_to="none", **values)
     with pytest.raises(ValueError, match=rf"^args\.{next(iter(values))}: expected a number of at least 1"):
         StagedTrainer(tiny.llama(), args, stages=[Stage("a", "1 steps")], train_dataset=tiny.lm_data()).plan()
@@ -73,14 +73,14 @@ def test_a_trainers_own_args(values, tmp_path):
         ("save_steps", 2.0**60, "expected a number of at most"),
     ],
 )
-def test_what_python_gives_a_trainer(key, value, words, tmp_path):
+def test_args_set_in_python_are_refused_before_the_first_step(key, value, words, tmp_path):
     args = TrainingArguments(tmp_path, use_cpu=True, report_to="none")
     setattr(args, key, value)
     with pytest.raises(ValueError, match=rf"^args\.{key}: {words}"):
         StagedTrainer(tiny.llama(), args, stages=[Stage("a", "1 steps")], train_dataset=tiny.lm_data()).plan()
 
 
-def test_what_fits_is_taken():
+def test_values_that_trainer_accepts_are_accepted():
     given = {
         "learning_rate": 1,
         "max_steps": -1,

@@ -16,7 +16,7 @@ from hf_stages.core.registry import part_names
 from hf_stages.data import ByLength, Preferences
 from hf_stages.planning.cautions import cautions
 from hf_stages.planning.measure_data import plan_for
-from hf_stages.planning.plan import Size, args_defaults, make_plan
+from hf_stages.planning.plan import Size, make_plan, schedule_defaults
 from hf_stages.planning.stage_args import stage_args
 from hf_stages.recipes import loads
 from hf_stages.reports.tables.plan_table import plan_table
@@ -49,18 +49,18 @@ def found(*stages: Stage, batch: int = 8, examples: int = 100, warmup: float = 2
         (Rewarm(to=5e-4, warmup=0, optimizer="reset"), "no warmup"),
     ],
 )
-def test_rates(schedule, words):
+def test_rates_that_rise_and_missing_warmups_give_a_warning(schedule, words):
     lines = found(Stage("a", "20 steps"), Stage("b", "20 steps", schedule=schedule)).get("b", [])
     assert [words in line for line in lines] == ([True] if words else [])
 
 
-def test_what_goes_on_at_the_same_rate_needs_no_warmup():
+def test_a_stage_that_goes_on_at_the_same_rate_needs_no_warmup():
     first = Stage("a", "20 steps", schedule=Fresh(shape=FLAT))
     assert not found(first, Stage("b", "20 steps", schedule=Fresh(warmup=0, shape=FLAT, optimizer="carry")))
 
 
 @pytest.mark.parametrize(("batch", "examples", "warned"), [(8, 100, False), (7, 100, True), (7, 7, False)])
-def test_small_batches(batch, examples, warned):
+def test_small_batches_give_a_warning(batch, examples, warned):
     lines = found(Stage("a", "20 steps"), batch=batch, examples=examples).get("a", [])
     assert [line.startswith(f"{batch} examples per update: below 8") for line in lines] == [True] * warned
 
@@ -99,7 +99,7 @@ def test_a_place_that_holds_several_rows_counts_as_these(tokens, warned):
 
 
 @pytest.mark.parametrize("name", part_names("recipes"))
-def test_a_ready_recipe_as_it_is_printed_raises_none(name, capsys):
+def test_a_ready_recipe_as_it_is_printed_gives_no_warning(name, capsys):
     """With the arguments that its first line says to add."""
     assert cli.main(["recipe", name]) == 0
     printed = capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_a_ready_recipe_as_it_is_printed_raises_none(name, capsys):
     args = TrainingArguments(**said, report_to=[], use_cpu=True)
     assert said["warmup_steps"]
     sizes = {s.name: Size(1000, batch=8) for s in recipe.stages}
-    own = {s.name: args_defaults(stage_args(args, s)) for s in recipe.stages}
+    own = {s.name: schedule_defaults(stage_args(args, s)) for s in recipe.stages}
     assert not cautions(make_plan(recipe, sizes, own))
 
 
@@ -118,8 +118,8 @@ YAML = [
 
 
 @pytest.mark.parametrize("block", YAML, ids=lambda b: f"{b.page}:{b.line}")
-def test_a_recipe_of_a_guide_raises_none(block):
-    """Rates are judged where the block says them; README's second stage rises from a default that its page does not use."""
+def test_a_recipe_of_a_guide_gives_no_warning(block):
+    """Rates are judged where the block has them: README's second stage rises from a default that it does not use."""
     recipe = loads(block.code)
     given = {"learning_rate": 2e-3, **recipe.args, "output_dir": "unused", "report_to": [], "use_cpu": True}
     args = {s.name: stage_args(TrainingArguments(**given), s) for s in recipe.stages}
@@ -127,11 +127,11 @@ def test_a_recipe_of_a_guide_raises_none(block):
         s.name: Size(1000, batch=args[s.name].per_device_train_batch_size, tokens_per_example=100)
         for s in recipe.stages
     }
-    found = cautions(make_plan(recipe, sizes, {n: args_defaults(a) for n, a in args.items()}))
+    found = cautions(make_plan(recipe, sizes, {n: schedule_defaults(a) for n, a in args.items()}))
     assert not found
 
 
-def test_the_plan_and_the_ledger_say_so(tmp_path):
+def test_warnings_stand_in_the_plan_and_the_ledger(tmp_path):
     trainer = staged(tmp_path, [Stage("a", "1 steps"), Stage("b", "1 steps", schedule=Fresh(peak=2e-3))])
     table = " ".join(plan_table(trainer.plan()).split())
     assert "b: its learning rate goes up to 0.002, above the 0.001 of 'a' before it" in table

@@ -11,9 +11,14 @@ from hf_stages.recipes import loads
 from hf_stages.training.from_recipe import prepare
 from tests.support import tiny
 
-TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 RECIPE = """\
-model: {{config: {{model_type: llama, vocab_size: 260, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2}}}}
+model:
+  config: {{model_type: llama, vocab_size: 260, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1,
+            num_attention_heads: 2}}
 tokenizer: {folder}/tokenizer
 args: {{output_dir: {folder}/out, per_device_train_batch_size: 2, report_to: none, use_cpu: true, disable_tqdm: true}}
 sources:
@@ -23,7 +28,9 @@ train_dataset: text
 stages:
 - name: language
   until: 2 steps
-  data_collator: {{use: Packed, length: "Linear(8, 64)", longer: split, collator: {{use: DataCollatorForLanguageModeling, mlm: false}}}}
+  data_collator:
+    {{use: Packed, length: "Linear(8, 64)", longer: split,
+      collator: {{use: DataCollatorForLanguageModeling, mlm: false}}}}
 - name: chat
   until: 2 steps
   train_dataset: talk
@@ -46,7 +53,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_recipe_runs(folder: Path) -> None:
+def test_a_recipe_with_collators_of_stages_runs(folder: Path) -> None:
     prepared = prepare(loads(RECIPE.format(folder=folder)))
     prepared.plan()
     prepared.trainer().train()

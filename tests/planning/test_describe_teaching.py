@@ -27,11 +27,11 @@ def plan_of(*stages, **kwargs):
     return own.plan()
 
 
-def test_layers_weights_teacher_and_reach():
+def test_the_plan_names_layers_weights_teacher_and_how_far_it_runs():
     both = FEATURES + Linear(0.5, 0.1) * LogitKL(temperature=2)
     teacher = tiny.bert(num_hidden_layers=6)
     plan = plan_of(Stage("features", "2 steps", loss=FEATURES), Stage("all", "2 steps", loss=both), teacher=teacher)
-    first, second = (stage.taught for stage in plan.stages)
+    first, second = (stage.teaching for stage in plan.stages)
     assert first.losses == ("HiddenMSE 0-0 1-3 2-6", "AttentionMSE 1-3 2-6")
     assert first.reach == "runs to block 6, no head"
     assert second.losses[2] == "LogitKL T=2 forward (x0.5 -> 0.1)"
@@ -44,17 +44,17 @@ def test_layers_weights_teacher_and_reach():
 
 def test_a_shallow_map_ends_the_teacher_early():
     plan = plan_of(Stage("a", "2 steps", loss=HiddenMSE(layers={1: 3})), teacher=tiny.bert(num_hidden_layers=6))
-    assert plan["a"].taught.reach == "runs to block 3, no head"
+    assert plan["a"].teaching.reach == "runs to block 3, no head"
 
 
-def test_an_earlier_stage_and_the_base_as_teachers():
+def test_an_earlier_stage_and_the_base_are_named_as_teachers():
     pytest.importorskip("peft")
     stages = [
         Stage("a", "2 steps"),
         Stage("b", "2 steps", loss=FEATURES, teacher="stage:a"),
         Stage("c", "2 steps", loss=TaskLoss() + 0.1 * LogitKL(), teacher="base", transforms=[AddLora(r=2)]),
     ]
-    found = [stage.taught for stage in plan_of(*stages).stages]
+    found = [stage.teaching for stage in plan_of(*stages).stages]
     assert found[0].teacher is None
     assert found[1].teacher == "stage a"
     assert found[2].teacher == "the student's own base, adapters off"
@@ -81,7 +81,7 @@ def _with_liger(args):
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """``recipe(**changes)``: a teacher of 4 layers given by its folder, without weights: only its config may be read."""
+    """``recipe(**changes)``: a teacher of 4 layers by its folder, without weights: only its config may be read."""
     monkeypatch.chdir(tmp_path)
     row = {"input_ids": [3, 4, 5], "labels": 1}
     Path("rows.jsonl").write_text("\n".join([json.dumps(row)] * 8))

@@ -9,7 +9,7 @@ from torch import nn
 
 from hf_stages import Recipe, Stage
 from hf_stages.models.structure import save_weights
-from hf_stages.planning.model_shapes import dry_run, shape_of
+from hf_stages.planning.model_shapes import shape_of, stage_shapes
 from hf_stages.transforms import SplitTernary, Ternarize, Transform
 from hf_stages.transforms.freeze import Freeze
 from tests.support import tiny
@@ -37,7 +37,7 @@ class ReadsValues(Transform):
 
 
 def test_counts_equal_those_of_the_real_model():
-    real, shape = tiny.llama(), dry_run(Recipe([Stage("a", "1 steps")]), skeleton())["a"]
+    real, shape = tiny.llama(), stage_shapes(Recipe([Stage("a", "1 steps")]), skeleton())["a"]
     total = sum(p.numel() for p in real.parameters())
     assert (shape.params, shape.trainable, shape.bytes) == (total, total, 4 * total + 8 * total)
     assert shape.non_embedding == real.num_parameters(exclude_embeddings=True)
@@ -57,7 +57,7 @@ def test_every_branch_starts_from_its_own_parent():
         Stage("anew", "1 steps", parents=[], transforms=[Widen(3)]),
     ]
     bare = skeleton()
-    params = {name: shape.params for name, shape in dry_run(Recipe(stages), bare).items()}
+    params = {name: shape.params for name, shape in stage_shapes(Recipe(stages), bare).items()}
     row = tiny.llama_config().hidden_size
     extra = {name: (count - params["root"]) // row for name, count in params.items()}
     assert extra == {"root": 0, "wide": 1, "wider": 2, "side": 0, "anew": 3}
@@ -65,7 +65,7 @@ def test_every_branch_starts_from_its_own_parent():
 
 
 def test_frozen_parameters_are_not_trained_and_need_no_moments():
-    shapes = dry_run(Recipe([Stage("a", "1 steps", transforms=[Freeze("embed_tokens")])]), skeleton())
+    shapes = stage_shapes(Recipe([Stage("a", "1 steps", transforms=[Freeze("embed_tokens")])]), skeleton())
     table = tiny.VOCAB * tiny.llama_config().hidden_size
     assert shapes["a"].trainable == shapes["a"].params - table
     assert shapes["a"].bytes == 4 * shapes["a"].params + 8 * shapes["a"].trainable
@@ -74,7 +74,7 @@ def test_frozen_parameters_are_not_trained_and_need_no_moments():
 def test_a_refusing_transform_is_named_with_its_place():
     stages = [Stage("a", "1 steps"), Stage("b", "1 steps", transforms=[Widen(1), Freeze("no.such")])]
     with pytest.raises(ValueError, match=r"^stage 'b': transforms\[1\] Freeze: the pattern 'no.such' matches nothing"):
-        dry_run(Recipe(stages), skeleton())
+        stage_shapes(Recipe(stages), skeleton())
 
 
 def test_a_transform_that_reads_weights_leaves_its_branch_out():
@@ -84,12 +84,12 @@ def test_a_transform_that_reads_weights_leaves_its_branch_out():
         Stage("c", "1 steps"),
         Stage("d", "1 steps", parents="a"),
     ]
-    assert list(dry_run(Recipe(stages), skeleton())) == ["a", "d"]
+    assert list(stage_shapes(Recipe(stages), skeleton())) == ["a", "d"]
 
 
 def test_the_generators_of_training_are_not_moved():
     before = torch.get_rng_state()
-    dry_run(Recipe([Stage("a", "1 steps", transforms=[Widen()])]), skeleton())
+    stage_shapes(Recipe([Stage("a", "1 steps", transforms=[Widen()])]), skeleton())
     assert torch.equal(torch.get_rng_state(), before)
 
 

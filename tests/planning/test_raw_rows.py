@@ -49,18 +49,21 @@ def trainer(tmp_path):
 
 @pytest.mark.parametrize("data", [RAW, PLAIN, RAW.to_iterable_dataset(), Mixture({"x": 1}, {"x": RAW})], ids=str)
 @pytest.mark.parametrize("build", [tiny.bert, tiny.llama])
-def test_raw_text(trainer, data, build):
-    words = r"stage 'a': train_dataset: its rows hold text, label.* takes none.*tokenize first\. In a recipe.*text: text.*rows\['text'\]"
+def test_raw_text_is_refused_with_how_to_tokenize_it(trainer, data, build):
+    words = (
+        r"stage 'a': train_dataset: its rows hold text, label.* takes none.*tokenize first\. "
+        r"In a recipe.*text: text.*rows\['text'\]"
+    )
     with pytest.raises(ValueError, match=words):
         trainer(data, model=build()).train()
 
 
-def test_raw_text_to_evaluate_on(trainer):
+def test_raw_text_to_evaluate_on_is_refused(trainer):
     with pytest.raises(ValueError, match="stage 'a': eval_dataset: its rows hold text, label"):
         trainer(tiny.class_data(8), eval_dataset={"fine": tiny.class_data(8), "raw": RAW}).train()
 
 
-def test_raw_images(trainer):
+def test_raw_images_are_refused(trainer):
     data = Dataset.from_dict({"image": [[[0, 1], [1, 0]]] * 8, "label": [0] * 8})
     with pytest.raises(
         ValueError, match=r"its rows hold image, label.*takes pixel_values and such.*the model's processor"
@@ -69,25 +72,25 @@ def test_raw_images(trainer):
 
 
 @pytest.mark.parametrize("collator", [None, TokenizingCollator()])
-def test_a_collator_that_never_sees_the_text(trainer, collator):
+def test_a_collator_that_never_sees_the_text_does_not_help(trainer, collator):
     with pytest.raises(ValueError, match="its rows hold text, label"):
         trainer(RAW, data_collator=collator).train()
 
 
-def test_a_collator_that_tokenizes(trainer):
+def test_a_collator_that_tokenizes_may_get_raw_text(trainer):
     trainer(RAW, data_collator=TokenizingCollator(), remove_unused_columns=False).train()
 
 
-def test_a_trainer_that_has_its_own_columns(trainer):
+def test_a_trainer_with_its_own_columns_is_not_judged(trainer):
     trainer(RAW, kind=OwnTrainer, data_collator=TokenizingCollator()).train()
 
 
-def test_rows_with_an_input_of_another_name(trainer):
+def test_rows_with_an_input_of_another_name_are_accepted(trainer):
     ids = torch.zeros(8, 4, 32).tolist()
     trainer(Dataset.from_dict({"inputs_embeds": ids, "labels": [0] * 8})).plan()
 
 
-def test_a_recipe_names_the_line(tmp_path):
+def test_raw_text_of_a_recipe_is_refused_with_the_line(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"story": "a b c"}) for _ in range(8)))
     config = {
         "model_type": "llama",
@@ -115,7 +118,7 @@ class OwnLoss(StagedTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def test_rows_without_labels(trainer):
+def test_rows_without_labels_are_refused(trainer):
     rows = Dataset.from_dict({"input_ids": [[3, 4, 5]] * 8})
     with pytest.raises(
         ValueError, match=r"stage 'a': train_dataset: its rows hold input_ids, and the loss of .* needs labels"

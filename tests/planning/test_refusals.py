@@ -70,7 +70,7 @@ def untimed(history):
     return [{k: v for k, v in log.items() if not k.endswith(("_runtime", "_per_second"))} for log in history]
 
 
-# ---- stopped and gone on with ---------------------------------------------------------------------------------------------
+# ---- stopped and gone on with ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", sorted(random.Random(3).sample([1, 2, 3, 5, 6, 7, 8, 9], 3)))
@@ -103,7 +103,7 @@ def test_ctrl_c_goes_on_from_the_last_checkpoint(tmp_path, whole, step, same_tra
     assert_like(again, whole)
 
 
-def test_ctrl_c_before_anything_was_saved(tmp_path, whole):
+def test_after_ctrl_c_before_anything_was_saved_a_new_trainer_starts_afresh(tmp_path, whole):
     own = trainer(tmp_path, callbacks=[At(2, interrupt)])
     with pytest.raises(KeyboardInterrupt):
         own.train()
@@ -131,7 +131,7 @@ def test_expectations_stop_a_run_until_they_are_widened(tmp_path, whole):
     assert_equal(dict(again.model.state_dict()), dict(whole.model.state_dict()), "weights")
 
 
-# ---- refused --------------------------------------------------------------------------------------------------------------
+# ---- refused --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def refused(out, stages=(A, B), resume=True, **args):
     return str(error.value)
 
 
-def test_an_edited_finished_stage(begun):
+def test_an_edited_finished_stage_is_refused(begun):
     said = refused(begun, [Stage("a", "5 steps"), B])
     assert said.startswith("stage 'a' is finished and was edited since:")
     assert "until" in said
@@ -159,7 +159,7 @@ def test_an_edited_finished_stage(begun):
     assert said.endswith("stages not yet begun may be edited")
 
 
-def test_an_edited_stage_that_has_begun(begun):
+def test_an_edited_stage_that_has_begun_is_refused(begun):
     said = refused(begun, [A, Stage("b", "6 steps", schedule=Resume(), args={"weight_decay": 0.1})])
     assert said.startswith("stage 'b' is begun and was edited since:")
     assert "weight_decay" in said
@@ -174,7 +174,7 @@ def test_a_stage_not_yet_begun_may_be_edited(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("[0-9]*")) == ["01-a", "02-b", "03-c"]
 
 
-def test_another_recipe(begun):
+def test_another_recipe_is_refused(begun):
     said = refused(begun, [Stage("other", "4 steps")])
     assert "the run of another recipe: its finished stage 'a' (01-a) is not in this one at that place" in said
     assert "choose another output_dir" in said
@@ -182,13 +182,13 @@ def test_another_recipe(begun):
     assert "holds the run of another recipe (stages a, b; 01-a is done); choose another output_dir" in said
 
 
-def test_a_fresh_run_over_an_old_one(begun):
+def test_a_fresh_run_over_an_old_one_is_refused(begun):
     said = refused(begun, resume=False)
     assert f"{begun} already holds a run (1 of 2 stages done" in said
     assert "or choose another output_dir" in said
 
 
-def test_a_newer_schema(tmp_path):
+def test_a_newer_schema_is_refused(tmp_path):
     cut(tmp_path, 8)
     stage = tmp_path / "01-a"
     write_json(stage / "stage.json", {**json.loads((stage / "stage.json").read_text()), "schema": 99})
@@ -199,7 +199,7 @@ def test_a_newer_schema(tmp_path):
     )
 
 
-def test_another_global_batch(begun, tmp_path):
+def test_another_global_batch_is_refused(begun, tmp_path):
     said = refused(begun, per_device_train_batch_size=2)
     assert "per_device_train_batch_size" in said
     cut(tmp_path, 8)
@@ -214,7 +214,7 @@ def test_another_global_batch(begun, tmp_path):
     )
 
 
-def test_the_path_of_a_checkpoint(begun, tmp_path, whole):
+def test_a_run_resumes_from_the_path_of_a_checkpoint(begun, tmp_path, whole):
     said = refused(begun, resume=str(begun / "checkpoint-3"))
     assert said.startswith(
         f"resume_from_checkpoint: {begun}/checkpoint-3 belongs to no stage that is still to be trained"

@@ -1,4 +1,4 @@
-"""Teachers that mean other things by their answers are refused before a step is taken; those that know nothing are not."""
+"""Teachers that number tokens or classes otherwise are refused before the first step; untrained ones are not."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_other_tokens_are_refused(language_model, tmp_path):
     distil(tmp_path / "untrained", tiny.llama(1), tiny.llama(2), counting()).train()
 
 
-def test_the_probe_leaves_no_trace(classifier, tmp_path):
+def test_trying_the_teacher_leaves_no_trace(classifier, tmp_path):
     weights = []
     for name, probes in (("with", True), ("without", False)):
         trainer = distil(tmp_path / name, tiny.bert(1), classifier, tiny.class_data(64, seed=1))
@@ -86,7 +86,7 @@ def test_the_probe_leaves_no_trace(classifier, tmp_path):
     assert torch.equal(*weights)
 
 
-def test_verdicts_on_counts():
+def test_only_a_clear_match_under_other_numbers_is_refused():
     swapped = [[2, 60], [58, 8]]
     assert wrong_order(swapped).startswith("the teacher's class 0 seems to be the data's class 1")
     assert wrong_order(swapped[::-1]) is None

@@ -38,7 +38,7 @@ def named(args, stages=PLAIN, written=()):
 
 @pytest.mark.parametrize("epochs", [3, 3.0 * 1, 1.5, 10])
 @pytest.mark.parametrize("kind", [TrainingArguments, Seq2SeqTrainingArguments])
-def test_epochs_that_were_given(kind, epochs):
+def test_epochs_that_were_given_are_said_to_be_unused(kind, epochs):
     given = type(epochs)(str(epochs))  # an object of its own, as one written in another file is
     args = arguments(kind, num_train_epochs=given)
     assert named(args) == ["num_train_epochs"]
@@ -48,7 +48,7 @@ def test_epochs_that_were_given(kind, epochs):
     assert said == ("args: num_train_epochs has no effect with these stages: each stage's `until` says how long it is")
 
 
-def test_a_teacher_that_no_loss_asks():
+def test_a_teacher_that_no_loss_asks_is_said_to_be_unused():
     taught = Stage("c", "2 steps", loss=LogitKL())
     assert unused_args(arguments(), Recipe([*PLAIN, taught], teacher="some/model")) == []
     (said,) = unused_args(arguments(), Recipe(PLAIN, teacher="some/model"))
@@ -61,7 +61,7 @@ def parsed(*words):
     )[0]
 
 
-def test_epochs_that_were_not_given():
+def test_epochs_that_were_not_given_are_not_mentioned():
     args = arguments()
     again = TrainingArguments(**json.loads(json.dumps({"output_dir": "out", "num_train_epochs": 3.0})), use_cpu=True)
     assert again.num_train_epochs is not args.num_train_epochs
@@ -85,12 +85,12 @@ class OneEpoch(TrainingArguments):
     num_train_epochs: float = 1.0
 
 
-def test_the_default_is_the_class_own():
+def test_a_default_is_that_of_the_args_own_class():
     assert named(arguments(OneEpoch)) == []
     assert named(arguments(OneEpoch, num_train_epochs=3.0)) == ["num_train_epochs"]
 
 
-def test_steps_and_what_every_schedule_says_itself():
+def test_steps_and_args_that_every_schedule_overrules_are_named():
     given = {"max_steps": 5, "learning_rate": 1e-2, "warmup_steps": 10, "lr_scheduler_type": "cosine"}
     assert named(arguments(**given)) == ["max_steps"]
     assert named(arguments(**given), OWN) == ["max_steps", "learning_rate", "warmup_steps", "lr_scheduler_type"]
@@ -105,7 +105,7 @@ def test_steps_and_what_every_schedule_says_itself():
     assert named(arguments(**given), half) == ["max_steps", "learning_rate", "warmup_steps"]
 
 
-def test_skipping_and_averages_of_a_rank(monkeypatch):
+def test_skipped_data_and_averages_of_one_rank_are_named(monkeypatch):
     assert named(arguments(ignore_data_skip=True)) == ["ignore_data_skip"]
     args = arguments(average_tokens_across_devices=False)
     assert named(args) == [], "on one rank it says nothing"
@@ -113,7 +113,7 @@ def test_skipping_and_averages_of_a_rank(monkeypatch):
     assert named(args) == ["average_tokens_across_devices"]
 
 
-def test_the_trainer_says_so_once_and_no_one_else_hears(caplog):
+def test_a_trainer_warns_once_and_only_where_stages_overrule_its_args(caplog):
     args = arguments(num_train_epochs=int("3"), save_strategy="no")
     StagedTrainer(tiny.bert(), args, stages=PLAIN, train_dataset=tiny.class_data(8))
     assert len([r for r in caplog.records if "num_train_epochs has no effect" in r.message]) == 1
@@ -126,7 +126,7 @@ def test_the_trainer_says_so_once_and_no_one_else_hears(caplog):
     assert "num_train_epochs has no effect" in caplog.text
 
 
-def test_the_plan_of_a_recipe_says_so(monkeypatch, capsys):
+def test_the_plan_of_a_recipe_warns_too(monkeypatch, capsys):
     recipe = loads("args: {output_dir: out, num_train_epochs: 3.0}\nstages: [{name: a, until: 2 steps}]\n")
     prepared = SimpleNamespace(args=arguments(), recipe=recipe, plan=dict, skeleton=dict, data={})
     monkeypatch.setattr(cli, "_prepare", lambda *_, **__: prepared)

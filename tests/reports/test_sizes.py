@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainingArgu
 from hf_stages import Stage, StagedTrainer
 from hf_stages.core.stage import Recipe
 from hf_stages.layers import stored_size
-from hf_stages.planning.model_shapes import dry_run, shape_of
+from hf_stages.planning.model_shapes import shape_of, stage_shapes
 from hf_stages.reports.tables.plan_table import plan_dict, plan_table
 from hf_stages.reports.tables.result_table import result_table
 from hf_stages.transforms import Binarize, ReduceLayers, SplitTernary, Ternarize
@@ -38,7 +38,7 @@ def test_the_plan_says_what_is_touched_and_what_comes_of_it(bert):
     touched = "word embeddings, blocks (12); full: other embeddings, other layers, head, norms and biases"
     assert flat.count(f"bits 2-bit: {touched}") == 1  # not again where nothing changed
     assert flat.count(f"bits 2 x 1-bit: {touched}") == 1
-    shapes, began = dry_run(Recipe(stages), bert), shape_of(bert)
+    shapes, began = stage_shapes(Recipe(stages), bert), shape_of(bert)
     size = shapes["ternary"].stored
     said = (
         f"packed {size.bits_per_weight:.3g} bits per weight, {size.bytes / 2**20:.1f} MiB: 1/{size.ratio():.3g} of fp32, "

@@ -231,7 +231,7 @@ def test_what_is_no_teacher_is_refused(teacher, tmp_path):
 
 def test_the_runs_teacher_may_be_its_first_stage(tmp_path):
     stages = [Stage("first", "1 steps"), Stage("second", "1 steps", loss=HiddenMSE(), parents=())]
-    assert _trainer(tmp_path, tiny.llama(), stages, "stage:first").plan()["second"].taught.teacher == "stage first"
+    assert _trainer(tmp_path, tiny.llama(), stages, "stage:first").plan()["second"].teaching.teacher == "stage first"
     with pytest.raises(ValueError, match="stage 'one': teacher: expected a model, 'base' or an earlier stage"):
         _trainer(tmp_path, tiny.llama(), [Stage("one", "1 steps", loss=HiddenMSE())], "stage:one").plan()
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from hf_stages import Recipe, Stage
 from hf_stages.core.curves import Linear
-from hf_stages.planning.model_shapes import dry_models
+from hf_stages.planning.model_shapes import build_skeletons
 from hf_stages.transforms import (
     AddLora,
     Binarize,
@@ -49,7 +49,7 @@ def test_refused_in_the_plan(build, name):
     with pytest.raises(
         ValueError, match=rf"stage 's{len(chain) - 1}': transforms\[0\] {type(chain[-1]).__name__}.*{message}"
     ):
-        dry_models(Recipe(stages), model.to("meta"))
+        build_skeletons(Recipe(stages), model.to("meta"))
 
 
 @pytest.mark.parametrize("modules", ["embed_tokens", "lm_head"])

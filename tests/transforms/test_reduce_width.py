@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_stages import Recipe, Stage, StagedTrainer
 from hf_stages.layers import stacks_of
 from hf_stages.losses import AttentionMSE, AttentionRelation, HiddenMSE
-from hf_stages.planning.model_shapes import dry_run
+from hf_stages.planning.model_shapes import stage_shapes
 from hf_stages.transforms import AddLora, ReduceWidth
 from tests.support import tiny as models
 
@@ -235,7 +235,7 @@ def test_one_of_two_stacks():
 def test_on_the_meta_device_and_in_the_plan():
     with torch.device("meta"):
         skeleton = models.bert()
-    shapes = dry_run(Recipe([Stage("half", "1 steps", transforms=[ReduceWidth(0.5)])]), skeleton)
+    shapes = stage_shapes(Recipe([Stage("half", "1 steps", transforms=[ReduceWidth(0.5)])]), skeleton)
     real = ReduceWidth(0.5)(built("bert"))
     assert shapes["half"].params == sum(p.numel() for p in real.parameters())
     # Of each block: half of the four attention projections and of the two others, with the biases of what is cut.

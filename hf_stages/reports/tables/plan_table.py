@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_stages.core.stage import Recipe
 from hf_stages.planning.cautions import cautions
-from hf_stages.planning.model_shapes import StageShape, dry_run, shape_of
+from hf_stages.planning.model_shapes import StageShape, shape_of, stage_shapes
 from hf_stages.planning.plan import Plan, PlannedStage
 from hf_stages.reports.curriculum_text import data_notes, source_facts, sources_text
 from hf_stages.reports.tables.model_size import size_details, size_table
@@ -30,7 +30,7 @@ def plan_table(
     ``model`` is a skeleton on the meta device: with it, transforms are replayed (see ``hf_stages.planning.model_shapes``) and
     parameters, FLOPs, bytes and, where stages quantize, bits are known. ``data`` gives each stage's data a name, ``seconds`` are a probe's estimates.
     """
-    shapes = dry_run(Recipe([planned.stage for planned in plan.stages]), model) if model is not None else {}
+    shapes = stage_shapes(Recipe([planned.stage for planned in plan.stages]), model) if model is not None else {}
     initial = shape_of(model) if model is not None else None
     rows = [_row(planned, plan, shapes, seconds) for planned in plan.stages]
     total = _total(plan, shapes, seconds)
@@ -77,9 +77,9 @@ def plan_dict(
                 "checkpoint_bytes": shape and shape.bytes,
                 "size": shape.stored.to_dict(began) if shape is not None and shape.stored is not None else None,
                 "sources": source_facts(planned),
-                "losses": list(planned.taught.losses) if planned.taught else None,
-                "teacher": planned.taught and planned.taught.teacher,
-                "teacher_reach": planned.taught and (planned.taught.reach or None),
+                "losses": list(planned.teaching.losses) if planned.teaching else None,
+                "teacher": planned.teaching and planned.teaching.teacher,
+                "teacher_reach": planned.teaching and (planned.teaching.reach or None),
                 "seconds_estimate": (seconds or {}).get(planned.name),
             }
         )
@@ -174,7 +174,7 @@ def _details(
     yield from _detail("data", _data(sized, data), width)
     if (text := sources_text(planned)) is not None:
         yield from _detail("drawn", text, width)
-    taught = planned.taught
+    taught = planned.teaching
     if taught is not None and taught.teacher is not None:
         yield from _detail("loss", " · ".join(taught.losses), width)
         yield from _detail("teacher", ", ".join(filter(None, [taught.teacher, taught.reach])), width)
