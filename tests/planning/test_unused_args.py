@@ -19,6 +19,7 @@ from hf_stages.planning.unused_args import unused_args
 from hf_stages.recipes import loads
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from tests.support import tiny
+from tests.support.plans import plan_of, skeleton
 
 PLAIN = [Stage("a", "2 steps"), Stage("b", "2 steps", schedule=Resume())]
 OWN = [Stage("a", "9 steps", schedule=Fresh(1e-3, 0, Cosine(1, 0))), Stage("b", "9 steps", schedule=Rewarm(1e-4))]
@@ -128,11 +129,12 @@ def test_a_trainer_warns_once_and_only_where_stages_overrule_its_args(caplog):
 
 def test_the_plan_of_a_recipe_warns_too(monkeypatch, capsys):
     recipe = loads("args: {output_dir: out, num_train_epochs: 3.0}\nstages: [{name: a, until: 2 steps}]\n")
-    prepared = SimpleNamespace(args=arguments(), recipe=recipe, plan=dict, skeleton=dict, data={})
-    monkeypatch.setattr(cli, "_prepare", lambda *_, **__: prepared)
-    monkeypatch.setattr(cli, "_dry", lambda *_: (None, None))
-    monkeypatch.setattr("hf_stages.reports.tables.plan_table.plan_table", lambda *_, **__: "the table")
-    assert cli._plan(SimpleNamespace(probe=False, json=False, batches=False, draw=None)) == 0
+    plan = plan_of(*recipe.stages)
+    prepared = SimpleNamespace(
+        args=arguments(), recipe=recipe, plan=lambda: plan, skeleton=skeleton, data={"a": "rows"}
+    )
+    monkeypatch.setattr("hf_stages.commands.plan.prepare_recipe", lambda *_: prepared)
+    assert cli.main(["plan", "run.yaml"]) == 0
     shown = capsys.readouterr()
-    assert shown.out == "the table\n"
+    assert shown.out.startswith("stage ")
     assert "note: args: num_train_epochs has no effect" in shown.err
