@@ -36,6 +36,7 @@ ROOMS = (
 LINE = {room: number for number, line in enumerate(ROOMS) for room in line.split()}
 CORE_MAY_IMPORT = {"torch", "numpy", "transformers", "accelerate", "xxhash", "filelock"}
 CLASS_FIELDS, CLASS_METHODS = 12, 18
+TEST_FILE_LINES = 400
 FILE_LINES, FUNCTION_LINES = 420, 60  # aim at 400 and 40; docstrings of functions do not count
 MAY_PRINT = ("commands", "reports")
 # Paths of one machine have no place in the repository. Spelled so that this file does not match itself.
@@ -134,6 +135,12 @@ def test_the_tests_mirror_the_rooms() -> None:
         room, *inner = path.relative_to(ROOT / "tests").parts[:-1] or ["core"]
         if room in LINE:
             assert PACKAGE.joinpath(room, *inner).is_dir(), f"{path.relative_to(ROOT)}: hf_stages has no such folder"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_of_tests_stay_short(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= TEST_FILE_LINES, f"{path.relative_to(ROOT)} has {lines} lines: it asks for another topic"
 
 
 def test_no_imports_in_a_circle() -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from hf_stages.reports.cards.bench_card import card_with
-from tests.reports.test_bench_table import FOUND
+from tests.reports.bench_result import FOUND
 
 
 def test_a_new_card():
