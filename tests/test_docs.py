@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
+import hf_stages
 from hf_stages.planning.cautions import cautions
 from hf_stages.planning.plan import Plan
 from hf_stages.reports.tables import plan_table
 from hf_stages.training import runner
 from tests.support.pages import KINDS, PAGES, ROOT, blocks_of, walk
 from tests.test_architecture import ROOMS
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 def _has(page: Path, *, slow: bool) -> bool:
@@ -60,6 +64,16 @@ def test_no_page_imports_what_a_wheel_lacks(page: Path) -> None:
     code = "".join(block.code for block in blocks_of(page) if block.kind == "python")
     assert "from examples" not in code
     assert "from tests" not in code
+
+
+@pytest.mark.parametrize("page", [*PAGES, *EXAMPLES], ids=lambda page: page.name)
+def test_what_has_a_flat_name_is_imported_by_it(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    codes = [text] if page.suffix == ".py" else [b.code for b in blocks_of(page) if b.kind == "python"]
+    imports = [node for code in codes for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    rooms = [node for node in imports if node.module and node.module.startswith("hf_stages.")]
+    flat = [f"{node.module}: {alias.name}" for node in rooms for alias in node.names if alias.name in dir(hf_stages)]
+    assert not flat, f"{page.name}: import these from hf_stages itself: {', '.join(flat)}"
 
 
 def test_the_tree_of_the_readme_is_the_list_of_rooms() -> None:

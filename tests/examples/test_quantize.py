@@ -49,6 +49,7 @@ def test_the_rows_of_the_table_are_made_and_a_second_start_repeats_nothing(tmp_p
         {**tiny.bert_config().to_dict(), "num_hidden_layers": 6, "vocab_size": 258, "num_labels": 6}
     )
     tokenizer = wordpieces()
+    tokenizer.eos_token = tokenizer.sep_token  # blocks of text end each text with it
     BertForSequenceClassification(config).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     questions = [f"{label}:x {' '.join(WORDS[number:][:6])} ?" for number in range(18) for label in LABELS]
