@@ -1,4 +1,4 @@
-"""A dataset by its name: from the Hub, a local folder or local files; tokenized if it says which column is text."""
+"""Reads a dataset from the Hub, a local folder or local files, and tokenizes it if a column of text is named."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BUILDERS = ("text", "json", "csv", "parquet", "arrow")
 
 @dataclass(frozen=True)
 class Source:
-    """Where examples come from and how they become the model's inputs.
+    """Says where examples come from and how they become the model's inputs.
 
     >>> Source("json", data_files="reviews.jsonl", text="review", label="stars").split
     'train'
@@ -41,19 +41,19 @@ class Source:
     label: str | None = None
     """The column that becomes ``labels``. Text labels are numbered in sorted order, or as ``classes`` says."""
     classes: tuple[str, ...] | None = None
-    """Names of the labels in their order; give it where train and eval may hold different ones, or when streaming."""
+    """The names of the labels in order. Give them where train and eval may hold different labels, or when streaming."""
     max_length: int = 128
-    """Tokens of an example at most, of which the rest is cut off; with ``chunk``, tokens of a block."""
+    """The most tokens of an example; the rest is cut off. With ``chunk``, the tokens of a block."""
     chunk: bool = False
     """Concatenate the texts (an end-of-text token between them) and cut blocks of ``max_length`` for a causal model."""
     limit: int | None = None
-    """At most so many examples, from the start."""
+    """Read at most this many examples, from the start."""
     rename: Mapping[str, str] | None = None
     """Columns to rename, ``{old: new}``, before all else."""
     keep: tuple[str, ...] = ()
     """Columns to keep beside the tokens and labels."""
     augment: Augment | None = None
-    """More rows out of these, before tokenizing. It needs a ``cache``: a plan and a run both ask for the data."""
+    """Makes more rows from these before tokenizing. It needs a ``cache``, because the plan and the run both read the data."""
 
     def __post_init__(self) -> None:
         for key in ("data_files", "text", "classes", "keep"):
@@ -76,7 +76,7 @@ class Source:
             self._check_augment()
 
     def resolve(self, base: str | Path) -> Source:
-        """Relative paths taken from ``base`` (the recipe's folder), where something stands there."""
+        """Return a copy whose relative paths start at ``base`` (the recipe's folder), where they exist there."""
         base = Path(base)
         path = self.path
         if path not in _BUILDERS and os.path.exists(base / path):
@@ -85,7 +85,7 @@ class Source:
         return replace(self, path=path, data_files=_resolve_files(self.data_files, base), augment=augment)
 
     def load(self, tokenizer: Any = None, *, trust_remote_code: bool = False) -> Any:
-        """A ``datasets.Dataset``, or an ``IterableDataset`` when streaming. ``datasets`` runs no code of a dataset."""
+        """Return a ``datasets.Dataset``, or an ``IterableDataset`` when streaming. No code of a dataset is run."""
         if self.text is not None and tokenizer is None:
             raise ValueError(
                 f"source {self.path!r}: text: {self.text!r} is to be tokenized, but no tokenizer was given"
@@ -99,13 +99,13 @@ class Source:
         first = self._first(data, "it has no examples")
         wanted = [*((self.text,) if isinstance(self.text, str) else self.text or ()), *self.keep]
         self._check_columns(data, [*wanted, *([self.label] if self.label else [])], known=list(first))
-        data = self._labelled(data, first)
+        data = self._with_labels(data, first)
         if self.augment is not None:
             augment = self.augment if self.augment.text is not None else replace(self.augment, text=self.text)
             data = augment(data)
         if self.text is None:
             return data
-        data = self._tokenized(data, tokenizer)
+        data = self._tokenize(data, tokenizer)
         self._first(data, f"its text is shorter than one block of {self.max_length} tokens; lower max_length")
         return data
 
@@ -163,7 +163,7 @@ class Source:
             if column not in known:
                 raise ValueError(f"source {self.path!r}: there is no column {column!r}; there are {', '.join(known)}")
 
-    def _labelled(self, data: Any, first: Mapping[str, Any]) -> Any:
+    def _with_labels(self, data: Any, first: Mapping[str, Any]) -> Any:
         if self.label is None:
             return data
         if self.label != "labels":
@@ -179,9 +179,9 @@ class Source:
             if self.streaming:
                 raise ValueError(f"source {self.path!r}: text labels of a stream need their names: classes: [...]")
             classes = tuple(sorted(data.unique("labels")))
-        return self._numbered(data, classes)
+        return self._number_labels(data, classes)
 
-    def _numbered(self, data: Any, classes: tuple[str, ...]) -> Any:
+    def _number_labels(self, data: Any, classes: tuple[str, ...]) -> Any:
         import datasets
 
         numbers = {name: number for number, name in enumerate(classes)}
@@ -198,7 +198,7 @@ class Source:
             options["features"]["labels"] = datasets.ClassLabel(names=list(classes))
         return data.map(number, batched=True, **options)
 
-    def _tokenized(self, data: Any, tokenizer: Any) -> Any:
+    def _tokenize(self, data: Any, tokenizer: Any) -> Any:
         columns = [*((self.text,) if isinstance(self.text, str) else self.text or ())]
         keep = {"labels", *self.keep} if not self.chunk else set()
         names = data.column_names or list(self._first(data, "it has no examples"))
@@ -240,7 +240,7 @@ def _resolve_files(files: Any, base: Path) -> Any:
 
 
 def _cut_blocks(documents: list[list[int]], length: int, end: int | None) -> list[list[int]]:
-    """Equal blocks of the joined documents; what is left over at the end is dropped.
+    """Join the documents and cut blocks of equal length; the rest at the end is dropped.
 
     >>> _cut_blocks([[1, 2, 3], [4, 5]], 2, end=0)
     [[1, 2], [3, 0], [4, 5]]

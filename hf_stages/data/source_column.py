@@ -1,4 +1,4 @@
-"""Carries each row's source through a collator that knows nothing of it."""
+"""Keeps each row's source through a collator that does not know of it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from hf_stages.models.real_tokens import real_tokens, shape_of
 
 @dataclass(frozen=True)
 class SourceCollator:
-    """Takes the ``source`` column out, collates the rest, and adds the sources' numbers."""
+    """Takes the ``source`` column out of the rows, collates the rest, and adds the sources' numbers to the batch."""
 
     inner: Any
     sources: tuple[str, ...] = ()
-    """Those that the stage's loss tells apart."""
+    """The sources that the stage's loss treats differently."""
     drawn: tuple[str, ...] = ()
-    """Those that the stage's data is drawn from, which are counted."""
+    """The sources that the stage draws from; their rows and tokens are counted."""
 
     def __call__(self, rows: Sequence[Any]) -> Any:
         if not all(isinstance(row, Mapping) and SOURCE in row for row in rows):
@@ -32,7 +32,7 @@ class SourceCollator:
         bare = [{key: value for key, value in row.items() if key != SOURCE} for row in rows]
         batch = self.inner(rows if SOURCE in columns_read(self.inner) else bare)
         if self.sources:
-            batch[SOURCE] = self._of_rows(torch.tensor(numbers), batch)
+            batch[SOURCE] = self._number_per_row(torch.tensor(numbers), batch)
         if self.drawn and isinstance(batch, MutableMapping):
             pairs = zip(names, _tokens_per_row(bare, batch), strict=True)
             batch[DRAWN] = torch.tensor(
@@ -40,8 +40,8 @@ class SourceCollator:
             )
         return batch
 
-    def _of_rows(self, numbers: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
-        """One for each row of the batch, by which the loss chooses them."""
+    def _number_per_row(self, numbers: torch.Tensor, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Return a source number for each row of the batch; the loss selects rows by it."""
         held = next((batch[key] for key in ("labels", "input_ids") if torch.is_tensor(batch.get(key))), None)
         if held is None or not held.dim() or len(held) == len(numbers):
             return numbers
@@ -62,13 +62,13 @@ class SourceCollator:
 
 
 def _tokens_per_row(rows: Sequence[Mapping[str, Any]], batch: Mapping[str, Any]) -> list[int]:
-    """Tokens of each row: as collated where a row of the batch (or a pair of rows) is one of the data, else as it came.
+    """Count the tokens of each row: after collating where each row became one row or a pair of rows, else before it.
 
-    Packed conversations say neither: their tokens are given to the rows in equal parts.
+    Packed conversations allow neither count. There the batch's tokens are divided equally among the rows.
     """
     mask: Any = batch.get("attention_mask")
-    told = torch.is_tensor(mask) and (mask.dim() == 2 or mask.shape == shape_of(batch))
-    if told and len(mask) in (len(rows), 2 * len(rows)):
+    readable = torch.is_tensor(mask) and (mask.dim() == 2 or mask.shape == shape_of(batch))
+    if readable and len(mask) in (len(rows), 2 * len(rows)):
         return mask.reshape(len(rows), -1).sum(1).tolist()
     if all("input_ids" in row for row in rows):
         return [count_tokens(row) for row in rows]

@@ -1,4 +1,4 @@
-"""A stage's collator at work: it meets the tokenizer and the model, and learns how far the batch at hand is."""
+"""Prepares a stage's collator: it gets the tokenizer and the model, and the progress of each batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hf_stages.data.source_column import SourceCollator
 
 
 def prepare_collator(collator: Any, processing_class: Any, model: Any, where: str = "") -> Any:
-    """The collator for one stage. Those that are not ours stay as they are."""
+    """Return the collator ready for one stage. Collators from elsewhere stay unchanged."""
     if isinstance(collator, SourceCollator):
         return replace(collator, inner=prepare_collator(collator.inner, processing_class, model, where))
     declared = collator.declared if isinstance(collator, AtProgress) else collator
@@ -23,7 +23,7 @@ def prepare_collator(collator: Any, processing_class: Any, model: Any, where: st
 
 
 def for_source(collator: Any, name: str) -> Any:
-    """The collator where rows that name no source are of this one: a stage's on one source, an evaluation set's."""
+    """Return the collator for rows of one source that do not say so: a stage on one source, an evaluation set."""
     if isinstance(collator, SourceCollator):
         return replace(collator, inner=for_source(collator.inner, name))
     if isinstance(collator, AtProgress):
@@ -36,7 +36,7 @@ def reads_progress(collator: Any) -> bool:
 
 
 def find_packed(collator: Any) -> Packed | None:
-    """At any depth."""
+    """Return the ``Packed`` collator, at any depth; None where there is none."""
     return next((one for one in nested_collators(collator) if isinstance(one, Packed)), None)
 
 

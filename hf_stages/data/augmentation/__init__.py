@@ -1,1 +1,1 @@
-"""More examples from the ones there are: words replaced by what a language model would put there."""
+"""Augmentation: makes more examples by replacing words with what a language model would put there."""

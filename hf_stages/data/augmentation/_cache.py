@@ -1,4 +1,4 @@
-"""Augmented datasets on disk: made once, found again by what they were made of."""
+"""Stores augmented datasets on disk: each is made once, and found again by a fingerprint of everything that made it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def cached_dataset(cache: Path, address: str, settings: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-    """The dataset at ``cache/address``, made if it is not there. Of several processes one makes it, the others wait."""
+    """Return the dataset at ``cache/address``. If it is missing, one process makes it while others wait."""
     from datasets import load_from_disk
     from filelock import FileLock
 
@@ -29,5 +29,5 @@ def cached_dataset(cache: Path, address: str, settings: Mapping[str, Any], make:
                 make().save_to_disk(new)
                 write_json(new / ABOUT, {"schema": SCHEMA, **settings})
         dataset = load_from_disk(str(folder))
-        dataset._fingerprint = address  # loading gives another one; what comes after is found again by it
+        dataset._fingerprint = address  # loading sets another one; later steps are cached under this
         return dataset

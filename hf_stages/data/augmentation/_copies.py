@@ -1,4 +1,4 @@
-"""From a dataset to the same dataset with changed copies of its rows."""
+"""Adds changed copies of its rows to a dataset."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hf_stages.data.augmentation._masked import MaskedWords
 from hf_stages.data.augmentation._words import Word, replace_words, words_in
 
 _CHUNK = 1024
-"""Rows whose masked copies are sorted by length together."""
+"""How many rows are handled together: their masked copies are sorted by length."""
 Texts = tuple[str, ...]
 Proposer = Callable[[Sequence[Texts]], list[list[list[Word]]]]
-"""Rows of texts -> for each row and column, the words that may be replaced, with their candidates."""
+"""Takes rows of texts; returns for each row and column the words that may be replaced, with their candidates."""
 
 
 class Drawing(NamedTuple):
-    """How copies are drawn."""
+    """How copies are drawn: how many, with which probability for each word, from which seed."""
 
     n: int
     p: float
@@ -27,7 +27,7 @@ class Drawing(NamedTuple):
 
 
 def make_proposer(stopwords: Collection[str], masked: MaskedWords | None, near: Neighbours) -> Proposer:
-    """Candidates by the masked model where it gives any, else by nearest neighbours."""
+    """Make a proposer: candidates come from the masked model where it gives any, else from nearest neighbours."""
 
     def propose(rows: Sequence[Texts]) -> list[list[list[Word]]]:
         words = [[words_in(text, stopwords) for text in row] for row in rows]
@@ -44,10 +44,10 @@ def make_proposer(stopwords: Collection[str], masked: MaskedWords | None, near: 
 
 
 def copies_of(row: Texts, words: Sequence[Sequence[Word]], key: int, drawing: Drawing) -> list[Texts]:
-    """At most ``n`` new texts, each drawn from the original; one that came out before, or unchanged, is left out.
+    """Return at most ``n`` new rows, each drawn from the original. Repeated and unchanged rows are left out.
 
-    Every text of a row is drawn on its own, from the original. (TinyBERT's code goes over the second sentences beside the
-    last of the new first ones.)
+    Every text of a row is drawn on its own, from the original. (TinyBERT's code draws all second sentences beside the last
+    new first sentence.)
     """
     new: dict[Texts, None] = {}
     for copy in range(drawing.n):
@@ -62,9 +62,9 @@ def copies_of(row: Texts, words: Sequence[Sequence[Word]], key: int, drawing: Dr
 def rows_with_copies(
     dataset: Any, columns: Sequence[str], propose: Proposer, drawing: Drawing
 ) -> Iterator[tuple[int, Texts, list[Texts]]]:
-    """(number, texts, new texts) of every row, in order.
+    """Yield (number, texts, new texts) of every row, in order.
 
-    A row's copies depend on its texts, on how many equal rows stand before it, and on the settings: not on where it stands.
+    A row's copies depend on its texts, on how many equal rows come before it, and on the settings, but not on its place.
     """
     plain, seen = dataset.with_format(None).select_columns(list(columns)), Counter[Texts]()
     for start in range(0, len(plain), _CHUNK):
@@ -80,7 +80,7 @@ def rows_with_copies(
 def augment_rows(
     dataset: Any, columns: Sequence[str], propose: Proposer, drawing: Drawing, *, originals: bool, fingerprint: str
 ) -> tuple[Any, int]:
-    """The new dataset, and how many of its rows are new. All other columns are copied."""
+    """Return the new dataset, and how many of its rows are new. All other columns are copied."""
     import pyarrow as pa
     from datasets import Dataset, DatasetInfo
     from datasets.table import InMemoryTable

@@ -1,4 +1,4 @@
-"""The whole words in a tokenizer's vocabulary, and tables of vectors to find their neighbours in."""
+"""Finds the whole words in a tokenizer's vocabulary, and the nearest neighbours of words by vectors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import torch
 from hf_stages.data.augmentation._words import is_usable_word, pick_candidates
 
 _ROOM = 4
-"""So many times k are ranked: forms that differ in case alone count once, and the word itself not at all."""
+"""How many times k words are ranked: forms that differ only in case count once, and the word itself does not count."""
 _QUERIES = 64
 Vectors = tuple[Sequence[str], torch.Tensor, Sequence[Collection[int]]]
-"""The words that have a vector, their vectors, and for each the rows of the table that are no neighbours of it."""
+"""The words that have a vector, their vectors, and for each the rows of the table that may not be its neighbours."""
 
 
 class Lexicon:
-    """The pieces of a vocabulary that are whole words, found by tokenizing each: true of wordpieces, BPE and unigrams.
+    """The pieces of a vocabulary that are whole words. Each is tokenized to find out, for wordpieces, BPE and unigrams.
 
-    ``spaced`` are their numbers behind a space, ``bare`` at the start of a text, which differ in byte-level BPE (RoBERTa);
-    -1 where the word is no single piece there.
+    ``spaced`` holds their numbers after a space, ``bare`` those at the start of a text; these differ in byte-level BPE
+    (RoBERTa). -1 stands where the word is not a single piece.
     """
 
     def __init__(self, tokenizer: Any, stopwords: Collection[str]) -> None:
@@ -41,7 +41,7 @@ class Lexicon:
                 self.bare.append(alone[0] if len(alone) == 1 else -1)
 
     def pieces(self, words: Sequence[str]) -> list[list[int]]:
-        """Each word's pieces behind a space."""
+        """Return each word's pieces after a space."""
         before = len(self._tokens(["a"])[0])
         return [tokens[before:] for tokens in self._tokens([f"a {word}" for word in words])]
 
@@ -50,7 +50,7 @@ class Lexicon:
 
 
 class Neighbours:
-    """The words nearest to a word by cosine. What was asked once is kept."""
+    """Finds the words nearest to a word by cosine, and remembers them."""
 
     def __init__(
         self, words: Sequence[str], table: torch.Tensor, vectors_of: Callable[[Sequence[str]], Vectors], k: int
@@ -66,7 +66,7 @@ class Neighbours:
 
     @torch.no_grad()
     def learn(self, words: Collection[str]) -> None:
-        """Find the neighbours of words that were not asked for yet; all at once is what makes it fast."""
+        """Find the neighbours of words that are not known yet. Doing it for many words at once makes it fast."""
         new = sorted(set(words) - set(self.known))
         for start in range(0, len(new), _QUERIES):
             part = new[start : start + _QUERIES]
@@ -81,8 +81,11 @@ class Neighbours:
 
 
 def by_embeddings(model: Any, lexicon: Lexicon, k: int) -> Neighbours:
-    """Neighbours in a model's input embeddings. A word of several pieces is the mean of them, and near them for that alone:
-    ``serf`` is no candidate for ``serf ##dom``."""
+    """Make neighbours from a model's input embeddings.
+
+    The vector of a word of several pieces is their mean, so it is close to each of them for that reason alone. Its own
+    pieces are no candidates: not ``serf`` for ``serf ##dom``.
+    """
     weight = model.get_input_embeddings().weight.detach()
     places = {piece: at for at, piece in enumerate(lexicon.spaced)}
 
@@ -95,7 +98,7 @@ def by_embeddings(model: Any, lexicon: Lexicon, k: int) -> Neighbours:
 
 
 def by_file(path: str | Path, stopwords: Collection[str], k: int) -> Neighbours:
-    """Neighbours in a text file of vectors, a word and its numbers per line (GloVe; word2vec's first line is passed over)."""
+    """Make neighbours from a text file of vectors, a word and its numbers per line (GloVe; word2vec's first line is skipped)."""
     rows: dict[str, np.ndarray] = {}
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):

@@ -1,4 +1,4 @@
-"""What a masked language model would put in a word's place."""
+"""Asks a masked language model what it would put in a word's place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Place = tuple[int, int, int]
 
 
 class _Copy(NamedTuple):
-    """One text with one word masked."""
+    """A row of texts with one word masked."""
 
     place: Place
     word: str
@@ -27,7 +27,7 @@ class _Copy(NamedTuple):
 
 
 class MaskedWords:
-    """Candidates for words that are one piece of the tokenizer, from the model's predictions at their masked place."""
+    """Finds candidates for words that are one piece of the tokenizer, from the model's predictions where they are masked."""
 
     def __init__(self, model: Any, lexicon: Lexicon, *, k: int, max_length: int, batch_size: int) -> None:
         self.model, self.lexicon, self.tokenizer = model, lexicon, lexicon.tokenizer
@@ -45,7 +45,7 @@ class MaskedWords:
     def __call__(
         self, rows: Sequence[tuple[str, ...]], words: Sequence[Sequence[Sequence[Word]]]
     ) -> dict[Place, tuple]:
-        """``words`` per row and column. Words of several pieces, and those behind ``max_length``, are left out."""
+        """Return candidates for ``words`` (per row and column). Words of several pieces or behind ``max_length`` are left out."""
         copies = sorted(self._copies(rows, words), key=lambda copy: len(copy.ids))
         found: dict[Place, tuple[str, ...]] = {}
         training = self.model.training
@@ -88,7 +88,7 @@ class MaskedWords:
 
     @torch.no_grad()
     def _logits(self, batch: Sequence[_Copy]) -> torch.Tensor:
-        """(copies, vocabulary) at the masked places."""
+        """Return logits of (copies, vocabulary) at the masked places."""
         longest, pad = max(len(copy.ids) for copy in batch), self.tokenizer.pad_token_id or 0
         filled = {
             "input_ids": [copy.ids + [pad] * (longest - len(copy.ids)) for copy in batch],
@@ -106,7 +106,7 @@ class MaskedWords:
 
 @contextmanager
 def _head_at_masked_places(model: Any, rows: torch.Tensor, at: torch.Tensor) -> Iterator[None]:
-    """The output layer sees the masked places alone: over whole texts its result would be 500 MB for 64 x 64 tokens."""
+    """Run the output layer at the masked places alone: over whole texts its result would be 500 MB for 64 x 64 tokens."""
 
     def pick(module: Any, args: Any) -> Any:
         hidden = args[0]

@@ -1,4 +1,4 @@
-"""Which words of a text may be replaced, and what the text becomes."""
+"""Finds the words of a text that may be replaced, and replaces them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-# Whole runs of letters: no numbers, no part of a name like x2, no part of don't or o'clock.
+# Whole words of letters: no numbers, no part of a name like x2, no part of don't or o'clock.
 _WORD = re.compile(r"(?<!\w)(?<!\w['\u2019])[^\W\d_]{2,}(?!\w|['\u2019]t\b)")
 
 _ENGLISH = """
@@ -28,11 +28,11 @@ not never very too also just only even still then there here now again ever once
 ain aren couldn didn doesn hadn hasn haven isn mightn mustn needn shan shouldn wasn weren wouldn re ll ve
 """
 STOPWORDS = frozenset(_ENGLISH.split())
-"""Words that carry a sentence's grammar or turn its meaning round; in English."""
+"""English words that carry a sentence's grammar or reverse its meaning."""
 
 
 class Word(NamedTuple):
-    """One word that may be replaced: where it stands in its text, and by what."""
+    """One word that may be replaced: its place in the text, and its candidates."""
 
     start: int
     end: int
@@ -41,7 +41,7 @@ class Word(NamedTuple):
 
 
 def words_in(text: str, stopwords: Collection[str] = STOPWORDS) -> list[Word]:
-    """The words of a text that may be replaced.
+    """Return the words of a text that may be replaced.
 
     >>> [word.text for word in words_in("What's the capital of Peru in 1990?")]
     ['capital', 'Peru']
@@ -53,15 +53,15 @@ def words_in(text: str, stopwords: Collection[str] = STOPWORDS) -> list[Word]:
 
 
 def is_usable_word(word: str, stopwords: Collection[str]) -> bool:
-    """Whether a word may stand in for another: letters alone, and no stopword."""
+    """Return whether a word may replace another: it has letters only and is no stopword."""
     return len(word) > 1 and word.isalpha() and word.casefold() not in stopwords
 
 
 def pick_candidates(word: str, ranked: Iterable[str], k: int) -> tuple[str, ...]:
-    """The first ``k`` that are another word than ``word``, written as it is written.
+    """Return the first ``k`` words that differ from ``word``, in its upper or lower case.
 
-    In the order of the alphabet: floats that differ in their last bits may exchange neighbours in the ranking, which
-    must not change what is drawn.
+    They are sorted by the alphabet. Floats that differ in their last bits may change the ranking, which must not change
+    what is drawn.
 
     >>> pick_candidates("Paris", ["paris", "rome", "Rome", "oslo", "bonn"], 2)
     ('Oslo', 'Rome')
@@ -76,14 +76,14 @@ def pick_candidates(word: str, ranked: Iterable[str], k: int) -> tuple[str, ...]
 
 
 def replace_words(text: str, words: Sequence[Word], p: float, seed: int) -> str:
-    """The text with each word replaced with probability ``p`` by one of its candidates, all equally likely."""
+    """Return the text with each word replaced, with probability ``p``, by one of its candidates, all equally likely."""
     draw = random.Random(seed)
     parts, end = [], 0
     for word in words:
         replace, which = (
             draw.random() < p,
             draw.random(),
-        )  # both are drawn always, so that words do not depend on others
+        )  # both are always drawn, so that one word does not change the next
         if replace and word.candidates:
             parts += [text[end : word.start], word.candidates[int(which * len(word.candidates))]]
             end = word.end
@@ -97,5 +97,5 @@ def _cased(other: str, word: str) -> str:
 
 
 def _followed_by_mark(text: str, word: Word) -> bool:
-    """Whether a combining mark follows, which is no letter: the run of letters is then not the whole word."""
+    """Return whether a combining mark follows. A mark is no letter, so the letters are then not the whole word."""
     return word.end < len(text) and unicodedata.category(text[word.end]).startswith("M")

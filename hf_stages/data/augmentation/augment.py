@@ -1,4 +1,4 @@
-"""More examples of a task from the ones there are: words replaced by what a language model would put there."""
+"""Makes more examples of a task by replacing words with what a language model would put there."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Augment:
-    """TinyBERT's augmentation of task data (https://arxiv.org/abs/1909.10351), on raw text, before tokenizing.
+    """Adds copies of rows with replaced words: TinyBERT's augmentation of task data (https://arxiv.org/abs/1909.10351).
 
-    In each of ``n`` copies of a row, each word that is no stopword is replaced with probability ``p`` by one of its ``k``
-    candidates. Of a word that is one piece of the tokenizer these are the model's predictions where the word is masked, a
-    pair's other text being context too; of a word of several pieces, the nearest words by their vectors. Labels and
-    all other columns are copied, so it is for a student that learns from a teacher's answers, which are not.
+    It works on raw text, before tokenizing. In each of ``n`` copies of a row, each word that is no stopword is replaced
+    with probability ``p`` by one of its ``k`` candidates. If the word is one piece of the tokenizer, the candidates are the
+    model's predictions where the word is masked; the other text of a pair is context, too. If it has several pieces, the
+    candidates are the nearest words by their vectors. Labels and all other columns are copied. A copied label may be wrong
+    for the new text, so augment for a student that learns from a teacher's answers.
 
     >>> Augment("bert-base-uncased", text=("premise", "hypothesis"), n=10).p
     0.4
@@ -31,31 +32,31 @@ class Augment:
     model: Any = None
     """A masked language model or, for ``method="embeddings"``, any encoder: a folder, a name on the Hub, or the model."""
     text: str | tuple[str, str] | None = None
-    """The column of text, or a pair of columns. In a ``Source`` None is the source's own."""
+    """The column of text, or a pair of columns. None in a ``Source``: the columns that it tokenizes."""
     n: int = 20
     """New examples per row. The paper: 30 for CoLA, MRPC, RTE and STS-B, 20 for SST-2 and QNLI, 10 for MNLI and QQP."""
     p: float = 0.4
-    """How likely a word is replaced."""
+    """The probability that a word is replaced."""
     k: int = 15
-    """Candidates per word, of which one is drawn."""
+    """Candidates for a word; one of them is drawn."""
     method: str = "mlm"
-    """``mlm``, or ``embeddings``: every word by nearest neighbours, without running the model."""
+    """``mlm``, or ``embeddings``: every word's candidates are nearest neighbours, and the model is not run."""
     tokenizer: Any = None
-    """None: it lies beside the model's weights."""
+    """The tokenizer. None: it is loaded from the model's folder."""
     vectors: str | None = None
-    """A text file of word vectors (GloVe) to take neighbours from; None: the model's input embeddings."""
+    """A text file of word vectors (GloVe) for the nearest neighbours; None: the model's input embeddings."""
     stopwords: Sequence[str] | None = None
-    """Words that are neither replaced nor put in; None: a list for English."""
+    """Words that are neither replaced nor inserted; None: a list for English."""
     originals: bool = True
-    """Whether each row stands before its copies."""
+    """Whether each original row is kept, before its copies."""
     seed: int = 0
-    """Another seed draws other words."""
+    """The seed that words are drawn with."""
     max_length: int = 128
-    """Tokens that the model reads of a row; words further on are replaced by neighbours."""
+    """How many tokens of a row the model reads; later words get neighbours as candidates."""
     batch_size: int = 64
-    """Rows that the model reads at a time."""
+    """How many rows the model reads at a time."""
     cache: str | None = None
-    """A folder to keep results in: one ``datasets`` folder for each content and settings."""
+    """A folder that stores results: one ``datasets`` folder for each content and settings."""
     device: str | None = None
     """Where the model runs; None: on a GPU if there is one."""
 
@@ -91,13 +92,13 @@ class Augment:
             raise ValueError("Augment: tokenizer: missing; a model that is loaded already comes without one")
 
     def resolve(self, base: str | Path) -> Augment:
-        """Relative paths taken from ``base`` (the recipe's folder), where something stands there."""
+        """Return a copy whose relative paths start at ``base`` (the recipe's folder), where they exist there."""
         named = {key: value for key in _NAMES if isinstance(value := getattr(self, key), str)}
         found: dict[str, Any] = {k: str(Path(base) / v) for k, v in named.items() if os.path.exists(Path(base) / v)}
         return replace(self, **found)
 
     def __call__(self, dataset: Any) -> Any:
-        """The ``datasets.Dataset`` with its copies; from the cache, if they were made before."""
+        """Return the ``datasets.Dataset`` with its copies, from the cache if they were made before."""
         from hf_stages.core.fingerprint import fingerprint
         from hf_stages.data.augmentation._cache import cached_dataset
 
@@ -109,7 +110,7 @@ class Augment:
         return cached_dataset(Path(self.cache), address, settings, lambda: self._made(dataset, columns, address))
 
     def preview(self, dataset: Any, rows: int = 3) -> str:
-        """The first rows, each followed by its copies. Nothing is written."""
+        """Return the first rows as text, each followed by its copies. Nothing is written."""
         from hf_stages.data.augmentation._copies import rows_with_copies
 
         columns = self._columns(dataset)
@@ -131,7 +132,7 @@ class Augment:
         return result
 
     def _how(self) -> Any:
-        """Where candidates come from, and how copies are drawn."""
+        """Return where candidates come from, and how copies are drawn."""
         from hf_stages.core.randomness import preserve_random_state
         from hf_stages.data.augmentation import _copies, _lexicon, _words, language_model
         from hf_stages.data.augmentation._masked import MaskedWords
@@ -157,7 +158,7 @@ class Augment:
         return words.STOPWORDS if self.stopwords is None else frozenset(word.casefold() for word in self.stopwords)
 
     def _settings(self, dataset: Any, columns: Sequence[str]) -> dict[str, Any]:
-        """All that decides the content. Batch size and device are left out: they move last bits alone."""
+        """Return everything that decides the content. Batch size and device change only the last bits, so they are left out."""
         from hf_stages.data.augmentation import _words
         from hf_stages.data.augmentation.language_model import identity_of
 
@@ -169,7 +170,7 @@ class Augment:
         return {**plain, **things, **data, "stopwords": sorted(self._stopwords(_words)), "version": 1}
 
     def _columns(self, dataset: Any) -> tuple[str, ...]:
-        """The columns of text; refuses what is no dataset of raw text."""
+        """Return the columns of text; refuse anything that is not a dataset of raw text."""
         from datasets import Dataset
 
         if not isinstance(dataset, Dataset):

@@ -1,4 +1,4 @@
-"""The model and tokenizer of an augmentation: loaded, checked, and known by their content without being loaded."""
+"""Loads and checks the model and tokenizer of an augmentation, and identifies them by content without loading them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _READ = (".json", ".safetensors", ".bin", ".txt", ".model")
 
 
 def load(model: Any, tokenizer: Any, *, masked: bool, device: str | None) -> tuple[Any, Any]:
-    """The model in evaluation mode, and its tokenizer. A model that is given as an object is left where it is."""
+    """Return the model in evaluation mode, and its tokenizer. A model given as an object stays on its device."""
     tokenizer = model if tokenizer is None else tokenizer
     if isinstance(tokenizer, str | Path):
         from transformers import AutoTokenizer
@@ -76,7 +76,7 @@ def _predicts_masked_tokens(model: Any) -> bool:
 
 
 def longest_input(model: Any, tokenizer: Any, max_length: int) -> int:
-    """``max_length``, or what the model has positions for. RoBERTa's positions begin behind the padding token's number."""
+    """Return ``max_length``, or fewer where the model has fewer positions. RoBERTa's begin after the padding token's number."""
     limit = getattr(model.config, "max_position_embeddings", None) or max_length
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
@@ -85,7 +85,7 @@ def longest_input(model: Any, tokenizer: Any, max_length: int) -> int:
 
 
 def identity_of(thing: Any) -> str | None:
-    """Equal for equal models, tokenizers and files. A name on the Hub is known by its commit."""
+    """Return a text that is equal for equal models, tokenizers and files. A name on the Hub is known by its commit."""
     if thing is None:
         return None
     if is_model(thing):

@@ -1,4 +1,4 @@
-"""Conversations as tokens, with the ones that the assistant wrote marked."""
+"""Turns conversations into tokens, and marks the tokens that the assistant wrote."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ Wanted = Sequence[bool]
 
 
 class Rendered(NamedTuple):
+    """Tokens of a conversation, and for each whether it is to be learned."""
+
     ids: list[int]
     learned: list[bool]
 
@@ -33,7 +35,7 @@ def check_template(where: str, tokenizer: Any) -> None:
 
 
 def read_conversation(where: str, row: Any, key: str) -> tuple[list[dict[str, Any]], Any]:
-    """Messages and tools of a row, without the empty fields that a table adds to rows that lack them."""
+    """Return messages and tools of a row, without the empty fields that a table adds to rows that lack them."""
     if not isinstance(row, Mapping) or key not in row:
         has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
         raise ValueError(
@@ -49,7 +51,7 @@ def read_conversation(where: str, row: Any, key: str) -> tuple[list[dict[str, An
 
 
 def read_tools(where: str, value: Any) -> Any:
-    """Tools, all of them or each as JSON text; None where there are none."""
+    """Return the tools, which may be JSON text as a whole or one by one; None where there are none."""
     if isinstance(value, str) and not value.strip():
         return None
     tools = _json(where, "tools", value) if isinstance(value, str) else _without_empty_fields(value)
@@ -59,7 +61,7 @@ def read_tools(where: str, value: Any) -> Any:
 
 
 def read_answer(value: Any) -> Any:
-    """Messages or text; a table may hold messages as JSON text. Text that is JSON of anything else is text."""
+    """Return messages or text. A table may hold messages as JSON text; JSON of anything else is text."""
     if not isinstance(value, str):
         return _without_empty_fields(value)
     try:
@@ -112,7 +114,7 @@ def render(where: str, tokenizer: Any, messages: Messages, tools: Any, wanted: W
 def _from_generation_marks(
     where: str, tokenizer: Any, messages: Messages, tools: Any, wanted: Wanted
 ) -> Rendered | None:
-    """None where the marked stretches are not one for each assistant message, and only some are wanted."""
+    """Read the template's generation marks. Return None where they do not tell the wanted messages from the others."""
     done = _apply_template(
         where, tokenizer, messages, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -175,7 +177,7 @@ def _apply_template(where: str, tokenizer: Any, messages: Messages, tools: Any, 
 def collate_conversations(
     collating: Any, rows: Sequence[Any], wanted: Callable[[Messages], Wanted]
 ) -> dict[str, torch.Tensor]:
-    """A batch whose labels are -100 outside of the wanted messages."""
+    """Make a batch whose labels are -100 outside the wanted messages."""
     where, tokenizer = type(collating).__name__, collating.tokenizer
     check_template(where, tokenizer)
     made = []
@@ -188,7 +190,7 @@ def collate_conversations(
         return pad_batch([{key: torch.tensor(row[key]) for key in ("input_ids", "labels")} for row in made], tokenizer)
     if isinstance(collating.collator, BaseCollator):
         return collating.collator(made)
-    # Some pad no labels, some write their own over them: they get none.
+    # Other collators do not pad labels, or write their own: they get none.
     batch = collating.collator([{key: row[key] for key in ("input_ids", "attention_mask")} for row in made])
     return {**batch, "labels": _labels_where_tokens_are(where, collating.collator, batch, made)}
 
@@ -196,7 +198,7 @@ def collate_conversations(
 def _labels_where_tokens_are(
     where: str, collator: Any, batch: Mapping[str, Any], made: Sequence[Mapping[str, list[int]]]
 ) -> torch.Tensor:
-    """The rows' labels where the collator put their tokens."""
+    """Return labels that stand where the collator has put their tokens."""
     ids: Any = batch.get("input_ids")
     mask: Any = batch.get("attention_mask")
     given = torch.tensor([token for row in made for token in row["input_ids"]])

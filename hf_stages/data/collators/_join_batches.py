@@ -1,4 +1,4 @@
-"""Padded batches of different collators as one."""
+"""Joins padded batches of different collators into one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_stages.data.collators.base import IGNORED, padding_value
 
 
 class Part(NamedTuple):
-    """What one collator made of the rows that stood at ``places``."""
+    """The batch that one collator made of the rows at ``places``."""
 
     name: str
     places: Sequence[int]
@@ -19,7 +19,7 @@ class Part(NamedTuple):
 
 
 def join_batches(where: str, parts: Sequence[Part], pad: int, *, left: bool = False) -> dict[str, torch.Tensor]:
-    """One batch with the rows where they stood, every part padded to the widest.
+    """Make one batch with the rows in their old places, every part padded to the widest.
 
     >>> one = Part("a", [1], {"input_ids": torch.tensor([[5, 6]])})
     >>> two = Part("b", [0], {"input_ids": torch.tensor([[7]])})
@@ -41,7 +41,7 @@ def join_batches(where: str, parts: Sequence[Part], pad: int, *, left: bool = Fa
 
 
 def _check_part(where: str, part: Part) -> dict[str, torch.Tensor]:
-    """The part with an attention_mask, if it is rows of tokens as they came."""
+    """Return the part's batch with an attention_mask; refuse it unless it has one row of tokens for each row given."""
     batch, here = dict(part.batch), f"{where}: {part.name!r}"
     ids: Any = batch.get("input_ids")
     if not torch.is_tensor(ids) or ids.dim() != 2:

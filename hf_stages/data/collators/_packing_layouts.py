@@ -1,4 +1,4 @@
-"""How a model is told which tokens of a row belong together, and which way of telling it understands."""
+"""Tells a model which tokens of a packed row belong together, and finds out which way it understands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MASKED = ("blocks", "additive")
 
 
 class Layout(NamedTuple):
-    """``mask`` and ``first`` as in ``Packed``; whether a token sees those before it alone."""
+    """One way to pack: ``mask`` and ``first`` as in ``Packed``, and whether a token sees only those before it."""
 
     mask: str
     first: int
@@ -22,8 +22,10 @@ class Layout(NamedTuple):
 
 
 def positions_of(counts: Sequence[Sequence[int]], width: int, first: int = 0) -> torch.Tensor:
-    """(rows, width): positions that begin anew with each document. Padding stays where the last document ended, which no
-    token of a document does: that is how it is told apart, and to transformers each is a sequence of its own.
+    """Return (rows, width) positions that begin again with each document.
+
+    Padding repeats the last position, which no document does. So it can be recognized, and transformers takes each
+    padding token for a sequence of its own.
 
     >>> positions_of([[3, 2], [1]], 6).tolist()
     [[0, 1, 2, 0, 1, 1], [0, 2, 2, 2, 2, 2]]
@@ -37,8 +39,9 @@ def positions_of(counts: Sequence[Sequence[int]], width: int, first: int = 0) ->
 
 
 def block_mask(counts: Sequence[Sequence[int]], width: int, *, causal: bool, additive: bool = False) -> torch.Tensor:
-    """(rows, 1, width, width): true where a query (row) may see a key. Padding sees every document and is seen by nothing,
-    not even by itself: a softmax over nothing would be NaN.
+    """Return (rows, 1, width, width), true where a query (row) may see a key.
+
+    Padding sees every document, because a softmax over nothing would be NaN. Nothing sees padding, not even itself.
 
     >>> block_mask([[2, 1]], 4, causal=True)[0, 0].int().tolist()
     [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 0]]
@@ -56,11 +59,11 @@ def block_mask(counts: Sequence[Sequence[int]], width: int, *, causal: bool, add
 
 
 def find_layout(model: Any) -> Layout:
-    """The first way of packing under which a document's logits are what they are alone and do not move with its neighbour.
+    """Return the first layout in which a document has the logits that it has alone, whatever its neighbour is.
 
-    The model is asked, not its name: some ignore positions (BERT makes its mask without them), some want them to begin
-    elsewhere (RoBERTa), with ``use_cache`` none looks at them, some mix tokens by other means than attention (convolutions,
-    recurrences) and cannot be packed.
+    The model itself is run to find out. Some models ignore positions (BERT makes its mask without them), some let them
+    begin elsewhere (RoBERTa), none reads them with ``use_cache``. Models that mix tokens by other means than attention
+    (convolutions, recurrences) cannot be packed.
     """
     found = []
     with _evaluated_without_gradient(model):
@@ -75,7 +78,7 @@ def find_layout(model: Any) -> Layout:
 
 
 def check_layout(model: Any, layout: Layout) -> None:
-    """Of a second model, which reads the same rows."""
+    """Refuse a second model, such as a teacher, that does not understand the layout."""
     with _evaluated_without_gradient(model):
         fault = _find_fault(model, layout)
     if fault is not None:
@@ -86,7 +89,7 @@ def check_layout(model: Any, layout: Layout) -> None:
 
 
 def _find_fault(model: Any, layout: Layout) -> tuple[float, str] | None:
-    """What goes wrong with packed rows of this layout, and by how much."""
+    """Return how large the error of packed rows in this layout is, and what it is; None where they are right."""
     limit = 1e-3 if _dtype(model) == torch.float32 else 0.05
     mixed, moved = _difference(model, layout)
     if mixed < limit / 10 and moved < limit:
@@ -106,7 +109,7 @@ def _candidates(model: Any, causal: bool) -> list[Layout]:
 
 
 def _difference(model: Any, layout: Layout) -> tuple[float, float]:
-    """How far a document's logits move with its neighbour, and away from what they are alone; shares of their size."""
+    """Return how far a document's logits move with its neighbour, and from what they are alone, relative to their size."""
     alone = _logits(model, {"input_ids": torch.tensor([_DOCUMENT])})
     try:
         one, other = (
@@ -119,7 +122,7 @@ def _difference(model: Any, layout: Layout) -> tuple[float, float]:
 
 
 def attention_window(config: Any) -> int | None:
-    """How far layers of local attention see. A mask of 4 dimensions overrides theirs, which a few tokens cannot tell."""
+    """Return how far layers of local attention see. A 4-dimensional mask overrides theirs, which a short test cannot show."""
     known = (getattr(config, name, None) for name in ("sliding_window", "local_attention", "window_size"))
     return min((w for w in known if isinstance(w, int)), default=None)
 

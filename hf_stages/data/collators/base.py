@@ -1,4 +1,4 @@
-"""What the collators here share: a collator inside, curves over progress, examples as runs of tokens."""
+"""The base class of collators, and what they share: a collator inside, curves over progress, examples without padding."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from hf_stages.core.placed_errors import place_errors
 IGNORED = -100
 LONGER = ("error", "split", "truncate")
 Document = dict[str, torch.Tensor]
-"""One example: tensors with one entry per token, ``input_ids`` among them."""
+"""One example without padding: tensors with one entry per token, ``input_ids`` among them."""
 _T = TypeVar("_T", bound="BaseCollator")
 
 
 class BaseCollator:
-    """Base: a frozen dataclass. What it lacks the trainer supplies (``build``); curves become numbers (``at``)."""
+    """Base class of collators: a frozen dataclass that turns rows into a batch.
+
+    The trainer calls ``build`` when a stage begins, to give it a tokenizer and the model, and ``at`` for every batch, to
+    turn its curves into numbers. A collator of your own defines ``__call__``.
+    """
 
     in_pairs = False
-    """Whether rows 2i and 2i + 1 of a batch belong together."""
+    """Whether rows 2i and 2i + 1 of a batch are a pair."""
 
     def __call__(self, rows: Sequence[Any]) -> dict[str, Any]:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(rows)")
 
     def build(self: _T, tokenizer: Any = None, model: Any = None) -> _T:
-        """The collator ready for use; the trainer calls this when a stage begins."""
+        """Return the collator ready for use; the trainer calls this when a stage begins."""
         own: dict[str, Any] = {}
         names = {field.name for field in fields(self)}  # type: ignore[arg-type]
         if "tokenizer" in names and getattr(self, "tokenizer", None) is None:
@@ -38,7 +42,7 @@ class BaseCollator:
         return replace(self, **own)  # type: ignore[type-var]
 
     def at(self: _T, t: float | None) -> _T:
-        """The collator at progress ``t``; None is evaluation: curves at their end, and the same draws each time."""
+        """Return the collator at progress ``t``. None is evaluation: curves at their end, and the same draws each time."""
         own: dict[str, Any] = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
@@ -49,7 +53,7 @@ class BaseCollator:
         return replace(self, **own) if own else self  # type: ignore[type-var]
 
     def for_source(self: _T, name: str) -> _T:
-        """The collator where rows that name no source are of this one; see ``BySource``."""
+        """Return the collator for rows of this source that do not say so; see ``BySource``."""
         inner = getattr(self, "collator", None)
         return replace(self, collator=inner.for_source(name)) if isinstance(inner, BaseCollator) else self  # type: ignore[type-var]
 
@@ -59,14 +63,14 @@ def build_collator(collator: Any, tokenizer: Any, model: Any) -> Any:
 
 
 def nested_collators(collator: Any) -> Iterator[Any]:
-    """The collator and those in it, from the outside in."""
+    """Yield the collator and those inside it, from the outside in."""
     while collator is not None:
         yield collator
         collator = getattr(collator, "inner", getattr(collator, "collator", None))
 
 
 def columns_read(collator: Any) -> frozenset[str]:
-    """Columns that a collator reads and the model does not, at any depth."""
+    """Return the columns that a collator, or one inside it, reads and the model does not."""
     return frozenset().union(*(getattr(one, "columns", ()) for one in nested_collators(collator)))
 
 
@@ -76,7 +80,7 @@ def value_at(value: float | Curve, t: float | None, *, whole: bool) -> Any:
 
 
 def read_curve(collator: Any, key: str) -> None:
-    """Text such as ``"Linear(256, 2048)"`` is a curve here as it is in a file."""
+    """Turn text such as ``"Linear(256, 2048)"`` into a curve, as a recipe does."""
     if isinstance(value := getattr(collator, key), str):
         with place_errors(f"{type(collator).__name__}: {key}"):
             object.__setattr__(collator, key, as_curve(value))
@@ -94,12 +98,12 @@ def check_length(where: str, length: Any) -> None:
 
 
 def find_pair_collator(collator: Any) -> Any:
-    """The collator, at any depth, that gives pairs of rows; None where there is none."""
+    """Return the collator, at any depth, that gives pairs of rows; None where there is none."""
     return next((one for one in nested_collators(collator) if getattr(one, "in_pairs", False)), None)
 
 
 def refuse_pairs(where: str, collator: Any) -> None:
-    """Collators that make more or fewer rows of a batch would tear pairs of rows apart, and no loss would notice."""
+    """Refuse a collator of pairs inside one that changes the number of rows: it would split pairs, and no loss would notice."""
     if (found := find_pair_collator(collator)) is not None:
         raise ValueError(
             f"{where}: collator: {type(found).__name__} gives pairs of rows, which this would take apart or cut short; leave it out: "
@@ -112,11 +116,11 @@ def check_choice(where: str, key: str, value: Any, known: Sequence[str]) -> None
         raise ValueError(f"{where}: {key}: expected one of {', '.join(known)}, got {value!r}")
 
 
-# ---- examples as runs of tokens -------------------------------------------------------------------------------------
+# ---- examples without padding ---------------------------------------------------------------------------------------
 
 
 def read_documents(where: str, rows: Sequence[Any], collator: Any) -> tuple[list[Document], dict[str, torch.Tensor]]:
-    """The examples without padding, as ``collator`` makes them (None: as they are), and what there is one of per row."""
+    """Return the examples without padding, as ``collator`` makes them (None: as they are), and the values that a row has one of."""
     if collator is None:
         return _read_plain_rows(where, rows)
     batch = dict(collator(rows))
@@ -162,7 +166,7 @@ def _read_plain_rows(where: str, rows: Sequence[Any]) -> tuple[list[Document], d
 
 
 def cut_to_length(where: str, document: Document, length: int, longer: str) -> list[Document]:
-    """The pieces of a document that are at most ``length`` long; none where it is empty."""
+    """Return pieces of a document of at most ``length`` tokens; an empty document has none."""
     count = len(document["input_ids"])
     if count > length and longer == "error":
         raise ValueError(
@@ -178,7 +182,7 @@ def padding_value(key: str, pad: int) -> int:
 
 
 def pad_runs(runs: Sequence[torch.Tensor], width: int, value: int, *, left: bool = False) -> torch.Tensor:
-    """(runs, width) with ``value`` where a run has ended.
+    """Stack runs to a tensor of (runs, width), with ``value`` where a run has ended.
 
     >>> pad_runs([torch.tensor([1, 2]), torch.tensor([3])], 3, 0).tolist()
     [[1, 2, 0], [3, 0, 0]]
@@ -191,7 +195,7 @@ def pad_runs(runs: Sequence[torch.Tensor], width: int, value: int, *, left: bool
 
 
 def pad_batch(runs: Sequence[Document], tokenizer: Any, width: int | None = None) -> dict[str, torch.Tensor]:
-    """One row for each run, padded on the tokenizer's side, with its attention_mask."""
+    """Make a batch with one row for each run, padded on the tokenizer's side, and its attention_mask."""
     left = getattr(tokenizer, "padding_side", "right") == "left"
     runs = [{**run, "attention_mask": torch.ones_like(run["input_ids"])} for run in runs]
     width = max(len(run["input_ids"]) for run in runs) if width is None else width
@@ -200,6 +204,6 @@ def pad_batch(runs: Sequence[Document], tokenizer: Any, width: int | None = None
 
 
 def pad_id(tokenizer: Any) -> int:
-    """What fills up; 0 where there is no padding token: no model sees it, and no label asks for it."""
+    """Return the token that pads. Without a padding token it is 0: no model sees it, and no label asks for it."""
     found = getattr(tokenizer, "pad_token_id", None)
     return 0 if found is None else found

@@ -1,4 +1,4 @@
-"""Which examples of a micro-batch share a row."""
+"""Decides which examples of a micro-batch share a row."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 
 def assign_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Numbers of the examples in each row: as few rows as best fit finds, then as even as they get.
+    """Return the numbers of the examples in each row: as few rows as best fit finds, and as even as possible.
 
-    Best fit takes the longest first, each to the row it fills best (never over 11/9 of the fewest rows, Johnson 1973). A
-    batch is as wide as its widest row, so the same examples are then dealt out to that many rows, the longest to the
-    emptiest, where that is narrower. Both depend on the lengths alone.
+    Best fit takes the longest example first and puts each into the row that it fills best (never more than 11/9 of the
+    fewest rows, Johnson 1973). A batch is as wide as its widest row. So the examples are then also given to that many
+    rows one by one, the longest to the emptiest row, and the narrower result wins. Only the lengths decide.
 
     >>> assign_rows([5, 4, 3, 3, 2], 9)
     [[0, 3], [1, 2, 4]]
@@ -27,7 +27,7 @@ def assign_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def _best_fit(lengths: Sequence[int], order: Sequence[int], capacity: int) -> list[list[int]]:
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []
-    """(tokens that still fit, row), in order."""
+    """(tokens that still fit, row), sorted."""
     for i in order:
         at = bisect_left(room, (lengths[i], -1))
         if at == len(room):

@@ -1,4 +1,4 @@
-"""Each source's rows in a batch by a collator of their own."""
+"""Collates the rows of each source with that source's own collator."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from hf_stages.data.collators.packed import Packed
 from hf_stages.data.collators.preferences import Preferences
 
 _SOURCE = "source"
-"""The column in which a curriculum's rows say where they come from."""
+"""The column in which rows of a curriculum name their source."""
 
 
 @dataclass(frozen=True)
 class BySource(BaseCollator):
-    """``BySource({"language": Lengths(512), "tools": ToolCallsOnly()})``: a batch may hold rows of both, padded to the widest.
+    """Collates rows by their source: ``BySource({"language": Lengths(512), "tools": ToolCallsOnly()})``.
 
-    Rows of a ``Mixture`` (or any other curriculum) say their source, others by a column ``source``. A stage on one source by
-    its name, and an evaluation set that is named as a source, take that one's collator. Each collator makes one padded row of
-    each of its own; what packs or splits goes around: ``Packed(2048, BySource({...}))``.
+    A batch may hold rows of several sources, padded to the widest. Rows of a ``Mixture`` or any other curriculum name their
+    source; other rows name it in a column ``source``. A stage that trains on one source by its name, and an evaluation set
+    with a source's name, use that source's collator. Each collator must make one padded row of each row it gets. A collator
+    that packs or splits goes around: ``Packed(2048, BySource({...}))``.
 
     >>> rows = [{"source": "a", "input_ids": [5, 6, 7]}, {"source": "b", "input_ids": [8, 9]}]
     >>> BySource({"a": Lengths(2), "b": None})(rows)["input_ids"].tolist()
@@ -39,11 +40,11 @@ class BySource(BaseCollator):
     """
 
     collators: Mapping[str, Any]
-    """By source. None: rows hold ``input_ids`` (and ``labels``), and are padded."""
+    """A collator for each source. None: its rows hold ``input_ids`` (and ``labels``), and are padded."""
     collator: Any = None
-    """For rows of any other source, and rows that name none."""
+    """The collator for rows of other sources, and rows without a source."""
     tokenizer: Any = None
-    """For its padding token and side; the trainer's, if none is given."""
+    """Gives the padding token and side. None: the trainer's."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.collators, Mapping) or not self.collators:
@@ -73,7 +74,7 @@ class BySource(BaseCollator):
         return replace(super().at(t), collators=own)
 
     def for_source(self, name: str) -> BySource:
-        """With the source's own collator for rows that name none."""
+        """Return a copy that uses the source's own collator for rows without a source."""
         return replace(self, collator=self.collators[name]) if name in self.collators else super().for_source(name)
 
     def __call__(self, rows: Sequence[Any]) -> Any:
@@ -109,7 +110,7 @@ def _without_source(row: Any) -> Any:
 
 
 def _check_one_row_each(here: str, collator: Any) -> None:
-    """Refuse what makes more or fewer rows than it is given, at any depth."""
+    """Refuse a collator that makes more or fewer rows than it gets, at any depth."""
     for one in nested_collators(collator):
         if isinstance(one, Packed) or (isinstance(one, Lengths) and one.longer == "split"):
             what = type(one).__name__ if isinstance(one, Packed) else "Lengths(longer='split')"

@@ -1,4 +1,4 @@
-"""A data collator of transformers by its name, built once the tokenizer is there."""
+"""Names a data collator of transformers, which is built once the tokenizer is known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_stages.core.parts import SUPPLIED_ARGUMENTS, Writer
 
 @dataclass(frozen=True)
 class Collator:
-    """``data_collator: {use: DataCollatorForLanguageModeling, mlm: false}`` in a recipe.
+    """A data collator of transformers by name; in a recipe ``{use: DataCollatorForLanguageModeling, mlm: false}``.
 
     >>> Collator("DataCollatorForLanguageModeling", {"mlm": False}).use
     'DataCollatorForLanguageModeling'
@@ -21,13 +21,13 @@ class Collator:
     use: str
     """The name of a class in ``transformers``."""
     args: Mapping[str, Any] = field(default_factory=dict)
-    """Its own arguments."""
+    """The arguments of that class."""
 
     def to_data(self, write: Writer) -> dict[str, Any]:
         return {"use": self.use, **{name: write(argument) for name, argument in self.args.items()}}
 
     def build(self, tokenizer: Any = None, model: Any = None) -> Any:
-        """The collator itself; it gets the tokenizer and the model if it asks for them."""
+        """Return the collator of transformers; it gets the tokenizer and the model if it takes them."""
         import transformers
 
         cls = getattr(transformers, self.use, None)

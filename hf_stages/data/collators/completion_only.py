@@ -1,4 +1,4 @@
-"""Learns what the assistant says, not what it is told."""
+"""Labels what the assistant says in a conversation, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ class CompletionOnly(BaseCollator):
     """Renders conversations through the tokenizer's chat template; only the assistant's tokens have labels.
 
     Rows hold ``messages`` (and ``tools``, where there are some), as ``apply_chat_template`` takes them, or as JSON text.
-    Keys without a value are dropped: tables add them to rows that lack them.
+    Keys without a value are dropped, because tables add them to rows that lack them.
+
+    >>> CompletionOnly(last=True).messages
+    'messages'
     """
 
     collator: Any = None
-    """Another collator that makes the batch of ``input_ids`` and ``labels``. None: they are padded."""
+    """Another collator that makes the batch from ``input_ids`` and ``labels``. None: they are padded."""
     last: bool = False
-    """Only the last answer of each conversation."""
+    """Whether only the last answer of each conversation has labels."""
     messages: str = "messages"
     """The column of conversations."""
     tokenizer: Any = None
-    """With a chat template; the trainer's, if none is given."""
+    """A tokenizer with a chat template. None: the trainer's."""
 
     @property
     def columns(self) -> frozenset[str]:

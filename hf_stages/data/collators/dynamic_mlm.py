@@ -1,4 +1,4 @@
-"""Masks tokens anew each time they come by, at a rate that may change over the stage."""
+"""Masks tokens differently in every epoch, at a rate that may change over the stage."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from hf_stages.data.collators.base import IGNORED, BaseCollator, pad_batch, read
 
 @dataclass(frozen=True)
 class DynamicMLM(BaseCollator):
-    """Masked language modelling: a share ``rate`` of the tokens is to be predicted; the others' labels are -100.
+    """Masks tokens for masked language modelling: a share ``rate`` is to be predicted, the others' labels are -100.
 
-    Of those chosen, 80 % become the mask token, 10 % another token and 10 % stay (BERT, arXiv 1810.04805), drawn anew in
-    every epoch (RoBERTa, 1907.11692). Higher rates pay early and lower ones late (2305.15096): ``rate="Linear(0.3, 0.15)"``.
-    Draws are keyed by stage, epoch and batch: a resumed run masks as one that was never cut. In evaluation they depend on
-    the tokens alone, so that losses of two evaluations differ by the model only.
+    80 % of the chosen tokens become the mask token, 10 % become another token and 10 % stay (BERT, arXiv 1810.04805). The
+    choice is made again in every epoch (RoBERTa, 1907.11692). High rates help early and low rates late (2305.15096):
+    ``rate="Linear(0.3, 0.15)"``. The choice is seeded by stage, epoch and batch, so that a resumed run masks the same
+    tokens. In evaluation it depends on the tokens alone, so that two evaluations differ only by the model.
+
+    >>> DynamicMLM(rate="Linear(0.3, 0.15)").rate(1.0)
+    0.15
     """
 
     rate: float | Curve = 0.15
-    """The share of tokens to predict; a curve over the stage's progress is taken too."""
+    """The share of tokens to predict: a number, or a curve over the stage's progress."""
     masked: float = 0.8
-    """Of the chosen tokens, the share that becomes the mask token."""
+    """The share of the chosen tokens that becomes the mask token."""
     replaced: float = 0.1
-    """The share that becomes a token at random; the rest stays."""
+    """The share of the chosen tokens that becomes a random token; the rest stays."""
     collator: Any = None
     """Another collator that makes the inputs. None: rows hold ``input_ids``."""
     fixed: bool = False
-    """The same masks each time the same tokens come by, in training too."""
+    """Whether the same tokens get the same masks every time, in training too."""
     tokenizer: Any = None
-    """With a mask token; the trainer's, if none is given."""
+    """A tokenizer with a mask token. None: the trainer's."""
 
     def __post_init__(self) -> None:
         read_curve(self, "rate")
@@ -75,10 +78,10 @@ class DynamicMLM(BaseCollator):
         return {**batch, "input_ids": ids, "labels": labels, **apart}
 
     def _mask(self, ids: torch.Tensor, eligible: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Masked inputs and their labels. Three draws per token, whatever is chosen."""
+        """Return masked inputs and their labels. Every token takes three random numbers, whatever is chosen."""
         rate = value_at(self.rate, None, whole=False)
         digest = xxhash.xxh3_64_intdigest(ids.numpy().tobytes()) >> 1
-        seed = digest if self.fixed else int(torch.randint(2**62, ()))  # from the seed that the batch was fetched under
+        seed = digest if self.fixed else int(torch.randint(2**62, ()))  # the batch was fetched under a seed
         generator = torch.Generator().manual_seed(seed)
         chosen, fate = torch.rand((2, *ids.shape), generator=generator)
         others = torch.randint(len(self.tokenizer), ids.shape, generator=generator)

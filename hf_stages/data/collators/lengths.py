@@ -1,4 +1,4 @@
-"""How long examples may be, over the stage, and how wide a batch is."""
+"""Limits the length of examples, which may grow over the stage, and pads batches."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from hf_stages.data.collators.base import (
 
 @dataclass(frozen=True)
 class Lengths(BaseCollator):
-    """Cuts examples to ``length`` tokens, which may grow with the stage, and pads a batch no wider than it has to be.
+    """Cuts examples to ``length`` tokens, which may grow over the stage, and pads a batch no wider than needed.
 
-    Short sequences first saves attention's square and steadies large learning rates (arXiv 2108.06084). ``truncate`` loses
-    what is cut off; ``split`` keeps it, as more rows in the batch.
+    Short sequences first make early updates cheaper and large learning rates more stable (arXiv 2108.06084). ``truncate``
+    loses what is cut off; ``split`` keeps it as more rows of the batch.
 
     >>> Lengths(4, steps_of=2)([{"input_ids": [5, 6, 7]}, {"input_ids": [8]}])["input_ids"].tolist()
     [[5, 6, 7, 0], [8, 0, 0, 0]]
     """
 
     length: int | Curve
-    """Tokens of an example at most; a curve over the stage's progress is rounded."""
+    """The most tokens of an example: a number, or a curve over the stage's progress, which is rounded."""
     collator: Any = None
     """Another collator that makes the batch. None: rows hold ``input_ids`` (and ``labels``)."""
     longer: Literal["error", "split", "truncate"] = "truncate"
-    """What becomes of a longer example: an error, more rows, or the loss of its end."""
+    """What happens to a longer example: an error, more rows, or its end is cut off."""
     steps_of: int = 1
-    """Lengths and widths are multiples of it: fewer shapes to compile for, and 8 suits tensor cores."""
+    """Lengths and widths are multiples of this number: fewer shapes to compile for, and 8 suits tensor cores."""
     widths: tuple[int, ...] = ()
-    """The only widths a batch is padded to, each batch to the least that holds it: a handful of shapes."""
+    """The only widths that batches are padded to, each to the smallest that holds it. So there are few shapes."""
     tokenizer: Any = None
-    """For its padding token and side; the trainer's, if none is given."""
+    """Gives the padding token and side. None: the trainer's."""
 
     def __post_init__(self) -> None:
         read_curve(self, "length")
         check_length("Lengths", self.length)
         check_choice("Lengths", "longer", self.longer, LONGER)
-        if self.longer != "error":  # the end of a pair is its answer
+        if self.longer != "error":  # a pair's answers stand at its end
             refuse_pairs(f"Lengths(longer={self.longer!r})", self.collator)
         if isinstance(self.steps_of, bool) or not isinstance(self.steps_of, int) or self.steps_of < 1:
             raise ValueError(f"Lengths: steps_of: expected a whole number of at least 1, got {self.steps_of!r}")

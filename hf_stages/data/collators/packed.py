@@ -1,4 +1,4 @@
-"""Several examples in one row, none of which sees another."""
+"""Packs several examples into one row, none of which sees another."""
 
 from __future__ import annotations
 
@@ -39,42 +39,44 @@ from hf_stages.data.collators.base import (
 from hf_stages.data.collators.bin_packing import assign_rows
 
 _UNSHIFTED = {"XLMWithLMHeadModel", "XLNetLMHeadModel", "FlaubertWithLMHeadModel"}
-"""Causal in transformers' mapping, but their labels stay put."""
+"""Causal by transformers' mapping, but these models do not shift labels."""
 MASKS = ("auto", "positions", "flat", "blocks", "additive")
 
 
 @dataclass(frozen=True)
 class Packed(BaseCollator):
-    """Packs the examples of a micro-batch into rows of at most ``length`` tokens. Losses and gradients are those of the
-    examples one by one: positions begin anew with each, attention stays inside it, and no example's first token is
-    predicted from the one before it.
+    """Packs the examples of a micro-batch into rows of at most ``length`` tokens.
 
-    A micro-batch still has ``per_device_train_batch_size`` examples; it has fewer rows, with hardly any padding.
-    Examples without a token are left out.
+    Losses and gradients are those of the examples one by one: positions begin again with each example, attention stays
+    inside it, and no example's first token is predicted from the example before.
+
+    A micro-batch still has ``per_device_train_batch_size`` examples, but fewer rows and hardly any padding. Examples
+    without a token are left out.
 
     >>> Packed(6, shift=True, mask="positions")([{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}])["position_ids"].tolist()
     [[0, 1, 2, 0, 1]]
     """
 
     length: int | Curve
-    """Tokens of a row at most; a curve over the stage's progress is rounded."""
+    """The most tokens of a row: a number, or a curve over the stage's progress, which is rounded."""
     collator: Any = None
-    """Another collator that makes the inputs and labels, one per token. None: the rows hold them; causal models predict
-    their ``input_ids`` where there are no ``labels``."""
+    """Another collator that makes inputs and labels, one per token. None: the rows hold them; where there are no ``labels``,
+    causal models predict the ``input_ids``."""
     longer: Literal["error", "split", "truncate"] = "error"
-    """What becomes of a longer example: an error, pieces that do not see each other, or the loss of its end."""
+    """What happens to a longer example: an error, pieces that do not see each other, or its end is cut off."""
     shift: bool | None = None
-    """Whether the model shifts labels, as causal ones do. None: read off the model."""
+    """Whether the model shifts labels, as causal models do. None: the model's class tells."""
     mask: Literal["auto", "positions", "flat", "blocks", "additive"] = "auto"
-    """How the model is told: by positions that begin anew (transformers makes the mask; ``flat``: in a single row, for flash
-    attention), or by a mask of (rows, 1, tokens, tokens), true or ``additive``. ``auto``: as the model is found to
-    understand it, tried on a few tokens."""
+    """How the model is told which tokens belong together: by ``positions`` that begin again (transformers makes the mask),
+    by such positions in a single row (``flat``, for flash attention), or by a mask of (rows, 1, tokens, tokens), true
+    (``blocks``) or ``additive``. ``auto``: the first way that works for the model, tried on a few tokens."""
     causal: bool | None = None
-    """Whether a token sees those before it alone, for a mask of (rows, 1, tokens, tokens). None: as ``shift``; ``auto`` finds it."""
+    """Whether a token sees only those before it, for a mask of (rows, 1, tokens, tokens). None: the same as ``shift``; ``auto``
+    finds it out."""
     first: int = 0
-    """The position of an example's first token: 0, but RoBERTa's count from its padding token's plus 1. ``auto`` finds it."""
+    """The position of an example's first token: 0, or for RoBERTa the padding token's number plus 1. ``auto`` finds it out."""
     tokenizer: Any = None
-    """For its padding token; the trainer's, if none is given."""
+    """Gives the padding token. None: the trainer's."""
 
     def __post_init__(self) -> None:
         read_curve(self, "length")
@@ -99,7 +101,7 @@ class Packed(BaseCollator):
         return ready
 
     def check_teacher(self, model: Any) -> None:
-        """Whether a teacher keeps the examples of the student's rows apart, too."""
+        """Refuse a teacher that does not keep the examples of the student's rows apart."""
         check_layout(model, Layout(self.mask, self.first, bool(self.shift if self.causal is None else self.causal)))
         _check_window(self, model)
 
@@ -125,7 +127,7 @@ class Packed(BaseCollator):
         if not self.shift:
             return run
         labels = run.get("labels", run["input_ids"]).clone()
-        labels[0] = IGNORED  # the logits before it are another example's
+        labels[0] = IGNORED  # the logits before it belong to another example
         return {**run, "labels": labels}
 
     def _batch(self, runs: list[Document], rows: list[list[int]], counts: list[list[int]]) -> dict[str, torch.Tensor]:

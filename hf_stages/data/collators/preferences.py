@@ -1,4 +1,4 @@
-"""Pairs of answers to one prompt, a chosen and a rejected one, as two rows of a batch."""
+"""Turns a chosen and a rejected answer to one prompt into two rows of a batch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from hf_stages.data.collators.base import IGNORED, BaseCollator, pad_batch
 
 @dataclass(frozen=True)
 class Preferences(BaseCollator):
-    """For ``DPO``: rows 2i and 2i + 1 of the batch are the chosen and the rejected answer of example i; labels are the answers'.
+    """Makes pairs of rows for ``DPO``: rows 2i and 2i + 1 are the chosen and the rejected answer of example i.
 
-    Columns as preference datasets have them: ``chosen`` and ``rejected``, with a ``prompt`` or (conversations) beginning alike. Text is
-    joined as it stands and ended by the end-of-text token; conversations go through the tokenizer's chat template. A longer
-    example than ``max_length`` tokens loses its end; where nothing of an answer would be left, that is an error.
+    Only the answers have labels. The columns are those of preference datasets: ``chosen`` and ``rejected``, with a
+    ``prompt``, or conversations that begin alike. Text is joined as it is and gets an end-of-text token; conversations go
+    through the tokenizer's chat template. An example of more than ``max_length`` tokens loses its end. If nothing of an
+    answer would be left, that is an error.
+
+    >>> Preferences(max_length=512).chosen
+    'chosen'
     """
 
     max_length: int | None = None
-    """Tokens of prompt and answer at most. None: no limit."""
+    """The most tokens of prompt and answer. None: no limit."""
     prompt: str = "prompt"
     """The column of prompts."""
     chosen: str = "chosen"
@@ -30,7 +34,7 @@ class Preferences(BaseCollator):
     rejected: str = "rejected"
     """The column of the worse answers."""
     tokenizer: Any = None
-    """The trainer's, if none is given; for conversations, with a chat template."""
+    """A tokenizer, with a chat template if there are conversations. None: the trainer's."""
 
     in_pairs = True
 
@@ -76,7 +80,7 @@ class Preferences(BaseCollator):
         return runs
 
     def _answer(self, row: Mapping[str, Any], prompt: Any, answer: Any, key: str) -> tuple[list[int], list[bool]]:
-        """Tokens of prompt and answer, and which are the answer's."""
+        """Return the tokens of prompt and answer, and which of them are the answer's."""
         against = self.rejected if key == self.chosen else self.chosen
         other = read_answer(row[against])
         prompt, answer = (read_answer(value) for value in (prompt, answer))
@@ -118,7 +122,7 @@ def _check_messages(name: str, value: Any) -> None:
 
 
 def _common_messages(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many messages both begin with; the last of each is an answer whatever it says."""
+    """Count the messages that both begin with. The last message of each is an answer, also where both are equal."""
     same = 0
     for a, b in zip(one[:-1], other[:-1], strict=False):
         if a != b:

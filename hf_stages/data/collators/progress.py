@@ -1,8 +1,8 @@
-"""How far a stage is, for a collator: carried with the batch, never counted.
+"""Tells a collator the progress of the batch that it collates.
 
-Workers fetch ahead, so the trainer's own progress at the moment of collating says nothing of the batch at hand. The
-sampler, which runs in order in the main process, sends each index's progress along; where the batch is fetched, the
-dataset notes it, and the collator, called next in the same thread, takes it.
+Workers fetch batches ahead, so the trainer's progress at that moment is not the batch's. The sampler runs in order in the
+main process and sends each index with its progress. Where the batch is fetched, the dataset notes the progress, and the
+collator, which is called next in the same thread, takes it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 ProgressAt = Callable[[int, int], float]
-"""(epoch, position of an example in it) -> progress t of the update that the example is of."""
+"""(epoch, position of an example in it) -> progress t of the update that the example belongs to."""
 
 _noted = threading.local()
 
@@ -25,14 +25,14 @@ def note_progress(t: float | None) -> None:
 
 
 def take_progress() -> float | None:
-    """The progress of the batch that was fetched last in this thread, once; None where no stage is training on it."""
+    """Return and forget the progress of the batch fetched last in this thread; None where no stage trains on it."""
     t = getattr(_noted, "t", None)
     _noted.t = None
     return t
 
 
 class ProgressSampler(Sampler[tuple[float, Any]]):
-    """(t, index) for each index of a sampler that has an ``epoch`` and a ``start``."""
+    """Samples (t, index) for each index of a sampler that has an ``epoch`` and a ``start``."""
 
     def __init__(self, sampler: Any, place: ProgressAt) -> None:
         self.sampler, self.place = sampler, place
@@ -47,7 +47,7 @@ class ProgressSampler(Sampler[tuple[float, Any]]):
 
 
 class ProgressDataset(Dataset):
-    """Reads what ``ProgressSampler`` sends: the indices go to the dataset, the first one's progress is noted."""
+    """Reads what ``ProgressSampler`` sends: passes the indices to the dataset, and notes the progress of the first."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -62,7 +62,7 @@ class ProgressDataset(Dataset):
 
 
 class ProgressStream(IterableDataset):
-    """A stream from ``start`` on; the progress of a batch's first example is noted."""
+    """Reads a stream from ``start`` on, and notes the progress of a batch's first example."""
 
     def __init__(self, stream: Any, place: ProgressAt) -> None:
         self.stream, self.place = stream, place
@@ -77,11 +77,11 @@ class ProgressStream(IterableDataset):
 
 @dataclass(frozen=True)
 class AtProgress:
-    """A collator whose curves stand where the batch is; at their end, and drawing the same each time, in evaluation."""
+    """Calls a collator with its curves at the batch's progress. In evaluation they are at their end, and draws are fixed."""
 
     collator: Any
     declared: Any
-    """The collator before it met the stage's tokenizer and model: the next stage starts from it."""
+    """The collator before it got the stage's tokenizer and model; the next stage starts from it."""
 
     def __call__(self, rows: Any) -> Any:
         return self.collator.at(take_progress())(rows)

@@ -1,4 +1,4 @@
-"""Learns the calls of tools alone."""
+"""Labels the calls of tools in a conversation, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from hf_stages.data.collators.base import BaseCollator
 
 @dataclass(frozen=True)
 class ToolCallsOnly(BaseCollator):
-    """Renders conversations through the tokenizer's chat template; of the assistant's messages, only those with ``tool_calls``
-    have labels.
+    """Renders conversations through the tokenizer's chat template; only messages with ``tool_calls`` have labels.
 
     Rows hold ``messages`` and ``tools``, as ``apply_chat_template`` takes them, or as JSON text. Keys without a value
-    are dropped: tables add them to rows that lack them. A conversation without a call teaches nothing.
+    are dropped, because tables add them to rows that lack them. A conversation without a call teaches nothing.
+
+    >>> ToolCallsOnly(messages="chat").messages
+    'chat'
     """
 
     collator: Any = None
-    """Another collator that makes the batch of ``input_ids`` and ``labels``. None: they are padded."""
+    """Another collator that makes the batch from ``input_ids`` and ``labels``. None: they are padded."""
     messages: str = "messages"
     """The column of conversations."""
     tokenizer: Any = None
-    """With a chat template; the trainer's, if none is given."""
+    """A tokenizer with a chat template. None: the trainer's."""
 
     @property
     def columns(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""What all curricula have: sources by name or at hand, and a tree of nodes made of them."""
+"""The base class of curricula: they hold sources, by name or as datasets, and make a tree of nodes that draws from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Own = TypeVar("_Own", bound="Curriculum")
 
 
 class Make(Protocol):
-    """Makes a node of a source: a name, a dataset or a curriculum. ``where`` says where it stands, for messages."""
+    """Makes the node of a source, which is a name, a dataset or a curriculum. ``where`` is its place, for error messages."""
 
     def __call__(self, source: Any, name: str | None, where: str) -> Node: ...
 
@@ -23,7 +23,10 @@ class Make(Protocol):
 
 
 class Curriculum:
-    """Base of all: a frozen dataclass whose fields in ``_SOURCES`` hold sources."""
+    """Base class of curricula: a frozen dataclass. The fields named in ``_SOURCES`` hold sources.
+
+    A curriculum of your own defines ``node``, which says how its sources are drawn from.
+    """
 
     _SOURCES: tuple[str, ...] = ("source",)
 
@@ -35,7 +38,7 @@ class Curriculum:
         return tuple(dict.fromkeys(name for value in self._held_sources() for name in source_names_in(value)))
 
     def map_datasets(self: _Own, change: Callable[[Any], Any]) -> _Own:
-        """The same with every dataset that it holds itself changed; names stay names."""
+        """Return a copy in which every dataset that it holds is changed. Names of sources stay names."""
 
         def one(value: Any) -> Any:
             if value is None or isinstance(value, str):
@@ -53,7 +56,7 @@ class Curriculum:
         return replace(self, **{key: several(value) for key, value in own.items()})  # type: ignore[type-var]
 
     def resolve(self: _Own, base: str | Path) -> _Own:
-        """Relative paths of sources that it holds, taken from ``base``."""
+        """Return a copy in which relative paths of its sources start at ``base``."""
         return self.map_datasets(lambda value: value.resolve(base) if hasattr(value, "resolve") else value)
 
     def _held_sources(self) -> Iterator[Any]:
@@ -68,14 +71,14 @@ class Curriculum:
 
 
 def check_source(value: Any, where: str) -> None:
-    """Something to draw from: a name, a curriculum, a Source, or a dataset."""
+    """Refuse a value that nothing can be drawn from. A name, a curriculum, a Source or a dataset is accepted."""
     plain = value is None or isinstance(value, bool | int | float | bytes)
     if plain or isinstance(value, type) or is_model(value) or (callable(value) and not hasattr(value, "__iter__")):
         raise ValueError(f"{where}: expected the name of a source, a dataset or a curriculum, got {value!r}")
 
 
 def single_source(node: Node, what: str, where: str) -> Leaf:
-    """For curricula that order the rows of one source."""
+    """Return the node as one source. Curricula that sort rows need this, and refuse anything else."""
     if not isinstance(node, Leaf):
         raise ValueError(
             f"{where}: {what} orders the rows of one source, and this is a curriculum; put {what} inside it instead, around each source"

@@ -1,4 +1,4 @@
-"""One source from easy to hard."""
+"""Sorts one source from easy to hard."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hf_stages.data.drawing.scores import cached_order, columns_of, score_identi
 
 @dataclass(frozen=True)
 class ByDifficulty(Curriculum):
-    """The rows of one source by a number, lowest first. Every pass begins with the easy ones again.
+    """Draws the rows of one source in the order of a number, lowest first. Every pass begins with the easy rows again.
 
-    The order is computed once, at the first step, and kept in four bytes per row on disk.
+    The order is computed once, at the first step, and stored on disk in four bytes per row.
 
     >>> ByDifficulty("code", by="length", window=100).by
     'length'
@@ -26,15 +26,16 @@ class ByDifficulty(Curriculum):
     source: Any
     """A name, a dataset or a curriculum."""
     by: str | Callable[[list[Any]], Any] = "length"
-    """A column of numbers, ``"length"`` (tokens), or a function from a list of rows to a number each, such as ``ModelLoss``."""
+    """A column of numbers, ``"length"`` (tokens), or a function that takes a list of rows and returns a number for each, such as
+    ``ModelLoss``."""
     descending: bool = False
-    """Hardest first."""
+    """Draw the hardest rows first."""
     window: int = 1
-    """Rows are shuffled among so many neighbours."""
+    """Rows are shuffled within groups of this many neighbours."""
     again: bool = True
-    """False: passes after the first are shuffled."""
+    """Whether later passes are sorted, too. False: passes after the first are shuffled."""
     cache: str | None = None
-    """Where to keep the order; None is the run's own folder. A file there is found again by the data and by ``by``."""
+    """The folder that stores the order; None is the run's own folder. A stored order is used again for the same data and ``by``."""
 
     def __post_init__(self) -> None:
         check_source(self.source, "source")

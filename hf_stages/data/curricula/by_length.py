@@ -1,4 +1,4 @@
-"""One source from short to long, with as many rows in a place as fit its tokens."""
+"""Sorts one source from short to long, and can put as many rows into one place of a batch as fit a number of tokens."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from hf_stages.data.drawing.scores import row_lengths, sort_rows
 
 @dataclass(frozen=True)
 class ByLength(Curriculum):
-    """Rows by their tokens, shortest first. With ``tokens``, each of a batch's places holds as many rows as fit that many
-    tokens when padded to the longest: 512 tokens are 16 rows of 32 early and one of 512 late, and the tokens of a batch
-    stay about constant while its rows go down.
+    """Draws rows by their number of tokens, shortest first.
+
+    With ``tokens``, each place of a batch holds as many rows as fit that many tokens when padded to the longest. 512
+    tokens are 16 rows of 32 early in a pass and one row of 512 late. So a batch keeps about the same number of tokens
+    while its number of rows goes down.
 
     >>> ByLength("text", tokens=512).tokens
     512
@@ -25,11 +27,12 @@ class ByLength(Curriculum):
     source: Any
     """A name, a dataset or a curriculum."""
     tokens: int | None = None
-    """Tokens of one place, of which a batch has ``per_device_train_batch_size``. None: one row per place."""
+    """Tokens of one place; a batch has ``per_device_train_batch_size`` places. None: one row per place."""
     descending: bool = False
-    """Longest first."""
+    """Draw the longest rows first."""
     window: int = 1
-    """Places are shuffled among so many neighbours; a window as large as the source makes batches of like length, in any order."""
+    """Places are shuffled within groups of this many neighbours. A window as large as the source gives batches of similar
+    length in any order."""
 
     def __post_init__(self) -> None:
         check_source(self.source, "source")
@@ -60,7 +63,7 @@ class ByLength(Curriculum):
 
 
 class _Groups:
-    """Rows of like length, taken together."""
+    """A dataset whose items are lists of rows of similar length."""
 
     def __init__(self, dataset: Any, order: np.ndarray, starts: np.ndarray, tokens: np.ndarray) -> None:
         self.dataset, self.order, self.starts, self.tokens = dataset, order, starts, tokens
@@ -72,7 +75,7 @@ class _Groups:
         starts, at, n = [0], 0, len(ascending)
         while at < n:
             count = tokens // max(int(ascending[at]), 1)
-            while True:  # of so many rows the last is the longest: how many as long as that would fit?
+            while True:  # the last of so many rows is the longest: how many of its length fit?
                 fit = max(tokens // max(int(ascending[min(at + count, n) - 1]), 1), 1)
                 if fit >= count:
                     break
@@ -84,7 +87,7 @@ class _Groups:
         return cls(dataset, order, edges, held)
 
     def with_dataset(self, dataset: Any) -> _Groups:
-        """The same rows of a dataset whose columns were changed."""
+        """Return the same groups over a dataset whose columns were changed."""
         return _Groups(dataset, self.order, self.starts, self.tokens)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Several sources by weights that change over the stage."""
+"""Draws from several sources by weights that may change over the stage."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from hf_stages.data.drawing.nodes import Leaf, Mixed, Node, subtree
 
 @dataclass(frozen=True, eq=True)
 class Mixture(Curriculum):
-    """``Mixture({"language": Linear(1, 0.3), "code": Linear(0, 0.7)})``: weights are numbers or curves over the stage.
+    """Draws from several sources by weights: ``Mixture({"language": Linear(1, 0.3), "code": Linear(0, 0.7)})``.
 
-    A list of names instead of weights takes every source as often as it is large.
+    A weight is a number or a curve over the stage's progress. A list of names instead of weights draws from each source
+    in proportion to its size.
 
     >>> Mixture({"language": "Linear(1, 0.3)", "code": 0.7}).weights["language"](0.5)
     0.65
     """
 
     weights: Mapping[str, float | Curve] | tuple[str, ...]
-    """``{source: weight}``, numbers or curves; a list of names takes each as often as it is large."""
+    """``{source: weight}``, numbers or curves; a list of names draws from each source in proportion to its size."""
     sources: Mapping[str, Any] | None = None
-    """What the names of ``weights`` stand for, where that is no source of the recipe: a dataset, another name, a curriculum."""
+    """What a name in ``weights`` stands for, where it is not a source of the recipe: a dataset, another name or a curriculum."""
     weigh: Literal["examples", "tokens"] = "examples"
-    """What the shares are shares of."""
+    """Whether shares count examples or tokens."""
     temperature: float = 1.0
-    """Weights are raised to 1 / temperature: above 1 the small sources come more often (arXiv 1911.02116 has sizes to the 0.3)."""
+    """Weights are raised to the power 1 / temperature. Above 1, small sources come more often (arXiv 1911.02116 raises sizes to
+    the power 0.3)."""
     max_repeats: float | None = None
-    """How often a source may be read; its share goes to the others then."""
+    """How many times a source may be read. After that its share goes to the others."""
     on_dry: Literal["repeat", "stop"] = "repeat"
-    """``stop``: a source that would be read more than ``max_repeats`` times (once, where that is None) is an error."""
+    """``stop``: it is an error if a source would be read more than ``max_repeats`` times (once, where that is None)."""
 
     _SOURCES = ("sources",)
 
@@ -121,7 +123,7 @@ class Mixture(Curriculum):
         return mixed
 
     def _stop(self, child: Node) -> None:
-        """Of a curriculum, each source; what a mixture inside says of its own goes before."""
+        """Limit how often the child's sources may be read. A limit that a mixture inside has set for its own sources stays."""
         for leaf in (node for node in subtree(child) if isinstance(node, Leaf)):
             leaf.may_stop = True
             if leaf.n is not None and leaf.most_draws is None:

@@ -1,4 +1,4 @@
-"""How hard a model finds each row."""
+"""Scores rows by how hard a model finds them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ import torch
 
 @dataclass(frozen=True)
 class ModelLoss:
-    """A row's mean next-token loss under a causal model: ``ByDifficulty("code", by=ModelLoss("out/01-language"))``.
+    """Scores a row by its mean next-token loss under a causal language model.
 
-    The model is loaded when the first row is scored, so it may be what an earlier stage of the same run makes.
+    ``ByDifficulty("code", by=ModelLoss("out/01-language"))`` sorts by it. The model is loaded when the first row is
+    scored, so it may be the result of an earlier stage of the same run.
+
+    >>> ModelLoss("out/01-language", max_length=256).rows
+    8
     """
 
     model: Any
     """A folder, a name on the Hub, or a model."""
     rows: int = 8
-    """At a time."""
+    """How many rows the model reads at a time."""
     max_length: int | None = None
-    """Only so many tokens of a row are read."""
+    """How many tokens of a row the model reads. None: all."""
 
     def resolve(self, base: str | Path) -> ModelLoss:
-        """A relative folder taken from ``base``, where something stands there."""
+        """Return a copy whose relative folder starts at ``base``, if it exists there."""
         found = Path(base) / self.model if isinstance(self.model, str) else None
         return replace(self, model=str(found)) if found is not None and found.exists() else self
 

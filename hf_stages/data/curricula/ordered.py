@@ -1,4 +1,4 @@
-"""Sources one after another."""
+"""Draws from sources one after another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_stages.data.drawing.nodes import Chained, Leaf, Node
 
 @dataclass(frozen=True)
 class Ordered(Curriculum):
-    """One source after another, each in the order it has; then all again, for as long as the stage is.
+    """Draws from one source after another, each in its own order, and begins again until the stage ends.
 
     >>> Ordered(["easy", "hard"]).sources
     ('easy', 'hard')
@@ -21,7 +21,7 @@ class Ordered(Curriculum):
     sources: Sequence[Any] | str
     """Names, datasets or curricula."""
     shuffle: bool = False
-    """Shuffle each source's rows."""
+    """Whether each source's rows are shuffled."""
 
     _SOURCES = ("sources",)
 

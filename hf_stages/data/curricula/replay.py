@@ -1,4 +1,4 @@
-"""A share of what was learned before, so that it is not forgotten."""
+"""Mixes a share of earlier data into a stage, so that it is not forgotten."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hf_stages.data.drawing.nodes import Mixed, Node
 
 @dataclass(frozen=True)
 class Replay(Curriculum):
-    """``Replay("language", 0.05, into="code")``: one example in twenty from ``language``, the others from ``code``.
+    """Draws a share of earlier data: ``Replay("language", 0.05, into="code")`` takes one example in twenty from ``language``.
 
-    5 % have kept the old domain at a mild shift, 25 % at a strong one (arXiv 2403.08763, table 2). An epoch is one
-    pass over ``into``.
+    A share of 5 % has kept the old domain at a mild shift of the data, 25 % at a strong one (arXiv 2403.08763, table 2).
+    An epoch is one pass over ``into``.
 
     >>> Replay("language", 0.05, into="code").source_names()
     ('code', 'language')
@@ -26,9 +26,9 @@ class Replay(Curriculum):
     source: Any
     """What is replayed: a name, a dataset or a curriculum."""
     share: float | Curve
-    """Of the examples, how many are replayed; a curve over the stage's progress is taken too."""
+    """The share of examples that are replayed: a number, or a curve over the stage's progress."""
     into: Any = None
-    """What the stage is about; None is the run's ``train_dataset``."""
+    """The data that the stage is about; None is the run's ``train_dataset``."""
 
     _SOURCES = ("into", "source")
 
@@ -49,24 +49,24 @@ class Replay(Curriculum):
                 f"{where}: Replay: into: expected what the stage is about; the run has no train_dataset of its own"
             )
         where = f"{where}: Replay"
-        told = {
+        names = {
             "into": None if source_names_in(self.into) else name or "new",
             "source": None if source_names_in(self.source) else "replay",
         }
-        children = {key: make(getattr(self, key), told[key], f"{where}: {key}") for key in ("into", "source")}
+        children = {key: make(getattr(self, key), names[key], f"{where}: {key}") for key in ("into", "source")}
         share = as_curve(self.share)
         node = Mixed(
             children, {"into": _Remainder(share), "source": share}, temperature=1.0, by_tokens=False, where=where
         )
         new = children["into"].n
-        kept = sum(1 - share((t + 0.5) / 100) for t in range(100)) / 100
-        node.n = None if new is None or node.n is None else max(round(new / kept), 1)
+        new_share = sum(1 - share((t + 0.5) / 100) for t in range(100)) / 100
+        node.n = None if new is None or node.n is None else max(round(new / new_share), 1)
         return node
 
 
 @dataclass(frozen=True)
 class _Remainder(Curve):
-    """What a share leaves."""
+    """The curve 1 - share."""
 
     share: Curve
 

@@ -1,1 +1,4 @@
-"""From a curriculum to rows: which row of which source stands at each position of a stage, on every rank, after every cut."""
+"""Drawing: finds the row and the source at each position of a stage.
+
+Ranks and workers find the same rows without asking each other, and so does a run that is resumed.
+"""

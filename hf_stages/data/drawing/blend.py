@@ -1,4 +1,4 @@
-"""A curriculum with its sources at hand: what the plan measures, and what a stage draws from."""
+"""Joins a curriculum with its datasets: the plan measures the result, and a stage draws from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FEW = 8
 
 
 class Blend:
-    """The sources of a curriculum, and the tree that draws from them. ``bind`` tells it how long the stage is."""
+    """Holds the sources of a curriculum and the tree of nodes that draws from them. ``bind`` sets the stage's length."""
 
     def __init__(self, part: Curriculum, look_up: Callable[[str, str], Any], where: str) -> None:
         self.part, self.where = part, where
@@ -41,10 +41,10 @@ class Blend:
                 )
         self._check()
         self.draws = 0
-        """Of the whole stage, once it is bound."""
+        """The draws of the whole stage, once ``bind`` has set them."""
 
     def _check(self) -> None:
-        """What parts that are right by themselves cannot be together."""
+        """Refuse curricula that are valid one by one but do not work together."""
         if self.one_by_one and any(node.limit is not None for node in subtree(self.root)):
             raise ValueError(
                 f"{self.where}: max_repeats: a mixture here goes by tokens, and then nobody knows beforehand which source will be read too "
@@ -57,7 +57,7 @@ class Blend:
             )
 
     def with_datasets(self, change: Callable[[Any], Any]) -> Blend:
-        """The same over datasets that were changed; of rows that are taken together each by itself."""
+        """Return the same blend over changed datasets. Every dataset is changed once, also where several nodes share it."""
         changed: dict[int, Any] = {}
 
         def once(dataset: Any) -> Any:
@@ -71,7 +71,7 @@ class Blend:
 
     @property
     def n(self) -> int | None:
-        """Draws of an epoch; None with a stream."""
+        """Return the draws of an epoch; None where a source is a stream."""
         return self.root.n
 
     @property
@@ -80,18 +80,18 @@ class Blend:
 
     @property
     def replays(self) -> bool:
-        """Whether events may mix in earlier data."""
+        """Return whether a gate may mix in earlier data while the stage runs."""
         return isinstance(self.root, ReplayedNode)
 
     @property
     def replay_only(self) -> tuple[str, ...]:
-        """Sources that are drawn from only where a gate says so."""
+        """Return the sources that are drawn from only after a gate asks for it."""
         nodes = subtree(self.root.children()[1]) if self.replays else ()
         return tuple(node.name for node in nodes if isinstance(node, Leaf))
 
     @property
     def one_by_one(self) -> bool:
-        """Whether a mixture counts tokens, so that what comes depends on all that came before."""
+        """Return whether a mixture counts tokens. Then rows must be drawn one after another: each depends on those before."""
         return any(node.by_tokens for node in subtree(self.root))
 
     @property
@@ -99,14 +99,14 @@ class Blend:
         return hashlib.sha256(repr(self.described()).encode()).hexdigest()[:16]
 
     def described(self) -> dict[str, Any]:
-        """What it is made of, as far as that decides what is drawn."""
+        """Return fingerprints of everything that decides what is drawn."""
         bare = self.part.map_datasets(lambda dataset: None if dataset is None else fingerprint(dataset))
         return {"of": fingerprint(bare), **{leaf.name: fingerprint(leaf.dataset) for leaf in self.leaves}}
 
     # ---- making -------------------------------------------------------------------------------------------------------
 
     def __call__(self, source: Any, name: str | None, where: str) -> Node:
-        """Make the node of a source (see ``Make``)."""
+        """Make the node of a source; see ``Make``."""
         return self._node(source, name, where)
 
     def folder(self) -> Path | None:
@@ -150,7 +150,7 @@ class Blend:
     # ---- measuring ----------------------------------------------------------------------------------------------------
 
     def tokens_per_example(self) -> float | None:
-        """Of the mean draw, by the declared weights; None where some source's are not known."""
+        """Return the mean tokens of a draw, by the declared weights; None where a source's tokens are not known."""
         each = [mean_tokens(leaf) for leaf in self.leaves]
         if None in each:
             return None
@@ -166,19 +166,19 @@ class Blend:
     # ---- drawing ------------------------------------------------------------------------------------------------------
 
     def bind(self, draws: int, seed: int, *, shuffle: bool = True, folder: Path | None = None) -> Blend:
-        """Prepare for a stage of so many draws. Weights that cannot be drawn by are found here."""
+        """Prepare for a stage of this many draws, and refuse weights that cannot be drawn by."""
         self.draws, self._cache, self._order = draws, folder, (seed, shuffle)
         self.root.bind(Clock.for_draws(draws), seed, shuffle)
         return self
 
     def replay(self, events: Events) -> None:
-        """Draw by these events from now on; what comes before the last of them stays what it was."""
+        """Draw by these events from now on. Positions before the last event keep their rows."""
         assert isinstance(self.root, ReplayedNode)
         self.root.events = events
         self.root.bind(Clock.for_draws(self.draws), *self._order)
 
     def check_dry(self) -> None:
-        """A source that is to be read no further and would be, before a step is taken."""
+        """Refuse, before the first step, a source that would be read more often than it is allowed."""
         if self.one_by_one:
             return  # found while training
         for leaf, count in zip(self.leaves, self.draws_before(self.draws), strict=True):
@@ -190,15 +190,15 @@ class Blend:
                 )
 
     def at(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(leaf, row) at positions of the stage."""
+        """Return the numbers of the leaves and of their rows at positions of the stage."""
         return self.root.at(np.asarray(positions, dtype=np.int64))
 
     def draws_before(self, position: int) -> list[int]:
-        """Draws of every leaf before a position."""
+        """Return how many draws each leaf has had before a position."""
         return _draws_before(self.root, position, [0] * len(self.leaves))
 
     def declared_shares(self, first: int, last: int) -> list[float]:
-        """The declared shares of the leaves over positions ``first`` to ``last``: of tokens, where a mixture counts these."""
+        """Return the declared shares of the leaves from ``first`` to ``last``: shares of tokens where a mixture counts tokens."""
         if self.one_by_one:
             middle = [self.root.mean_shares((k + 0.5) / self.draws) for k in _spread_positions(first, last)]
             return [sum(shares.get(i, 0.0) for shares in middle) / len(middle) for i in range(len(self.leaves))]
@@ -208,7 +208,7 @@ class Blend:
         return [float(end - start) / max(last - first, 1) for start, end in had]
 
     def walk(self, read: Callable[[Leaf, int], int] | None = None) -> Walk:
-        """For drawing one by one."""
+        """Return the state that ``draw_range`` needs to draw one by one; ``read`` gives the tokens of a leaf's row."""
         if read is None:
             held = {leaf.number: row_lengths(leaf.dataset, self.where) for leaf in self.leaves}
 
@@ -218,7 +218,7 @@ class Blend:
         return Walk(read)
 
     def draw_range(self, walk: Walk, first: int, last: int) -> Iterator[tuple[int, int]]:
-        """(leaf, row) at positions from ``first`` on, by a walk that stands there."""
+        """Yield (leaf, row) at positions from ``first`` on. The walk must stand at ``first``."""
         for position in range(first, last):
             leaf, row, _ = self.root.draw(walk, (position + 0.5) / self.draws)
             if leaf.most_draws is not None and walk.counts[leaf.key] > leaf.most_draws:
@@ -228,7 +228,7 @@ class Blend:
             yield leaf.number, row
 
     def sample_rows(self, count: int) -> list[Any]:
-        """A few rows, from all sources in turn."""
+        """Return a few rows, taken from all sources in turn."""
         each = -(-count // len(self.leaves))
         rows: list[Any] = []
         for leaf in self.leaves:
@@ -244,7 +244,7 @@ class Blend:
 
 
 class SizedBlend(Blend):
-    """One without streams: it has a length, and rows by number (source after source, for whoever looks at a few)."""
+    """A blend without streams: it has a length and rows by number, source after source, for code that looks at a few rows."""
 
     def __len__(self) -> int:
         return sum(leaf.n or 0 for leaf in self.leaves)
@@ -253,7 +253,7 @@ class SizedBlend(Blend):
         return self.named_row(index)[1]
 
     def named_row(self, index: int) -> tuple[str, Any]:
-        """The source's name and the row."""
+        """Return the name of a row's source, and the row."""
         for leaf in self.leaves:
             assert leaf.n is not None
             if index < leaf.n:

@@ -1,4 +1,4 @@
-"""What Trainer's dataloader sees of a blend: rows by their position in the stage, or a stream of them."""
+"""Gives Trainer's dataloader the rows of a blend, by position in the stage or as a stream."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.drawing.nodes import Leaf, Walk
 from hf_stages.data.drawing.scores import count_tokens
 
-_KEPT = 1024
+_STRETCH = 1024
 
 
 class DrawnRows(Dataset):
-    """Rows by position: which row that is, any process finds out by itself, so workers and ranks need not agree on anything.
+    """Rows by position in the stage. Every process finds the row by itself, so workers and ranks need not exchange anything.
 
-    Random transforms and collators draw from a seed of (stage, the batch's positions). Rows say their source under ``column``.
+    Random transforms and collators draw from a seed of (stage, the batch's positions). ``column`` of a row names its source.
     """
 
     def __init__(self, blend: Blend, seed: int, length: int, column: str) -> None:
@@ -34,7 +34,7 @@ class DrawnRows(Dataset):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, drawn: Sequence[Any]) -> list[Any]:
-        if isinstance(drawn[0], tuple):  # one by one: the sampler has drawn them
+        if isinstance(drawn[0], tuple):  # the sampler has drawn them one by one
             positions, leaves, rows = (np.array(column, dtype=np.int64) for column in zip(*drawn, strict=True))
         else:
             positions = np.asarray(drawn, dtype=np.int64)
@@ -45,26 +45,26 @@ class DrawnRows(Dataset):
             leaf, where = self.blend.leaves[number], np.flatnonzero(leaves == number).tolist()
             for place, row in zip(where, _fetch(leaf, rows[where].tolist()), strict=True):
                 found[place] = [
-                    _with_source(one, self.column, leaf.name) for one in (row if isinstance(row, list) else [row])
+                    _add_source(one, self.column, leaf.name) for one in (row if isinstance(row, list) else [row])
                 ]
         return [row for rows in found for row in rows]
 
     def _at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As the blend says, worked out for a stretch at a time: a call costs as much for one position as for hundreds."""
+        """Ask the blend, for a stretch of positions at a time: a call costs as much for one position as for hundreds."""
         found = np.zeros((2, len(positions)), dtype=np.int64)
-        stretches = positions // _KEPT
+        stretches = positions // _STRETCH
         for stretch in np.unique(stretches).tolist():
             if stretch not in self._known:
                 for old in list(self._known)[:-1]:
                     del self._known[old]
-                self._known[stretch] = np.stack(self.blend.at(np.arange(stretch * _KEPT, (stretch + 1) * _KEPT)))
+                self._known[stretch] = np.stack(self.blend.at(np.arange(stretch * _STRETCH, (stretch + 1) * _STRETCH)))
             where = stretches == stretch
-            found[:, where] = self._known[stretch][:, positions[where] - stretch * _KEPT]
+            found[:, where] = self._known[stretch][:, positions[where] - stretch * _STRETCH]
         return found[0], found[1]
 
 
 class Positions(Sampler[int]):
-    """The positions of an epoch from any on. An epoch is a whole number of updates, so positions go on over its end."""
+    """Samples the positions of an epoch, from any position on. An epoch is a whole number of updates, so the next one goes on."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -83,27 +83,30 @@ class Positions(Sampler[int]):
 
 
 class PositionsWithRows(Positions):
-    """Positions with what is drawn there, found out where the events are known: a worker may hold the blend of before one."""
+    """Samples positions together with the rows drawn there.
+
+    The main process knows of a gate's replay at once; a worker may still hold the blend from before it.
+    """
 
     def __init__(self, length: int, blend: Blend) -> None:
         super().__init__(length)
         self.blend = blend
 
     def __iter__(self) -> Iterator[Any]:
-        for start in range(self.first, self.end, _KEPT):
-            positions = np.arange(start, min(start + _KEPT, self.end))
+        for start in range(self.first, self.end, _STRETCH):
+            positions = np.arange(start, min(start + _STRETCH, self.end))
             leaves, rows = self.blend.at(positions)
             yield from zip(positions.tolist(), leaves.tolist(), rows.tolist(), strict=True)
 
 
 class OneByOnePositions(Positions):
-    """Positions with what is drawn there, where that depends on all draws before. Its few numbers are kept for each update."""
+    """Samples positions with rows that depend on all draws before. The few numbers of that state are stored for each update."""
 
     def __init__(self, length: int, blend: Blend, every: int) -> None:
         super().__init__(length)
         self.blend, self.every = blend, every
         self.states: dict[int, dict[str, Any]] = {0: Walk(lambda leaf, row: 0).state_dict()}
-        """By position: the states of the last updates, of which a loader that fetches ahead has begun some."""
+        """The states at the last updates, by position. A loader that fetches ahead has begun some of them."""
 
     def __iter__(self) -> Iterator[Any]:
         walk = self.blend.walk()
@@ -113,14 +116,14 @@ class OneByOnePositions(Positions):
             yield position, leaf, row
             if (position + 1) % self.every == 0:
                 self.states[position + 1] = walk.state_dict()
-                while len(self.states) > _KEPT:
+                while len(self.states) > _STRETCH:
                     del self.states[min(self.states)]
 
 
 class DrawnStream(IterableDataset):
-    """A blend that has a stream in it, read in order; a source that ends is read again.
+    """Reads a blend with a stream in it, in order. A source that ends is read again.
 
-    Examples before ``start`` are drawn again and dropped, before any collation.
+    Examples before ``start`` are read again and dropped, before they are collated.
     """
 
     def __init__(self, blend: Blend, seed: int, column: str) -> None:
@@ -131,7 +134,7 @@ class DrawnStream(IterableDataset):
         readers = [_Reader(leaf, self.seed, self.blend) for leaf in self.blend.leaves]
         for position, leaf, row in self._drawn(readers):
             if position >= self.start:
-                yield _with_source(row, self.column, self.blend.leaves[leaf].name)
+                yield _add_source(row, self.column, self.blend.leaves[leaf].name)
 
     def _drawn(self, readers: list[_Reader]) -> Iterator[tuple[int, int, Any]]:
         if self.blend.one_by_one:
@@ -146,16 +149,16 @@ class DrawnStream(IterableDataset):
                 for leaf, _ in self.blend.draw_range(walk, position, position + 1):
                     yield position, leaf, found[0]
                 position += 1
-        position = self.start  # what was drawn before it, every source knows for itself
+        position = self.start  # every source knows how much was drawn from it before
         while True:
-            leaves, rows = self.blend.at(np.arange(position, position + _KEPT))
+            leaves, rows = self.blend.at(np.arange(position, position + _STRETCH))
             for leaf, row in zip(leaves.tolist(), rows.tolist(), strict=True):
                 yield position, leaf, readers[leaf].read(row, position)
                 position += 1
 
 
 class _Reader:
-    """A source of a stream by the number of its draw, which only rises."""
+    """Reads one source of a stream by the number of the draw, which only rises."""
 
     def __init__(self, leaf: Leaf, seed: int, blend: Blend) -> None:
         self.leaf, self.where, self.draws = leaf, blend.where, blend.draws
@@ -164,10 +167,14 @@ class _Reader:
         self.taken, self.passes = 0, 0
 
     def read(self, number: int, position: int) -> Any:
-        """A map-style source's row; or a stream's example, after as many as the number says. Where the loader reads beyond the
-        stage's end, nothing runs dry."""
+        """Return a map-style source's row, or the stream's example of that number.
+
+        A loader may read beyond the stage's end; there it is no error if a source ends.
+        """
         if self.leaf.n is not None:
-            seed_data(seed_of(self.seed, position))  # not by row: in a later pass it is to be transformed anew
+            seed_data(
+                seed_of(self.seed, position)
+            )  # by position, not by row: a later pass transforms the row differently
             return self.leaf.dataset[number]
         while True:
             row = self._next(position >= self.draws)
@@ -206,5 +213,5 @@ def _fetch(leaf: Leaf, rows: list[int]) -> list[Any]:
     return list(fetch(rows)) if fetch is not None else [leaf.dataset_for_model[row] for row in rows]
 
 
-def _with_source(row: Any, column: str, name: str) -> Any:
+def _add_source(row: Any, column: str, name: str) -> Any:
     return {**row, column: name} if isinstance(row, Mapping) else row

@@ -1,4 +1,4 @@
-"""A stream that goes on for as many passes as a stage needs, and starts at any example."""
+"""Repeats a stream for as many passes as a stage needs, from any example on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hf_stages.core.randomness import seed_data, seed_of
 
 
 class EndlessStream(IterableDataset):
-    """Pass after pass over a stream, as one.
+    """Joins pass after pass over a stream into one.
 
     Trainer ends an epoch where a stream runs dry, in the middle of an accumulation window; the gradient then leaks
     into the next pass, and a resume past the first pass starts at the wrong example. A stream that never runs dry
-    has neither problem. Examples before ``start`` are drawn again and dropped, before any collation.
+    has neither problem. Examples before ``start`` are read again and dropped, before they are collated.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:

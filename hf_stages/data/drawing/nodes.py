@@ -1,7 +1,7 @@
-"""A curriculum at work: a tree that says which row of which source a draw is. Sources are its leaves.
+"""A curriculum as a tree of nodes that finds the source and the row of each draw. The sources are its leaves.
 
-``at`` answers for any draws at once, from nothing but the recipe, the seed and their numbers. Where a mixture counts tokens,
-or reads streams by them, ``draw`` goes one by one instead and keeps its few numbers in a ``Walk``.
+``at`` finds any draws at once, from the recipe, the seed and the numbers of the draws alone. Where a mixture counts
+tokens, ``draw`` goes one by one instead and stores its few numbers in a ``Walk``.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _AHEAD = 1024
 
 @dataclass
 class Walk:
-    """What drawing one by one must remember: a few numbers for each node."""
+    """The state of drawing one by one: a few numbers for each node."""
 
     read: Callable[[Leaf, int], int]
-    """Tokens of a leaf's row."""
+    """Returns the tokens of a leaf's row."""
     counts: dict[str, int] = field(default_factory=dict)
     credits: dict[str, list[float]] = field(default_factory=dict)
 
@@ -37,25 +37,25 @@ class Walk:
         self.credits = {key: list(value) for key, value in state["credits"].items()}
 
     def count(self, key: str) -> int:
-        """How often a node was asked before."""
+        """Return how often a node was asked before, and count this time."""
         before = self.counts.get(key, 0)
         self.counts[key] = before + 1
         return before
 
 
 class Node:
-    """What all of them have. ``n`` is the draws of one pass; None where a stream has no length."""
+    """Base class of nodes. ``n`` is the draws of one pass; None where a stream has no length."""
 
     key = ""
     """Its place in the tree."""
     n: int | None
     by_tokens = False
     limit: float | None = None
-    """Draws that a mixture takes of it before its share goes to the others; None is without end."""
+    """The draws that a mixture takes from it before its share goes to the others; None: no limit."""
     most_draws: float | None = None
-    """Draws after which it is dry, which is an error."""
+    """The draws after which it is used up, which is an error."""
     may_stop = False
-    """Whether a stream that ends is dry, and not read again."""
+    """Whether it is an error if the stream ends, instead of a reason to read it again."""
 
     def children(self) -> Sequence[Node]:
         return ()
@@ -64,31 +64,31 @@ class Node:
         raise NotImplementedError
 
     def at(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(numbers of leaves, rows)."""
+        """Return the numbers of the leaves, and their rows."""
         raise NotImplementedError
 
     def before(self, draws: int) -> list[int]:
-        """The children's draws among the first of its own."""
+        """Return how many of its first ``draws`` went to each child."""
         raise NotImplementedError
 
     def draw(self, walk: Walk, t: float) -> tuple[Leaf, int, int]:
-        """The next (leaf, row, tokens)."""
+        """Return the next leaf, its row and the row's tokens."""
         raise NotImplementedError
 
     def mean_shares(self, t: float) -> dict[int, float]:
-        """The declared share of every leaf in this node's draws."""
+        """Return the declared share of every leaf in this node's draws."""
         raise NotImplementedError
 
 
 def subtree(node: Node) -> Iterator[Node]:
-    """The node and all that it is made of."""
+    """Yield the node and all nodes below it."""
     yield node
     for child in node.children():
         yield from subtree(child)
 
 
 class Leaf(Node):
-    """One source: pass after pass over all of its rows, each pass in an order of its own."""
+    """One source: pass after pass over all of its rows, each pass in its own order."""
 
     def __init__(
         self, name: str, dataset: Any, n: int | None, *, order: Callable[[], np.ndarray] | None = None
@@ -98,22 +98,22 @@ class Leaf(Node):
         """The dataset with the columns that a model takes."""
         self.number = 0
         self.order = order
-        """Makes or opens the rows sorted; None where they are shuffled or taken as they come."""
+        """Computes or opens the sorted row numbers; None where rows are shuffled or stay in their order."""
         self._sorted: np.ndarray | None = None
         self.window = 1
         self.sort_every_pass = True
-        """Whether passes after the first are sorted, too."""
+        """Whether passes after the first are sorted, too; else they are shuffled."""
         self.keep_order = False
-        """Rows are taken as they come, whatever the run does elsewhere."""
+        """Whether rows stay in their order even where the run shuffles."""
         self._ahead: tuple[int, np.ndarray] | None = None
 
     @property
     def takes_several(self) -> bool:
-        """Whether a draw is several rows, as of ``ByLength(tokens=...)``."""
+        """Return whether a draw gives several rows, as ``ByLength(tokens=...)`` does."""
         return isinstance(getattr(self.dataset, "tokens", None), np.ndarray)
 
     def sorted_rows(self) -> np.ndarray | None:
-        """The rows sorted. Not before the first draw, or the stage's begin: a plan need not score anything."""
+        """Return the sorted row numbers. They are made at the stage's begin or the first draw, so that a plan scores nothing."""
         if self._sorted is None and self.order is not None:
             self._sorted = self.order()
         return self._sorted
@@ -169,7 +169,7 @@ class Leaf(Node):
 
 
 class Mixed(Node):
-    """Children by weights that are curves."""
+    """Draws from its children by weights that are curves."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class Mixed(Node):
         return self._children
 
     def shares(self, t: float) -> list[float]:
-        """The children's shares at progress t."""
+        """Return the children's shares at progress t."""
         weights = [curve(t) for curve in self.curves]
         if any(not 0 <= w < float("inf") for w in weights):
             name, weight = next(
@@ -214,7 +214,7 @@ class Mixed(Node):
     def bind(self, clock: Clock, seed: int, shuffle: bool) -> None:
         shares = np.array([self.shares(t) for t in clock.t])
         if any(child.limit is not None for child in self._children):
-            slack = ((len(shares[0]) - 1).bit_length() - 1) / 2  # by what a quota may be exceeded
+            slack = ((len(shares[0]) - 1).bit_length() - 1) / 2  # how far a quota may be exceeded
             limits = [None if child.limit is None else max(child.limit - slack, 0.0) for child in self._children]
             shares = _cap_repeats(shares, clock, limits, self)
         self.quotas = Quotas(clock, shares)
@@ -236,7 +236,10 @@ class Mixed(Node):
         return self.quotas.before(draws)
 
     def draw(self, walk: Walk, t: float) -> tuple[Leaf, int, int]:
-        """The child that is owed most. What is drawn is shared out as owed to all, and taken off the one that had it."""
+        """Draw from the child with the largest credit.
+
+        Every child is credited its share of the amount drawn; the child that was drawn from pays the amount.
+        """
         shares = self.shares(t)
         owed = walk.credits.setdefault(self.key, [0.0] * len(shares))
         best = max((i for i, share in enumerate(shares) if share), key=lambda i: (owed[i], shares[i]))
@@ -255,7 +258,7 @@ class Mixed(Node):
 
 
 class Chained(Node):
-    """Children one after another, and again. Only the last may be a stream: it is never left."""
+    """Draws from its children one after another, and then again. Only the last may be a stream, which has no end."""
 
     def __init__(self, children: Sequence[Node]) -> None:
         self._children = list(children)
@@ -272,7 +275,7 @@ class Chained(Node):
             child.bind(Clock(edges, clock.t), seed, shuffle)
 
     def _before(self, number: int, edge: int) -> int:
-        """Draws (of fixed point) that a child has had when this node has had ``edge``."""
+        """Return the draws (in fixed point) that a child has had when this node has had ``edge``."""
         start = int(self.edges[number]) << FRACTION
         if self.n is None:
             length = None if number == len(self._children) - 1 else int(self._children[number].n or 0) << FRACTION
@@ -301,7 +304,7 @@ class Chained(Node):
         return self._children[int(np.searchsorted(self.edges, place, side="right")) - 1].draw(walk, t)
 
     def mean_shares(self, t: float) -> dict[int, float]:
-        """By length: which part of it t meets is known to the clock alone."""
+        """Return the shares by length; only the clock knows which child t falls into."""
         found: dict[int, float] = {}
         for child in self._children:
             share = (child.n or 0) / self.n if self.n else 1.0 / len(self._children)
@@ -310,7 +313,7 @@ class Chained(Node):
 
 
 def _cap_repeats(shares: np.ndarray, clock: Clock, caps: Sequence[float | None], node: Mixed) -> np.ndarray:
-    """Shares where a source that has been read as often as it may gives way to the others."""
+    """Return shares in which a source gives its share to the others once it has been read as often as allowed."""
     left = np.array([np.inf if cap is None else cap for cap in caps])
     result = shares.copy()
     for block, span in enumerate(clock.spans):
@@ -327,7 +330,10 @@ def _cap_repeats(shares: np.ndarray, clock: Clock, caps: Sequence[float | None],
 
 
 def _distribute(span: float, shares: np.ndarray, left: np.ndarray) -> np.ndarray | None:
-    """A block's draws over children that hold so many more; None where they do not hold as many together."""
+    """Distribute a block's draws over children by their shares; ``left`` is how many more each may give.
+
+    Return None where the children together cannot give as many.
+    """
     given, open_, rest = np.zeros(len(shares)), shares > 0, float(span)
     while rest > 1e-9 * span:
         total = shares[open_].sum()

@@ -1,4 +1,4 @@
-"""The order of a map-style source as a function of (seed, epoch, position): nothing to replay on resume."""
+"""Computes the order of a map-style dataset from (seed, epoch, position), so that a resumed run replays nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sequential(n: int) -> Order:
 
 
 def order_of_sampler(sampler: Any, seed: int) -> Order:
-    """The order that another sampler draws, under a generator keyed by the epoch (drawn once per epoch)."""
+    """Return the order that another sampler draws. It draws once per epoch, with a generator seeded by the epoch."""
     drawn: dict[int, np.ndarray] = {}
 
     def order(epoch: int, positions: np.ndarray) -> Sequence[int]:
@@ -42,7 +42,7 @@ def order_of_sampler(sampler: Any, seed: int) -> Order:
 
 
 class StageSampler(Sampler[int]):
-    """Indices of one epoch from any position on.
+    """Samples the indices of one epoch, from any position on.
 
     ``rounds`` is the number of examples that all ranks take together for one micro-batch: the epoch is filled up to
     a multiple of it from its own start, so that accelerate never fills up from wherever a resumed epoch began.
@@ -67,7 +67,7 @@ class StageSampler(Sampler[int]):
 
 
 class SeededDataset(Dataset):
-    """A map-style dataset whose random transforms and collator draw from a seed of (stage, epoch, the batch).
+    """Seeds the random transforms and the collator of a map-style dataset by (stage, epoch, the batch).
 
     Without this, a batch fetched ahead of a checkpoint would be masked or augmented differently after a resume.
     The epoch lives in shared memory, so that persistent workers see it.

@@ -1,6 +1,6 @@
-"""A shuffle that is computed, not stored: position -> index, for any n, in constant memory.
+"""Computes a shuffle instead of storing it: position -> index, for any n, in constant memory.
 
-A balanced Feistel network over the smallest even number of bits that holds n, walking cycles until the value is
+It is a balanced Feistel network over the smallest even number of bits that holds n, walking cycles until the value is
 below n (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Any position of any epoch is
 reached in constant time, so resuming at step 1,000,000 costs what resuming at step 1 costs.
 """
@@ -14,7 +14,7 @@ _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def permute(positions: np.ndarray, n: int, key: int | np.ndarray) -> np.ndarray:
-    """Indices at ``positions`` of the shuffle of ``range(n)`` that ``key`` names; an array of keys has one per position.
+    """Return the indices at ``positions`` of the shuffle of ``range(n)`` that ``key`` chooses: one key, or one per position.
 
     >>> sorted(permute(np.arange(10), 10, key=7).tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -44,7 +44,7 @@ def _feistel(values: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarra
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64."""
+    """Mix the bits: the finalizer of splitmix64."""
     values = (values ^ (values >> np.uint64(30))) * _M1
     values = (values ^ (values >> np.uint64(27))) * _M2
     return values ^ (values >> np.uint64(31))

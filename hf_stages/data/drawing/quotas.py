@@ -1,10 +1,12 @@
-"""Whole draws out of curved shares: which child has position k, and which of its draws that is, for any k at once.
+"""Turns shares that change over a stage into whole draws: which child has position k, and how
+many draws that child had before it.
 
-A clock counts draws; progress runs over it in blocks in each of which the shares stand still. A split gives every draw
-of its clock to its left or its right half: after m draws the left has had ``floor(V(m) + 1/2)``, V being the sum of its
-shares so far. V is an integer of fixed point that rises by at most one per draw, so the counts are whole, never fall
-and add up, and each half has a clock of its own for the next split. In a balanced tree a source is at most half a draw
-per level away from what was declared, at any k (the quota methods of apportionment know the same bound of one seat).
+A clock counts draws. Progress runs over it in blocks, and within a block the shares do not change. A split gives every
+draw of its clock to its left or its right half. After m draws the left half has had ``floor(V(m) + 1/2)`` draws, where V
+is the sum of its shares so far. V is a fixed-point number that rises by at most one per draw. So the counts are whole
+numbers, never fall and add up, and each half has its own clock for the next split. In a balanced tree a source is at
+most half a draw per level away from its declared share, at any k. (Quota methods of apportionment have the same bound
+of one seat.)
 """
 
 from __future__ import annotations
@@ -14,28 +16,26 @@ from dataclasses import dataclass
 import numpy as np
 
 FRACTION = 20
-"""Bits of a draw behind the point."""
+"""Bits of a draw after the binary point."""
 _SHARE = 22
 """Bits of a share. A block's draws, their fraction and a share are multiplied in 63 bits."""
 BLOCKS = 8192
 _SPAN = 1 << 20
 _BEYOND = 8
-"""How many times its planned length a stage may take where the cap is in tokens; shares stay as they are at t = 1."""
-
-
+"""How many times its planned length a stage may run where its length is in tokens. Beyond it shares are those at t = 1."""
 _AHEAD = 1 << 16  # a loader reads ahead of a short stage's end
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Expected draws at the edges of the blocks, with their fraction; ``t`` is progress in the middle of each block."""
+    """The expected draws at the edges of the blocks, in fixed point; ``t`` is the progress in the middle of each block."""
 
     edges: np.ndarray
     t: np.ndarray
 
     @classmethod
     def for_draws(cls, draws: int) -> Clock:
-        """The clock of a whole stage of so many draws."""
+        """Make the clock of a whole stage of this many draws."""
         draws = max(int(draws), 1)
         blocks = min(max(BLOCKS, -(-draws // _SPAN)), draws)
         inside = np.array([draws * b // blocks for b in range(blocks + 1)], dtype=np.int64)
@@ -47,21 +47,21 @@ class Clock:
 
     @property
     def spans(self) -> np.ndarray:
-        """Draws of each block."""
+        """Return the draws of each block."""
         return np.diff(self.edges) / (1 << FRACTION)
 
 
 @dataclass(frozen=True)
 class _Split:
     edges: np.ndarray
-    """Of the clock that is split."""
+    """The edges of the clock that is split."""
     left_edges: np.ndarray
     share: np.ndarray
-    """The left half's share in each block, a whole number of 2**-22."""
+    """The left half's share in each block, in units of 2**-22."""
 
     @classmethod
     def from_shares(cls, edges: np.ndarray, wanted: np.ndarray) -> _Split:
-        """``wanted`` is the left half's share in each block; what rounding leaves over is made good in the next."""
+        """Split by ``wanted``, the left half's share in each block. The next block corrects what rounding left over."""
         left, exact = 0, 0.0
         lefts, shares = [0], []
         for span, share in zip(np.diff(edges).tolist(), wanted.tolist(), strict=True):
@@ -75,7 +75,7 @@ class _Split:
         return cls(edges, np.array(lefts, dtype=np.int64), np.array(shares, dtype=np.int64))
 
     def before(self, draws: np.ndarray) -> np.ndarray:
-        """How many of the first ``draws`` went left."""
+        """Return how many of the first ``draws`` went to the left half."""
         at = draws << FRACTION
         block = np.clip(np.searchsorted(self.edges, at, side="right") - 1, 0, len(self.share) - 1)
         left = self.left_edges[block] + ((self.share[block] * (at - self.edges[block])) >> _SHARE)
@@ -83,7 +83,7 @@ class _Split:
 
 
 class Quotas:
-    """Children's draws out of a clock. ``shares[b, i]`` is child i's share in block b."""
+    """Divides the draws of a clock among children. ``shares[b, i]`` is child i's share in block b."""
 
     def __init__(self, clock: Clock, shares: np.ndarray) -> None:
         self.children = shares.shape[1]
@@ -93,13 +93,13 @@ class Quotas:
         self.clocks = [Clock(own, clock.t) for own in edges]
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Whose each position is, and how many draws its child had before it."""
+        """Return the child of each position, and how many draws that child had before it."""
         child, own = np.zeros_like(positions), np.zeros_like(positions)
         self._walk(self._tree, np.arange(len(positions)), positions, child, own)
         return child, own
 
     def before(self, position: int) -> list[int]:
-        """Every child's draws among the first ``position``."""
+        """Return every child's draws among the first ``position``."""
         counts = [0] * self.children
 
         def walk(node: tuple, draws: int) -> None:
@@ -126,7 +126,7 @@ class Quotas:
 
 
 def _build_tree(edges: np.ndarray, shares: np.ndarray, first: int, last: int, clocks: list[np.ndarray]) -> tuple:
-    """(split, first child, last child, left, right); a leaf has no split."""
+    """Return (split, first child, last child, left, right); a leaf has no split."""
     if last - first == 1:
         clocks[first] = edges
         return (None, first, last, None, None)

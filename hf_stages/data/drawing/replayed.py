@@ -1,4 +1,4 @@
-"""A stage's own data, with a share of earlier data from events on: what ``Forgetting(action="replay")`` draws from."""
+"""Mixes a share of earlier data into a stage after a gate asks for it: ``Forgetting(action="replay")`` draws from this."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from hf_stages.data.drawing.quotas import FRACTION, Clock, Quotas
 Events = tuple[tuple[int, float], ...]
 """(position, share): from this position of the stage on, earlier data have this share."""
 _BEYOND = 4096
-"""Blocks behind the planned end, where a stage in tokens may go on: an event may fall there, too."""
+"""Blocks after the planned end. A stage whose length is in tokens may go on there, and an event may fall there, too."""
 
 
 @dataclass(frozen=True)
 class Replayed(Curriculum):
-    """``own`` alone, until an event gives ``earlier`` a share. An epoch is one pass over ``own``, as without."""
+    """Draws from ``own`` alone, until an event gives ``earlier`` a share. An epoch is one pass over ``own``."""
 
     own: Any
     earlier: Any
     name: str = "own"
-    """What rows of ``own`` are called where it has no names."""
+    """The name of the source of rows of ``own``, where they have none."""
 
     _SOURCES = ("own", "earlier")
 
@@ -36,10 +36,10 @@ class Replayed(Curriculum):
 
 
 class ReplayedNode(Mixed):
-    """Two children whose shares go by events. The own child's curves follow the stage's progress all the same.
+    """Has two children whose shares change at events. Curves inside the own child still follow the stage's progress.
 
-    An event holds from the next block of the clock on (a block is one draw in stages of up to 8192). Quotas are summed block by
-    block, so what was drawn before it stays what it was.
+    An event takes effect at the next block of the clock (a block is one draw in stages of up to 8192). Quotas are summed
+    block by block, so positions before the event keep their rows.
     """
 
     def __init__(self, own: Node, earlier: Node, where: str) -> None:
@@ -62,7 +62,7 @@ class ReplayedNode(Mixed):
             child.bind(own, seed, shuffle)
 
     def shares(self, t: float) -> list[float]:
-        """One by one, an event holds from its very position on."""
+        """Return the shares at progress t. When rows are drawn one by one, an event takes effect at its own position."""
         share = 0.0
         for position, value in self.events:
             share = value if int(t * self.draws) >= position else share
@@ -70,7 +70,7 @@ class ReplayedNode(Mixed):
 
 
 def _with_blocks_after_end(clock: Clock) -> tuple[Clock, int]:
-    """A stage's clock with small blocks behind its end as well, and its planned draws."""
+    """Return the clock with small blocks after its planned end as well, and its planned draws."""
     inside = int((clock.t < 1.0).sum())
     start, end = int(clock.edges[inside]) >> FRACTION, int(clock.edges[-1]) >> FRACTION
     blocks = max(_BEYOND, len(clock.t) - inside)

@@ -1,4 +1,4 @@
-"""Lengths and scores of all rows of a source, and the order they give: computed once, kept as whole numbers of 32 bits."""
+"""Measures or scores all rows of a source, and sorts them by it. Computed once and stored as integers of 32 bits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _lengths: weakref.WeakKeyDictionary[Any, np.ndarray] = weakref.WeakKeyDictionary
 
 
 def row_lengths(dataset: Any, where: str) -> np.ndarray:
-    """Tokens of every row. Read from Arrow's offsets where the rows lie there, else row by row; kept while the dataset lives."""
+    """Return the tokens of every row: from Arrow's offsets where possible, else row by row. Remembered with the dataset."""
     try:
         known = _lengths.get(dataset)
     except TypeError:  # a list, which nothing can hold weakly
@@ -39,20 +39,20 @@ def columns_of(dataset: Any) -> list[str]:
 
 
 def count_tokens(row: Any) -> int:
-    """Tokens of one row, or of the rows that a batch takes as one."""
+    """Count the tokens of one row, or of rows that a batch takes as one."""
     if isinstance(row, list):
         return sum(count_tokens(one) for one in row)
     return _count_ids(row[_TOKENS]) if isinstance(row, Mapping) and _TOKENS in row else 0
 
 
 def _count_ids(ids: Any) -> int:
-    """Of the choices of a multiple-choice example all tokens."""
+    """Count token ids; a multiple-choice example has the tokens of all its choices."""
     return sum(map(_count_ids, ids)) if len(ids) and hasattr(ids[0], "__len__") and np.ndim(ids[0]) else len(ids)
 
 
 def _read_lengths(dataset: Any, where: str) -> np.ndarray:
     own = getattr(dataset, "tokens", None)
-    if isinstance(own, np.ndarray):  # rows that are taken together
+    if isinstance(own, np.ndarray):  # groups of rows
         return own
     if _TOKENS not in columns_of(dataset):
         raise ValueError(f"{where}: the rows have no {_TOKENS} to count; tokenize them first, or go by examples")
@@ -75,7 +75,7 @@ def _read_lengths(dataset: Any, where: str) -> np.ndarray:
 
 
 def score_rows(dataset: Any, by: str | Callable[[list[Any]], Any], where: str) -> np.ndarray:
-    """A number for every row: a column, ``"length"``, or what a function says of a list of rows."""
+    """Return a number for every row: from a column, from ``"length"``, or from a function of a list of rows."""
     if by == "length":
         return row_lengths(dataset, where)
     n = len(dataset)
@@ -88,10 +88,10 @@ def score_rows(dataset: Any, by: str | Callable[[list[Any]], Any], where: str) -
         values = []
         for start in range(0, n, _BATCH):
             rows = [dataset[i] for i in range(start, min(start + _BATCH, n))]
-            said = [float(value) for value in by(rows)]
-            if len(said) != len(rows):
-                raise ValueError(f"{where}: by: expected a number for each of {len(rows)} rows, got {len(said)}")
-            values += said
+            given = [float(value) for value in by(rows)]
+            if len(given) != len(rows):
+                raise ValueError(f"{where}: by: expected a number for each of {len(rows)} rows, got {len(given)}")
+            values += given
     found = np.asarray(values)
     if found.ndim != 1 or not np.issubdtype(found.dtype, np.number):
         raise ValueError(f"{where}: by: expected one number per row, got {found.dtype} of shape {found.shape}")
@@ -102,15 +102,15 @@ def score_rows(dataset: Any, by: str | Callable[[list[Any]], Any], where: str) -
 
 
 def sort_rows(values: np.ndarray, *, descending: bool) -> np.ndarray:
-    """Rows from the lowest to the highest; equal ones stay in their order."""
+    """Return the row numbers from the lowest value to the highest; equal rows stay in their order."""
     if not descending:
         return np.argsort(values, kind="stable").astype(np.uint32)
-    # Backwards twice: as floats, large whole numbers would be equal, and unsigned ones have no negatives.
+    # Reversed twice: as floats, large whole numbers would be equal, and unsigned ones have no negatives.
     return (len(values) - 1 - np.argsort(values[::-1], kind="stable")[::-1]).astype(np.uint32)
 
 
 def cached_order(folder: Path | None, about: tuple[Any, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
-    """An array in ``folder``, made if it is not there, as a memory map. Of several processes one makes it, the others wait."""
+    """Return the array stored in ``folder`` as a memory map. If it is missing, one process makes it while others wait."""
     if folder is None:
         return make()
     from filelock import FileLock
@@ -126,10 +126,10 @@ def cached_order(folder: Path | None, about: tuple[Any, ...], make: Callable[[],
 
 
 def score_identity(by: str | Callable[..., Any], *, shared: bool) -> str:
-    """What a score is called where it is kept; of a function its code counts, too.
+    """Return a text that identifies a score; for a function its code is part of it.
 
-    In a folder that runs share, so does what a function holds (a model). In a run's own folder it does not: it may have
-    changed since, and a resumed run must find the order that it began with.
+    In a folder that runs share, what the function holds (a model) is part of it, too. In a run's own folder it is not: it
+    may have changed since, and a resumed run must find the order that it began with.
     """
     if isinstance(by, FunctionType):
         held = [fingerprint(cell.cell_contents) for cell in by.__closure__ or ()] if shared else ()
