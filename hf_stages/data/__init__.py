@@ -1,7 +1,8 @@
 """Data: sources, curricula that draw from them, and collators that make batches.
 
-``source.py`` reads one dataset. ``curricula/`` says which sources a stage draws from, ``drawing/`` which row comes at which
-position, ``collators/`` how rows become a batch, and ``augmentation/`` makes more rows. Nothing here trains or evaluates.
+``source.py`` reads one dataset. ``curricula/`` says which sources a stage draws from, ``drawing/`` which row comes at
+which position, ``collators/`` how rows become a batch, and ``augmentation/`` makes more rows. Nothing here trains or
+evaluates.
 """
 
 from typing import Any

@@ -1,4 +1,5 @@
-"""Gives real text that every machine has, for first runs and examples: Python's standard library, as prose and as code."""
+"""Gives real text that every machine has, for first runs and examples: Python's standard library, as prose and as
+code."""
 
 from __future__ import annotations
 

@@ -24,14 +24,15 @@ class Source:
     """
 
     path: str
-    """A name on the Hub, a local folder (also one that ``save_to_disk`` wrote), or ``text``, ``json``, ``csv``, ``parquet``."""
+    """A name on the Hub, a local folder (also one that ``save_to_disk`` wrote), or ``text``, ``json``, ``csv``,
+    ``parquet``."""
     name: str | None = None
     """The configuration of a Hub dataset, e.g. ``sst2`` of ``glue``."""
     split: str = "train"
     """The split of a Hub dataset or a saved one; a slice such as ``train[:10%]`` works too."""
     data_files: str | tuple[str, ...] | Mapping[str, Any] | None = None
-    """Files to read, where ``path`` is ``csv``, ``json``, ``parquet``, ``text`` or ``arrow``: one, a list, a pattern such as ``data/*.csv``, or
-    ``{split: files}``. Relative paths are taken from the recipe's folder."""
+    """Files to read, where ``path`` is ``csv``, ``json``, ``parquet``, ``text`` or ``arrow``: one, a list, a pattern
+    such as ``data/*.csv``, or ``{split: files}``. Relative paths are taken from the recipe's folder."""
     streaming: bool = False
     """Read rows as they are needed, instead of all of them first. The stage's ``until`` then counts steps or tokens."""
     revision: str | None = None
@@ -53,7 +54,8 @@ class Source:
     keep: tuple[str, ...] = ()
     """Columns to keep beside the tokens and labels."""
     augment: Augment | None = None
-    """Makes more rows from these before tokenizing. It needs a ``cache``, because the plan and the run both read the data."""
+    """Makes more rows from these before tokenizing. It needs a ``cache``, because the plan and the run both read the
+    data."""
 
     def __post_init__(self) -> None:
         for key in ("data_files", "text", "classes", "keep"):
@@ -138,8 +140,9 @@ class Source:
             if self.path in _BUILDERS or folder.exists():
                 raise ValueError(f"source {self.path!r}: cannot load {files or folder}: {error}") from error
             raise ValueError(
-                f"source {self.path!r}: no such folder here, and it could not be had from the Hub: that needs the network "
-                f"(HF_HUB_OFFLINE unset) and an existing dataset; or give a local path. {type(error).__name__}: {error}"
+                f"source {self.path!r}: no such folder here, and it could not be had from the Hub: that needs the "
+                "network (HF_HUB_OFFLINE unset) and an existing dataset; or give a local path. "
+                f"{type(error).__name__}: {error}"
             ) from error
 
     def _from_disk(self, saved: Any) -> Any:

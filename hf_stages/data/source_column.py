@@ -48,15 +48,15 @@ class SourceCollator:
         if find_pair_collator(self.inner) is not None and len(held) == 2 * len(numbers):
             return numbers.repeat_interleave(2)
         raise ValueError(
-            f"loss: it differs by source, and the data_collator makes {len(held)} rows of {len(numbers)} examples (it packs or splits), so no "
-            "row is of one source; pad instead, or give all sources one loss"
+            f"loss: it differs by source, and the data_collator makes {len(held)} rows of {len(numbers)} examples (it "
+            "packs or splits), so no row is of one source; pad instead, or give all sources one loss"
         )
 
     def _number(self, source: Any) -> int:
         if source not in self.sources:
             raise ValueError(
-                f"loss: it names the sources {', '.join(self.sources)}; a row comes from {source!r}; add a loss for that source, or "
-                "leave its rows out"
+                f"loss: it names the sources {', '.join(self.sources)}; a row comes from {source!r}; add a loss for "
+                "that source, or leave its rows out"
             )
         return self.sources.index(source)
 

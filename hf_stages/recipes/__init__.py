@@ -1,7 +1,7 @@
 """Recipes: a run as a file, and ready runs. What a recipe's stages do stands in the rooms of their parts.
 
-``load`` reads a YAML file, ``loads`` YAML text and ``from_dict`` plain data; ``dump`` and ``to_dict`` write a recipe back.
-``part_from_dict`` and ``part_to_dict`` do the same for one part, ``stage_from_dict`` for one stage.
+``load`` reads a YAML file, ``loads`` YAML text and ``from_dict`` plain data; ``dump`` and ``to_dict`` write a recipe
+back. ``part_from_dict`` and ``part_to_dict`` do the same for one part, ``stage_from_dict`` for one stage.
 
 >>> from hf_stages import recipes
 >>> recipe = recipes.loads("stages: [{name: main, until: 2 epochs, schedule: Resume}]")
@@ -14,17 +14,18 @@ stages:
 Ready recipes are functions that return a few plain stages, to run as they are or to print, edit and keep.
 The distillations ``one_stage``, ``two_stage`` and ``three_stage`` take the same arguments:
 
-``until``: the length of the whole run, split evenly into whole epochs, steps or tokens, the first stages taking what is
-left over. So the three can be compared at equal steps. Or a list: one duration for each stage.
-``layers``: the layer map of hidden states and attention (attention goes without layer 0). Left out, it is ``uniform``,
-or, with ``reduce``, each kept layer learns from the one it was.
-``hidden``, ``attention``, ``logits``, ``task``: a weight or a curve that multiplies ``HiddenMSE``, ``AttentionMSE``,
-``LogitKL`` and ``TaskLoss``, or a loss of your own in its place; 0 leaves the part out. ``task`` goes with the logits.
-``learning_rate``: one, or one for each stage; left out, it is the run's.
-``reduce``: the layers that the student keeps (``ReduceLayers``) before the first stage, such as [2, 4, 6].
+``until``: the length of the whole run, split evenly into whole epochs, steps or tokens; the first stages take what is
+left over. So the three can be compared at equal steps. It may also be a list with a duration for each stage.
+``layers``: the layer map of hidden states and attention (attention has no layer 0). The default is ``uniform``; with
+``reduce``, each kept layer learns from the teacher's layer that it was. ``hidden``, ``attention``, ``logits``,
+``task``: a weight or a curve that multiplies ``HiddenMSE``, ``AttentionMSE``, ``LogitKL`` and ``TaskLoss``, or a loss
+of your own instead; 0 leaves the part out. ``task`` is added where the logits are. ``learning_rate``: one for all, or
+one for each stage; the default is the run's. ``reduce``: the layers that the student keeps (``ReduceLayers``) before
+the first stage, such as [2, 4, 6].
 
-The compressions ``multi_stage`` (general distillation, two bits, splitting, one bit), ``single_stage`` (straight to one bit)
-and ``bitdistill`` (a decoder in ternary weights) take most of these too, and say for themselves what they add.
+The compressions ``multi_stage`` (general distillation, two bits, splitting, one bit), ``single_stage`` (straight to one
+bit) and ``bitdistill`` (a decoder in ternary weights) take most of these arguments, too; their own docs list the
+others.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""YAML to Recipe objects and back, both ways equal. Every naming error is born here, before a weight is loaded.
+"""Reads YAML as a Recipe and writes it back equal. Errors in names are found here, before a weight is loaded.
 
 model: {path: distilbert-base-uncased, auto_class: AutoModelForSequenceClassification}
 tokenizer: distilbert-base-uncased
@@ -62,7 +62,7 @@ _Noun = TypeVar("_Noun", Stage, Recipe)
 
 
 def load(path_or_text: str | Path, *, trust_remote_code: bool = False) -> Recipe:
-    """A recipe from a YAML file (its relative paths are taken from the file's folder) or from YAML text of several lines."""
+    """Read a recipe from a YAML file, or from YAML text of several lines. Relative paths start at the file's folder."""
     if isinstance(path_or_text, str) and "\n" in path_or_text:
         return loads(path_or_text, trust_remote_code=trust_remote_code)
     path = Path(path_or_text)
@@ -77,7 +77,10 @@ def load(path_or_text: str | Path, *, trust_remote_code: bool = False) -> Recipe
 
 
 def loads(text: str, *, trust_remote_code: bool = False, file: str = "") -> Recipe:
-    """A recipe from YAML (or JSON) text. No code runs, unless ``trust_remote_code`` allows ``use: module:Class``."""
+    """Read a recipe from YAML (or JSON) text.
+
+    No code is run, unless ``trust_remote_code`` allows ``use: module:Class``.
+    """
     data, marks = yaml_marks.parse(text, file)
     where = Where(marks=marks, file=file, trusted=trust_remote_code)
     _read_recipe(data, replace(where, sketched=True))  # a misspelt word is found before torch is imported
@@ -90,7 +93,7 @@ def _with_origin(recipe: Recipe, origin: Origin | None) -> Recipe:
 
 
 def dump(recipe: Recipe, path: str | Path | None = None) -> str:
-    """YAML that reads back equal, if the recipe holds named parts only; written to ``path`` too, if one is given."""
+    """Return YAML that reads back equal, if the recipe holds named parts only. With ``path``, write it there, too."""
     text = yaml_marks.render(to_dict(recipe))
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
@@ -98,15 +101,18 @@ def dump(recipe: Recipe, path: str | Path | None = None) -> str:
 
 
 def from_dict(data: Mapping[str, Any], *, trust_remote_code: bool = False) -> Recipe:
+    """Read a recipe from plain data, as ``to_dict`` writes it."""
     return _read_recipe(data, Where(trusted=trust_remote_code))
 
 
 def stage_from_dict(data: Mapping[str, Any], *, trust_remote_code: bool = False) -> Stage:
+    """Read one stage from plain data, as ``to_dict`` writes it."""
     return _read_stage(data, Where(trusted=trust_remote_code))
 
 
 def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
-    """Relative paths of sources, models and the tokenizer, taken from ``base`` where something stands there."""
+    """Return a copy in which relative paths of sources, models and the tokenizer start at ``base``, where they exist
+    there."""
 
     def resolved(value: Any) -> Any:
         if type(value) is dict:
@@ -124,7 +130,7 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     return replace(noun(recipe), stages=stages, sources=resolved(recipe.sources), tokenizer=tokenizer)
 
 
-# ---- reading --------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------------------------
 
 
 def _read_recipe(data: Any, where: Where) -> Recipe:
@@ -144,13 +150,14 @@ def _read_recipe(data: Any, where: Where) -> Recipe:
 
 
 def _read_stages(value: Any, where: Where) -> tuple[Stage, ...]:
-    """A list of stages, or a ready recipe's: ``{use: three_stage, until: 6 epochs}``."""
+    """Read a list of stages, or a ready recipe's: ``{use: three_stage, until: 6 epochs}``."""
     if isinstance(value, list | tuple):
         return tuple(_read_stage(stage, where / i) for i, stage in enumerate(value))
     if not isinstance(value, Mapping) or "use" not in value:
         found = describe_value(value)
         raise where.error(
-            f"expected a list of stages (lines that begin with '- '), got {found}; a ready recipe is {{use: three_stage}}"
+            f"expected a list of stages (lines that begin with '- '), got {found}; a ready recipe is {{use: "
+            "three_stage}"
         )
     use, arguments = split_use(value, where)
     make = find_custom(use, where) if ":" in use else find_ready(use, where)
@@ -189,7 +196,7 @@ def _check_keys(data: Mapping[str, Any], known: list[str], what: str, where: Whe
 
 
 def _read_value(key: str, value: Any, where: Where) -> Any:
-    """One key of a stage or of the recipe. The key says what is expected."""
+    """Read the value of one key of a stage or of the recipe. The key says what is expected."""
     if value is None:
         return {} if key in ("args", "sources") else (() if key in _LISTS else None)
     if key in _LISTS:
@@ -233,7 +240,7 @@ def _read_source(value: Any, where: Where, *, named: bool = False) -> Any:
 
 
 def _read_several(value: Any, where: Where) -> Any:
-    """A dataset, or several by name."""
+    """Read a dataset, or several by name."""
     several = isinstance(value, Mapping) and not {"use", "path", "in_memory"} & set(value)
     if several and all(isinstance(v, str | Mapping) for v in value.values()):
         return {name: _read_source(v, where / name, named=True) for name, v in value.items()}
@@ -266,11 +273,11 @@ def read_metrics(value: Any, where: Where) -> Any:
         return where.load("hf_stages.evaluation.metrics.metrics", "Metrics")(tuple(names))
 
 
-# ---- writing --------------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------------------------
 
 
 def to_dict(noun: Recipe | Stage) -> dict[str, Any]:
-    """Plain data (JSON's types) of a recipe or of one stage; what equals its default is left out.
+    """Return plain data (JSON's types) of a recipe or of one stage. Values equal to their defaults are left out.
 
     >>> from hf_stages.schedules import Resume
     >>> to_dict(Stage("main", "2 epochs", schedule=Resume()))

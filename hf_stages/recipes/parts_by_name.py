@@ -1,4 +1,4 @@
-"""Parts that Python gives by their names, as a recipe's text does: ``Stage(loss="LogitKL")``, ``StagedTrainer(teacher="path")``."""
+"""Reads parts that Python code gives by name: ``Stage(loss="LogitKL")``, ``StagedTrainer(teacher="path")``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LISTS = ("transforms", "monitors", "gates", "exporters")
 
 
 def with_parts(recipe: Recipe) -> Recipe:
-    """The recipe with the parts themselves, read as from text; what is a part already stays as it is."""
+    """Return the recipe with parts in place of their names. What is a part already stays the same."""
     stages = []
     for stage in recipe.stages:
         with place_errors(f"stage {stage.name!r}"):
@@ -37,8 +37,11 @@ def with_parts(recipe: Recipe) -> Recipe:
 
 
 def with_trainer_parts(recipe: Recipe, tokenizer: Any, model: Any) -> Recipe:
-    """The same with what only a trainer has: collators of transformers get their tokenizer, and teachers by path become
-    ones that a stage loads when it begins (the same path the same one)."""
+    """Return the recipe with what only a trainer can add.
+
+    Collators of transformers get their tokenizer. A path of a teacher becomes a ``Teacher`` that a stage loads when it
+    begins; equal paths become the same one.
+    """
     known: dict[str, Any] = {}
     names = [stage.name for stage in recipe.stages]
 

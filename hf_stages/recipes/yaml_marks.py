@@ -1,4 +1,4 @@
-"""YAML with positions: plain data only, no tags, no merge keys, no duplicate keys, floats as people write them."""
+"""Reads YAML with the line and column of every value. Plain data only: no tags, no merge keys, no duplicate keys."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _Dumper.add_implicit_resolver(f"{_TAG}float", _FLOAT, list("-+0123456789."))
 
 
 def parse(text: str, file: str = "") -> tuple[Any, Marks]:
-    """The data and, by path, the line and column (from 1) at which each value or its key stands."""
+    """Return the data and, by path, the line and column (from 1) of each value or its key."""
     loader = None
     try:
         loader = _Loader(text)
@@ -98,7 +98,7 @@ class _Builder:
 
     def build(self, node: yaml.Node, path: tuple[str | int, ...]) -> Any:
         self.count += 1
-        # Anchors are allowed, so a few lines could stand for billions of values, or for themselves.
+        # Anchors are allowed, so a few lines could mean billions of values, or contain themselves.
         if self.count > _MOST_NODES or id(node) in self.open:
             raise self._error(node, "its anchors (&, *) expand without end")
         self.marks.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))

@@ -1,1 +1,4 @@
-"""Teachers: declared by a name, live as a model, or as a cache on disk. They give signals; losses compare."""
+"""Teachers: declared by a name, run as a model, or read from a cache on disk.
+
+They give signals; losses compare them.
+"""

@@ -1,8 +1,8 @@
-"""A teacher's cache on disk: which rows it holds, and their signals, memory-mapped.
+"""Opens a teacher's cache on disk and reads its signals from memory-mapped files.
 
-cache.json     what it was made of (teacher, data, tokenizer) and of what arrays it consists
-keys.npy       (2, rows): the rows' keys, sorted; places.npy says for each in which shard it lies and where
-00000/ ...     shards: one flat file per array, with a seal
+cache.json     what made it (teacher, data, tokenizer), and its arrays
+keys.npy       (2, rows): the sorted keys of the rows; places.npy gives the shard and the position of each
+00000/ ...     shards: one flat file per array, and a seal
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SCHEMA = 1
 MANIFEST, KEYS, PLACES = "cache.json", "keys.npy", "places.npy"
 SHARD, ROW = 0, 1
 START = {TOKENS: 2, DECODER: 4, ROWS: 1}
-"""Columns of places: the shard, the row in it, and for each frame of tokens where it starts and how long it is."""
+"""Columns of places: the shard, the row in it, and the start and length of each frame of tokens."""
 COLUMNS = 6
-_AS_NUMPY = {"bfloat16": "uint16"}  # numpy has no bfloat16; its bits are kept
+_AS_NUMPY = {"bfloat16": "uint16"}  # numpy has no bfloat16, so its bits are stored
 
 
 def numpy_dtype(name: str) -> np.dtype:
@@ -34,17 +34,17 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 def content_settings(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a cache's content; how it was cut into batches and shards does not."""
+    """Return the settings that decide a cache's content. Sizes of batches and shards do not."""
     return {key: request[key] for key in ("teacher", "data", "collator", "tokenizer", "k", "hidden", "logits", "dtype")}
 
 
 def content_address(request: Mapping[str, Any]) -> str:
-    """The content's address: equal where teacher, data, tokenizer and what is kept are."""
+    """Return a fingerprint of the content: equal where teacher, data, tokenizer and the stored signals are equal."""
     return xxhash.xxh3_128_hexdigest(json.dumps(content_settings(request), sort_keys=True).encode())
 
 
 class CacheFolder:
-    """An open cache. Refuses one that is not whole; ``verify`` also reads all of it."""
+    """An open cache. It refuses a damaged one by its sizes; ``verify`` also reads all of it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,7 +62,7 @@ class CacheFolder:
         return np.load(self.folder / PLACES, mmap_mode="r")
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """Each key's number in the index; -1 where it is not there."""
+        """Return each key's number in the index; -1 where it is missing."""
         first, second = self.keys
         if not len(first):
             return np.full(len(keys), -1)
@@ -77,7 +77,7 @@ class CacheFolder:
         return found
 
     def array(self, shard: int, name: str) -> np.ndarray:
-        """One array of one shard, mapped at its first use."""
+        """Return one array of one shard. It is mapped at its first use."""
         if (shard, name) not in self._maps:
             about = self.arrays[name]
             path = self.folder / shard_name(shard) / f"{name}.bin"
@@ -88,7 +88,7 @@ class CacheFolder:
         return self._maps[shard, name]
 
     def gather(self, name: str, places: np.ndarray, spans: np.ndarray | None, size: int) -> torch.Tensor:
-        """The rows' signal, each between its padding; (rows, ...) for a signal of whole rows."""
+        """Return a signal of the rows, each between its padding; (rows, ...) for a signal with one value per row."""
         about = self.arrays[name]
         shape, frame = tuple(about["shape"]), about["frame"]
         whole = frame == ROWS
@@ -103,7 +103,7 @@ class CacheFolder:
         return _as_torch(out, about["dtype"])
 
     def slots(self, frame: str, places: np.ndarray, spans: np.ndarray, size: int) -> torch.Tensor:
-        """(rows, size, 2): the shard and the number in it of each token; -1 at padding."""
+        """Return (rows, size, 2): the shard of each token and its number there; -1 at padding."""
         out = np.full((len(places), size, 2), -1, np.int64)
         for row, place in enumerate(places.tolist()):
             start, end = spans[row].tolist()
@@ -112,7 +112,7 @@ class CacheFolder:
         return torch.from_numpy(out)
 
     def read(self, name: str, slots: np.ndarray) -> torch.Tensor:
-        """Tokens by their slots (n, 2); zeros at padding."""
+        """Read the values of tokens by their slots (n, 2); zeros at padding."""
         about = self.arrays[name]
         out = np.zeros((len(slots), *about["shape"]), numpy_dtype(about["dtype"]))
         for shard in np.unique(slots[:, 0]).tolist():
@@ -122,13 +122,14 @@ class CacheFolder:
         return _as_torch(out, about["dtype"])
 
     def verify(self) -> None:
-        """Read all of it: every checksum must hold."""
+        """Read the whole cache and check every checksum."""
         for number, _ in self._shards():
             if (problem := find_damage(self.folder / shard_name(number))) is not None:
                 raise _damaged_error(self.folder, f"{shard_name(number)}: {problem}")
 
     def _check_sizes(self) -> None:
-        """The index's checksum, the shards' seals and the sizes of their files: without reading the files themselves."""
+        """Check the index's checksum, the shards' seals and the sizes of their files, without reading the large
+        files."""
         for name, (size, digest) in self.manifest["index"].items():
             path = self.folder / name
             if not path.is_file() or path.stat().st_size != size or checksum_file(path) != digest:

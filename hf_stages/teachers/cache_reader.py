@@ -1,4 +1,4 @@
-"""A cached teacher at work, and what can be told of it before the first step."""
+"""Reads a cached teacher, and checks it before the first step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from hf_stages.teachers.top_k_logits import UnpackLogits, pack_logits
 
 
 class CacheReader:
-    """Signals of a batch, from the cache. It has no state: what it gives depends on the batch alone.
+    """Gives the signals of a batch from the cache. It has no state: the signals depend on the batch alone.
 
-    Logits of tokens are given as a ``Head``: all of them are read from the disk by those who want them, a chunk at a
-    time; the largest k come packed, and are unpacked a chunk at a time.
+    Logits of tokens are given as a ``Head``. Where all logits are stored, a loss reads them from the disk, a chunk at a
+    time. Where the largest k are stored, they come packed, and are unpacked a chunk at a time.
     """
 
     def __init__(self, cached: CachedTeacher, needs: frozenset[str]) -> None:
@@ -59,7 +59,7 @@ class CacheReader:
 
 
 class _Outputs(dict):
-    """The outputs of a model as far as a cache has them, for losses that do not say what they read."""
+    """The outputs of a model that a cache has, for losses that do not say what they read."""
 
     def __missing__(self, key: str) -> Any:
         raise ValueError(
@@ -71,7 +71,7 @@ class _Outputs(dict):
 
 
 class _StoredLogits(nn.Module):
-    """An output head whose input says where in the cache its logits lie."""
+    """An output head whose input is the place of its logits in the cache."""
 
     def __init__(self, store: CacheFolder, classes: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class _StoredLogits(nn.Module):
 
 
 def find_rows(store: CacheFolder, rows: BatchRows, batch: Mapping[str, Any]) -> Any:
-    """Where the rows of a batch lie; a row that is not there is refused, for the cache is stale or of other data."""
+    """Find the rows of a batch in the cache. A row that is missing is an error: the cache is stale or of other data."""
     numbers = store.find(rows.keys)
     if (numbers >= 0).all():
         return store.places[numbers]
@@ -107,20 +107,20 @@ def _how_to_mend(store: CacheFolder, rows: BatchRows) -> str:
     known = tuple(store.manifest["inputs"])
     if known != rows.names:
         return (
-            f"The cache was written from {', '.join(known)}, the batch has {', '.join(rows.names)}: give Teacher.cache the "
-            "collator and the columns of the training"
+            f"The cache was written from {', '.join(known)}, the batch has {', '.join(rows.names)}: give Teacher.cache "
+            "the collator and the columns of the training"
         )
     return (
-        "Write it anew with Teacher.cache over this dataset, with this tokenizer and collator. Inputs that are drawn at random "
-        "(masking, augmentation, packing) are never the same twice and need a live teacher"
+        "Write it anew with Teacher.cache over this dataset, with this tokenizer and collator. Inputs that are drawn "
+        "at random (masking, augmentation, packing) are never the same twice and need a live teacher"
     )
 
 
-# ---- before the first step -------------------------------------------------------------------------------------------
+# ---- before the first step -----------------------------------------------------------------------------------------
 
 
 def check_needs(cached: CachedTeacher, needs: frozenset[str]) -> None:
-    """Refuse what the cache cannot give."""
+    """Refuse a cache that does not hold everything that losses need."""
     request, arrays = cached.store.manifest["request"], cached.store.arrays
     for key in sorted(needs):
         if key == "loss":
@@ -136,18 +136,19 @@ def check_needs(cached: CachedTeacher, needs: frozenset[str]) -> None:
             continue
         if parse(key)[1] == "attention":
             raise ValueError(
-                f"needs the teacher's {key}: attention is not cached (it grows with the square of the length); use a live "
-                "teacher for this stage"
+                f"needs the teacher's {key}: attention is not cached (it grows with the square of the length); use a "
+                "live teacher for this stage"
             )
         if key not in arrays:
             held = ", ".join(request["hidden"]) or "no hidden states"
             raise ValueError(
-                f"needs the teacher's {key}, but {cached.folder} holds {held}; write it anew with hidden={_layers_needed(needs)}"
+                f"needs the teacher's {key}, but {cached.folder} holds {held}; write it anew with "
+                f"hidden={_layers_needed(needs)}"
             )
 
 
 def check_same_teacher(cached: CachedTeacher) -> None:
-    """Refuse a live teacher, given beside its cache, that is not the one that was cached."""
+    """Refuse a teacher given as ``of`` that is not the one that was cached."""
     model = cached.of
     if model is None:
         return
@@ -163,12 +164,12 @@ def check_same_teacher(cached: CachedTeacher) -> None:
 
 
 def check_vocabulary(cached: CachedTeacher, tokenizer: Any) -> None:
-    """Refuse a cache whose tokens have other numbers than the student's: it knows its tokenizer by checksum alone."""
+    """Refuse a cache whose tokenizer differs from the student's. The cache stores a checksum of its tokenizer."""
     theirs, mine = cached.store.manifest["request"]["tokenizer"], vocabulary_of(tokenizer)
     if None not in (theirs, mine) and theirs != mine:
         raise ValueError(
-            f"{cached.folder} was written with another tokenizer than processing_class: the same number would mean another "
-            "token; use one tokenizer for both"
+            f"{cached.folder} was written with another tokenizer than processing_class: the same number would mean "
+            "another token; use one tokenizer for both"
         )
 
 

@@ -1,7 +1,7 @@
-"""Writing a teacher's cache: the teacher runs once over the data, and what losses will need of it is kept on disk.
+"""Writes a teacher's cache: the teacher runs once over the data, and what losses will need of it is stored on disk.
 
-Rows are written in shards, each whole or not there; a run that was killed goes on behind the last one. The folder gets its
-name when all of it is there.
+Rows are written in shards. A shard is either complete or missing, so a run that was killed goes on after the last one.
+The folder gets its name when all shards are there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _ABOUT = "shard.json"
 
 @dataclass(frozen=True)
 class CacheJob:
-    """One cache to be written."""
+    """One cache to write."""
 
     model: Any
     dataset: Any
@@ -69,7 +69,7 @@ class CacheJob:
     device: torch.device | None = None
 
     def write(self) -> None:
-        """Write the cache, or find it written. A folder that holds another one is refused."""
+        """Write the cache, unless it is there already. Refuse a folder that holds another cache."""
         self._check()
         keys = hidden_keys(self.model, self.hidden)
         request = self._request(keys)
@@ -79,8 +79,8 @@ class CacheJob:
                 _refuse_other_cache(self.folder, request)
                 shutil.rmtree(work, ignore_errors=True)
                 return
-            self._take_up(work, request)
-            self._shards(work, keys)
+            self._resume_or_restart(work, request)
+            self._write_shards(work, keys)
             write_index(work, request)
             os.replace(work, self.folder)
         (self.folder / "lock").unlink(missing_ok=True)
@@ -88,8 +88,8 @@ class CacheJob:
     def _check(self) -> None:
         if not isinstance(self.dataset, Sized) or not hasattr(self.dataset, "__getitem__") or not len(self.dataset):
             raise ValueError(
-                f"Teacher.cache: dataset: expected one with a length and rows by number, got {type(self.dataset).__name__}; "
-                "a stream is never the same twice"
+                "Teacher.cache: dataset: expected one with a length and rows by number, got "
+                f"{type(self.dataset).__name__}; a stream is never the same twice"
             )
         if self.dtype not in DTYPES:
             raise ValueError(f"Teacher.cache: dtype: expected {', '.join(DTYPES)}, got {self.dtype!r}")
@@ -116,11 +116,11 @@ class CacheJob:
             "logits": self.logits,
             "dtype": self.dtype,
             "batch_size": batch,
-            "shard_rows": -(-shard // batch) * batch,  # a shard of whole batches: a resumed run cuts them as before
+            "shard_rows": -(-shard // batch) * batch,  # whole batches, so that a resumed run cuts the same ones
         }
 
-    def _take_up(self, work: Path, request: dict[str, Any]) -> None:
-        """Keep what an earlier run of the same job has finished; throw away another's."""
+    def _resume_or_restart(self, work: Path, request: dict[str, Any]) -> None:
+        """Keep the shards of an earlier run of the same job; delete those of another job."""
         plan = work / "plan.json"
         if plan.is_file():
             before = read_json(plan, "the plan of a cache")["request"]
@@ -133,7 +133,7 @@ class CacheJob:
                     shutil.rmtree(path)
         write_json(plan, {"schema": SCHEMA, "request": request})
 
-    def _shards(self, work: Path, keys: Sequence[str]) -> None:
+    def _write_shards(self, work: Path, keys: Sequence[str]) -> None:
         request = read_json(work / "plan.json", "the plan of a cache")["request"]
         size, total = request["shard_rows"], len(self.dataset)
         missing = [i for i in range(-(-total // size)) if find_damage(work / shard_name(i)) is not None]
@@ -176,7 +176,7 @@ class CacheJob:
 
 
 class _Shard:
-    """One shard while it is written: arrays grow at their ends, so no more than a batch is in memory."""
+    """Writes one shard. Arrays grow at their ends, so no more than a batch is in memory."""
 
     def __init__(self, folder: Path, number: int, hidden: Sequence[str], job: CacheJob) -> None:
         self.folder, self.number, self.hidden, self.job = folder, number, hidden, job
@@ -251,8 +251,8 @@ class _Shard:
         about = {"frame": frame, "dtype": str(values.dtype).removeprefix("torch."), "shape": list(values.shape[1:])}
         if self.arrays.setdefault(name, about) != about:
             raise ValueError(
-                f"Teacher.cache: {name} is {about} here and {self.arrays[name]} before: its size depends on the batch, and no "
-                "attention_mask says what is padding; pad all rows alike, or use a live teacher"
+                f"Teacher.cache: {name} is {about} here and {self.arrays[name]} before: its size depends on the batch, "
+                "and no attention_mask says what is padding; pad all rows alike, or use a live teacher"
             )
         if name not in self.files:
             self.files[name] = open(self.folder / f"{name}.bin", "wb")  # noqa: SIM115
@@ -260,7 +260,7 @@ class _Shard:
 
 
 def hidden_keys(model: Any, hidden: Sequence[int | str]) -> list[str]:
-    """``[2, -1]`` or ``["encoder.hidden.2"]`` as keys of signals."""
+    """Turn ``[2, -1]`` or ``["encoder.hidden.2"]`` into keys of signals."""
     keys = []
     for layer in [hidden] if isinstance(hidden, int | str) else hidden:
         try:
@@ -278,7 +278,7 @@ def hidden_keys(model: Any, hidden: Sequence[int | str]) -> list[str]:
 
 
 def write_index(work: Path, request: Mapping[str, Any]) -> None:
-    """The index over all shards, and the manifest."""
+    """Write the index over all shards, and the manifest."""
     folders = sorted(path for path in work.iterdir() if path.is_dir())
     abouts = [read_json(folder / _ABOUT, "a shard") for folder in folders]
     for folder, about in zip(folders, abouts, strict=True):
@@ -286,7 +286,7 @@ def write_index(work: Path, request: Mapping[str, Any]) -> None:
             raise ValueError(f"{folder}: its arrays are {about['arrays']}, the first shard's {abouts[0]['arrays']}")
     keys = np.concatenate([np.load(folder / KEYS) for folder in folders])
     places = np.concatenate([np.load(folder / PLACES) for folder in folders])
-    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: of equal rows the first one counts
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: the first of equal rows counts
     first = np.ones(len(order), bool)
     first[1:] = (keys[order][1:] != keys[order][:-1]).any(1)
     order = order[first]
@@ -316,8 +316,8 @@ def write_index(work: Path, request: Mapping[str, Any]) -> None:
 def _frame_of_signal(key: str, values: torch.Tensor, rows: BatchRows) -> str:
     if len(values) != len(rows):
         raise ValueError(
-            f"Teacher.cache: {key} has {len(values)} rows for {len(rows)} examples (choices or images that the model runs as rows of "
-            "their own), so none is one example's; use a live teacher"
+            f"Teacher.cache: {key} has {len(values)} rows for {len(rows)} examples (choices or images that the model "
+            "runs as rows of their own), so none is one example's; use a live teacher"
         )
     stack, *_ = parse(key) if key != "logits" else (DECODER if DECODER in rows.sizes else None,)
     frame = DECODER if stack == "decoder" else TOKENS
@@ -325,7 +325,7 @@ def _frame_of_signal(key: str, values: torch.Tensor, rows: BatchRows) -> str:
 
 
 def _without_padding(values: torch.Tensor, frame: str, rows: BatchRows) -> torch.Tensor:
-    """(tokens of all rows, ...), without padding."""
+    """Return the values of all rows' tokens, without padding."""
     if frame == ROWS:
         return values
     size = rows.sizes[frame]

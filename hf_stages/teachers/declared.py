@@ -1,4 +1,4 @@
-"""Teachers as they are declared: a model to be loaded (in fewer bits, if asked), or a cache of what one said."""
+"""Declares teachers: a model to be loaded (in fewer bits, if asked), or a cache of a model's outputs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ _AUTO = {
     "LMHeadModel": "AutoModelForCausalLM",
     "Model": "AutoModel",
 }
-"""Ends of class names, and who loads such models."""
+"""Ends of class names, and the auto class that loads such models."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that teaches: ``Teacher("path", load_in="8bit")``. Run in evaluation mode without gradient, never trained.
+    """Declares a model that teaches: ``Teacher("path", load_in="8bit")``.
+
+    It runs in evaluation mode and is never trained.
 
     >>> Teacher("bert-large-uncased", dtype="bfloat16")
     Teacher(model='bert-large-uncased', load_in=None, dtype='bfloat16', auto_class=None, revision=None, tokenizer=None)
@@ -49,11 +51,11 @@ class Teacher:
     dtype: str | None = None
     """``bfloat16`` halves the memory; None is float32."""
     auto_class: str | None = None
-    """Which class of ``transformers`` loads it; None is the student's."""
+    """The auto class of ``transformers`` that loads it; None is the student's."""
     revision: str | None = None
     """The version on the Hub: a branch, a tag or a commit."""
     tokenizer: Any = None
-    """The teacher's tokenizer, or where it is: its vocabulary is then compared with the student's."""
+    """The teacher's tokenizer, or its folder. Its vocabulary is then compared with the student's."""
 
     def __post_init__(self) -> None:
         if isinstance(self.model, Path):
@@ -68,12 +70,15 @@ class Teacher:
                 raise ValueError(f"{key}: this model is loaded already; give its path instead, or leave {key} out")
 
     def resolve(self, base: str | Path) -> Teacher:
-        """Relative paths taken from ``base`` (the recipe's folder), where something stands there."""
+        """Return a copy whose relative paths start at ``base`` (the recipe's folder), where they exist there."""
         found = {key: value for key in ("model", "tokenizer") if isinstance(value := getattr(self, key), str)}
         return replace(self, **{k: str(Path(base) / v) for k, v in found.items() if os.path.exists(Path(base) / v)})
 
     def load(self, student: Any = None, *, device: Any = None, trust_remote_code: bool = False) -> Any:
-        """The model. ``student`` (a model) says of which kind, where ``auto_class`` does not."""
+        """Load the model.
+
+        Where ``auto_class`` is not given, the class of ``student`` (a model) decides which auto class loads it.
+        """
         if not isinstance(self.model, str):
             return self.model
         return self._source(student, trust_remote_code).load(
@@ -81,7 +86,7 @@ class Teacher:
         )
 
     def skeleton(self, student: Any = None, *, trust_remote_code: bool = False) -> Any:
-        """The model on the meta device: its config is read, its weights are not."""
+        """Build the model on the meta device: its config is read, its weights are not."""
         if not isinstance(self.model, str):
             return self.model
         return self._source(student, trust_remote_code).skeleton(trust_remote_code=trust_remote_code)
@@ -102,11 +107,12 @@ class Teacher:
         remove_unused_columns: bool = True,
         device: Any = None,
     ) -> CachedTeacher:
-        """Run the teacher once over ``dataset`` and keep what losses need of it in ``folder``.
+        """Run the teacher once over ``dataset`` and store what losses need of it in ``folder``.
 
-        ``k`` logits of each position are kept, or all of them (None); ``hidden`` are layers by number (0 is what enters
-        the first block) or by key (``decoder.hidden.3``). ``collator`` and ``tokenizer`` are to be those of the training.
-        Killed and called again it goes on; called on a finished folder it returns at once, or refuses another's.
+        ``k`` logits of each position are stored, or all of them (None). ``hidden`` are layers by number (0 is the input
+        of the first block) or by key (``decoder.hidden.3``). ``collator`` and ``tokenizer`` must be those of the
+        training. If it was killed, call it again and it goes on. A finished folder is used as it is, if it holds the
+        same cache.
         """
         from hf_stages.teachers.cache_writer import CacheJob, logger
 
@@ -151,50 +157,57 @@ class Teacher:
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """What a teacher said of every row of the data, read from the folder that ``Teacher.cache`` wrote.
+    """Reads a teacher's outputs for every row of the data from the folder that ``Teacher.cache`` wrote.
 
-    No model is in memory. Batches may be shuffled, cut and padded in any way; a row that the cache does not hold is refused.
+    No model is in memory. Batches may be shuffled, cut and padded in any way. A row that the cache does not hold is an
+    error.
+
+    >>> CachedTeacher("cache").folder
+    'cache'
     """
 
     folder: str
-    """What ``Teacher.cache`` or ``hf-stages cache-teacher`` wrote."""
+    """The folder that ``Teacher.cache`` or ``hf-stages cache-teacher`` wrote."""
     of: Any = field(default=None, compare=False)
-    """A model, or a ``Teacher``: refused where it is not the one that was cached."""
+    """A model or a ``Teacher`` to compare with: it is an error if it is not the one that was cached."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", str(self.folder))
 
     def resolve(self, base: str | Path) -> CachedTeacher:
-        """A relative folder taken from ``base`` (the recipe's), where something stands there."""
+        """Return a copy whose relative folder starts at ``base`` (the recipe's folder), if it exists there."""
         found = Path(base) / self.folder
         return replace(self, folder=str(found)) if os.path.exists(found) else self
 
     @cached_property
     def store(self) -> CacheFolder:
-        """The open folder; refused where it is damaged, unfinished or of another schema."""
+        """Open the folder; refuse one that is damaged, unfinished or of another schema."""
         from hf_stages.teachers.cache_folder import CacheFolder
 
         return CacheFolder(Path(self.folder))
 
     @property
     def content(self) -> str:
-        """The content's address, which a run records: it cannot be resumed with another cache in the same place."""
+        """Return the fingerprint of the content.
+
+        A run records it, and is not resumed with another cache in the same place.
+        """
         return self.store.manifest["address"]
 
     @cached_property
     def model(self) -> Any:
-        """The teacher's skeleton, which losses are adapted to."""
+        """Return the teacher's skeleton, which losses are adapted to."""
         from hf_stages.models.checksums import skeleton_of
 
         about = self.store.manifest["request"]["teacher"]
         return skeleton_of(about["class"], about["config"])
 
     def verify(self) -> None:
-        """Read all of it: every checksum must hold."""
+        """Read the whole cache and check every checksum."""
         self.store.verify()
 
     def summary(self) -> str:
-        """Rows, size, and of the logits how many and how much of their mass."""
+        """Return rows, size, how many logits are stored and how much probability they hold, as text."""
         found = self.store.manifest
         size, tokens = found["bytes"], found["tokens"]
         parts = [f"{found['rows']} rows, {tokens} tokens", f"{size / 2**20:.1f} MiB"]
@@ -202,8 +215,9 @@ class CachedTeacher:
         if found["kept"] is not None:
             tail = 2 * (1 - found["kept"])
             parts.append(
-                f"k={found['request']['k']} of {found['classes']} logits, probability mass kept: mean {found['kept']:.4f}, min "
-                f"{found['least']:.4f} (LogitKL's gradient by a position's logits is off by {tail:.1e} at most, on average)"
+                f"k={found['request']['k']} of {found['classes']} logits, probability mass kept: mean "
+                f"{found['kept']:.4f}, min {found['least']:.4f} (LogitKL's gradient by a position's logits is off by "
+                f"{tail:.1e} at most, on average)"
             )
         elif found["request"]["logits"]:
             parts.append(f"all {found['classes']} logits")
@@ -213,7 +227,7 @@ class CachedTeacher:
 
 
 def auto_class_of(model: Any) -> str | None:
-    """Who of transformers' auto classes loads such a model.
+    """Return the auto class of transformers that loads such a model.
 
     >>> auto_class_of(type("BertForSequenceClassification", (), {})())
     'AutoModelForSequenceClassification'

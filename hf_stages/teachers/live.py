@@ -1,4 +1,4 @@
-"""Teachers at work: each gives a stage's losses the signals they need of a batch, and does no more work than that."""
+"""Runs teachers: each gives a stage's losses the signals that they need of a batch, and computes no more than that."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hf_stages.models.model_inputs import model_inputs
 from hf_stages.models.signals import Signals
 
 BASE = "base"
-"""As a stage's teacher: the student's own base model, its adapters off."""
+"""The name of the student's own base model as a teacher, with its adapters off."""
 
 
 class LiveTeacher:
-    """A model run in evaluation mode without gradient. It is never trained, saved or wrapped.
+    """Runs a model in evaluation mode without gradient. It is never trained, saved or wrapped.
 
-    Where no loss reads its logits it stops at the deepest layer that one reads. Labels are withheld: a teacher that
-    computes its own loss wastes time and may refuse labels of another shape. It keeps no cache of keys and values: with
-    one, models overlook that positions begin anew, and packed examples would see each other.
+    Where no loss reads its logits, it stops at the deepest layer that a loss reads. It gets no labels: a teacher that
+    computes its own loss wastes time and may refuse labels of another shape. It uses no cache of keys and values: with
+    one, models ignore that positions begin again, and packed examples would see each other.
     """
 
     answers_any_batch = True
@@ -42,7 +42,7 @@ class LiveTeacher:
         return _run_without_gradient(self.model, self.capture, batch)
 
     def remove(self) -> None:
-        """Give the model back as it was, but for the device that it is on."""
+        """Give the model back in its earlier state. It stays on its device."""
         self.capture.remove()
         training, trained = self._was
         self.model.train(training)
@@ -53,14 +53,14 @@ class LiveTeacher:
 
 
 class BaseTeacher:
-    """The student's own base with its adapter off: no second copy of the weights."""
+    """Runs the student's own base with its adapter off, without a second copy of the weights."""
 
     answers_any_batch = True
 
     def __init__(self, model: nn.Module, needs: frozenset[str]) -> None:
         self.model = model
         head = getattr(base_of(model), "get_output_embeddings", lambda: None)()
-        # A head kept for later would be run with its adapter on.
+        # A head that is run later would run with its adapter on.
         adapted = head is not None and any(hasattr(m, "_disable_adapters") for m in head.modules())
         self.capture = Capture(model, needs, stop=True, defer_head=not adapted)
 
@@ -74,7 +74,10 @@ class BaseTeacher:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Run what is below every adapter, in evaluation mode. PEFT's own switch would also reset what trains."""
+    """Run the layers below every adapter, in evaluation mode.
+
+    PEFT's own switch would also change which weights train.
+    """
     switches = [m for m in model.modules() if hasattr(m, "_disable_adapters")]
     before = [m._disable_adapters for m in switches]
     for module in switches:
@@ -96,7 +99,7 @@ def _run_without_gradient(model: nn.Module, capture: Capture, batch: Mapping[str
 
 
 def _configs_within(model: nn.Module) -> list[Any]:
-    """The model's own, and those of the models within."""
+    """Return the model's own config, and those of models inside it."""
     found = {
         id(config): config for module in model.modules() if (config := getattr(module, "config", None)) is not None
     }
@@ -104,7 +107,7 @@ def _configs_within(model: nn.Module) -> list[Any]:
 
 
 def _move_to(model: nn.Module, device: torch.device) -> nn.Module:
-    """Quantized and dispatched models are where they belong, and refuse to be moved."""
+    """Move the model to the device. Quantized and dispatched models are in place already and cannot be moved."""
     if getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None) is not None:
         return model
     return model.to(device)

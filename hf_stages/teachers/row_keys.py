@@ -1,7 +1,7 @@
-"""A row of a batch told from all others by what the teacher would see of it, whatever its neighbours and its padding.
+"""Identifies a row of a batch by what the teacher would see of it, whatever its neighbours and its padding are.
 
-A key is a checksum (xxh3, 128 bits) of the row's inputs without padding. Labels are no part of it. So a cache knows a
-row again in any order and in any batch, and does not know it where its tokens, its masking or its pixels are others.
+A key is a checksum (xxh3, 128 bits) of the row's inputs without padding and without labels. So a cache finds a row in
+any order and in any batch, and does not find it if its tokens, its masking or its pixels differ.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import xxhash
 from hf_stages.models.model_inputs import model_inputs
 
 TOKENS, DECODER, ROWS = "tokens", "decoder", "rows"
-"""Frames, along which a signal may lie: the row's tokens, its decoder's tokens, or the row as a whole."""
+"""Frames: a signal has a value for each of the row's tokens, for each of its decoder's tokens, or for the row."""
 _MASKS = {TOKENS: "attention_mask", DECODER: "decoder_attention_mask"}
 _IDS = {TOKENS: ("input_ids", "inputs_embeds"), DECODER: ("decoder_input_ids", "decoder_inputs_embeds")}
 
 
 @dataclass(frozen=True)
 class BatchRows:
-    """The rows of one batch."""
+    """The rows of one batch, with their keys and where their tokens stand."""
 
     keys: np.ndarray
-    """(rows, 2), two halves of 64 bits."""
+    """(rows, 2): two halves of 64 bits."""
     spans: Mapping[str, np.ndarray]
-    """Frame -> (rows, 2): where a row's tokens begin and end between its padding."""
+    """For each frame (rows, 2): where a row's tokens begin and end between its padding."""
     sizes: Mapping[str, int]
-    """Frame -> tokens of the batch, padding included."""
+    """For each frame the tokens of the batch, padding included."""
     names: tuple[str, ...]
-    """The inputs that make the key."""
+    """The inputs that the key is made from."""
     device: torch.device
 
     def __len__(self) -> int:
@@ -41,19 +41,22 @@ class BatchRows:
 
 
 def rows_of_batch(model: Any, batch: Mapping[str, Any]) -> BatchRows:
-    """Keys and frames of a batch as ``model`` (a skeleton will do) would take it. One copy to the CPU per input."""
+    """Return keys and frames of a batch as ``model`` takes it; a skeleton is enough.
+
+    Each input is copied to the CPU once.
+    """
     inputs = {key: v for key, v in model_inputs(model, batch).items() if torch.is_tensor(v) and v.dim()}
     if not inputs:
         raise ValueError(
-            f"the batch holds nothing that {type(model).__name__} takes, only {', '.join(map(str, batch)) or 'nothing'}; "
-            "check the data collator"
+            f"the batch holds nothing that {type(model).__name__} takes, only "
+            f"{', '.join(map(str, batch)) or 'nothing'}; check the data collator"
         )
     count = next(iter(inputs.values())).shape[0]
     for key, value in inputs.items():
         if value.shape[0] != count:
             raise ValueError(
-                f"{key} has {value.shape[0]} entries for a batch of {count} rows, so no row can be told from the others; such "
-                "inputs (packed images) need a live teacher"
+                f"{key} has {value.shape[0]} entries for a batch of {count} rows, so no row can be told from the "
+                "others; such inputs (packed images) need a live teacher"
             )
     arrays = {key: _as_array(value) for key, value in inputs.items()}
     spans, sizes = _frames(model, arrays, batch)
@@ -91,7 +94,10 @@ def _frames(
 
 
 def _decoder_tokens_seen(model: Any, ids: np.ndarray, batch: Mapping[str, Any]) -> np.ndarray | None:
-    """A decoder's inputs rarely have a mask: labels say how far a row goes, or else the padding at its end."""
+    """Return which decoder tokens are real.
+
+    Decoders rarely have a mask, so labels tell, or else the padding at the end.
+    """
     labels: Any = batch.get("labels")
     if torch.is_tensor(labels) and tuple(labels.shape) == ids.shape[:2] and not labels.is_floating_point():
         seen = (labels != -100).cpu().numpy()
@@ -104,7 +110,10 @@ def _decoder_tokens_seen(model: Any, ids: np.ndarray, batch: Mapping[str, Any]) 
 
 
 def _span(seen: np.ndarray | None, rows: int, tokens: int) -> np.ndarray:
-    """First token that is seen, and one past the last. What lies between is the row, also where it is masked."""
+    """Return the first token that is seen, and one past the last.
+
+    Everything between is the row, also where it is masked.
+    """
     if seen is None:
         return np.tile(np.array([0, tokens]), (rows, 1))
     any_seen = seen.any(1)
@@ -130,9 +139,9 @@ def _key(fields: list[tuple[str, np.ndarray, str | None]], spans: Mapping[str, n
             start, end = spans[frame][row]
             part = part[start:end]
             if name in _MASKS.values() and part.all():
-                continue  # a neighbour's mask has holes, this one's has none
+                continue  # another row's mask has holes, this one has none
         if name == "token_type_ids" and not part.any():
-            continue  # zeros are what a model takes where none are given
+            continue  # a model uses zeros where none are given
         digest.update(f"{name}{part.shape}{part.dtype}".encode())
         digest.update(part)
     number = digest.intdigest()

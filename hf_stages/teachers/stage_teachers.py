@@ -12,7 +12,7 @@ from hf_stages.teachers.live import BASE, BaseTeacher, LiveTeacher
 
 
 def start_teacher(source: Any, student: Any, needs: frozenset[str], device: torch.device) -> Any:
-    """What gives a stage's losses their signals; None without a teacher."""
+    """Return the teacher that gives a stage's losses their signals; None where there is none."""
     if source is None:
         return None
     if isinstance(source, CachedTeacher):
@@ -22,7 +22,7 @@ def start_teacher(source: Any, student: Any, needs: frozenset[str], device: torc
 
 
 def teacher_structure(source: Any, student: Any, *, trust_remote_code: bool = False) -> Any:
-    """A model that losses can be adapted to: the teacher itself, or its skeleton."""
+    """Return a model of the teacher's structure, which losses are adapted to: the teacher itself, or its skeleton."""
     if isinstance(source, Teacher):
         return source.skeleton(student, trust_remote_code=trust_remote_code)
     if isinstance(source, CachedTeacher):

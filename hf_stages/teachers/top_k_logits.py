@@ -1,16 +1,17 @@
-"""Logits of a large vocabulary kept as the k largest and the mass of the rest.
+"""Stores the logits of a large vocabulary as the k largest and the probability of the rest.
 
-Kept per position: the k largest log-probabilities and their tokens, the logarithm of what the logits sum up to, and
-the mass of all the other tokens (the tail), which is given back spread evenly over them.
+Stored for each position are the k largest log-probabilities and their tokens, the log-sum-exp of all logits, and the
+probability of all other tokens (the tail). When read back, the tail is divided evenly among the other tokens.
 
-What that costs. Let p be the teacher's distribution, q what is given back, s the student's, tail the mass not kept,
-and m the number of tokens it is spread over. p and q agree on the k tokens (to the rounding of the stored dtype), so
+The error is bounded. Let p be the teacher's distribution, q the distribution read back, s the student's, tail the
+probability not stored, and m the number of tokens it is divided among. p and q agree on the k tokens (up to the
+rounding of the stored dtype), so
 
 - the gradient of KL(teacher || student) by a position's logits, s - p, is off by |p - q| <= 2 tail in sum over the
   tokens, whatever the student is. At a temperature of T > 1 both tails grow, the even one most (x ** (1/T) is concave):
   the softened distributions differ by at most 2 tail_T, the tail of q at T. At T < 1 tails shrink: 2 tail holds.
-- the value is off by at most tail * (log m + spread), where spread is how far the student's log-probabilities of those m
-  tokens lie apart; the part with log m does not depend on the student.
+- the value is off by at most tail * (log m + spread), where spread is how far the student's log-probabilities of those
+m tokens lie apart; the part with log m does not depend on the student.
 
 KL(student || teacher) and Jensen-Shannon read the teacher's logarithms in the tail; there is no such bound for them.
 """
@@ -26,7 +27,8 @@ _CHUNK = 2**25
 
 
 def encode_top_k(logits: torch.Tensor, k: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """(positions, tokens) -> ``value`` and ``index`` (positions, k), ``rest`` (positions, 2), and ``kept`` mass."""
+    """Encode (positions, tokens) as ``value`` and ``index`` (positions, k), ``rest`` (positions, 2) and the ``kept``
+    probability."""
     step = max(1, _CHUNK // logits.shape[-1])
     parts = [_encode(chunk.float(), k, dtype) for chunk in logits.split(step)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -46,13 +48,14 @@ def _encode(logits: torch.Tensor, k: int, dtype: torch.dtype) -> dict[str, torch
 
 
 def pack_logits(value: torch.Tensor, index: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-    """One tensor (..., 2k + 1) of the k logits, their tokens, and the logit of all others. 32 bits tell 16 million tokens."""
+    """Pack k logits, their tokens and the logit of all others into one tensor (..., 2k + 1). float32 holds 16 million
+    tokens."""
     whole, even = rest[..., :1], rest[..., 1:]
     return torch.cat((value.float() + whole, index.float(), even + whole), -1)
 
 
 class UnpackLogits(nn.Module):
-    """An output head whose input are packed logits: losses that take logits a chunk at a time make a chunk of them."""
+    """An output head whose input is packed logits: losses that read logits a chunk at a time unpack one chunk."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

@@ -46,8 +46,8 @@ def make_proposer(stopwords: Collection[str], masked: MaskedWords | None, near: 
 def copies_of(row: Texts, words: Sequence[Sequence[Word]], key: int, drawing: Drawing) -> list[Texts]:
     """Return at most ``n`` new rows, each drawn from the original. Repeated and unchanged rows are left out.
 
-    Every text of a row is drawn on its own, from the original. (TinyBERT's code draws all second sentences beside the last
-    new first sentence.)
+    Every text of a row is drawn on its own, from the original. (TinyBERT's code draws all second sentences beside the
+    last new first sentence.)
     """
     new: dict[Texts, None] = {}
     for copy in range(drawing.n):
@@ -64,7 +64,8 @@ def rows_with_copies(
 ) -> Iterator[tuple[int, Texts, list[Texts]]]:
     """Yield (number, texts, new texts) of every row, in order.
 
-    A row's copies depend on its texts, on how many equal rows come before it, and on the settings, but not on its place.
+    A row's copies depend on its texts, on how many equal rows come before it, and on the settings, but not on its
+    place.
     """
     plain, seen = dataset.with_format(None).select_columns(list(columns)), Counter[Texts]()
     for start in range(0, len(plain), _CHUNK):

@@ -98,7 +98,8 @@ def by_embeddings(model: Any, lexicon: Lexicon, k: int) -> Neighbours:
 
 
 def by_file(path: str | Path, stopwords: Collection[str], k: int) -> Neighbours:
-    """Make neighbours from a text file of vectors, a word and its numbers per line (GloVe; word2vec's first line is skipped)."""
+    """Make neighbours from a text file of vectors, a word and its numbers per line (GloVe; word2vec's first line is
+    skipped)."""
     rows: dict[str, np.ndarray] = {}
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):

@@ -27,7 +27,8 @@ class _Copy(NamedTuple):
 
 
 class MaskedWords:
-    """Finds candidates for words that are one piece of the tokenizer, from the model's predictions where they are masked."""
+    """Finds candidates for words that are one piece of the tokenizer, from the model's predictions where they are
+    masked."""
 
     def __init__(self, model: Any, lexicon: Lexicon, *, k: int, max_length: int, batch_size: int) -> None:
         self.model, self.lexicon, self.tokenizer = model, lexicon, lexicon.tokenizer
@@ -45,7 +46,10 @@ class MaskedWords:
     def __call__(
         self, rows: Sequence[tuple[str, ...]], words: Sequence[Sequence[Sequence[Word]]]
     ) -> dict[Place, tuple]:
-        """Return candidates for ``words`` (per row and column). Words of several pieces or behind ``max_length`` are left out."""
+        """Return candidates for ``words`` (per row and column).
+
+        Words of several pieces or behind ``max_length`` are left out.
+        """
         copies = sorted(self._copies(rows, words), key=lambda copy: len(copy.ids))
         found: dict[Place, tuple[str, ...]] = {}
         training = self.model.training
@@ -106,7 +110,8 @@ class MaskedWords:
 
 @contextmanager
 def _head_at_masked_places(model: Any, rows: torch.Tensor, at: torch.Tensor) -> Iterator[None]:
-    """Run the output layer at the masked places alone: over whole texts its result would be 500 MB for 64 x 64 tokens."""
+    """Run the output layer at the masked places alone: over whole texts its result would be 500 MB for 64 x 64
+    tokens."""
 
     def pick(module: Any, args: Any) -> Any:
         hidden = args[0]

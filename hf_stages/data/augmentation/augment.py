@@ -20,17 +20,18 @@ class Augment:
     """Adds copies of rows with replaced words: TinyBERT's augmentation of task data (https://arxiv.org/abs/1909.10351).
 
     It works on raw text, before tokenizing. In each of ``n`` copies of a row, each word that is no stopword is replaced
-    with probability ``p`` by one of its ``k`` candidates. If the word is one piece of the tokenizer, the candidates are the
-    model's predictions where the word is masked; the other text of a pair is context, too. If it has several pieces, the
-    candidates are the nearest words by their vectors. Labels and all other columns are copied. A copied label may be wrong
-    for the new text, so augment for a student that learns from a teacher's answers.
+    with probability ``p`` by one of its ``k`` candidates. If the word is one piece of the tokenizer, the candidates are
+    the model's predictions where the word is masked; the other text of a pair is context, too. If it has several
+    pieces, the candidates are the nearest words by their vectors. Labels and all other columns are copied. A copied
+    label may be wrong for the new text, so augment for a student that learns from a teacher's answers.
 
     >>> Augment("bert-base-uncased", text=("premise", "hypothesis"), n=10).p
     0.4
     """
 
     model: Any = None
-    """A masked language model or, for ``method="embeddings"``, any encoder: a folder, a name on the Hub, or the model."""
+    """A masked language model or, for ``method="embeddings"``, any encoder: a folder, a name on the Hub, or the
+    model."""
     text: str | tuple[str, str] | None = None
     """The column of text, or a pair of columns. None in a ``Source``: the columns that it tokenizes."""
     n: int = 20
@@ -126,8 +127,8 @@ class Augment:
         start, rows = time.monotonic(), len(dataset)
         result, new = augment_rows(dataset, columns, *self._how(), originals=self.originals, fingerprint=address)
         logger.warning(
-            f"Augment: {rows} rows, {new} new ({rows * self.n - new} of {rows * self.n} came out as others did or unchanged, "
-            f"and are left out): {len(result)} in all, {time.monotonic() - start:.1f} s"
+            f"Augment: {rows} rows, {new} new ({rows * self.n - new} of {rows * self.n} came out as others did or "
+            f"unchanged, and are left out): {len(result)} in all, {time.monotonic() - start:.1f} s"
         )
         return result
 
@@ -158,7 +159,10 @@ class Augment:
         return words.STOPWORDS if self.stopwords is None else frozenset(word.casefold() for word in self.stopwords)
 
     def _settings(self, dataset: Any, columns: Sequence[str]) -> dict[str, Any]:
-        """Return everything that decides the content. Batch size and device change only the last bits, so they are left out."""
+        """Return everything that decides the content.
+
+        Batch size and device change only the last bits, so they are left out.
+        """
         from hf_stages.data.augmentation import _words
         from hf_stages.data.augmentation.language_model import identity_of
 

@@ -22,8 +22,8 @@ def load(model: Any, tokenizer: Any, *, masked: bool, device: str | None) -> tup
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     if masked and getattr(tokenizer, "mask_token_id", None) is None:
         raise ValueError(
-            f"Augment: tokenizer: {_class_name(tokenizer)} has no mask token, so its model fills no gaps; give a masked language "
-            "model (BERT, RoBERTa), or method='embeddings'"
+            f"Augment: tokenizer: {_class_name(tokenizer)} has no mask token, so its model fills no gaps; give a "
+            "masked language model (BERT, RoBERTa), or method='embeddings'"
         )
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
@@ -44,8 +44,8 @@ def _from_path(path: str | Path, masked: bool, device: str | None) -> Any:
     if masked and info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:2])
         raise ValueError(
-            f"Augment: model: {path} has no masked-LM head ({missing} would be random); give a checkpoint that has one, or "
-            "method='embeddings'"
+            f"Augment: model: {path} has no masked-LM head ({missing} would be random); give a checkpoint that has "
+            "one, or method='embeddings'"
         )
     place = device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(place)
@@ -76,7 +76,10 @@ def _predicts_masked_tokens(model: Any) -> bool:
 
 
 def longest_input(model: Any, tokenizer: Any, max_length: int) -> int:
-    """Return ``max_length``, or fewer where the model has fewer positions. RoBERTa's begin after the padding token's number."""
+    """Return ``max_length``, or fewer where the model has fewer positions.
+
+    RoBERTa's begin after the padding token's number.
+    """
     limit = getattr(model.config, "max_position_embeddings", None) or max_length
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:

@@ -122,8 +122,8 @@ def _from_generation_marks(
     answers = [w for w, message in zip(wanted, messages, strict=True) if message["role"] == "assistant"]
     if any(answers) and not any(marked):
         raise ValueError(
-            f"{where}: the template has {{% generation %}}, but marks nothing in a conversation of {len(messages)} messages; put the "
-            "block around what the assistant says"
+            f"{where}: the template has {{% generation %}}, but marks nothing in a conversation of {len(messages)} "
+            "messages; put the block around what the assistant says"
         )
     if all(answers) or not any(answers):
         return Rendered(ids, [m and any(answers) for m in marked])
@@ -146,7 +146,8 @@ def _from_prefixes(where: str, tokenizer: Any, messages: Messages, tools: Any, w
         spans.append((len(before), len(until)))
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
-            f"{where}: tokenizer: expected a fast one, which tells where in the text a token lies; got {type(tokenizer).__name__}"
+            f"{where}: tokenizer: expected a fast one, which tells where in the text a token lies; got "
+            f"{type(tokenizer).__name__}"
         )
     done = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     learned = [any(start <= at < end for start, end in spans) for at, _ in done["offset_mapping"]]
@@ -155,14 +156,15 @@ def _from_prefixes(where: str, tokenizer: Any, messages: Messages, tools: Any, w
 
 def _inconsistent(where: str, i: int, prompt_fits: bool) -> str:
     what = (
-        f"a conversation changes its earlier text as it grows (found up to message {i + 1}; some templates drop the reasoning "
-        "of earlier answers)"
+        f"a conversation changes its earlier text as it grows (found up to message {i + 1}; some templates drop the "
+        "reasoning of earlier answers)"
         if prompt_fits
         else f"what is rendered as the prompt for message {i + 1} is not how its text begins"
     )
     return (
-        f"{where}: the chat template is not prefix-consistent: {what}, so there is no telling which tokens the assistant wrote; put "
-        "{% generation %} ... {% endgeneration %} around them in the template, or train on rows that end with their only answer"
+        f"{where}: the chat template is not prefix-consistent: {what}, so there is no telling which tokens the "
+        "assistant wrote; put {% generation %} ... {% endgeneration %} around them in the template, or train on rows "
+        "that end with their only answer"
     )
 
 
@@ -205,8 +207,9 @@ def _labels_where_tokens_are(
     fits = torch.is_tensor(ids) and torch.is_tensor(mask) and ids.shape == mask.shape and len(ids) == len(made)
     if not fits or not torch.equal(ids[mask.bool()], given):
         raise ValueError(
-            f"{where}: collator: expected one that pads input_ids and gives an attention_mask, {type(collator).__name__} does more (it "
-            "masks, cuts or packs); leave it out, or put it around: Packed(512, CompletionOnly())"
+            f"{where}: collator: expected one that pads input_ids and gives an attention_mask, "
+            f"{type(collator).__name__} does more (it masks, cuts or packs); leave it out, or put it around: "
+            "Packed(512, CompletionOnly())"
         )
     labels = torch.full_like(ids, IGNORED)
     labels[mask.bool()] = torch.tensor([label for row in made for label in row["labels"]])

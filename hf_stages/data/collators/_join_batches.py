@@ -48,8 +48,8 @@ def _check_part(where: str, part: Part) -> dict[str, torch.Tensor]:
         raise ValueError(f"{here}: expected a collator that gives input_ids of (rows, tokens), it gave {sorted(batch)}")
     if len(ids) != len(part.places):
         raise ValueError(
-            f"{here}: its collator makes {len(ids)} rows of {len(part.places)}; expected one that makes one row of each: what packs "
-            "or splits goes around, as in Packed(2048, BySource({...}))"
+            f"{here}: its collator makes {len(ids)} rows of {len(part.places)}; expected one that makes one row of "
+            "each: what packs or splits goes around, as in Packed(2048, BySource({...}))"
         )
     batch.setdefault("attention_mask", torch.ones_like(ids))
     for key, value in batch.items():
@@ -57,8 +57,8 @@ def _check_part(where: str, part: Part) -> dict[str, torch.Tensor]:
             raise ValueError(f"{here}: {key}: expected a tensor with an entry for each row, got {type(value).__name__}")
     if batch["attention_mask"].shape != ids.shape:
         raise ValueError(
-            f"{here}: attention_mask: expected one of (rows, tokens), got {tuple(batch['attention_mask'].shape)}; a collator that packs "
-            "goes around: Packed(2048, BySource({...}))"
+            f"{here}: attention_mask: expected one of (rows, tokens), got {tuple(batch['attention_mask'].shape)}; a "
+            "collator that packs goes around: Packed(2048, BySource({...}))"
         )
     return batch
 
@@ -68,8 +68,8 @@ def _check_same_keys(where: str, parts: Sequence[Part], batches: Sequence[Mappin
         if apart := sorted(batches[0].keys() ^ batch.keys()):
             name, other = (part.name, parts[0].name) if apart[0] in batch else (parts[0].name, part.name)
             raise ValueError(
-                f"{where}: {apart[0]}: made of rows of {name!r} and not of those of {other!r}, which stand in the same batch; let both "
-                "collators give it, or neither"
+                f"{where}: {apart[0]}: made of rows of {name!r} and not of those of {other!r}, which stand in the same "
+                "batch; let both collators give it, or neither"
             )
 
 

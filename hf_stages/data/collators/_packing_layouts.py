@@ -72,8 +72,8 @@ def find_layout(model: Any) -> Layout:
             if found[-1] is None:
                 return layout
     raise ValueError(
-        f"Packed: in {type(model).__name__} {min(filter(None, found))[1]}; tried position_ids and a mask of 4 dimensions; pad instead, or "
-        "give mask= if you know better"
+        f"Packed: in {type(model).__name__} {min(filter(None, found))[1]}; tried position_ids and a mask of 4 "
+        "dimensions; pad instead, or give mask= if you know better"
     )
 
 
@@ -83,8 +83,8 @@ def check_layout(model: Any, layout: Layout) -> None:
         fault = _find_fault(model, layout)
     if fault is not None:
         raise ValueError(
-            f"Packed: in {type(model).__name__} {fault[1]}; it is told by mask={layout.mask!r}, as suits the student: load both with the "
-            "same attn_implementation, or pad instead"
+            f"Packed: in {type(model).__name__} {fault[1]}; it is told by mask={layout.mask!r}, as suits the student: "
+            "load both with the same attn_implementation, or pad instead"
         )
 
 
@@ -109,7 +109,8 @@ def _candidates(model: Any, causal: bool) -> list[Layout]:
 
 
 def _difference(model: Any, layout: Layout) -> tuple[float, float]:
-    """Return how far a document's logits move with its neighbour, and from what they are alone, relative to their size."""
+    """Return how far a document's logits move with its neighbour, and from what they are alone, relative to their
+    size."""
     alone = _logits(model, {"input_ids": torch.tensor([_DOCUMENT])})
     try:
         one, other = (
@@ -122,7 +123,10 @@ def _difference(model: Any, layout: Layout) -> tuple[float, float]:
 
 
 def attention_window(config: Any) -> int | None:
-    """Return how far layers of local attention see. A 4-dimensional mask overrides theirs, which a short test cannot show."""
+    """Return how far layers of local attention see.
+
+    A 4-dimensional mask overrides theirs, which a short test cannot show.
+    """
     known = (getattr(config, name, None) for name in ("sliding_window", "local_attention", "window_size"))
     return min((w for w in known if isinstance(w, int)), default=None)
 

@@ -1,4 +1,5 @@
-"""The base class of collators, and what they share: a collator inside, curves over progress, examples without padding."""
+"""The base class of collators, and what they share: a collator inside, curves over progress, examples without
+padding."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ _T = TypeVar("_T", bound="BaseCollator")
 class BaseCollator:
     """Base class of collators: a frozen dataclass that turns rows into a batch.
 
-    The trainer calls ``build`` when a stage begins, to give it a tokenizer and the model, and ``at`` for every batch, to
-    turn its curves into numbers. A collator of your own defines ``__call__``.
+    The trainer calls ``build`` when a stage begins, to give it a tokenizer and the model, and ``at`` for every batch,
+    to turn its curves into numbers. A collator of your own defines ``__call__``.
     """
 
     in_pairs = False
@@ -42,7 +43,10 @@ class BaseCollator:
         return replace(self, **own)  # type: ignore[type-var]
 
     def at(self: _T, t: float | None) -> _T:
-        """Return the collator at progress ``t``. None is evaluation: curves at their end, and the same draws each time."""
+        """Return the collator at progress ``t``.
+
+        None is evaluation: curves at their end, and the same draws each time.
+        """
         own: dict[str, Any] = {}
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
@@ -103,11 +107,12 @@ def find_pair_collator(collator: Any) -> Any:
 
 
 def refuse_pairs(where: str, collator: Any) -> None:
-    """Refuse a collator of pairs inside one that changes the number of rows: it would split pairs, and no loss would notice."""
+    """Refuse a collator of pairs inside one that changes the number of rows: it would split pairs, and no loss would
+    notice."""
     if (found := find_pair_collator(collator)) is not None:
         raise ValueError(
-            f"{where}: collator: {type(found).__name__} gives pairs of rows, which this would take apart or cut short; leave it out: "
-            "Preferences(max_length=...) cuts pairs, and Lengths(longer='error') only pads"
+            f"{where}: collator: {type(found).__name__} gives pairs of rows, which this would take apart or cut short; "
+            "leave it out: Preferences(max_length=...) cuts pairs, and Lengths(longer='error') only pads"
         )
 
 
@@ -116,18 +121,20 @@ def check_choice(where: str, key: str, value: Any, known: Sequence[str]) -> None
         raise ValueError(f"{where}: {key}: expected one of {', '.join(known)}, got {value!r}")
 
 
-# ---- examples without padding ---------------------------------------------------------------------------------------
+# ---- examples without padding --------------------------------------------------------------------------------------
 
 
 def read_documents(where: str, rows: Sequence[Any], collator: Any) -> tuple[list[Document], dict[str, torch.Tensor]]:
-    """Return the examples without padding, as ``collator`` makes them (None: as they are), and the values that a row has one of."""
+    """Return the examples without padding, as ``collator`` makes them (None: as they are), and the values that a row
+    has one of."""
     if collator is None:
         return _read_plain_rows(where, rows)
     batch = dict(collator(rows))
     ids: Any = batch.get("input_ids")
     if not torch.is_tensor(ids) or ids.dim() != 2:
         raise ValueError(
-            f"{where}: collator: expected input_ids of (rows, tokens) from {type(collator).__name__}, it gave {sorted(batch)}"
+            f"{where}: collator: expected input_ids of (rows, tokens) from {type(collator).__name__}, it gave "
+            f"{sorted(batch)}"
         )
     mask: Any = batch.pop("attention_mask", None)
     if mask is not None and mask.dim() != 2:
@@ -157,8 +164,9 @@ def _read_plain_rows(where: str, rows: Sequence[Any]) -> tuple[list[Document], d
             apart.setdefault(key, []).append(made[key])
         if own["input_ids"].dim() != 1:
             raise ValueError(
-                f"{where}: expected input_ids of one sequence, got {tuple(own['input_ids'].shape)} (several choices or texts for each "
-                "example); give the stage a collator that pads these, such as DataCollatorForMultipleChoice"
+                f"{where}: expected input_ids of one sequence, got {tuple(own['input_ids'].shape)} (several choices or "
+                "texts for each example); give the stage a collator that pads these, such as "
+                "DataCollatorForMultipleChoice"
             )
         own["input_ids"] = own["input_ids"].long()  # an empty list has no type of its own
         found.append(own if mask is None else {key: value[mask.bool()] for key, value in own.items()})
@@ -170,8 +178,8 @@ def cut_to_length(where: str, document: Document, length: int, longer: str) -> l
     count = len(document["input_ids"])
     if count > length and longer == "error":
         raise ValueError(
-            f"{where}: an example of {count} tokens is longer than length={length}; raise length, or say what becomes of such: "
-            "longer='split' (pieces that do not see each other) or longer='truncate' (its end is lost)"
+            f"{where}: an example of {count} tokens is longer than length={length}; raise length, or say what becomes "
+            "of such: longer='split' (pieces that do not see each other) or longer='truncate' (its end is lost)"
         )
     end = min(count, length) if longer == "truncate" else count
     return [{key: value[i : min(i + length, end)] for key, value in document.items()} for i in range(0, end, length)]

@@ -29,10 +29,10 @@ _SOURCE = "source"
 class BySource(BaseCollator):
     """Collates rows by their source: ``BySource({"language": Lengths(512), "tools": ToolCallsOnly()})``.
 
-    A batch may hold rows of several sources, padded to the widest. Rows of a ``Mixture`` or any other curriculum name their
-    source; other rows name it in a column ``source``. A stage that trains on one source by its name, and an evaluation set
-    with a source's name, use that source's collator. Each collator must make one padded row of each row it gets. A collator
-    that packs or splits goes around: ``Packed(2048, BySource({...}))``.
+    A batch may hold rows of several sources, padded to the widest. Rows of a ``Mixture`` or any other curriculum name
+    their source; other rows name it in a column ``source``. A stage that trains on one source by its name, and an
+    evaluation set with a source's name, use that source's collator. Each collator must make one padded row of each row
+    it gets. A collator that packs or splits goes around: ``Packed(2048, BySource({...}))``.
 
     >>> rows = [{"source": "a", "input_ids": [5, 6, 7]}, {"source": "b", "input_ids": [8, 9]}]
     >>> BySource({"a": Lengths(2), "b": None})(rows)["input_ids"].tolist()
@@ -49,7 +49,8 @@ class BySource(BaseCollator):
     def __post_init__(self) -> None:
         if not isinstance(self.collators, Mapping) or not self.collators:
             raise ValueError(
-                f'BySource: collators: expected collators by source, as {{"tools": ToolCallsOnly()}}, got {self.collators!r}'
+                'BySource: collators: expected collators by source, as {"tools": ToolCallsOnly()}, got '
+                f"{self.collators!r}"
             )
         for name, collator in (*self.collators.items(), (None, self.collator)):
             here = f"BySource: {name!r}" if name is not None else "BySource: collator"
@@ -115,7 +116,8 @@ def _check_one_row_each(here: str, collator: Any) -> None:
         if isinstance(one, Packed) or (isinstance(one, Lengths) and one.longer == "split"):
             what = type(one).__name__ if isinstance(one, Packed) else "Lengths(longer='split')"
             raise ValueError(
-                f"{here}: {what} does not make one row of each; put it around: {type(one).__name__}(..., BySource({{...}}))"
+                f"{here}: {what} does not make one row of each; put it around: {type(one).__name__}(..., "
+                "BySource({...}))"
             )
         if isinstance(one, Preferences):
             raise ValueError(f"{here}: Preferences makes two rows of each, a pair; give pairs a stage of their own")

@@ -16,8 +16,8 @@ from hf_stages.data.collators.base import BaseCollator
 class CompletionOnly(BaseCollator):
     """Renders conversations through the tokenizer's chat template; only the assistant's tokens have labels.
 
-    Rows hold ``messages`` (and ``tools``, where there are some), as ``apply_chat_template`` takes them, or as JSON text.
-    Keys without a value are dropped, because tables add them to rows that lack them.
+    Rows hold ``messages`` (and ``tools``, where there are some), as ``apply_chat_template`` takes them, or as JSON
+    text. Keys without a value are dropped, because tables add them to rows that lack them.
 
     >>> CompletionOnly(last=True).messages
     'messages'

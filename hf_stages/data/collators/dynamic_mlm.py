@@ -17,10 +17,11 @@ from hf_stages.data.collators.base import IGNORED, BaseCollator, pad_batch, read
 class DynamicMLM(BaseCollator):
     """Masks tokens for masked language modelling: a share ``rate`` is to be predicted, the others' labels are -100.
 
-    80 % of the chosen tokens become the mask token, 10 % become another token and 10 % stay (BERT, arXiv 1810.04805). The
-    choice is made again in every epoch (RoBERTa, 1907.11692). High rates help early and low rates late (2305.15096):
-    ``rate="Linear(0.3, 0.15)"``. The choice is seeded by stage, epoch and batch, so that a resumed run masks the same
-    tokens. In evaluation it depends on the tokens alone, so that two evaluations differ only by the model.
+    80 % of the chosen tokens become the mask token, 10 % become another token and 10 % stay (BERT, arXiv 1810.04805).
+    The choice is made again in every epoch (RoBERTa, 1907.11692). High rates help early and low rates late
+    (2305.15096): ``rate="Linear(0.3, 0.15)"``. The choice is seeded by stage, epoch and batch, so that a resumed run
+    masks the same tokens. In evaluation it depends on the tokens alone, so that two evaluations differ only by the
+    model.
 
     >>> DynamicMLM(rate="Linear(0.3, 0.15)").rate(1.0)
     0.15
@@ -46,7 +47,8 @@ class DynamicMLM(BaseCollator):
             raise ValueError(f"DynamicMLM: rate: expected a share above 0 and at most 1 everywhere, got {self.rate}")
         if not 0 <= self.masked <= 1 or not 0 <= self.replaced <= 1 - self.masked + 1e-9:
             raise ValueError(
-                f"DynamicMLM: masked, replaced: expected shares that sum to at most 1, got {self.masked} and {self.replaced}"
+                f"DynamicMLM: masked, replaced: expected shares that sum to at most 1, got {self.masked} and "
+                f"{self.replaced}"
             )
 
     def build(self, tokenizer: Any = None, model: Any = None) -> DynamicMLM:
@@ -63,7 +65,8 @@ class DynamicMLM(BaseCollator):
     def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
         if getattr(self.tokenizer, "mask_token_id", None) is None:
             raise ValueError(
-                "DynamicMLM: tokenizer: missing, or one without a mask token; use DynamicMLM(...).build(tokenizer), or give tokenizer="
+                "DynamicMLM: tokenizer: missing, or one without a mask token; use DynamicMLM(...).build(tokenizer), or "
+                "give tokenizer="
             )
         found, apart = read_documents("DynamicMLM", rows, self.collator)
         apart = {key: value for key, value in apart.items() if key != "labels"}

@@ -27,8 +27,8 @@ from hf_stages.data.collators.base import (
 class Lengths(BaseCollator):
     """Cuts examples to ``length`` tokens, which may grow over the stage, and pads a batch no wider than needed.
 
-    Short sequences first make early updates cheaper and large learning rates more stable (arXiv 2108.06084). ``truncate``
-    loses what is cut off; ``split`` keeps it as more rows of the batch.
+    Short sequences first make early updates cheaper and large learning rates more stable (arXiv 2108.06084).
+    ``truncate`` loses what is cut off; ``split`` keeps it as more rows of the batch.
 
     >>> Lengths(4, steps_of=2)([{"input_ids": [5, 6, 7]}, {"input_ids": [8]}])["input_ids"].tolist()
     [[5, 6, 7, 0], [8, 0, 0, 0]]
@@ -68,7 +68,8 @@ class Lengths(BaseCollator):
             raise ValueError("Lengths: an example without a single token; drop empty examples")
         if len(runs) > len(found) and apart:
             raise ValueError(
-                f"Lengths: longer: expected 'truncate' or 'error' where {', '.join(apart)} is one per example, got 'split'"
+                f"Lengths: longer: expected 'truncate' or 'error' where {', '.join(apart)} is one per example, got "
+                "'split'"
             )
         width = self._width(max(len(run["input_ids"]) for run in runs))
         return {**pad_batch(runs, self.tokenizer, width), **apart}
@@ -79,6 +80,7 @@ class Lengths(BaseCollator):
                 return width
         if self.widths:
             raise ValueError(
-                f"Lengths: widths: expected one that holds {longest} tokens, got {list(self.widths)}; add one, or lower length"
+                f"Lengths: widths: expected one that holds {longest} tokens, got {list(self.widths)}; add one, or "
+                "lower length"
             )
         return -(-longest // self.steps_of) * self.steps_of

@@ -53,28 +53,30 @@ class Packed(BaseCollator):
     A micro-batch still has ``per_device_train_batch_size`` examples, but fewer rows and hardly any padding. Examples
     without a token are left out.
 
-    >>> Packed(6, shift=True, mask="positions")([{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}])["position_ids"].tolist()
+    >>> pack = Packed(6, shift=True, mask="positions")
+    >>> pack([{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}])["position_ids"].tolist()
     [[0, 1, 2, 0, 1]]
     """
 
     length: int | Curve
     """The most tokens of a row: a number, or a curve over the stage's progress, which is rounded."""
     collator: Any = None
-    """Another collator that makes inputs and labels, one per token. None: the rows hold them; where there are no ``labels``,
-    causal models predict the ``input_ids``."""
+    """Another collator that makes inputs and labels, one per token. None: the rows hold them; where there are no
+    ``labels``, causal models predict the ``input_ids``."""
     longer: Literal["error", "split", "truncate"] = "error"
     """What happens to a longer example: an error, pieces that do not see each other, or its end is cut off."""
     shift: bool | None = None
     """Whether the model shifts labels, as causal models do. None: the model's class tells."""
     mask: Literal["auto", "positions", "flat", "blocks", "additive"] = "auto"
-    """How the model is told which tokens belong together: by ``positions`` that begin again (transformers makes the mask),
-    by such positions in a single row (``flat``, for flash attention), or by a mask of (rows, 1, tokens, tokens), true
-    (``blocks``) or ``additive``. ``auto``: the first way that works for the model, tried on a few tokens."""
+    """How the model is told which tokens belong together: by ``positions`` that begin again (transformers makes the
+    mask), by such positions in a single row (``flat``, for flash attention), or by a mask of (rows, 1, tokens, tokens),
+    true (``blocks``) or ``additive``. ``auto``: the first way that works for the model, tried on a few tokens."""
     causal: bool | None = None
-    """Whether a token sees only those before it, for a mask of (rows, 1, tokens, tokens). None: the same as ``shift``; ``auto``
-    finds it out."""
+    """Whether a token sees only those before it, for a mask of (rows, 1, tokens, tokens). None: the same as ``shift``;
+    ``auto`` finds it out."""
     first: int = 0
-    """The position of an example's first token: 0, or for RoBERTa the padding token's number plus 1. ``auto`` finds it out."""
+    """The position of an example's first token: 0, or for RoBERTa the padding token's number plus 1. ``auto`` finds it
+    out."""
     tokenizer: Any = None
     """Gives the padding token. None: the trainer's."""
 
@@ -108,8 +110,8 @@ class Packed(BaseCollator):
     def __call__(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
         if self.shift is None or self.mask == "auto":
             raise ValueError(
-                "Packed: it has not met its model, so it does not know how to mask; StagedTrainer introduces them; elsewhere use "
-                "Packed(...).build(tokenizer, model), or give shift= and mask="
+                "Packed: it has not met its model, so it does not know how to mask; StagedTrainer introduces them; "
+                "elsewhere use Packed(...).build(tokenizer, model), or give shift= and mask="
             )
         found, apart = read_documents("Packed", rows, self.collator)
         _refuse_values_per_example(apart)
@@ -150,8 +152,9 @@ class Packed(BaseCollator):
 def _refuse_values_per_example(apart: dict[str, torch.Tensor]) -> None:
     if apart:
         raise ValueError(
-            f"Packed: {', '.join(apart)}: expected one value per token, got one per example; a packed row holds many examples, and "
-            "a model that answers once per row cannot tell them apart: pad instead (Lengths, or the model's usual collator)"
+            f"Packed: {', '.join(apart)}: expected one value per token, got one per example; a packed row holds many "
+            "examples, and a model that answers once per row cannot tell them apart: pad instead (Lengths, or the "
+            "model's usual collator)"
         )
 
 
@@ -160,8 +163,8 @@ def _check_window(packed: Packed, model: Any) -> None:
     most = length if isinstance(length, int) else max(length(i / 64) for i in range(65))
     if packed.mask in MASKED and window is not None and most > window:
         raise ValueError(
-            f"Packed: length: {type(model).__name__} has layers that see {window} tokens far, and is told what belongs together by a "
-            f"mask that overrides this; expected at most {window} tokens, got {length}"
+            f"Packed: length: {type(model).__name__} has layers that see {window} tokens far, and is told what belongs "
+            f"together by a mask that overrides this; expected at most {window} tokens, got {length}"
         )
 
 

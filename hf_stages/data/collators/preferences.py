@@ -17,9 +17,9 @@ class Preferences(BaseCollator):
     """Makes pairs of rows for ``DPO``: rows 2i and 2i + 1 are the chosen and the rejected answer of example i.
 
     Only the answers have labels. The columns are those of preference datasets: ``chosen`` and ``rejected``, with a
-    ``prompt``, or conversations that begin alike. Text is joined as it is and gets an end-of-text token; conversations go
-    through the tokenizer's chat template. An example of more than ``max_length`` tokens loses its end. If nothing of an
-    answer would be left, that is an error.
+    ``prompt``, or conversations that begin alike. Text is joined as it is and gets an end-of-text token; conversations
+    go through the tokenizer's chat template. An example of more than ``max_length`` tokens loses its end. If nothing of
+    an answer would be left, that is an error.
 
     >>> Preferences(max_length=512).chosen
     'chosen'
@@ -61,8 +61,8 @@ class Preferences(BaseCollator):
             if not isinstance(row, Mapping) or row.get(key) is None:
                 has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
                 raise ValueError(
-                    f"Preferences: expected rows with {self.chosen!r} and {self.rejected!r}, got {has}; name the columns: "
-                    "Preferences(chosen=..., rejected=...)"
+                    f"Preferences: expected rows with {self.chosen!r} and {self.rejected!r}, got {has}; name the "
+                    "columns: Preferences(chosen=..., rejected=...)"
                 )
         found = [self._answer(row, row.get(self.prompt), row[key], key) for key in (self.chosen, self.rejected)]
         runs = []
@@ -70,8 +70,8 @@ class Preferences(BaseCollator):
             ids, learned = ids[: self.max_length], learned[: self.max_length]
             if not any(learned[1:]):
                 raise ValueError(
-                    f"Preferences: {key}: nothing of the answer is left within max_length={self.max_length} tokens; raise it, or "
-                    "filter such rows out"
+                    f"Preferences: {key}: nothing of the answer is left within max_length={self.max_length} tokens; "
+                    "raise it, or filter such rows out"
                     if self.max_length is not None
                     else f"Preferences: {key}: expected an answer, got {row[key]!r}"
                 )
@@ -116,8 +116,8 @@ def _check_messages(name: str, value: Any) -> None:
     whole = isinstance(value, list) and all(isinstance(message, Mapping) and "role" in message for message in value)
     if not whole:
         raise ValueError(
-            f"Preferences: {name}: expected text in all columns, or in all of them messages such as {{role: assistant, content: ...}}, got "
-            f"{value!r}"
+            f"Preferences: {name}: expected text in all columns, or in all of them messages such as {{role: assistant, "
+            f"content: ...}}, got {value!r}"
         )
 
 

@@ -1,8 +1,8 @@
 """Tells a collator the progress of the batch that it collates.
 
-Workers fetch batches ahead, so the trainer's progress at that moment is not the batch's. The sampler runs in order in the
-main process and sends each index with its progress. Where the batch is fetched, the dataset notes the progress, and the
-collator, which is called next in the same thread, takes it.
+Workers fetch batches ahead, so the trainer's progress at that moment is not the batch's. The sampler runs in order in
+the main process and sends each index with its progress. Where the batch is fetched, the dataset notes the progress, and
+the collator, which is called next in the same thread, takes it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ class ProgressStream(IterableDataset):
 
 @dataclass(frozen=True)
 class AtProgress:
-    """Calls a collator with its curves at the batch's progress. In evaluation they are at their end, and draws are fixed."""
+    """Calls a collator with its curves at the batch's progress.
+
+    In evaluation they are at their end, and draws are fixed.
+    """
 
     collator: Any
     declared: Any

@@ -1,4 +1,5 @@
-"""The base class of curricula: they hold sources, by name or as datasets, and make a tree of nodes that draws from them."""
+"""The base class of curricula: they hold sources, by name or as datasets, and make a tree of nodes that draws from
+them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,10 @@ _Own = TypeVar("_Own", bound="Curriculum")
 
 
 class Make(Protocol):
-    """Makes the node of a source, which is a name, a dataset or a curriculum. ``where`` is its place, for error messages."""
+    """Makes the node of a source, which is a name, a dataset or a curriculum.
+
+    ``where`` is its place, for error messages.
+    """
 
     def __call__(self, source: Any, name: str | None, where: str) -> Node: ...
 
@@ -81,7 +85,8 @@ def single_source(node: Node, what: str, where: str) -> Leaf:
     """Return the node as one source. Curricula that sort rows need this, and refuse anything else."""
     if not isinstance(node, Leaf):
         raise ValueError(
-            f"{where}: {what} orders the rows of one source, and this is a curriculum; put {what} inside it instead, around each source"
+            f"{where}: {what} orders the rows of one source, and this is a curriculum; put {what} inside it instead, "
+            "around each source"
         )
     if node.n is None:
         raise ValueError(

@@ -26,8 +26,8 @@ class ByDifficulty(Curriculum):
     source: Any
     """A name, a dataset or a curriculum."""
     by: str | Callable[[list[Any]], Any] = "length"
-    """A column of numbers, ``"length"`` (tokens), or a function that takes a list of rows and returns a number for each, such as
-    ``ModelLoss``."""
+    """A column of numbers, ``"length"`` (tokens), or a function that takes a list of rows and returns a number for
+    each, such as ``ModelLoss``."""
     descending: bool = False
     """Draw the hardest rows first."""
     window: int = 1
@@ -35,7 +35,8 @@ class ByDifficulty(Curriculum):
     again: bool = True
     """Whether later passes are sorted, too. False: passes after the first are shuffled."""
     cache: str | None = None
-    """The folder that stores the order; None is the run's own folder. A stored order is used again for the same data and ``by``."""
+    """The folder that stores the order; None is the run's own folder. A stored order is used again for the same data
+    and ``by``."""
 
     def __post_init__(self) -> None:
         check_source(self.source, "source")

@@ -31,8 +31,8 @@ class ByLength(Curriculum):
     descending: bool = False
     """Draw the longest rows first."""
     window: int = 1
-    """Places are shuffled within groups of this many neighbours. A window as large as the source gives batches of similar
-    length in any order."""
+    """Places are shuffled within groups of this many neighbours. A window as large as the source gives batches of
+    similar length in any order."""
 
     def __post_init__(self) -> None:
         check_source(self.source, "source")
@@ -52,8 +52,8 @@ class ByLength(Curriculum):
             return leaf
         if (longest := int(rows.max())) > self.tokens:
             raise ValueError(
-                f"{where}: tokens: a row of {leaf.name!r} has {longest} tokens and does not fit {self.tokens}; cut the rows, or "
-                f"let tokens be at least {longest}"
+                f"{where}: tokens: a row of {leaf.name!r} has {longest} tokens and does not fit {self.tokens}; cut the "
+                f"rows, or let tokens be at least {longest}"
             )
         groups = _Groups.fill(leaf.dataset, rows, self.tokens)
         places = np.arange(len(groups), dtype=np.uint32)

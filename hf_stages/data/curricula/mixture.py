@@ -26,12 +26,13 @@ class Mixture(Curriculum):
     weights: Mapping[str, float | Curve] | tuple[str, ...]
     """``{source: weight}``, numbers or curves; a list of names draws from each source in proportion to its size."""
     sources: Mapping[str, Any] | None = None
-    """What a name in ``weights`` stands for, where it is not a source of the recipe: a dataset, another name or a curriculum."""
+    """What a name in ``weights`` stands for, where it is not a source of the recipe: a dataset, another name or a
+    curriculum."""
     weigh: Literal["examples", "tokens"] = "examples"
     """Whether shares count examples or tokens."""
     temperature: float = 1.0
-    """Weights are raised to the power 1 / temperature. Above 1, small sources come more often (arXiv 1911.02116 raises sizes to
-    the power 0.3)."""
+    """Weights are raised to the power 1 / temperature. Above 1, small sources come more often (arXiv 1911.02116 raises
+    sizes to the power 0.3)."""
     max_repeats: float | None = None
     """How many times a source may be read. After that its share goes to the others."""
     on_dry: Literal["repeat", "stop"] = "repeat"
@@ -53,15 +54,16 @@ class Mixture(Curriculum):
         self._check_weights(weights)
         for key, low in (("temperature", 0.0), ("max_repeats", 0.0)):
             value = getattr(self, key)
-            if (value is not None or key == "temperature") and not (isinstance(value, int | float) and not isinstance(value, bool) and value > low):  # fmt: skip
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if (value is not None or key == "temperature") and not (number and value > low):
                 raise ValueError(f"{key}: expected a number above 0, got {value!r}")
         for key, known in (("weigh", ("examples", "tokens")), ("on_dry", ("repeat", "stop"))):
             if getattr(self, key) not in known:
                 raise ValueError(f"{key}: expected {known[0]!r} or {known[1]!r}, got {getattr(self, key)!r}")
         if self.weigh == "tokens" and self.max_repeats is not None and self.on_dry != "stop":
             raise ValueError(
-                "max_repeats: shares of tokens are drawn as they come, and nobody knows beforehand which source will be read too often; "
-                "say on_dry='stop', or weigh='examples'"
+                "max_repeats: shares of tokens are drawn as they come, and nobody knows beforehand which source will "
+                "be read too often; say on_dry='stop', or weigh='examples'"
             )
         self._check_sources()
 
@@ -100,7 +102,8 @@ class Mixture(Curriculum):
             streams = [name for name, child in children.items() if child.n is None]
             if streams:
                 raise ValueError(
-                    f"{where}: weights: {streams[0]!r} is a stream, whose size nobody knows; give weights: {{name: weight}}"
+                    f"{where}: weights: {streams[0]!r} is a stream, whose size nobody knows; give weights: {{name: "
+                    "weight}"
                 )
             weights = {name: float(child.n or 0) for name, child in children.items()}
         streams = [name for name, child in children.items() if child.n is None]
@@ -123,7 +126,10 @@ class Mixture(Curriculum):
         return mixed
 
     def _stop(self, child: Node) -> None:
-        """Limit how often the child's sources may be read. A limit that a mixture inside has set for its own sources stays."""
+        """Limit how often the child's sources may be read.
+
+        A limit that a mixture inside has set for its own sources stays.
+        """
         for leaf in (node for node in subtree(child) if isinstance(node, Leaf)):
             leaf.may_stop = True
             if leaf.n is not None and leaf.most_draws is None:

@@ -41,7 +41,8 @@ class Ordered(Curriculum):
             child = make(source, own, f"{where}: Ordered: number {number}")
             if child.n is None and number < len(self.sources):
                 raise ValueError(
-                    f"{where}: Ordered: number {number} is a stream without a length, so nobody knows when the next begins; put it last"
+                    f"{where}: Ordered: number {number} is a stream without a length, so nobody knows when the next "
+                    "begins; put it last"
                 )
             if isinstance(child, Leaf):
                 child.keep_order = not self.shuffle

@@ -14,10 +14,11 @@ from hf_stages.data.drawing.nodes import Mixed, Node
 
 @dataclass(frozen=True)
 class Replay(Curriculum):
-    """Draws a share of earlier data: ``Replay("language", 0.05, into="code")`` takes one example in twenty from ``language``.
+    """Draws a share of earlier data: ``Replay("language", 0.05, into="code")`` takes one example in twenty from
+    ``language``.
 
-    A share of 5 % has kept the old domain at a mild shift of the data, 25 % at a strong one (arXiv 2403.08763, table 2).
-    An epoch is one pass over ``into``.
+    A share of 5 % has kept the old domain at a mild shift of the data, 25 % at a strong one (arXiv 2403.08763, table
+    2). An epoch is one pass over ``into``.
 
     >>> Replay("language", 0.05, into="code").source_names()
     ('code', 'language')

@@ -22,7 +22,10 @@ _FEW = 8
 
 
 class Blend:
-    """Holds the sources of a curriculum and the tree of nodes that draws from them. ``bind`` sets the stage's length."""
+    """Holds the sources of a curriculum and the tree of nodes that draws from them.
+
+    ``bind`` sets the stage's length.
+    """
 
     def __init__(self, part: Curriculum, look_up: Callable[[str, str], Any], where: str) -> None:
         self.part, self.where = part, where
@@ -36,7 +39,8 @@ class Blend:
         for name in self.names:
             if self.names.count(name) > 1:
                 raise ValueError(
-                    f"{where}: the source {name!r} is drawn from in two places; name each source once, or call one of them otherwise: "
+                    f"{where}: the source {name!r} is drawn from in two places; name each source once, or call one of "
+                    "them otherwise: "
                     f'Mixture(..., sources={{"{name}-again": ...}})'
                 )
         self._check()
@@ -47,17 +51,20 @@ class Blend:
         """Refuse curricula that are valid one by one but do not work together."""
         if self.one_by_one and any(node.limit is not None for node in subtree(self.root)):
             raise ValueError(
-                f"{self.where}: max_repeats: a mixture here goes by tokens, and then nobody knows beforehand which source will be read too "
-                "often; say on_dry='stop', or weigh='examples' in all of them"
+                f"{self.where}: max_repeats: a mixture here goes by tokens, and then nobody knows beforehand which "
+                "source will be read too often; say on_dry='stop', or weigh='examples' in all of them"
             )
         if self.streams and (several := [leaf.name for leaf in self.leaves if leaf.takes_several]):
             raise ValueError(
-                f"{self.where}: ByLength: tokens: {several[0]!r} gives several rows at once, which a loader of streams cannot; leave tokens "
-                "out, or save the stream first"
+                f"{self.where}: ByLength: tokens: {several[0]!r} gives several rows at once, which a loader of streams "
+                "cannot; leave tokens out, or save the stream first"
             )
 
     def with_datasets(self, change: Callable[[Any], Any]) -> Blend:
-        """Return the same blend over changed datasets. Every dataset is changed once, also where several nodes share it."""
+        """Return the same blend over changed datasets.
+
+        Every dataset is changed once, also where several nodes share it.
+        """
         changed: dict[int, Any] = {}
 
         def once(dataset: Any) -> Any:
@@ -91,7 +98,10 @@ class Blend:
 
     @property
     def one_by_one(self) -> bool:
-        """Return whether a mixture counts tokens. Then rows must be drawn one after another: each depends on those before."""
+        """Return whether a mixture counts tokens.
+
+        Then rows must be drawn one after another: each depends on those before.
+        """
         return any(node.by_tokens for node in subtree(self.root))
 
     @property
@@ -103,7 +113,7 @@ class Blend:
         bare = self.part.map_datasets(lambda dataset: None if dataset is None else fingerprint(dataset))
         return {"of": fingerprint(bare), **{leaf.name: fingerprint(leaf.dataset) for leaf in self.leaves}}
 
-    # ---- making -------------------------------------------------------------------------------------------------------
+    # ---- making -----------------------------------------------------------------------------------------------------
 
     def __call__(self, source: Any, name: str | None, where: str) -> Node:
         """Make the node of a source; see ``Make``."""
@@ -147,7 +157,7 @@ class Blend:
         for number, child in enumerate(node.children()):
             self._number(child, f"{key}.{number}" if key else str(number))
 
-    # ---- measuring ----------------------------------------------------------------------------------------------------
+    # ---- measuring --------------------------------------------------------------------------------------------------
 
     def tokens_per_example(self) -> float | None:
         """Return the mean tokens of a draw, by the declared weights; None where a source's tokens are not known."""
@@ -163,7 +173,7 @@ class Blend:
             draws += sum(shares.values())
         return total / draws
 
-    # ---- drawing ------------------------------------------------------------------------------------------------------
+    # ---- drawing ----------------------------------------------------------------------------------------------------
 
     def bind(self, draws: int, seed: int, *, shuffle: bool = True, folder: Path | None = None) -> Blend:
         """Prepare for a stage of this many draws, and refuse weights that cannot be drawn by."""
@@ -184,9 +194,9 @@ class Blend:
         for leaf, count in zip(self.leaves, self.draws_before(self.draws), strict=True):
             if leaf.most_draws is not None and count > leaf.most_draws and leaf.n:
                 raise ValueError(
-                    f"{self.where}: {leaf.name!r} runs dry: the stage draws {count:,} of it, and {leaf.most_draws:,.0f} are allowed "
-                    f"({leaf.n:,} examples). Give it less weight, shorten the stage, or allow more: on_dry='repeat', or max_repeats="
-                    f"{count / leaf.n:.2g}"
+                    f"{self.where}: {leaf.name!r} runs dry: the stage draws {count:,} of it, and "
+                    f"{leaf.most_draws:,.0f} are allowed ({leaf.n:,} examples). Give it less weight, shorten the "
+                    f"stage, or allow more: on_dry='repeat', or max_repeats={count / leaf.n:.2g}"
                 )
 
     def at(self, positions: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +208,8 @@ class Blend:
         return _draws_before(self.root, position, [0] * len(self.leaves))
 
     def declared_shares(self, first: int, last: int) -> list[float]:
-        """Return the declared shares of the leaves from ``first`` to ``last``: shares of tokens where a mixture counts tokens."""
+        """Return the declared shares of the leaves from ``first`` to ``last``: shares of tokens where a mixture counts
+        tokens."""
         if self.one_by_one:
             middle = [self.root.mean_shares((k + 0.5) / self.draws) for k in _spread_positions(first, last)]
             return [sum(shares.get(i, 0.0) for shares in middle) / len(middle) for i in range(len(self.leaves))]
@@ -223,7 +234,8 @@ class Blend:
             leaf, row, _ = self.root.draw(walk, (position + 0.5) / self.draws)
             if leaf.most_draws is not None and walk.counts[leaf.key] > leaf.most_draws:
                 raise ValueError(
-                    f"{self.where}: {leaf.name!r} ran dry at example {position:,} of the stage; on_dry='repeat' would go on"
+                    f"{self.where}: {leaf.name!r} ran dry at example {position:,} of the stage; on_dry='repeat' would "
+                    "go on"
                 )
             yield leaf.number, row
 
@@ -244,7 +256,8 @@ class Blend:
 
 
 class SizedBlend(Blend):
-    """A blend without streams: it has a length and rows by number, source after source, for code that looks at a few rows."""
+    """A blend without streams: it has a length and rows by number, source after source, for code that looks at a few
+    rows."""
 
     def __len__(self) -> int:
         return sum(leaf.n or 0 for leaf in self.leaves)

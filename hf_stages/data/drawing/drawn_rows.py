@@ -18,9 +18,12 @@ _STRETCH = 1024
 
 
 class DrawnRows(Dataset):
-    """Rows by position in the stage. Every process finds the row by itself, so workers and ranks need not exchange anything.
+    """Rows by position in the stage.
 
-    Random transforms and collators draw from a seed of (stage, the batch's positions). ``column`` of a row names its source.
+    Every process finds the row by itself, so workers and ranks need not exchange anything.
+
+    Random transforms and collators draw from a seed of (stage, the batch's positions). ``column`` of a row names its
+    source.
     """
 
     def __init__(self, blend: Blend, seed: int, length: int, column: str) -> None:
@@ -50,7 +53,8 @@ class DrawnRows(Dataset):
         return [row for rows in found for row in rows]
 
     def _at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ask the blend, for a stretch of positions at a time: a call costs as much for one position as for hundreds."""
+        """Ask the blend, for a stretch of positions at a time: a call costs as much for one position as for
+        hundreds."""
         found = np.zeros((2, len(positions)), dtype=np.int64)
         stretches = positions // _STRETCH
         for stretch in np.unique(stretches).tolist():
@@ -64,7 +68,10 @@ class DrawnRows(Dataset):
 
 
 class Positions(Sampler[int]):
-    """Samples the positions of an epoch, from any position on. An epoch is a whole number of updates, so the next one goes on."""
+    """Samples the positions of an epoch, from any position on.
+
+    An epoch is a whole number of updates, so the next one goes on.
+    """
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -100,7 +107,10 @@ class PositionsWithRows(Positions):
 
 
 class OneByOnePositions(Positions):
-    """Samples positions with rows that depend on all draws before. The few numbers of that state are stored for each update."""
+    """Samples positions with rows that depend on all draws before.
+
+    The few numbers of that state are stored for each update.
+    """
 
     def __init__(self, length: int, blend: Blend, every: int) -> None:
         super().__init__(length)
@@ -195,8 +205,8 @@ class _Reader:
                 break
             if self.leaf.may_stop and not ahead:
                 raise ValueError(
-                    f"{self.where}: {self.leaf.name!r} ran dry after {self.taken:,} examples; shorten the stage, or let it be read "
-                    "again: on_dry='repeat'"
+                    f"{self.where}: {self.leaf.name!r} ran dry after {self.taken:,} examples; shorten the stage, or "
+                    "let it be read again: on_dry='repeat'"
                 )
             self.rows, self.passes = None, self.passes + 1
         raise ValueError(f"{self.where}: the stream {self.leaf.name!r} is empty: a pass over it gave no example")

@@ -113,7 +113,10 @@ class Leaf(Node):
         return isinstance(getattr(self.dataset, "tokens", None), np.ndarray)
 
     def sorted_rows(self) -> np.ndarray | None:
-        """Return the sorted row numbers. They are made at the stage's begin or the first draw, so that a plan scores nothing."""
+        """Return the sorted row numbers.
+
+        They are made at the stage's begin or the first draw, so that a plan scores nothing.
+        """
         if self._sorted is None and self.order is not None:
             self._sorted = self.order()
         return self._sorted
@@ -323,8 +326,8 @@ def _cap_repeats(shares: np.ndarray, clock: Clock, caps: Sequence[float | None],
             left = np.maximum(left - given, 0.0)
         elif span and clock.t[block] < 1.0:
             raise ValueError(
-                f"{node.where}: max_repeats: at t={clock.t[block]:.3g} every source that weighs something has been read as often as "
-                "it may; raise max_repeats, add a source, or shorten the stage"
+                f"{node.where}: max_repeats: at t={clock.t[block]:.3g} every source that weighs something has been "
+                "read as often as it may; raise max_repeats, add a source, or shorten the stage"
             )
     return result
 

@@ -14,7 +14,8 @@ _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def permute(positions: np.ndarray, n: int, key: int | np.ndarray) -> np.ndarray:
-    """Return the indices at ``positions`` of the shuffle of ``range(n)`` that ``key`` chooses: one key, or one per position.
+    """Return the indices at ``positions`` of the shuffle of ``range(n)`` that ``key`` chooses: one key, or one per
+    position.
 
     >>> sorted(permute(np.arange(10), 10, key=7).tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]

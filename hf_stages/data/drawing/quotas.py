@@ -2,8 +2,8 @@
 many draws that child had before it.
 
 A clock counts draws. Progress runs over it in blocks, and within a block the shares do not change. A split gives every
-draw of its clock to its left or its right half. After m draws the left half has had ``floor(V(m) + 1/2)`` draws, where V
-is the sum of its shares so far. V is a fixed-point number that rises by at most one per draw. So the counts are whole
+draw of its clock to its left or its right half. After m draws the left half has had ``floor(V(m) + 1/2)`` draws, where
+V is the sum of its shares so far. V is a fixed-point number that rises by at most one per draw. So the counts are whole
 numbers, never fall and add up, and each half has its own clock for the next split. In a balanced tree a source is at
 most half a draw per level away from its declared share, at any k. (Quota methods of apportionment have the same bound
 of one seat.)
@@ -22,13 +22,15 @@ _SHARE = 22
 BLOCKS = 8192
 _SPAN = 1 << 20
 _BEYOND = 8
-"""How many times its planned length a stage may run where its length is in tokens. Beyond it shares are those at t = 1."""
+"""How many times its planned length a stage may run where its length is in tokens. Beyond it shares are those at t =
+1."""
 _AHEAD = 1 << 16  # a loader reads ahead of a short stage's end
 
 
 @dataclass(frozen=True)
 class Clock:
-    """The expected draws at the edges of the blocks, in fixed point; ``t`` is the progress in the middle of each block."""
+    """The expected draws at the edges of the blocks, in fixed point; ``t`` is the progress in the middle of each
+    block."""
 
     edges: np.ndarray
     t: np.ndarray

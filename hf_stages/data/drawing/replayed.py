@@ -1,4 +1,5 @@
-"""Mixes a share of earlier data into a stage after a gate asks for it: ``Forgetting(action="replay")`` draws from this."""
+"""Mixes a share of earlier data into a stage after a gate asks for it: ``Forgetting(action="replay")`` draws from
+this."""
 
 from __future__ import annotations
 
@@ -38,8 +39,8 @@ class Replayed(Curriculum):
 class ReplayedNode(Mixed):
     """Has two children whose shares change at events. Curves inside the own child still follow the stage's progress.
 
-    An event takes effect at the next block of the clock (a block is one draw in stages of up to 8192). Quotas are summed
-    block by block, so positions before the event keep their rows.
+    An event takes effect at the next block of the clock (a block is one draw in stages of up to 8192). Quotas are
+    summed block by block, so positions before the event keep their rows.
     """
 
     def __init__(self, own: Node, earlier: Node, where: str) -> None:
@@ -62,7 +63,10 @@ class ReplayedNode(Mixed):
             child.bind(own, seed, shuffle)
 
     def shares(self, t: float) -> list[float]:
-        """Return the shares at progress t. When rows are drawn one by one, an event takes effect at its own position."""
+        """Return the shares at progress t.
+
+        When rows are drawn one by one, an event takes effect at its own position.
+        """
         share = 0.0
         for position, value in self.events:
             share = value if int(t * self.draws) >= position else share

@@ -20,7 +20,10 @@ _lengths: weakref.WeakKeyDictionary[Any, np.ndarray] = weakref.WeakKeyDictionary
 
 
 def row_lengths(dataset: Any, where: str) -> np.ndarray:
-    """Return the tokens of every row: from Arrow's offsets where possible, else row by row. Remembered with the dataset."""
+    """Return the tokens of every row: from Arrow's offsets where possible, else row by row.
+
+    Remembered with the dataset.
+    """
     try:
         known = _lengths.get(dataset)
     except TypeError:  # a list, which nothing can hold weakly
@@ -110,7 +113,10 @@ def sort_rows(values: np.ndarray, *, descending: bool) -> np.ndarray:
 
 
 def cached_order(folder: Path | None, about: tuple[Any, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return the array stored in ``folder`` as a memory map. If it is missing, one process makes it while others wait."""
+    """Return the array stored in ``folder`` as a memory map.
+
+    If it is missing, one process makes it while others wait.
+    """
     if folder is None:
         return make()
     from filelock import FileLock
@@ -128,8 +134,8 @@ def cached_order(folder: Path | None, about: tuple[Any, ...], make: Callable[[],
 def score_identity(by: str | Callable[..., Any], *, shared: bool) -> str:
     """Return a text that identifies a score; for a function its code is part of it.
 
-    In a folder that runs share, what the function holds (a model) is part of it, too. In a run's own folder it is not: it
-    may have changed since, and a resumed run must find the order that it began with.
+    In a folder that runs share, what the function holds (a model) is part of it, too. In a run's own folder it is not:
+    it may have changed since, and a resumed run must find the order that it began with.
     """
     if isinstance(by, FunctionType):
         held = [fingerprint(cell.cell_contents) for cell in by.__closure__ or ()] if shared else ()

@@ -1,4 +1,4 @@
-"""What the ready recipes of distillation have in common: their losses, their durations, their stages."""
+"""Makes the losses, durations and stages of the ready recipes of distillation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_stages.losses.task_loss import TaskLoss
 
 
 def layer_maps(layers: Any, reduce: Sequence[int] | None) -> tuple[Any, Any]:
-    """The layer maps of hidden states and of attention, which has no layer 0.
+    """Return the layer maps of hidden states and of attention, which has no layer 0.
 
     >>> layer_maps(None, [2, 4, 6]), layer_maps({0: 0, 2: 6}, None)
     (({0: 0, 1: 2, 2: 4, 3: 6}, {1: 2, 2: 4, 3: 6}), ({0: 0, 2: 6}, {2: 6}))
@@ -48,7 +48,7 @@ def logit_losses(logits: Any, task: Any, temperature: float = 1.0) -> list[Loss]
 
 
 def weighted_loss(name: str, given: Any, default: Any) -> list[Loss]:
-    """A loss as it is, or the default one with a weight; nothing for a weight of zero."""
+    """Return the given loss, or the default loss times the given weight. A weight of zero gives no loss."""
     if isinstance(given, Loss):
         return [given]
     try:
@@ -65,7 +65,7 @@ def weighted_loss(name: str, given: Any, default: Any) -> list[Loss]:
 
 
 def split_duration(until: Any, parts: int) -> list[Duration]:
-    """A whole run's length in so many pieces that add up to it exactly; the first ones take what is left over.
+    """Split a run's length into this many whole durations; the first ones take what is left over.
 
     >>> [str(piece) for piece in split_duration("100 steps", 3)]
     ['34 steps', '33 steps', '33 steps']
@@ -78,11 +78,11 @@ def split_duration(until: Any, parts: int) -> list[Duration]:
     if parts == 1:
         return [whole]
     amount = int(whole.amount)
-    # Thirds of an epoch are rounded up to updates three times: only whole epochs add up whatever the data.
+    # A third of an epoch is rounded up to whole updates, three times: only whole epochs add up for any data.
     if amount != whole.amount or amount < parts:
         raise ValueError(
-            f"until: {str(whole)!r} does not split into {parts} whole numbers of {whole.unit}; give steps, more of them, or "
-            f"one duration for each stage: until={[str(whole)] * parts}"
+            f"until: {str(whole)!r} does not split into {parts} whole numbers of {whole.unit}; give steps, more of "
+            f"them, or one duration for each stage: until={[str(whole)] * parts}"
         )
     return [Duration(amount // parts + (i < amount % parts), whole.unit) for i in range(parts)]
 
@@ -93,7 +93,7 @@ def _parse_duration(until: Any) -> Duration:
 
 
 def build_recipe(stages: Mapping[str, Sequence[Loss]], *, until: Any, learning_rate: Any, reduce: Any) -> Recipe:
-    """One stage for each name, whose losses are added up."""
+    """Make one stage for each name; its losses are added."""
     for name, losses in stages.items():
         if not losses:
             raise ValueError(f"stage {name!r}: every part of its loss has weight 0, so nothing would be learned")

@@ -1,4 +1,4 @@
-"""What the compressing recipes have in common: what the model becomes first, and stages from parts."""
+"""Makes the transforms, losses and stages of the ready recipes of compression."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_stages.recipes.ready._parts import feature_losses
 
 
 def shrink_transforms(reduce: Sequence[int] | None, width: float | None, stack: str | None = None) -> list[Any]:
-    """Fewer layers, then narrower ones."""
+    """Return transforms that leave fewer layers, then make them narrower."""
     made: list[Any] = []
     if reduce is not None:
         from hf_stages.transforms.reduce_layers import ReduceLayers
@@ -28,7 +28,7 @@ def shrink_transforms(reduce: Sequence[int] | None, width: float | None, stack: 
 
 
 def head_transforms(set_task: Any) -> list[Any]:
-    """A fresh head: a ``SetTask``, its arguments, or a classifier's labels."""
+    """Return the transform that gives a new head: a ``SetTask``, its arguments, or a classifier's labels."""
     from hf_stages.transforms.base import Transform
     from hf_stages.transforms.set_task import SetTask
 
@@ -52,13 +52,17 @@ WITHOUT_EVALUATION: dict[str, Any] = {
     "eval_dataset": {},
     "args": {"eval_strategy": "no", "load_best_model_at_end": False},
 }
-"""Of a stage on a corpus: the run's evaluation data is the task's, which its model cannot be scored on yet."""
+"""Settings of a stage on a corpus: the run's evaluation data is the task's, and its model cannot be scored on it
+yet."""
 
 
 def compression_losses(
     hidden: Any, attention: Any, layers: Any, reduce: Any, width: float | None = None, stack: str | None = None
 ) -> list[Loss]:
-    """Hidden states and attention. Half the heads have no scores to compare one by one: their relations are."""
+    """Return the losses of hidden states and attention.
+
+    A narrower model has fewer heads, so their scores cannot be compared one by one; their relations are.
+    """
     scores = AttentionMSE if width in (None, 1) else AttentionRelation
     return feature_losses(hidden, attention, layers, reduce, stack=stack, scores=scores)
 

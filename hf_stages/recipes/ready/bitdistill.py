@@ -1,4 +1,4 @@
-"""A decoder in ternary weights: norms inserted, pretraining continued, then distilled."""
+"""Makes a decoder with ternary weights: norms are inserted, pretraining goes on, then it is distilled."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ def bitdistill(
     task: float | str | Loss = 1.0,
     learning_rate: float | Sequence[float] | None = None,
 ) -> Recipe:
-    """BitDistill (https://arxiv.org/abs/2510.13998): ``InsertSubLN`` and ``Ternarize``, pretraining continued on
-    ``corpus`` (None: the run's own data) for ``pretrain``, then the task with the teacher's logits and the relations of
-    one layer.
+    """Train a decoder with ternary weights: BitDistill (https://arxiv.org/abs/2510.13998).
+
+    ``InsertSubLN`` and ``Ternarize`` change the model. Pretraining goes on with ``corpus`` (None: the run's own data)
+    for ``pretrain``. Then the task is learned with the teacher's logits and the relations of one layer.
 
     ``relation`` and ``logits`` of 0 leave their parts out; ``sub_norm=False`` inserts no norms; ``pretrain=None``
-    skips that stage; ``embeddings`` quantizes the word embeddings, too, which no head may share its weight with. The
-    inserted norms change the function: on a small Llama with few updates (docs/results.md) plain training was better
-    than this recipe, and ``sub_norm=False, pretrain=None, relation=0`` the best.
+    skips that stage; ``embeddings`` quantizes the word embeddings, too, if no head shares their weight. The inserted
+    norms change the function: on a small Llama with few updates (docs/results.md) plain training was better than this
+    recipe, and ``sub_norm=False, pretrain=None, relation=0`` was the best.
 
     The weights are not the paper's (logits 10 at a temperature of 5, relations 1e5, divided by other counts than
     here). Its logits, with the temperature**2 of ``LogitKL`` and of its code, pulled 23 times as hard as the task

@@ -1,4 +1,4 @@
-"""The long way to one bit: general distillation, two bits, splitting, one bit."""
+"""Goes the long way to one bit: general distillation, two bits, splitting, one bit."""
 
 from __future__ import annotations
 
@@ -41,17 +41,18 @@ def multi_stage(
     keep_features: bool = False,
     learning_rate: float | Sequence[float] | None = None,
 ) -> Recipe:
-    """From the corpus to one bit: general distillation, then on the task 2-bit weights, which are split into 1-bit ones.
+    """Train one-bit weights in several stages: general distillation, then 2-bit weights, which are split into 1-bit
+    weights.
 
     ``general`` is how long the student first learns hidden states and attention of ``general_teacher`` on ``corpus``
-    (TinyBERT); left out, the run begins with the task. ``reduce`` (layers kept) and ``width`` (0.5: half the heads and
-    feed-forward, so that the split model has as many bits as a binary one of full width) make the student smaller first;
-    ``set_task`` gives it a head: the labels, say. Then four stages of distillation from the run's teacher, to which
-    ``until`` and ``learning_rate`` refer (one for all, or one for each): features and logits of the ternary model,
-    ``SplitTernary``, features and logits of the binary one (BinaryBERT; it gives 1e-5 to ternary and 5e-5 to binary
-    stages, and 2.5 times as much where features are learned).
+    (TinyBERT). Without it, the run begins with the task. ``reduce`` (layers kept) and ``width`` (0.5: half the heads
+    and feed-forward, so that the split model has as many bits as a binary one of full width) make the student smaller
+    first; ``set_task`` gives it a head: the labels, say. Then four stages of distillation from the run's teacher, to
+    which ``until`` and ``learning_rate`` refer (one for all, or one for each): features and logits of the ternary
+    model, ``SplitTernary``, features and logits of the binary one (BinaryBERT; it gives 1e-5 to ternary and 5e-5 to
+    binary stages, and 2.5 times as much where features are learned).
 
-    ``keep_features`` goes on with the features where logits are learned: on a small task logits alone overfit.
+    ``keep_features`` keeps the features where logits are learned: on a small task logits alone overfit.
     ``method``, ``per``, ``activations`` and ``embeddings`` are ``Ternarize``'s; the other arguments are those of all
     ready recipes: see ``hf_stages.recipes``.
     """

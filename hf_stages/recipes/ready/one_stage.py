@@ -1,4 +1,4 @@
-"""Distillation in one stage: hidden states, attention and logits together."""
+"""Distils in one stage: hidden states, attention and logits together."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def one_stage(
     learning_rate: float | Sequence[float] | None = None,
     reduce: Sequence[int] | None = None,
 ) -> Recipe:
-    """Hidden states, attention and logits at once, from the first step to the last (TernaryBERT; XTC's finding is that this
-    does as well as stages, given a long run and enough data).
+    """Distil hidden states, attention and logits at once, from the first step to the last (TernaryBERT).
+
+    XTC found that this does as well as several stages if the run is long and the data is enough.
 
     The arguments are those of all ready recipes: see ``hf_stages.recipes``.
     """

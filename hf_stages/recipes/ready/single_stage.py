@@ -1,4 +1,4 @@
-"""The short way to one bit: layers copied from the teacher, binary at once, one long stage."""
+"""Goes the short way to one bit: layers copied from the teacher, binary at once, one long stage."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def single_stage(
     task: float | str | Loss = 0.0,
     learning_rate: float | None = None,
 ) -> Recipe:
-    """Straight to one bit, with hidden states, attention and logits together from the first step (XTC).
+    """Train one-bit weights in one stage, with hidden states, attention and logits together from the first step (XTC).
 
-    The student begins as its teacher, or as the layers of it that ``reduce`` keeps. What XTC
-    (https://arxiv.org/abs/2206.01859) found is that a long stage makes up for several: 18 epochs, 36 with fewer layers.
-    ``bits=2`` stops at ternary weights. ``method``, ``per``, ``activations``, ``embeddings`` and ``strength`` are those of
-    ``Binarize`` and ``Ternarize``; the other arguments are those of all ready recipes: see ``hf_stages.recipes``.
+    The student begins as its teacher, or as the layers of it that ``reduce`` keeps. XTC
+    (https://arxiv.org/abs/2206.01859) found that one long stage replaces several: 18 epochs, 36 with fewer layers.
+    ``bits=2`` stops at ternary weights. ``method``, ``per``, ``activations``, ``embeddings`` and ``strength`` are those
+    of ``Binarize`` and ``Ternarize``; the other arguments are those of all ready recipes: see ``hf_stages.recipes``.
     """
     from hf_stages.transforms.binarize import Binarize
     from hf_stages.transforms.ternarize import Ternarize

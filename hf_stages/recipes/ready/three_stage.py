@@ -1,4 +1,4 @@
-"""Distillation in three stages: hidden states and attention, then everything, then logits."""
+"""Distils in three stages: hidden states and attention, then everything, then logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def three_stage(
     learning_rate: float | Sequence[float] | None = None,
     reduce: Sequence[int] | None = None,
 ) -> Recipe:
-    """Hidden states and attention, then these and the logits, then the logits alone: the third arrangement that XTC compares.
+    """Distil hidden states and attention, then these and the logits, then the logits alone (the third plan in XTC).
 
     The arguments are those of all ready recipes: see ``hf_stages.recipes``.
     """

@@ -1,4 +1,4 @@
-"""Distillation in two stages: hidden states and attention, then logits."""
+"""Distils in two stages: hidden states and attention, then logits."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def two_stage(
     learning_rate: float | Sequence[float] | None = None,
     reduce: Sequence[int] | None = None,
 ) -> Recipe:
-    """Hidden states and attention first, then logits (TinyBERT, BinaryBERT; the latter gives the first stage 2.5 times the
-    learning rate of the second: ``learning_rate=[2.5e-5, 1e-5]``).
+    """Distil hidden states and attention first, then logits (TinyBERT, BinaryBERT).
+
+    BinaryBERT gives the first stage 2.5 times the learning rate of the second: ``learning_rate=[2.5e-5, 1e-5]``.
 
     The arguments are those of all ready recipes: see ``hf_stages.recipes``.
     """
