@@ -18,7 +18,7 @@ from hf_stages.core.sealed_folders import STAGE_FILE
 from hf_stages.layers.quantized import Quantized
 from hf_stages.models.own_models import read
 from hf_stages.models.stage_models import load_stage
-from hf_stages.packing.convert import pack_in_place, unpack
+from hf_stages.packing.convert import pack_in_place, unpack_layers
 from hf_stages.packing.packed_weight import PackedWeight
 
 
@@ -75,7 +75,7 @@ def _plain(model: Any) -> Any:
     made = copy.deepcopy(model)
     if any(isinstance(module, Quantized) for module in made.modules()):
         pack_in_place(made, torch.float32, None)
-        unpack(made, torch.float32)
+        unpack_layers(made, torch.float32)
     elif getattr(made, "hf_quantizer", None) is not None:
         made.dequantize(torch.float32)
     return made.float()

@@ -1,4 +1,4 @@
-"""Packed models: one or two bits a weight, on disk and in memory."""
+"""Packing: models with one or two bits a weight on disk and in memory, kernels for them, and other file formats."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a safetensors file says it holds: read without trust, so that damage is named before anything is loaded."""
+"""Read and check the header of a safetensors file, so that damage is named before anything is loaded."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ _BYTES = {"BOOL": 1, "I8": 1, "U8": 1, "I16": 2, "F16": 2, "BF16": 2, "I32": 4, 
 
 @dataclass(frozen=True)
 class Header:
+    """The header of a safetensors file."""
+
     file: Path
     entries: Mapping[str, Any]
-    """Dtype, shape and offsets of each tensor, by name."""
+    """Dtype, shape and offsets of each tensor, by its name."""
     metadata: Mapping[str, str]
     start: int
-    """Where the tensors begin."""
+    """The offset in the file at which the tensors begin."""
 
     def data(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the name and the bytes of each tensor."""
         with self.file.open("rb") as stream:
             for name, entry in self.entries.items():
                 begin, end = entry["data_offsets"]
@@ -32,7 +35,7 @@ class Header:
 
 
 def header_of(file: Path) -> Header:
-    """ValueError where it is damaged, or not there."""
+    """Read a file's header; ValueError where the file is damaged or missing."""
     if not file.is_file():
         raise ValueError(f"{file} is missing; download it anew")
     size = file.stat().st_size
@@ -47,7 +50,7 @@ def header_of(file: Path) -> Header:
             metadata = entries.pop("__metadata__", {})
             if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
                 raise ValueError("__metadata__: expected words by name")
-            ends = [_end(name, entry) for name, entry in entries.items()]
+            ends = [_end_of_tensor(name, entry) for name, entry in entries.items()]
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{file}: the header of a safetensors file cannot be read ({error}); download it anew"
@@ -57,7 +60,7 @@ def header_of(file: Path) -> Header:
             f"{file}: expected {max(ends, default=0)} bytes of tensors, got {size - 8 - length}; download it anew"
         )
     try:
-        with safe_open(file, "pt"):  # what else its reader minds, such as a gap between two tensors
+        with safe_open(file, "pt"):  # its reader refuses more, such as a gap between two tensors
             return Header(file, entries, metadata, 8 + length)
     except SafetensorError as error:
         raise ValueError(
@@ -65,14 +68,14 @@ def header_of(file: Path) -> Header:
         ) from error
 
 
-def _end(name: str, entry: Any) -> int:
-    """Where a tensor ends; ValueError where its entry is no tensor's."""
+def _end_of_tensor(name: str, entry: Any) -> int:
+    """Return the offset at which a tensor ends; ValueError where its entry is not valid."""
     entry = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if (
         not isinstance(dtype, str)
-        or not _counts(shape)
-        or not _counts(offsets)
+        or not _is_counts(shape)
+        or not _is_counts(offsets)
         or len(offsets) != 2
         or (dtype in _BYTES and math.prod(shape) * _BYTES[dtype] != offsets[1] - offsets[0])
     ):
@@ -80,5 +83,5 @@ def _end(name: str, entry: Any) -> int:
     return offsets[1]
 
 
-def _counts(value: Any) -> bool:
+def _is_counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)

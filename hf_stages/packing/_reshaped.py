@@ -1,6 +1,7 @@
-"""What the config of a model cannot say of its shape, as of a BERT with half of its heads: kept beside the packed layers.
+"""Shapes that a model's config cannot describe, such as a BERT with half of its heads.
 
-A skeleton that the config builds shows it: modules of another size, and numbers (of heads, say) of another value.
+They are stored with the packed layers. Comparing the model with one that its config builds shows them: modules of other
+sizes, and other numbers (of heads).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from hf_stages.packing.packed_weight import PackedWeight
 
 
 def reshaped(model: Any) -> dict[str, Any]:
-    """``sizes`` of packed modules (rows, columns) and ``numbers`` of any that the config gets wrong; mostly empty."""
+    """Return sizes of packed modules and numbers of modules that differ from what the config builds; mostly none."""
     from hf_stages.models.own_models import build
 
     config = copy.deepcopy(model.config)
@@ -29,7 +30,8 @@ def reshaped(model: Any) -> dict[str, Any]:
         other = skeleton.get(name)
         if other is None:
             raise ValueError(
-                f"pack: {name}: {type(model).__name__} does not build this module from its config, so that a packed file of it could "
+                f"pack: {name}: {type(model).__name__} does not build this module from its config, so that a packed "
+                "file of it could "
                 "not be loaded; pack a model whose structure its config says (or that transforms made)"
             )
         if isinstance(module, PackedWeight):
@@ -46,7 +48,7 @@ def reshaped(model: Any) -> dict[str, Any]:
 
 
 def reshape(modules: Mapping[str, Any], places: Callable[[str], Sequence[str]], found: Any) -> None:
-    """Give the modules of a skeleton the sizes and numbers that ``reshaped`` found."""
+    """Set in a skeleton's modules the sizes and numbers that ``reshaped`` returned."""
     sizes, numbers = (found.get(key, {}) if isinstance(found, Mapping) else None for key in ("sizes", "numbers"))
     if not isinstance(sizes, Mapping) or not isinstance(numbers, Mapping):
         raise ValueError(
@@ -81,7 +83,7 @@ def _resize(module: Any, rows: int, columns: int) -> None:
 
 
 def size_of(module: Any) -> tuple[int, int]:
-    """Rows (outputs, entries) and columns of a plain layer."""
+    """Return the rows (outputs or entries) and the columns of a plain layer."""
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
     if isinstance(module, nn.Linear):

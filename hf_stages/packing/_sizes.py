@@ -1,4 +1,4 @@
-"""What a packed model takes on disk, by part: read off its files."""
+"""The size of a packed model on disk, by part, read from its files."""
 
 from __future__ import annotations
 
@@ -16,26 +16,35 @@ HEADERS = "file headers"
 
 @dataclass(frozen=True)
 class PackedSize:
-    """Bytes by part, of everything in the files of weights."""
+    """The bytes of the files of weights, by part of the model.
+
+    >>> size = PackedSize({"blocks": 1024, "file headers": 128}, weights=4096)
+    >>> size.bytes, size.bits_per_weight
+    (1152, 2.25)
+    """
 
     parts: Mapping[str, int]
+    """Bytes of each part, by its name."""
     weights: int
-    """Those of the function; tied ones count once."""
+    """The number of effective weights; tied weights count once."""
 
     @property
     def bytes(self) -> int:
+        """The size of all parts."""
         return sum(self.parts.values())
 
     @property
     def bits_per_weight(self) -> float:
+        """All bits over all weights."""
         return 8 * self.bytes / self.weights if self.weights else 0.0
 
     @property
     def ratio(self) -> float:
-        """How many times smaller than the same weights in fp32."""
+        """How many times smaller it is than the same weights in fp32."""
         return 4 * self.weights / self.bytes if self.bytes else 1.0
 
     def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
         return {
             "parts": dict(self.parts),
             "bytes": self.bytes,
@@ -46,13 +55,13 @@ class PackedSize:
 
     def __str__(self) -> str:
         width = max(map(len, self.parts), default=0)
-        lines = [f"{name:<{width}}  {_mib(count):>12}" for name, count in self.parts.items()]
+        lines = [f"{name:<{width}}  {_in_mib(count):>12}" for name, count in self.parts.items()]
         about = f"{self.bits_per_weight:.2f} bits per weight, {self.ratio:.1f} times smaller than in fp32"
-        return "\n".join([*lines, f"{'in all':<{width}}  {_mib(self.bytes):>12}  {about}"])
+        return "\n".join([*lines, f"{'in all':<{width}}  {_in_mib(self.bytes):>12}  {about}"])
 
 
 def packed_size(model: Any, files: Iterable[Path], names: Mapping[str, str] | None = None) -> PackedSize:
-    """Of a packed model and the files that it was saved to; ``names``: the model's own for those in the files."""
+    """Measure the files of a packed model. ``names`` gives the model's own name for a name in the files."""
     places = part_of_parameters(model)
     part_of: dict[str, str] = {}
     weights, seen = 0, set()
@@ -87,5 +96,5 @@ def packed_size(model: Any, files: Iterable[Path], names: Mapping[str, str] | No
     return PackedSize({name: parts[name] for name in dict.fromkeys(order) if name in parts}, weights)
 
 
-def _mib(count: int) -> str:
+def _in_mib(count: int) -> str:
     return f"{count / 2**20:,.2f} MiB" if count >= 2**20 / 10 else f"{count / 2**10:,.2f} KiB"

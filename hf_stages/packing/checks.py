@@ -1,4 +1,4 @@
-"""Whether stages that are to be packed can be, before the first step."""
+"""Check before the first step that stages with ``pack_on_save`` can be packed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hf_stages.packing.convert import check_packable
 
 
 def check_packed_stages(recipe: Recipe, skeletons: Mapping[str, Any]) -> None:
-    """``skeletons`` are the stages' models on the meta device."""
+    """Refuse stages that cannot be packed; ``skeletons`` are the stages' models on the meta device."""
     for stage in recipe.stages:
         if stage.pack_on_save and stage.name in skeletons:
             with place_errors(f"stage {stage.name!r}: pack_on_save"):

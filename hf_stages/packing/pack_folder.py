@@ -1,4 +1,4 @@
-"""From a stage folder, or a model, to a folder of packed weights that loads anywhere."""
+"""Pack a stage folder, or a model, into a folder of packed weights."""
 
 from __future__ import annotations
 
@@ -33,16 +33,23 @@ def pack(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> PackedSize:
-    """Write ``model`` (one with quantized layers, or the folder of a stage) to ``out`` with its levels packed.
+    """Write a model to a folder with its quantized weights packed, and return the size of the files by part.
 
-    Binary layers take 1 bit a weight, ternary ones 2, split ones twice 1, and each row (or group) 4 bytes for its scale;
-    what comes out after loading is exactly the weight that was trained. ``embeddings="int8"`` stores a vocabulary that
-    training left in full precision with 8 bits a weight, None leaves it as it is. All else is stored in ``rest``, and
-    computes in float32 when loaded, unless ``from_pretrained(dtype=...)`` says otherwise. Tokenizers and processors that
-    lie in the folder come along. ``portable`` writes what stock transformers reads by itself (weights alone: activations
-    are not rounded there).
+    Binary layers take 1 bit a weight, ternary ones 2, split ones 1 bit twice. Each row or group takes 4 bytes for its
+    scale. The loaded model has exactly the weights that were trained. Tokenizers and processors in the stage folder are
+    copied too.
 
-    Returns what the files take, by part.
+    Args:
+        model: A model with quantized layers, or the folder of a stage. out: The folder to write. rest: How weights that
+        are not packed are stored: ``float16``, ``bfloat16`` or ``float32``. They compute in float32
+            when they are loaded, unless ``from_pretrained(dtype=...)`` says otherwise.
+        embeddings: ``int8`` stores word embeddings that are in full precision with 8 bits a weight; None leaves them.
+        portable: Whether to write what transformers reads without hf_stages. Activations are then not rounded.
+        max_shard_size: The largest size of a file.
+        overwrite: Whether to replace a folder that is not empty.
+        trust_remote_code: Whether code in the stage folder may run.
+
+    >>> pack("out/02-binary", "packed")  # doctest: +SKIP
     """
     out = Path(out)
     if rest not in _RESTS:
@@ -55,7 +62,7 @@ def pack(
         raise ValueError(f"out: {out} is, or holds, the folder to be packed; choose another one")
     if source is None:
         check_packable(model)  # before it is copied
-    own, extras = read(source, trust_remote_code) if source is not None else (copy.deepcopy(model), [])
+    own, extras = read_stage(source, trust_remote_code) if source is not None else (copy.deepcopy(model), [])
     write = write_portable if portable else write_packed
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -69,7 +76,7 @@ def pack(
         _refuse_in_use(out, overwrite)  # once more: another process may have written it meanwhile
         if out.exists():
             shutil.rmtree(out)
-        partial.chmod(0o755)  # made for the owner alone
+        partial.chmod(0o755)  # temporary folders are for their owner alone
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -81,8 +88,8 @@ def _refuse_in_use(out: Path, overwrite: bool) -> None:
         raise ValueError(f"out: {out} is not empty; choose another folder, or say overwrite=True (--overwrite)")
 
 
-def read(folder: Path, trust_remote_code: bool = False) -> tuple[Any, list[Path]]:
-    """The model of a stage folder with its quantized layers, and the files beside it that packing keeps."""
+def read_stage(folder: Path, trust_remote_code: bool = False) -> tuple[Any, list[Path]]:
+    """Load the model of a stage folder, and list the files beside it that packing copies."""
     from hf_stages.models.stage_models import load_stage
 
     if not folder.is_dir():

@@ -1,6 +1,6 @@
-"""The project's packed models through transformers' own quantizer API: ``from_pretrained`` of any class loads them.
+"""Packed models in transformers' quantizer API, so that ``from_pretrained`` of any class loads them.
 
-Imported while transformers is being imported, so this module itself imports next to nothing.
+This module is imported right after transformers, so it imports little itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_stages.packing._words import STOP, STOP_KEY
+from hf_stages.packing._stop_text import STOP_KEY, STOP_TEXT
 
 METHOD = "hf_stages"
 VERSION = 1
@@ -20,7 +20,17 @@ VERSION = 1
 
 @register_quantization_config(METHOD)
 class PackedConfig(QuantizationConfigMixin):
-    """``quantization_config`` of a packed model: which of its modules are packed, and how."""
+    """The ``quantization_config`` of a packed model: which of its modules are packed, and how.
+
+    Args:
+        layers: Each kind of packed weight, with its modules.
+        reshaped: Sizes and numbers that the model's own config cannot describe.
+        version: The version of the layout.
+        seal: The seal of the files that it was read from.
+
+    >>> PackedConfig(layers=[]).to_dict()["quant_method"]
+    'hf_stages'
+    """
 
     def __init__(
         self, layers: Any = None, reshaped: Any = None, version: int = VERSION, seal: Any = None, **kwargs: Any
@@ -28,7 +38,8 @@ class PackedConfig(QuantizationConfigMixin):
         self.quant_method: Any = METHOD
         if version != VERSION:
             raise ValueError(
-                f"config.json: quantization_config.version: this hf_stages reads version {VERSION}, got {version!r}; update hf_stages"
+                f"config.json: quantization_config.version: this hf_stages reads version {VERSION}, got "
+                f"{version!r}; update hf_stages"
             )
         if unknown := sorted(set(kwargs) - {"quant_method"}):
             raise ValueError(
@@ -38,27 +49,25 @@ class PackedConfig(QuantizationConfigMixin):
         self.version = version
         self.layers = [] if layers is None else layers
         self.reshaped = {} if reshaped is None else reshaped
-        """Shapes that the model's own config cannot say."""
         self.seal = seal
-        """Of the files that this was read from."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Without the seal: what is saved again is other files."""
+        """Return plain data without the seal, which does not fit the files that are saved next."""
         return {key: value for key, value in super().to_dict().items() if key != "seal"}
 
 
 @register_quantizer(METHOD)
 class PackedQuantizer(HfQuantizer):
-    """Puts packed layers into the model before its weights are read; nothing is converted while they are."""
+    """Puts packed layers into a model before its weights are read. Weights are not converted while they are read."""
 
     requires_calibration = True
-    """transformers then says that a model in full precision cannot be packed by loading it."""
+    """True: transformers then refuses to quantize a model in full precision by loading it."""
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """The one hook that sees the config before files are looked for."""
+        """Check the config and the folder: this is the only hook that is called before files are looked up."""
         from hf_stages.packing._seal import check_config, check_folder
 
-        sealed = vars(config).pop(STOP_KEY, None) == STOP
+        sealed = vars(config).pop(STOP_KEY, None) == STOP_TEXT
         file, seal = Path(config.name_or_path or "", "config.json"), self.quantization_config.seal
         if sealed or seal is not None:
             check_config(file, seal)
@@ -68,17 +77,17 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         from hf_stages.packing._install import install
-        from hf_stages.packing._marks import check_marks, check_names
         from hf_stages.packing._seal import check_config, check_files
+        from hf_stages.packing._tensor_checksums import check_tensor_checksums, check_tensor_names
 
         files, seal = kwargs.get("checkpoint_files"), self.quantization_config.seal
         if files and seal is not None:
-            if not Path(model.config.name_or_path or "").is_dir():  # from the Hub: its config.json lies beside them
+            if not Path(model.config.name_or_path or "").is_dir():  # from the Hub: its config.json is beside the files
                 check_config(Path(files[0]).with_name("config.json"), seal)
             check_files(files, seal)
         install(model, self.quantization_config, files)
-        if files and seal is None and not check_marks(files, self.quantization_config.to_dict()):
-            check_names(model, files)
+        if files and seal is None and not check_tensor_checksums(files, self.quantization_config.to_dict()):
+            check_tensor_names(model, files)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         from hf_stages.packing._install import check_values
@@ -87,24 +96,24 @@ class PackedQuantizer(HfQuantizer):
         return model
 
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:
-        from hf_stages.packing.convert import unpack
+        from hf_stages.packing.convert import unpack_layers
 
-        unpack(model, dtype)
+        unpack_layers(model, dtype)
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> Any:
-        """What ``save_pretrained`` and ``push_to_hub`` write; an adapter's file is not of the packed weights."""
-        from hf_stages.packing._marks import marks
+        """Add checksums to what ``save_pretrained`` and ``push_to_hub`` write; an adapter's file gets none."""
+        from hf_stages.packing._tensor_checksums import tensor_checksums
 
         adapter = getattr(model, "_hf_peft_config_loaded", False)
-        return None, {} if adapter else marks(model, self.quantization_config.to_dict())
+        return None, {} if adapter else tensor_checksums(model, self.quantization_config.to_dict())
 
     def is_serializable(self, **kwargs: Any) -> bool:
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Adapters on top of it are."""
+        """True, because adapters on top of it can be trained."""
         return True
 
     @property

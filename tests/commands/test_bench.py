@@ -45,7 +45,7 @@ def test_a_packed_decoder(packed):
     plain.dequantize()
     assert rows["fp32"]["weight_bytes"] == resident_bytes(plain)
     assert rows["int8"]["weight_bytes"] < rows["fp32"]["weight_bytes"]
-    if library.native() is not None:
+    if library.library_path() is not None:
         assert rows["packed"]["weight_bytes"] < rows["int8"]["weight_bytes"]
     elif kernels.which() == "dense":  # keeps what it unpacks, and that counts
         assert rows["packed"]["weight_bytes"] > rows["fp32"]["weight_bytes"]

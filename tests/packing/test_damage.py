@@ -1,4 +1,4 @@
-"""Damaged packed files without a seal (as ``save_pretrained`` writes them): a clear error, no crash, never another structure."""
+"""Damaged packed files without a seal, as ``save_pretrained`` writes them, give a clear error and no other model."""
 
 from __future__ import annotations
 

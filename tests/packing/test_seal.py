@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
 
 from hf_stages.packing import pack, seal
-from hf_stages.packing.quantizer import STOP
+from hf_stages.packing.quantizer import STOP_TEXT
 from tests.packing.models import logits, quantized
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
@@ -194,6 +194,6 @@ def test_stock_transformers_says_what_to_import(packed):
         "    except Exception as error:\n        print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(packed)], capture_output=True, text=True, check=True)
-    assert [line.endswith(STOP) for line in done.stdout.splitlines()] == [True, True]
-    assert "import hf_stages" in STOP
+    assert [line.endswith(STOP_TEXT) for line in done.stdout.splitlines()] == [True, True]
+    assert "import hf_stages" in STOP_TEXT
     assert "UNEXPECTED" not in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Exporters: a stage's model in the files of other programs."""
+"""Formats: exporters that write a stage's model for other programs."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Architectures as ONNX graphs, without caches: whole sequences in, hidden states or logits out."""
+"""Architectures as ONNX graphs without caches: complete sequences in, hidden states or logits out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _SMALLEST = float(np.finfo(np.float32).min)
 
 
 def bert(layers: Layers) -> None:
-    graph, model = layers.graph, layers.source.model
+    """Build the graph of a BERT."""
+    graph, model = layers.graph, layers.reader.model
     classifies = type(model).__name__ != "BertModel"
     prefix, config = "bert." if classifies else "", model.config
     if config.is_decoder:
@@ -53,7 +54,8 @@ def bert(layers: Layers) -> None:
 
 
 def llama(layers: Layers) -> None:
-    graph, model = layers.graph, layers.source.model
+    """Build the graph of a Llama."""
+    graph, model = layers.graph, layers.reader.model
     config, inner = model.config, model.model
     kind = config.rope_parameters.get("rope_type", "default")
     if kind not in ("default", "linear", "llama3", "yarn"):
@@ -75,14 +77,14 @@ def llama(layers: Layers) -> None:
         each = attention.q_proj.out_features // width // groups
         y = layers.rms_norm(f"{own}.input_layernorm", x, eps)
         q, k, v = (layers.linear(f"{own}.self_attn.{name}_proj", y) for name in "qkv")
-        # Queries of a group beside the one key that they share.
+        # Queries are grouped by the key that they share.
         q = graph.op("Transpose", graph.op("Reshape", q, [0, 0, groups, each, width]), perm=[0, 2, 3, 1, 4])
         k, v = (
             graph.op("Transpose", graph.op("Reshape", part, [0, 0, groups, 1, width]), perm=[0, 2, 3, 1, 4])
             for part in (k, v)
         )
-        k = graph.op("Transpose", _turned(graph, k, turn, width), perm=[0, 1, 2, 4, 3])
-        found = _attend(graph, _turned(graph, q, turn, width), k, v, seen, attention.scaling)
+        k = graph.op("Transpose", _rotated(graph, k, turn, width), perm=[0, 1, 2, 4, 3])
+        found = _attend(graph, _rotated(graph, q, turn, width), k, v, seen, attention.scaling)
         found = graph.op("Reshape", graph.op("Transpose", found, perm=[0, 3, 1, 2, 4]), [0, 0, -1])
         x = graph.op("Add", x, layers.linear(f"{own}.self_attn.o_proj", found))
         y = layers.rms_norm(f"{own}.post_attention_layernorm", x, eps)
@@ -96,13 +98,13 @@ def llama(layers: Layers) -> None:
 
 
 def _range(graph: Any, ids: str) -> str:
-    """0, 1, 2... up to the length."""
+    """Return the positions 0, 1, 2 ..."""
     length = graph.op("Squeeze", graph.op("Shape", ids, start=1, end=2), [0])
     return graph.op("Range", 0, length, 1)
 
 
 def _attend(graph: Any, q: str, k: str, v: str, seen: str, scaling: float) -> str:
-    """``k`` is transposed already. A row that sees nothing looks everywhere alike, as in transformers."""
+    """Compute attention; ``k`` is transposed already. A row that may see nothing sees all alike, as in transformers."""
     scores = graph.op("Mul", graph.op("MatMul", q, k), float(scaling))
     shares = graph.op("Softmax", graph.op("Where", seen, scores, _SMALLEST), axis=-1)
     return graph.op("MatMul", shares, v)
@@ -117,7 +119,7 @@ def _rotation(graph: Any, places: str, rotary: Any) -> tuple[str, str]:
     return (cos, sin) if by == 1.0 else (graph.op("Mul", cos, by), graph.op("Mul", sin, by))
 
 
-def _turned(graph: Any, x: str, turn: tuple[str, str], width: int) -> str:
+def _rotated(graph: Any, x: str, turn: tuple[str, str], width: int) -> str:
     one, two = graph.op("Split", x, outputs=2, axis=-1, num_outputs=2)
     other = graph.op("Concat", graph.op("Neg", two), one, axis=-1)
     return graph.op("Add", graph.op("Mul", x, turn[0]), graph.op("Mul", other, turn[1]))

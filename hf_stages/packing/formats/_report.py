@@ -1,4 +1,4 @@
-"""What an exporter has written."""
+"""What an exporter wrote."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ logger = logging.getLogger("hf_stages")
 
 @dataclass(frozen=True)
 class Report:
-    """A file, and what a reader of its name would not expect of it."""
+    """A file that an exporter wrote, with notes on what is unexpected in it."""
 
     file: Path
+    """The file."""
     bytes: int
+    """Its size."""
     tensors: Mapping[str, int]
     """How many tensors are of each type."""
     notes: tuple[str, ...] = ()
+    """What may surprise, such as weights that are not in low bits."""
 
     def __str__(self) -> str:
         types = ", ".join(f"{count} {name}" for name, count in self.tensors.items())
         return "\n".join([f"{self.file.name}: {self.bytes / 2**20:,.2f} MiB; {types}", *self.notes])
 
     def log(self) -> Report:
-        """Notes are warnings: whoever runs a recipe does not see what an exporter returns."""
+        """Log the file, and its notes as warnings: a run does not show what an exporter returns."""
         logger.info(str(self).splitlines()[0])
         for note in self.notes:
             logger.warning(f"{self.file.name}: {note}")

@@ -1,4 +1,4 @@
-"""A tokenizer in GGUF's metadata, for llama.cpp's own tokenizers: SentencePiece's, byte-level BPE and WordPiece."""
+"""Write a tokenizer to GGUF's metadata, for the tokenizers of llama.cpp: SentencePiece, byte-level BPE, WordPiece."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SPLITS = {
     _ENDINGS + _WORDS: "llama-bpe",
     _ENDINGS + _WORDS.replace("{1,3}", ""): "qwen2",
 }
-"""What tokenizer.json splits text by, and what llama.cpp calls that."""
-_NEVER = "\u2400\u2400 \u2400"
-"""llama.cpp wants at least one merge: one of symbols that byte-level text does not have."""
+"""Patterns that tokenizer.json splits text by, with llama.cpp's names for them."""
+_UNUSED_MERGE = "\u2400\u2400 \u2400"
+"""A merge of symbols that byte-level text never has: llama.cpp expects at least one merge."""
 _SPECIALS = ("bos", "eos", "unk", "sep", "pad", "mask")
 
 
 def write_tokens(writer: Any, folder: Path | None, size: int, arch: str, pre: str | None) -> list[str]:
-    """Write the tokenizer that lies in ``folder``, for a table of ``size`` tokens; what there is to note about it."""
+    """Write the tokenizer in ``folder``, for an embedding of ``size`` tokens; return notes about it."""
     found = None if folder is None else _tokenizer(folder)
     if found is None:
         writer.add_tokenizer_model("no_vocab")
@@ -32,10 +32,11 @@ def write_tokens(writer: Any, folder: Path | None, size: int, arch: str, pre: st
     kind = _kind(state)
     if (kind == "bert") != (arch == "bert"):
         raise ValueError(
-            f"Gguf: tokenizer: expected {'WordPiece' if arch == 'bert' else 'SentencePiece or byte-level BPE'} for {arch}, "
+            f"Gguf: tokenizer: expected {'WordPiece' if arch == 'bert' else 'SentencePiece or byte-level BPE'} for "
+            f"{arch}, "
             f"got {state['model']['type']}; tokenizer=False leaves it out"
         )
-    tokens, types = _table(state, size)
+    tokens, types = _token_table(state, size)
     writer.add_tokenizer_model(kind)
     notes = _BY_KIND[kind](writer, state, tokens, types, pre)
     writer.add_token_list(tokens)
@@ -52,7 +53,8 @@ def _tokenizer(folder: Path) -> Any:
     found = AutoTokenizer.from_pretrained(folder)
     if not getattr(found, "is_fast", False):
         raise ValueError(
-            f"Gguf: tokenizer: expected one with a tokenizer.json, got a {type(found).__name__}; tokenizer=False leaves it out"
+            f"Gguf: tokenizer: expected one with a tokenizer.json, got a {type(found).__name__}; tokenizer=False "
+            "leaves it out"
         )
     return found
 
@@ -72,14 +74,14 @@ def _kind(state: Mapping[str, Any]) -> str:
 
 
 def _parts(state: Mapping[str, Any], key: str) -> list[Any]:
-    """A normalizer or pre_tokenizer, taken apart where it is a sequence."""
+    """List the parts of a normalizer or pre_tokenizer."""
     part = state.get(key)
     if part is None:
         return []
     return list(part.get("normalizers") or part.get("pretokenizers") or [part])
 
 
-def _table(state: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
+def _token_table(state: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
     names: dict[int, str] = {i: token for token, i in state["model"]["vocab"].items()}
     types = dict.fromkeys(names, _NORMAL)
     for added in state["added_tokens"]:
@@ -104,7 +106,7 @@ def _sentencepiece(writer: Any, state: Mapping[str, Any], tokens: list[str], typ
             types[i] = _BYTE
         elif types[i] == _USER:
             tokens[i] = token.replace("\u2581", " ")
-    # llama.cpp joins what makes the token of the highest score: as SentencePiece's, in the order of merges.
+    # llama.cpp merges into the token with the highest score, so scores follow the order of merges.
     writer.add_tokenizer_pre("default")
     writer.add_token_scores([-float(ranks.get(token, len(merged))) if len(token) > 1 else 0.0 for token in tokens])
     prefix = any(part["type"] == "Prepend" for part in _parts(state, "normalizer")) or any(
@@ -115,11 +117,11 @@ def _sentencepiece(writer: Any, state: Mapping[str, Any], tokens: list[str], typ
     odd = {part["type"] for part in _parts(state, "normalizer")} - {"Prepend", "Replace"}
     if odd:
         notes.append(f"llama.cpp does not normalize text as {', '.join(sorted(odd))} does")
-    made_twice = sum(a != b for a, b in pairwise(merged)) + 1 > len(ranks)
-    unmade = any(
+    merged_twice = sum(a != b for a, b in pairwise(merged)) + 1 > len(ranks)
+    never_merged = any(
         len(token) > 1 and kind == _NORMAL and token not in ranks for token, kind in zip(tokens, types, strict=True)
     )
-    if merged and (made_twice or unmade):
+    if merged and (merged_twice or never_merged):
         notes.append("the merges are not those of a SentencePiece vocabulary: llama.cpp may cut some words otherwise")
     return notes
 
@@ -128,9 +130,9 @@ def _byte_level(
     writer: Any, state: Mapping[str, Any], tokens: list[str], types: list[int], pre: str | None
 ) -> list[str]:
     merges = [" ".join(merge) for merge in _merges(state["model"])]
-    name = pre or _pre(state, bool(merges))
+    name = pre or _pretokenizer(state, bool(merges))
     writer.add_tokenizer_pre(name)
-    writer.add_token_merges(merges or [_NEVER])
+    writer.add_token_merges(merges or [_UNUSED_MERGE])
     notes = []
     if any(part.get("add_prefix_space") for part in _parts(state, "pre_tokenizer")):
         notes.append("this tokenizer puts a space before the text, and llama.cpp does not: begin prompts with one")
@@ -140,11 +142,11 @@ def _byte_level(
     return notes
 
 
-def _pre(state: Mapping[str, Any], merges: bool) -> str:
+def _pretokenizer(state: Mapping[str, Any], merges: bool) -> str:
     parts = _parts(state, "pre_tokenizer")
     kinds = [part["type"] for part in parts]
     if not merges:
-        return "gpt-2"  # one token per byte, however text is cut
+        return "gpt-2"  # one token per byte, however text is split
     cuts = parts[-1].get("use_regex", True)
     if kinds == ["ByteLevel"] and cuts:
         return "gpt-2"
@@ -154,7 +156,8 @@ def _pre(state: Mapping[str, Any], merges: bool) -> str:
     if kinds == ["Split", "ByteLevel"] and not cuts and pattern in SPLITS:
         return SPLITS[pattern]
     raise ValueError(
-        f"Gguf: pre: expected to know how the tokenizer cuts text, got {', '.join(kinds)} with patterns of its own; name "
+        f"Gguf: pre: expected to know how the tokenizer cuts text, got {', '.join(kinds)} with patterns of its own; "
+        "name "
         "llama.cpp's word for it (pre='llama-bpe'), or leave the tokenizer out (tokenizer=False)"
     )
 
@@ -164,7 +167,7 @@ def _word_piece(writer: Any, state: Mapping[str, Any], tokens: list[str], types:
     for i, token in enumerate(tokens):
         if types[i] != _NORMAL or (token.startswith("[") and token.endswith("]")):
             continue
-        # llama.cpp marks what begins a word, WordPiece what goes on.
+        # llama.cpp marks the beginning of a word, WordPiece what continues it.
         tokens[i] = token[len(prefix) :] if token.startswith(prefix) else "\u2581" + token
     normal: Mapping[str, Any] = next(
         (part for part in _parts(state, "normalizer") if part["type"] == "BertNormalizer"), {}

@@ -10,24 +10,31 @@ import torch
 from hf_stages.core.placed_errors import place_errors
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.packed_levels import pack_levels
-from hf_stages.packing.formats.model_weights import Array, Half, Levels, Source
+from hf_stages.packing.formats.model_weights import Array, Half, Levels, WeightReader
 from hf_stages.packing.formats.onnx_graph import MICROSOFT, Graph
 
 _BLOCKS = (128, 64, 32, 16)
-"""Of MatMulNBits, the fastest first."""
+"""The block sizes of MatMulNBits, the fastest first."""
 _ZEROS = 0b10101010
-"""Four weights of level 0."""
+"""A byte of four weights with level 0."""
 
 
 class Layers:
-    """Linear layers, tables and norms of a ``source``, as nodes of a ``graph``."""
+    """Linear layers, embeddings and norms of a model as nodes of a graph.
 
-    def __init__(self, graph: Graph, source: Source, activations: str = "trained") -> None:
-        self.graph, self.source, self.activations = graph, source, activations
+    Args:
+        graph: The graph to add nodes to.
+        reader: The model's weights.
+        activations: How inputs are rounded, as in ``Onnx``.
+    """
+
+    def __init__(self, graph: Graph, reader: WeightReader, activations: str = "trained") -> None:
+        self.graph, self.reader, self.activations = graph, reader, activations
         self._rounded: dict[tuple[Any, ...], str] = {}
 
     def linear(self, path: str, x: str) -> str:
-        weight, bias, graph = self.source.weight(path), self.source.bias(path), self.graph
+        """Add a linear layer."""
+        weight, bias, graph = self.reader.weight(path), self.reader.bias(path), self.graph
         if isinstance(weight, Levels):
             found = self._quantized(path, weight, x)
         else:
@@ -36,15 +43,15 @@ class Layers:
         return found if bias is None else graph.op("Add", found, graph.weight(f"{path}.bias", bias))
 
     def head(self, table: str, x: str) -> str:
-        """An output embedding that is the word embeddings' table."""
-        weight = self.source.weight(table)
+        """Add an output layer that shares the weight of the word embeddings."""
+        weight = self.reader.weight(table)
         assert not isinstance(weight, Levels)
         name = self.graph.op("Transpose", f"{table}.weight", perm=[1, 0])
         return self.graph.op("MatMul", x, self.graph.cast(name) if self.graph.rest != np.float32 else name)
 
     def table(self, path: str, ids: str) -> str:
-        """Rows of an embedding."""
-        weight, graph = self.source.weight(path), self.graph
+        """Add an embedding."""
+        weight, graph = self.reader.weight(path), self.graph
         if isinstance(weight, Levels):
             graph.count(f"{weight.kind} table")
             parts = [self._rows(f"{path}.{i}", half, weight, ids) for i, half in enumerate(weight.halves)]
@@ -54,29 +61,31 @@ class Layers:
         return graph.cast(rows) if narrow else rows
 
     def norm(self, path: str, x: str, epsilon: float) -> str:
+        """Add a LayerNorm."""
         weights = [
-            self.graph.weight(f"{path}.{end}", self.source.vector(f"{path}.{end}")) for end in ("weight", "bias")
+            self.graph.weight(f"{path}.{end}", self.reader.vector(f"{path}.{end}")) for end in ("weight", "bias")
         ]
         return self.graph.op("LayerNormalization", x, *weights, axis=-1, epsilon=epsilon)
 
     def rms_norm(self, path: str, x: str, epsilon: float) -> str:
+        """Add an RMSNorm."""
         graph = self.graph
         mean = graph.op("ReduceMean", graph.op("Mul", x, x), [-1], keepdims=1)
         scaled = graph.op("Div", x, graph.op("Sqrt", graph.op("Add", mean, epsilon)))
-        return graph.op("Mul", scaled, graph.weight(f"{path}.weight", self.source.vector(f"{path}.weight")))
+        return graph.op("Mul", scaled, graph.weight(f"{path}.weight", self.reader.vector(f"{path}.weight")))
 
     def _quantized(self, path: str, weight: Levels, x: str) -> str:
         graph = self.graph
         if weight.activations is not None and self.activations == "trained":
             x = self._round(x, weight.activations, weight.clip)
-        # 4 stands for int8; without it onnxruntime computes in float32.
+        # Level 4 lets onnxruntime compute in int8; without it, it computes in float32.
         level = {"accuracy_level": 4} if self.activations == "blocks" else {}
         with place_errors(f"Onnx: {path}"):
             block = block_of(weight.shape[1], weight.group)
         graph.count(f"{weight.kind} MatMulNBits")
         parts = []
         for i, half in enumerate(weight.halves):
-            blob, scales = blob_of(half, block)
+            blob, scales = to_blob(half, block)
             names = graph.weight(f"{path}.{i}.levels", blob), graph.weight(f"{path}.{i}.scales", scales)
             rows, columns = weight.shape
             parts.append(
@@ -87,7 +96,10 @@ class Layers:
         return parts[0] if len(parts) == 1 else graph.op("Add", *parts)
 
     def _rows(self, name: str, half: Half, weight: Levels, ids: str) -> str:
-        """Bytes of a row, by them levels out of a small table, then scales: nothing but rows in use is unpacked."""
+        """Look up the bytes of rows, their levels by byte in a small table, and their scales.
+
+        Only used rows are unpacked.
+        """
         graph = self.graph
         levels, scale = half
         bits = 2 if weight.kind == "ternary" else 1
@@ -105,15 +117,15 @@ class Layers:
         return graph.op("Reshape", found, [0, 0, -1]) if scale.shape[1] > 1 else found
 
     def _round(self, x: str, how: Activations, clip: torch.Tensor | None) -> str:
-        """To what training saw; queries, keys and values share it."""
+        """Round an input as in training. Queries, keys and values share the nodes."""
         key = (x, how, None if clip is None else tuple(clip.tolist()))
         if key not in self._rounded:
-            self._rounded[key] = rounded(self.graph, x, how, clip)
+            self._rounded[key] = round_activations(self.graph, x, how, clip)
         return self._rounded[key]
 
 
 def block_of(columns: int, group: int) -> int:
-    """How many weights of a row MatMulNBits stores together: those that fill a row with the least left over.
+    """Choose MatMulNBits' block size: the one that fills rows with the least padding.
 
     >>> block_of(768, 768), block_of(312, 312), block_of(768, 64), block_of(768, 16)
     (128, 64, 64, 16)
@@ -127,8 +139,8 @@ def block_of(columns: int, group: int) -> int:
     return min(wide, key=lambda block: (-(-columns // block) * block, -block))
 
 
-def blob_of(half: Half, block: int) -> tuple[Array, Array]:
-    """Bytes (rows, blocks, bytes) and scales (rows, blocks)."""
+def to_blob(half: Half, block: int) -> tuple[Array, Array]:
+    """Pack a weight for MatMulNBits: bytes (rows, blocks, bytes) and scales (rows, blocks)."""
     levels, scale = half
     rows, columns = levels.shape
     count = -(-columns // block)
@@ -138,8 +150,8 @@ def blob_of(half: Half, block: int) -> tuple[Array, Array]:
     return blob.reshape(rows, count, -1), np.repeat(scale, count // scale.shape[1], axis=1)
 
 
-def rounded(graph: Graph, x: str, how: Activations, clip: torch.Tensor | None) -> str:
-    """``Activations`` as nodes, operation by operation."""
+def round_activations(graph: Graph, x: str, how: Activations, clip: torch.Tensor | None) -> str:
+    """Add the operations of ``Activations`` as nodes."""
     if clip is not None:
         _, at, zero = how.levels(torch.zeros(1), clip)
         scale: Any = at.reshape(-1).tolist()[0]

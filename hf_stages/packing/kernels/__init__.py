@@ -1,4 +1,4 @@
-"""Fast linear layers on packed 1-bit and 2-bit weights."""
+"""Kernels: fast linear layers on packed weights of 1 and 2 bits."""
 
 from typing import Any
 

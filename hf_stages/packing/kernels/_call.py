@@ -1,4 +1,4 @@
-"""A layer's call with everything checked once: a small layer's product takes less time than the checks."""
+"""A layer's call whose arguments were checked once. For a small layer the checks take longer than the product."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_stages.packing.kernels import library
 
 
 class _Layer(ctypes.Structure):
-    """What does not change from call to call: lb_layer of lowbit.c."""
+    """What does not change from call to call: the struct lb_layer of lowbit.c."""
 
     _fields_ = [
         ("name", ctypes.c_char_p),
@@ -22,11 +22,19 @@ class _Layer(ctypes.Structure):
     ]
 
 
-class Call:
-    """For symmetric ranges of each row, on the CPU, in float32: what packed layers mostly are.
+class PreparedCall:
+    """A prepared call of one layer: on a CPU, in float32, with symmetric ranges, which is the usual case.
 
-    It keeps the tensors that it was made of, so that their memory is not given to others; ``fits`` says whether they are
-    still what the layer has, and whether this call is one of these.
+    It keeps references to the layer's tensors, so that their memory stays theirs. ``fits`` says whether the layer still
+    has these tensors, and whether an input can be computed in this way.
+
+    Args:
+        weight: The packed bytes.
+        scale: The scales.
+        bias: The bias, or None.
+        levels: ``binary``, ``ternary`` or ``split``.
+        in_features: The number of inputs.
+        top: The largest code of an activation.
     """
 
     def __init__(
@@ -38,14 +46,14 @@ class Call:
         in_features: int,
         top: int,
     ) -> None:
-        name = library.native()
+        name = library.library_path()
         assert name is not None
-        self.kept = weight, scale, bias
-        self.stamp = _stamp(weight, scale, bias)
+        self.tensors = weight, scale, bias
+        self.identity = _identity(weight, scale, bias)
         self.rows, self.columns = weight.shape[-2], in_features
         self.layer = _Layer(
             name,
-            *(None if tensor is None else tensor.data_ptr() for tensor in self.kept),
+            *(None if tensor is None else tensor.data_ptr() for tensor in self.tensors),
             self.rows,
             in_features,
             scale.shape[-1],
@@ -57,21 +65,22 @@ class Call:
         self.run = library.library().lb_call
 
     def fits(self, x: torch.Tensor, weight: Any, scale: Any, bias: Any) -> bool:
+        """Whether this call computes the layer with these tensors for the input ``x``."""
         if type(x) is not torch.Tensor or x.dtype is not torch.float32 or not x.is_contiguous() or not x.is_cpu:
             return False
         if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
             return False
-        return x.dim() > 0 and x.shape[-1] == self.columns and self.stamp == _stamp(weight, scale, bias)
+        return x.dim() > 0 and x.shape[-1] == self.columns and self.identity == _identity(weight, scale, bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.empty((*x.shape[:-1], self.rows), dtype=torch.float32)
         count = x.numel() // self.columns
         if self.run(self.address, torch.get_num_threads(), x.data_ptr(), y.data_ptr(), count):
-            raise no_memory(count, self.columns)
+            raise out_of_memory(count, self.columns)
         return y
 
 
-def remember(
+def prepare_call(
     cache: dict[str, Any],
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -81,19 +90,20 @@ def remember(
     in_features: int,
     top: int,
 ) -> None:
-    """Keep a call of what was checked, where calls like this one can be made without more ado."""
+    """Store a prepared call for tensors that were checked, where their dtypes and strides allow it."""
     known = cache.get("call")
     floats = (x, scale) if bias is None else (x, scale, bias)
-    if known is not None and known.stamp == _stamp(weight, scale, bias):
+    if known is not None and known.identity == _identity(weight, scale, bias):
         return
     if weight.is_contiguous() and all(t.dtype is torch.float32 and t.is_contiguous() for t in floats):
-        cache["call"] = Call(weight, scale, bias, levels, in_features, top)
+        cache["call"] = PreparedCall(weight, scale, bias, levels, in_features, top)
 
 
-def no_memory(rows: int, columns: int) -> MemoryError:
+def out_of_memory(rows: int, columns: int) -> MemoryError:
+    """Make the error for a call that could not get memory."""
     return MemoryError(f"packed linear layer: no memory for {rows} rounded rows of {columns} activations")
 
 
-def _stamp(weight: Any, scale: Any, bias: Any) -> tuple[int, ...]:
+def _identity(weight: Any, scale: Any, bias: Any) -> tuple[int, ...]:
     found = weight.data_ptr(), weight.numel(), scale.data_ptr(), scale.numel()
     return found if bias is None else (*found, bias.data_ptr(), bias.numel())

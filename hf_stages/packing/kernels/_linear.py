@@ -1,4 +1,4 @@
-"""``linear`` on packed weights: the shortest way to the library, and a gradient where one is asked for."""
+"""``linear`` on packed weights: the fastest way to the library, with a gradient where one is needed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.autograd.function import once_differentiable
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.packed_levels import BITS
 from hf_stages.packing.kernels import library, plain
-from hf_stages.packing.kernels._call import no_memory, remember
+from hf_stages.packing.kernels._call import out_of_memory, prepare_call
 from hf_stages.packing.kernels._unpack import dense, unpacked_rows
 
-_FEW = 16
-"""Rows of full-precision activations up to which sums of x and -x are faster than unpacking the weights."""
-_CHUNK = 1 << 20
-"""Unpacked weights at a time, so many that they stay in the cache."""
+_FEW_ROWS = 16
+"""Up to so many rows of full-precision activations, adding x and -x is faster than unpacking the weights."""
+_CHUNK_WEIGHTS = 1 << 20
+"""How many weights are unpacked at a time: they stay in the cache."""
 
 
 def linear(
@@ -32,11 +32,22 @@ def linear(
     clip: torch.Tensor | None = None,
     cache: dict[str, Any] | None = None,
 ) -> torch.Tensor:
-    """``F.linear(activations(x.float(), clip), effective weight, bias)`` in x's dtype, on packed weights.
+    """Compute ``F.linear(activations(x.float(), clip), effective weight, bias)`` in x's dtype, on packed weights.
 
-    ``weight`` is uint8 (or the same bytes as int8) as packing writes it: ``ternary`` [out, in/4], ``binary`` [out, in/8],
-    ``split`` [2, out, in/8]; ``scale`` is [out, groups], of split weights [2, out, groups]. The dots of codes are exact. x and bias get gradients,
-    x's straight through the rounding. ``cache`` is the layer's own dict: what is kept of an unchanged weight goes there.
+    Dot products of codes are exact. ``x`` and ``bias`` get gradients; that of ``x`` passes straight through the
+    rounding.
+
+    Args:
+        x: The input, [..., in]. weight: The bytes as packing writes them, uint8 or int8: ``ternary`` [out, in/4],
+        ``binary`` [out, in/8], ``split``
+            [2, out, in/8].
+        scale: The scales, [out, groups]; of split weights [2, out, groups].
+        bias: The bias, [out], or None.
+        levels: ``ternary``, ``binary`` or ``split``.
+        in_features: The number of inputs.
+        activations: How the input is rounded; None: it is not.
+        clip: The learned range of activations.
+        cache: A dict of the layer, for what can be reused while the weight does not change.
     """
     if torch.compiler.is_compiling():
         weight = _bytes(weight)
@@ -66,12 +77,12 @@ def _forward(
     clip: torch.Tensor | None,
     cache: dict[str, Any] | None,
 ) -> torch.Tensor:
-    rows, groups = _checked(x, weight, scale, bias, levels, in_features)
-    name = library.native() if x.is_cpu else None
+    rows, groups = _check_shapes(x, weight, scale, bias, levels, in_features)
+    name = library.library_path() if x.is_cpu else None
     if name is None:
         return plain.linear(x, weight, scale, bias, levels, in_features, activations, clip, cache)
     if cache is not None and activations is not None and activations.symmetric and clip is None:
-        remember(cache, x, weight, scale, bias, levels, in_features, activations.top)
+        prepare_call(cache, x, weight, scale, bias, levels, in_features, activations.top)
     bits, halves, found = BITS[levels], 2 if levels == "split" else 1, library.library()
     given = x if x.dtype is torch.float32 and x.is_contiguous() else x.float().contiguous()
     if not weight.is_contiguous():
@@ -81,8 +92,8 @@ def _forward(
     if bias is not None and (bias.dtype is not torch.float32 or not bias.is_contiguous()):
         bias = bias.float().contiguous()
     count = given.numel() // in_features
-    if activations is None and count > _FEW:
-        return _many_exact(given, weight, scale, bias, levels).to(x.dtype)
+    if activations is None and count > _FEW_ROWS:
+        return _multiply_unpacked(given, weight, scale, bias, levels).to(x.dtype)
     y = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
     pointers = given.data_ptr(), weight.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr()
     sizes = count, rows, in_features, groups, bits, halves
@@ -90,8 +101,10 @@ def _forward(
     if activations is None:
         failed = found.lb_exact(name, threads, *pointers, y.data_ptr(), *sizes)
     else:
-        low, high = (0.0, 0.0) if clip is None else _learned(clip, activations.symmetric)
-        sums = None if activations.symmetric else _sums(weight, halves * rows, in_features, groups, bits, cache)
+        low, high = (0.0, 0.0) if clip is None else _learned_range(clip, activations.symmetric)
+        sums = (
+            None if activations.symmetric else _sums_of_levels(weight, halves * rows, in_features, groups, bits, cache)
+        )
         failed = found.lb_linear(
             name,
             threads,
@@ -106,14 +119,16 @@ def _forward(
             high,
         )
     if failed:
-        raise no_memory(count, in_features)
+        raise out_of_memory(count, in_features)
     return y if x.dtype is torch.float32 else y.to(x.dtype)
 
 
-def _many_exact(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: Any, levels: str) -> torch.Tensor:
-    """Full-precision activations: some rows of weights after others are unpacked and multiplied."""
+def _multiply_unpacked(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: Any, levels: str
+) -> torch.Tensor:
+    """Multiply full-precision activations: the weights are unpacked and multiplied some rows at a time."""
     width, rows = x.shape[-1], weight.shape[-2]
-    step = max(1, _CHUNK // width)
+    step = max(1, _CHUNK_WEIGHTS // width)
     y = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
     for row in range(0, rows, step):
         stop = min(row + step, rows)
@@ -122,10 +137,13 @@ def _many_exact(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias
     return y
 
 
-def _checked(
+def _check_shapes(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, levels: str, in_features: int
 ) -> tuple[int, int]:
-    """Outputs and groups; the library reads memory by them, so that nothing may be taken on trust."""
+    """Check all shapes and return outputs and groups.
+
+    The library would read beyond the tensors where they are wrong.
+    """
     if levels not in BITS:
         raise ValueError(f"levels: expected one of {', '.join(BITS)}, got {levels!r}")
     given, shape, scales = x.shape, weight.shape, scale.shape
@@ -151,28 +169,30 @@ def _checked(
     return rows, groups
 
 
-def _learned(clip: torch.Tensor, symmetric: bool) -> tuple[float, float]:
-    """As Activations has it. NaN comes through: the first of equals, and NaN is not above anything."""
+def _learned_range(clip: torch.Tensor, symmetric: bool) -> tuple[float, float]:
+    """Return the learned range as ``Activations`` does. The order of arguments lets NaN through."""
     ends = clip.tolist()
     high = max(ends[-1], 1e-5)
     return (-high, high) if symmetric else (min(ends[0], 0.0), high)
 
 
-def _sums(weight: torch.Tensor, rows: int, columns: int, groups: int, bits: int, cache: dict[str, Any] | None) -> Any:
-    """Sums of levels by row and group, which a zero point is multiplied with."""
+def _sums_of_levels(
+    weight: torch.Tensor, rows: int, columns: int, groups: int, bits: int, cache: dict[str, Any] | None
+) -> Any:
+    """Return the sums of levels by row and group, with which a zero point is multiplied."""
 
     def make() -> torch.Tensor:
         found = torch.empty(rows * groups, dtype=torch.int32)
         library.library().lb_sums(weight.data_ptr(), rows, columns, groups, bits, found.data_ptr())
         return found
 
-    return plain.kept(cache, "sums", (weight,), make)
+    return plain.cached(cache, "sums", (weight,), make)
 
 
 def _input_gradient(
     grad: Any, x: Any, weight: Any, scale: Any, clip: Any, levels: str, activations: Any, width: int
 ) -> Any:
-    """Straight through; none beyond a learned range, as in training."""
+    """Compute the input's gradient: straight through, and zero beyond a learned range, as in training."""
     wide = torch.promote_types(grad.dtype, torch.float32)
     found = grad.to(wide) @ dense(weight, scale, levels, width, wide)
     if clip is not None and activations is not None:
@@ -203,17 +223,17 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
         weight, scale, clip, x = ctx.saved_tensors
-        of_x, of_bias = None, None
+        x_grad, bias_grad = None, None
         if ctx.needs_input_grad[0]:
-            of_x = _input_gradient(grad, x, weight, scale, clip, ctx.levels, ctx.activations, ctx.width).to(
+            x_grad = _input_gradient(grad, x, weight, scale, clip, ctx.levels, ctx.activations, ctx.width).to(
                 ctx.dtypes[0]
             )
         if ctx.needs_input_grad[1]:
-            of_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.dtypes[1])
-        return of_x, of_bias, *[None] * 7
+            bias_grad = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.dtypes[1])
+        return x_grad, bias_grad, *[None] * 7
 
 
-# ---- under torch.compile: one opaque operator ---------------------------------------------------------------------------
+# ---- under torch.compile: one opaque operator -----------------------------------------------------------------------
 
 
 @torch.library.custom_op("hf_stages::packed_linear", mutates_args=())
@@ -246,9 +266,9 @@ def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _operator_backward(ctx: Any, grad: Any) -> Any:
     weight, scale, clip, x = ctx.saved_tensors
-    of_x = _input_gradient(grad, x, weight, scale, clip, ctx.levels, ctx.activations, ctx.width).to(ctx.dtypes[0])
-    of_bias = None if ctx.dtypes[1] is None else grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.dtypes[1])
-    return of_x, None, None, of_bias, *[None] * 5
+    x_grad = _input_gradient(grad, x, weight, scale, clip, ctx.levels, ctx.activations, ctx.width).to(ctx.dtypes[0])
+    bias_grad = None if ctx.dtypes[1] is None else grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.dtypes[1])
+    return x_grad, None, None, bias_grad, *[None] * 5
 
 
 _operator.register_autograd(_operator_backward, setup_context=_setup_context)

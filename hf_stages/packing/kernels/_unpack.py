@@ -1,4 +1,4 @@
-"""Packed weights back to numbers: what backward passes, other devices and machines without the library need."""
+"""Unpack weights, for backward passes, for other devices, and for machines without the library."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def halves_of(weight: torch.Tensor, levels: str) -> torch.Tensor:
-    """[halves, out, bytes], whatever the format."""
+    """Return the bytes as [halves, out, bytes], whatever the levels are."""
     return weight if levels == "split" else weight.unsqueeze(0)
 
 
 def levels_of(weight: torch.Tensor, levels: str, in_features: int) -> torch.Tensor:
-    """-1, 0 and 1 as int8, [halves, out, in]."""
+    """Return the levels -1, 0 and 1 as int8, [halves, out, in]."""
     return unpack_levels(halves_of(weight, levels), BITS[levels], in_features)
 
 
 def dense(
     weight: torch.Tensor, scale: torch.Tensor, levels: str, in_features: int, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """The effective weight, [out, in]."""
-    # Not where a compiler traces: its tensors have no memory.
+    """Compute the effective weight, [out, in]."""
+    # Not while a compiler traces: its tensors have no memory.
     if (
         dtype is torch.float32
         and type(weight) in _PLAIN
         and weight.device.type == "cpu"
-        and library.native() is not None
+        and library.library_path() is not None
     ):
         return unpacked_rows(weight.contiguous(), scale.float().contiguous(), levels, in_features, 0, weight.shape[-2])
     found = levels_of(weight, levels, in_features)
@@ -41,7 +41,7 @@ def dense(
 def unpacked_rows(
     weight: torch.Tensor, scale: torch.Tensor, levels: str, in_features: int, row: int, stop: int
 ) -> torch.Tensor:
-    """Rows [row, stop) of the effective weight, by the library; both tensors are contiguous, the scale is float32."""
+    """Compute rows [row, stop) of the effective weight with the library, from contiguous tensors and float32 scales."""
     found = torch.empty(stop - row, in_features)
     sizes = weight.shape[-2], row, stop - row, in_features, scale.shape[-1], BITS[levels], 2 if levels == "split" else 1
     library.library().lb_dense(torch.get_num_threads(), weight.data_ptr(), scale.data_ptr(), found.data_ptr(), *sizes)

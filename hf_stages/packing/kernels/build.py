@@ -1,7 +1,7 @@
-"""Compiles the kernels' library next to this file: ``python -m hf_stages.packing.kernels.build``.
+"""Compile the kernels' library, next to this file: ``python -m hf_stages.packing.kernels.build``.
 
-``pip install`` does so by itself where it finds a C compiler. Nothing is ever compiled at import. This file imports the
-standard library alone: setup.py loads it by its path.
+``pip install`` does it where it finds a C compiler. Nothing is compiled at import. This file imports only the standard
+library, because setup.py loads it by its path.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NAME = "_lowbit.dylib" if sys.platform == "darwin" else "_lowbit.so"
-# The paths' float arithmetic must be the same, so that nothing is fused into one rounding here and two there.
+# No fused multiply-add: all paths must round in the same places.
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
 
 
 def compiler() -> list[str]:
-    """The C compiler's command: $CC, else cc, gcc or clang; empty where there is none."""
+    """Return the command of the C compiler: $CC, else cc, gcc or clang; empty where there is none."""
     named = shlex.split(os.environ.get("CC", ""))
     if named:
         return named if shutil.which(named[0]) else []
@@ -30,7 +30,7 @@ def compiler() -> list[str]:
 
 
 def compile_library(target: Path) -> None:
-    """Write the library to ``target``, whole or not at all; RuntimeError where that fails."""
+    """Compile the library to ``target``. Raise RuntimeError where that fails; then nothing is written."""
     command = compiler()
     if sys.platform == "win32" or not command:
         raise RuntimeError("there is no C compiler (cc, gcc, clang, or what CC names)")
@@ -48,15 +48,15 @@ def compile_library(target: Path) -> None:
         part.replace(target)
     except (OSError, subprocess.SubprocessError) as error:
         part.unlink(missing_ok=True)
-        said = getattr(error, "stderr", None) or error
-        raise RuntimeError(f"{command[0]} failed: {said}") from error
+        output = getattr(error, "stderr", None) or error
+        raise RuntimeError(f"{command[0]} failed: {output}") from error
 
 
 def wheel_platform(platform: str, library: Path) -> str:
-    """The platform tag of a wheel that holds the library: on Linux, the oldest glibc it runs with (PEP 600).
+    """Return the platform tag of a wheel with the library: on Linux, the oldest glibc that it runs with (PEP 600).
 
-    A plain ``linux_x86_64`` says nothing of that, and package indexes refuse it. The library needs libc alone, so its
-    symbols' versions are all there is to know. Under musl it names none, and the tag stays.
+    Package indexes refuse a plain ``linux_x86_64``, which does not say that. The library needs only libc, so the
+    versions of its symbols show it. Under musl symbols have no versions, and the tag stays.
     """
     needed = [tuple(map(int, v.split(b"."))) for v in re.findall(rb"GLIBC_(\d+\.\d+)", library.read_bytes())]
     if not platform.startswith("linux_") or not needed:
@@ -66,6 +66,7 @@ def wheel_platform(platform: str, library: Path) -> str:
 
 
 def main() -> int:
+    """Build the library; return 1 where that fails."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         compile_library(HERE / NAME)

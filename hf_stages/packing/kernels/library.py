@@ -1,4 +1,4 @@
-"""Finds the compiled library, and says which of its paths runs."""
+"""Find the compiled library, and say which of its paths runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 VARIABLE = "HF_STAGES_KERNEL"
 VERSION = 2
-"""Of the C interface (lb_version): a library of another build is not called."""
+"""The version of the C interface (lb_version). A library of another version is not used."""
 HOW = "pip install -e . or python -m hf_stages.packing.kernels.build (both need a C compiler)"
 _P, _I, _L, _F = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _ARGUMENTS = {
@@ -29,7 +29,7 @@ _ARGUMENTS = {
 
 @functools.cache
 def library() -> Any:
-    """The library, or None where there is none that fits."""
+    """Load the library; None where there is none of this version."""
     path = Path(__file__).with_name("_lowbit.dylib" if sys.platform == "darwin" else "_lowbit.so")
     if not path.exists():
         return None
@@ -50,43 +50,43 @@ def library() -> Any:
 
 
 def available() -> list[str]:
-    """The paths that this machine can run, best first."""
+    """List the paths that this machine can run, the fastest first."""
     found = library()
     names: list[str] = []
     while found is not None and (name := found.lb_name(len(names)).decode()):
         names.append(name)
-    return [*names, *_plain()]
+    return [*names, *_torch_paths()]
 
 
 @functools.cache
 def which() -> str:
-    """Which path runs: avx512-vnni, avx-vnni, avx2, neon-dot or scalar of the library; without it int_mm or dense.
+    """Return the path that runs: avx512-vnni, avx-vnni, avx2, neon-dot or scalar; without the library int_mm or dense.
 
-    HF_STAGES_KERNEL forces one of them; ``none`` leaves the library out. It is read once.
+    The environment variable HF_STAGES_KERNEL forces one of them; ``none`` ignores the library. It is read once.
     """
-    wanted, there = os.environ.get(VARIABLE, ""), available()
+    wanted, known = os.environ.get(VARIABLE, ""), available()
     if not wanted:
-        return there[0]
+        return known[0]
     if wanted == "none":
-        return _plain()[0]
-    if wanted not in [*there, "int_mm"]:
-        raise ValueError(f"{VARIABLE}: expected {', '.join(there)} or none on this machine, got {wanted!r}")
+        return _torch_paths()[0]
+    if wanted not in [*known, "int_mm"]:
+        raise ValueError(f"{VARIABLE}: expected {', '.join(known)} or none on this machine, got {wanted!r}")
     return wanted
 
 
-def native() -> bytes | None:
-    """The library's path that runs; None without the library."""
+def library_path() -> bytes | None:
+    """Return the path of the library that runs; None where it is not used."""
     name = which()
     return None if name in ("int_mm", "dense") else name.encode()
 
 
-def _plain() -> list[str]:
-    """torch._int_mm is fast where oneDNN has AVX512-VNNI, and a slow reference elsewhere."""
-    return ["int_mm", "dense"] if "avx512_vnni" in _processor() else ["dense"]
+def _torch_paths() -> list[str]:
+    """List the paths in torch: its _int_mm is fast only where oneDNN has AVX512-VNNI."""
+    return ["int_mm", "dense"] if "avx512_vnni" in cpu_description() else ["dense"]
 
 
-def _processor() -> str:
-    """What Linux says of the processor; nothing elsewhere."""
+def cpu_description() -> str:
+    """Return what Linux says about the processor; empty on other systems."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Without the library, and on other devices: the same function in torch's own operations."""
+"""The same function in torch's own operations, for other devices and without the library."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 Cache = dict[str, Any]
 
 
-def kept(cache: Cache | None, name: str, sources: tuple[torch.Tensor, ...], make: Callable[[], torch.Tensor]) -> Any:
-    """``make()``, kept in the cache for as long as what it was made of stays what it is.
+def cached(cache: Cache | None, name: str, sources: tuple[torch.Tensor, ...], make: Callable[[], torch.Tensor]) -> Any:
+    """Return ``make()``, cached as long as the tensors that it was made of stay the same.
 
-    Packed bytes are known by address and version. Scales are compared by value: they are few, and who edits them by hand
-    often writes to ``.data``, which counts no version.
+    Packed bytes are compared by address and version. Scales are compared by value: they are few, and edits often go
+    through ``.data``, which does not change the version.
     """
     if cache is None:
         return make()
@@ -36,9 +36,10 @@ def kept(cache: Cache | None, name: str, sources: tuple[torch.Tensor, ...], make
 
 
 @functools.cache
-def _warn() -> None:
+def warn_once() -> None:
     logger.warning(
-        "packed layers run on weights unpacked to float32, which take 16 times their packed size and more: the kernels' "
+        "packed layers run on weights unpacked to float32, which take 16 times their packed size and more: the "
+        "kernels' "
         "library is not built, or left out by %s. To build it: %s",
         library.VARIABLE,
         library.HOW,
@@ -56,21 +57,24 @@ def linear(
     clip: torch.Tensor | None,
     cache: Cache | None,
 ) -> torch.Tensor:
+    """Compute the linear layer as ``kernels.linear`` does; the arguments are checked already."""
     wide = x.float()
-    whole = activations is not None and scale.shape[-1] == 1 and wide.numel() > 0 and _fits(x, weight, levels)
-    if activations is not None and whole:
+    in_integers = (
+        activations is not None and scale.shape[-1] == 1 and wide.numel() > 0 and _int_mm_is_fast(x, weight, levels)
+    )
+    if activations is not None and in_integers:
         return _int_mm(wide, weight, scale, bias, levels, in_features, activations, clip, cache).to(x.dtype)
     entered = wide if activations is None else activations(wide, clip)
     if x.device.type == "cpu":
-        _warn()
-        made = kept(cache, "dense", (weight, scale), lambda: dense(weight, scale, levels, in_features))
+        warn_once()
+        made = cached(cache, "dense", (weight, scale), lambda: dense(weight, scale, levels, in_features))
     else:
         made = dense(weight, scale, levels, in_features)
     return F.linear(entered, made, None if bias is None else bias.float()).to(x.dtype)
 
 
-def _fits(x: torch.Tensor, weight: torch.Tensor, levels: str) -> bool:
-    """Whether torch._int_mm runs, and fast."""
+def _int_mm_is_fast(x: torch.Tensor, weight: torch.Tensor, levels: str) -> bool:
+    """Whether torch._int_mm runs here, and is fast."""
     if x.device.type == "cpu":
         return library.which() == "int_mm"
     return x.device.type == "cuda" and x.shape[-1] % 8 == 0 and weight.shape[-2] % 8 == 0
@@ -87,17 +91,17 @@ def _int_mm(
     clip: torch.Tensor | None,
     cache: Cache | None,
 ) -> torch.Tensor:
-    """Whole dots, as the library computes them, of weights unpacked to bytes."""
+    """Compute dot products in integers, as the library does, on weights unpacked to bytes."""
     codes, of_row, zero = activations.levels(wide, clip)
     codes, of_row = codes.reshape(-1, in_features), of_row.expand(*wide.shape[:-1], 1).reshape(-1, 1)
     sound = codes.isfinite().all(-1, keepdim=True) & of_row.isfinite()
     shift = 128 if activations.top > 127 else 0
     small = torch.where(sound, codes - shift, 0).to(torch.int8)
     rows = small.shape[0]
-    small = _wide_enough(small)
-    if wide.device.type == "cuda":  # which wants more than 16 rows, and a multiple of 8
+    small = _at_least_two_columns(small)
+    if wide.device.type == "cuda":  # CUDA needs more than 16 rows, and a multiple of 8
         small = F.pad(small, (0, 0, 0, max(32, -(-rows // 8) * 8) - rows))
-    halves = kept(
+    halves = cached(
         cache if wide.device.type == "cpu" else None, "int8", (weight,), lambda: _bytes(weight, levels, in_features)
     )
     found: Any = 0
@@ -112,9 +116,9 @@ def _int_mm(
 
 
 def _bytes(weight: torch.Tensor, levels: str, in_features: int) -> torch.Tensor:
-    return _wide_enough(levels_of(weight, levels, in_features).contiguous())
+    return _at_least_two_columns(levels_of(weight, levels, in_features).contiguous())
 
 
-def _wide_enough(matrix: torch.Tensor) -> torch.Tensor:
-    """A zero beside a lone column: with one, oneDNN refuses the strides unheard and the product is never written."""
+def _at_least_two_columns(matrix: torch.Tensor) -> torch.Tensor:
+    """Add a column of zeros to a single column, whose product oneDNN would silently not compute."""
     return F.pad(matrix, (0, 1)) if matrix.shape[-1] == 1 else matrix

@@ -13,7 +13,7 @@ import transformers as tf
 from hf_stages import Stage, recipes
 from hf_stages.layers import Quantizer, SplitLinear, TernaryLinear
 from hf_stages.packing.formats import Gguf, model_weights
-from hf_stages.packing.formats.gguf_blocks import blocks, type_of
+from hf_stages.packing.formats.gguf_blocks import block_type, to_blocks
 from hf_stages.packing.formats.gguf_models import rope_order
 from hf_stages.packing.formats.model_weights import levels_of
 from hf_stages.transforms import Binarize, InsertSubLN, SplitTernary, Ternarize
@@ -180,21 +180,21 @@ def test_groups_and_halves_are_written_where_blocks_can_hold_them():
         weight = levels_of("x", layer)
         if not fits:
             with pytest.raises(ValueError, match="groups of 128"):
-                type_of(weight)
+                block_type(weight)
             continue
-        got = gguf.dequantize(blocks(weight, type_of(weight)), gguf.GGMLQuantizationType.TQ2_0)
+        got = gguf.dequantize(to_blocks(weight, block_type(weight)), gguf.GGMLQuantizationType.TQ2_0)
         assert np.allclose(got, layer.weight.detach().numpy(), rtol=HALF, atol=0)
     split = SplitLinear(256, 4)
     with torch.no_grad():
         split.latents[0].mul_(1.5)
     with pytest.raises(ValueError, match="four values"):
-        type_of(levels_of("x", split))
+        block_type(levels_of("x", split))
     # Learned scales that are still equal: two signs add up to a ternary weight.
     same = SplitLinear.from_layer(
         split, Quantizer("binary", "learned"), None, split.latents, [torch.ones(4), torch.ones(4)]
     )
     weight = levels_of("x", same)
-    got = gguf.dequantize(blocks(weight, type_of(weight)), gguf.GGMLQuantizationType.TQ2_0)
+    got = gguf.dequantize(to_blocks(weight, block_type(weight)), gguf.GGMLQuantizationType.TQ2_0)
     assert np.array_equal(got, same.weight.detach().numpy())
     assert set(np.unique(got)) == {-2.0, 0.0, 2.0}
 
@@ -222,7 +222,7 @@ def test_models_that_the_format_cannot_hold_are_refused(tmp_path, build, transfo
     model = build()
     for transform in transforms:
         model = transform(model)
-    monkeypatch.setattr(model_weights, "read", lambda folder: (model, []))
+    monkeypatch.setattr(model_weights, "read_stage", lambda folder: (model, []))
     with pytest.raises(ValueError, match=message):
         Gguf()(tmp_path, tmp_path)
 
@@ -230,7 +230,7 @@ def test_models_that_the_format_cannot_hold_are_refused(tmp_path, build, transfo
 def test_a_changed_architecture_is_refused(llama, tmp_path, monkeypatch):
     model = loaded(llama)
     model.model.layers[0].self_attn.extra = torch.nn.Linear(2, 2)
-    monkeypatch.setattr(model_weights, "read", lambda folder: (model, []))
+    monkeypatch.setattr(model_weights, "read_stage", lambda folder: (model, []))
     with pytest.raises(ValueError, match=r"layers.0.self_attn.extra.weight"):
         Gguf()(tmp_path, tmp_path)
     assert not (tmp_path / "model.gguf").exists()

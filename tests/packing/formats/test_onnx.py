@@ -12,7 +12,7 @@ from hf_stages import Stage, recipes
 from hf_stages.layers import Activations, BinaryLinear, SplitLinear, TernaryEmbedding, TernaryLinear
 from hf_stages.packing.formats import Onnx, model_weights
 from hf_stages.packing.formats.onnx_graph import Graph
-from hf_stages.packing.formats.onnx_layers import Layers, block_of, rounded
+from hf_stages.packing.formats.onnx_layers import Layers, block_of, round_activations
 from hf_stages.transforms import Binarize, SplitTernary, Ternarize
 from tests.packing.formats.folders import loaded, trained, word_piece
 from tests.support import tiny
@@ -118,7 +118,7 @@ def test_float16_makes_the_file_smaller_and_the_tokenizer_is_copied(tmp_path):
 
 def test_an_encoder_gives_hidden_states(tmp_path, monkeypatch):
     model = Ternarize()(tiny.bert()).bert.eval()
-    monkeypatch.setattr(model_weights, "read", lambda folder: (model, []))
+    monkeypatch.setattr(model_weights, "read_stage", lambda folder: (model, []))
     report, given = Onnx()(tmp_path, tmp_path), batch("bert")
     hidden, pooled = session(report.file).run(None, {name: tensor.numpy() for name, tensor in given.items()})
     with torch.no_grad():
@@ -141,7 +141,7 @@ ROUNDINGS = [
 def test_activations_are_rounded_the_same_bit_for_bit(how, tmp_path):
     graph = float_graph()
     clip = None if how.clip is None else how.initial_range() * 1.1
-    graph.output("y", rounded(graph, "x", how, clip), ["a", "b", "c"])
+    graph.output("y", round_activations(graph, "x", how, clip), ["a", "b", "c"])
     graph.save(tmp_path / "round.onnx", "")
     x = 3 * torch.randn(5, 40, 64, generator=torch.Generator().manual_seed(0))
     x[0, 0] = 0
@@ -204,13 +204,15 @@ def test_a_quantized_embedding_is_exact(tmp_path):
 def test_models_and_arguments_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="groups of 8 have scales of their own"):
         block_of(64, 8)
-    monkeypatch.setattr(model_weights, "read", lambda folder: (Ternarize()(tiny.t5()), []))
+    monkeypatch.setattr(model_weights, "read_stage", lambda folder: (Ternarize()(tiny.t5()), []))
     with pytest.raises(ValueError, match=r"Onnx: expected one of BertModel, .* got a T5ForConditionalGeneration"):
         Onnx()(tmp_path, tmp_path)
-    monkeypatch.setattr(model_weights, "read", lambda folder: (tiny.bert(), []))
+    monkeypatch.setattr(model_weights, "read_stage", lambda folder: (tiny.bert(), []))
     with pytest.raises(ValueError, match="Onnx: has no quantized layers"):
         Onnx()(tmp_path, tmp_path)
-    monkeypatch.setattr(model_weights, "read", lambda folder: (Ternarize()(tiny.bert(hidden_act="gelu_fast")), []))
+    monkeypatch.setattr(
+        model_weights, "read_stage", lambda folder: (Ternarize()(tiny.bert(hidden_act="gelu_fast")), [])
+    )
     with pytest.raises(ValueError, match="hidden_act: expected gelu"):
         Onnx()(tmp_path, tmp_path)
     for given in ({"name": "model"}, {"rest": "int8"}, {"activations": True}):

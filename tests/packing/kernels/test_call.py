@@ -12,7 +12,7 @@ from hf_stages.layers import Activations
 from hf_stages.packing.kernels import library
 from tests.packing.kernels.test_linear import packed, run
 
-pytestmark = pytest.mark.skipif(library.native() is None, reason="the kernels' library is not built, or left out")
+pytestmark = pytest.mark.skipif(library.library_path() is None, reason="the kernels' library is not built, or left out")
 ROUNDED = Activations()
 
 

@@ -83,10 +83,10 @@ def test_unpacking_weights_to_floats_warns_once(forced, caplog, name, activation
     from hf_stages.packing.kernels import plain
 
     forced(name)
-    plain._warn.cache_clear()
+    plain.warn_once.cache_clear()
     for _ in range(2):
-        linear(torch.randn(2, 8), torch.zeros(3, 1, dtype=torch.uint8), torch.ones(3, 1), levels="binary", in_features=8,
-               activations=activations)  # fmt: skip
+        x, weight, scale = torch.randn(2, 8), torch.zeros(3, 1, dtype=torch.uint8), torch.ones(3, 1)
+        linear(x, weight, scale, levels="binary", in_features=8, activations=activations)
     assert len([r for r in caplog.records if "not built" in r.message]) == warnings
 
 
@@ -98,12 +98,12 @@ def test_unpacking_weights_to_floats_warns_once(forced, caplog, name, activation
 @pytest.mark.parametrize("built", [True, False])
 def test_the_path_without_the_library_depends_on_the_processor(forced, monkeypatch, processor, path, built):
     """On any processor, built and left out, or never built."""
-    monkeypatch.setattr(library, "_processor", lambda: processor)
+    monkeypatch.setattr(library, "cpu_description", lambda: processor)
     if not built:
         monkeypatch.setattr(library, "library", lambda: None)
     forced("none" if built else "")
     assert which() == path
-    assert library.native() is None
+    assert library.library_path() is None
     forced("int_mm")
     assert which() == "int_mm", "a reference that every processor has"
 

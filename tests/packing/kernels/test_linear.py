@@ -233,7 +233,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 def test_it_runs_after_a_fork(run_python):
-    if library.native() is None:
+    if library.library_path() is None:
         pytest.skip("the kernels' library is not built, or left out by HF_STAGES_KERNEL")
     run_python(FORKED)
 
