@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.workers import drawing, fsdp, training
-from tests.workers.cases import CASES, apart, gradient
+from tests.workers.cases import apart, gradient
 from tests.workers.heads import HEADS, update
 from tests.workers.ranks import chain, staged
 from tests.workers.scenarios import SCENARIOS
@@ -38,6 +38,7 @@ COMPARED = (
 )
 SLOW = (
     "fused_heads",
+    "more_gradients",
     "stop_anywhere",
     "boundary_resume",
     "without_search_for_unused",
@@ -154,12 +155,23 @@ def test_quantized_run_on_two_ranks_equals_one_process(two_ranks, tmp_path):
         assert apart(whole, found) < SAME, folder
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", training.GRADIENTS)
 def test_gradient_on_two_ranks_equals_one_process(two_ranks, name, tmp_path):
     result(two_ranks, "gradients")
-    whole = gradient(name, tmp_path, 8)
+    assert_same_gradient(two_ranks[0] / "gradients", name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", training.MORE_GRADIENTS)
+def test_more_gradients_on_two_ranks_equal_one_process(two_ranks_longer, name, tmp_path):
+    result(two_ranks_longer, "more_gradients")
+    assert_same_gradient(two_ranks_longer[0] / "more_gradients", name, tmp_path)
+
+
+def assert_same_gradient(found: Path, name: str, out: Path) -> None:
+    whole = gradient(name, out, 8)
     for cut in (name, f"{name}.accumulated"):
-        assert apart(whole, load_file(two_ranks[0] / "gradients" / f"{cut}.safetensors")) < SAME, cut
+        assert apart(whole, load_file(found / f"{cut}.safetensors")) < SAME, cut
 
 
 @pytest.mark.parametrize("name", training.HEADS_ON_RANKS)

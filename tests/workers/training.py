@@ -85,9 +85,39 @@ def fused_head_runs(out: Path, batch: int) -> dict[str, Any]:
     return found
 
 
+# A batch on one process is tested with all cases; on ranks each way of dividing a loss, and each kind of signal, once.
+GRADIENTS = (
+    "split",
+    "classifier",
+    "causal",
+    "token",
+    "seq2seq",
+    "smoothed",
+    "loss-func",
+    "summed",
+    "relation",
+    "projected",
+    "projected,logits",
+    "logits,hidden",
+    "vision",
+    "two-stacks",
+    "silent",
+)
+MORE_GRADIENTS = tuple(name for name in CASES if name not in GRADIENTS)
+
+
 @scenario
 def gradients(out: Path) -> None:
-    for name in CASES:
+    save_gradients(out, GRADIENTS)
+
+
+@scenario
+def more_gradients(out: Path) -> None:
+    save_gradients(out, MORE_GRADIENTS)
+
+
+def save_gradients(out: Path, names: tuple[str, ...]) -> None:
+    for name in names:
         found = gradient(name, out / name / "4", 4)
         cut = gradient(name, out / name / "1", 1, 4)
         if dist.get_rank() == 0:
