@@ -82,6 +82,11 @@ def test_the_tree_of_the_readme_is_the_list_of_rooms() -> None:
     assert shown == [room for line in ROOMS for room in line.split()]
 
 
+def test_the_readme_leads_to_every_guide() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Guides")[2].partition("## The tree")[0]
+    assert {f"docs/{page.name}" for page in PAGES[1:]} == set(re.findall(r"\]\(([^)]+)\)", text))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
