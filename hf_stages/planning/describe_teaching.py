@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from hf_stages.core.parts import arguments_of, is_part
+from hf_stages.core.references import teaching_stage
 from hf_stages.losses.objective.terms import Term, teacher_needs_of
 from hf_stages.models.capture import WHOLE, deepest
 from hf_stages.models.model_source import ModelSource
@@ -62,8 +63,10 @@ def _short(value: Any) -> str:
 
 
 def _teacher(teacher: Any) -> str:
+    if (earlier := teaching_stage(teacher)) is not None:
+        return f"stage {earlier}"
     if isinstance(teacher, str):
-        return "the student's own base, adapters off" if teacher == BASE else teacher.replace("stage:", "stage ", 1)
+        return "the student's own base, adapters off" if teacher == BASE else teacher
     if isinstance(teacher, ModelSource):
         return teacher.path or f"{(teacher.config or {}).get('model_type')} with random weights"
     if isinstance(teacher, CachedTeacher):

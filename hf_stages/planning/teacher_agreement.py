@@ -115,7 +115,7 @@ def folder_of(teacher: Any) -> Path | None:
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-def probe(trainer: Any, dataset: Any, teacher: Any, where: str) -> str | None:
+def try_teacher(trainer: Any, dataset: Any, teacher: Any, where: str) -> str | None:
     """Run a live teacher on some of a stage's rows, and return what is wrong with its answers; None if nothing is."""
     try:
         with preserve_random_state(), torch.no_grad(), trainer.accelerator.autocast():

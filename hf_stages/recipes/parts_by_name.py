@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_stages.core.parts import read_collator, read_loss, read_part
 from hf_stages.core.placed_errors import place_errors
+from hf_stages.core.references import teaching_stage
 from hf_stages.core.registry import KIND_OF_KEY, Where
 from hf_stages.core.stage import Recipe
 from hf_stages.data.collators.collator import Collator
@@ -85,7 +86,7 @@ def _teacher_by_path(teacher: Any, known: dict[str, Any]) -> Any:
         if repr(teacher) not in known:
             known[repr(teacher)] = teacher.load()
         return known[repr(teacher)]
-    if not isinstance(teacher, str) or teacher == BASE or teacher.startswith("stage:"):
+    if not isinstance(teacher, str) or teacher == BASE or teaching_stage(teacher) is not None:
         return teacher
     return known.setdefault(teacher, Teacher(teacher))
 

@@ -15,7 +15,7 @@ from hf_stages.losses.objective.terms import groups_of, teacher_needs_of
 from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.planning.collator_checks import check_teacher
 from hf_stages.planning.plan import PlannedStage
-from hf_stages.planning.teacher_agreement import probe
+from hf_stages.planning.teacher_agreement import try_teacher
 from hf_stages.teachers.live import BaseTeacher, LiveTeacher
 from hf_stages.teachers.stage_teachers import start_teacher, teacher_structure
 from hf_stages.training.lent_trainer import LentTrainer
@@ -63,6 +63,6 @@ def _check_teacher_means_the_same(trainer: Any, teacher: Any, where: str) -> Non
     if not teacher.capture.needs & {"final", "logits", "outputs"}:
         return
     where = f"{where}teacher"
-    wrong = from_main_rank(probe(trainer, trainer.train_dataset, teacher, where), trainer.args)
+    wrong = from_main_rank(try_teacher(trainer, trainer.train_dataset, teacher, where), trainer.args)
     if wrong is not None:
         raise ValueError(f"{where}: {wrong}. If it is as it should be: trainer.probe_teacher = False")

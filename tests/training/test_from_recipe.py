@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
-from hf_stages import Recipe, Stage, StagedTrainer
+from hf_stages import Mixture, Recipe, Stage, StagedTrainer
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.models.model_source import ModelSource
@@ -157,3 +158,18 @@ def test_a_planned_recipe_is_not_planned_again_by_its_trainer(recipe, monkeypatc
 def test_a_trainer_of_a_recipe_that_nobody_planned_plans_for_itself(recipe):
     planned, unplanned = prepare(recipe()), prepare(recipe())
     assert str(unplanned.trainer().plan()) == str((planned.plan(), planned.trainer().plan())[1])
+
+
+def test_a_run_is_the_same_whether_it_was_planned_before_or_not(recipe, tmp_path):
+    stages = [Stage("a", "2 steps"), Stage("b", "2 steps", train_dataset=Mixture(["small", "large"]))]
+    declared, ends = recipe(stages), []
+    for planned in (True, False):
+        prepared = prepare(declared, output_dir=str(tmp_path / str(planned)))
+        if planned:
+            prepared.plan()
+        trainer = prepared.trainer()
+        trainer.train()
+        summary = json.loads((tmp_path / str(planned) / "02-b" / "stage.json").read_text())
+        ends.append((trainer.model.state_dict(), summary["declared"], summary["data"]))
+    assert all(torch.equal(value, ends[1][0][key]) for key, value in ends[0][0].items())
+    assert ends[0][1:] == ends[1][1:]
