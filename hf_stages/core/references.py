@@ -100,6 +100,13 @@ def look_up(value: Any, sources: Mapping[str, Any], where: str) -> Any:
     return sources[value]
 
 
+def look_up_all(value: Any, sources: Mapping[str, Any], where: str) -> Any:
+    """Return the source that a name stands for, or those of several by name."""
+    if not isinstance(value, Mapping):
+        return look_up(value, sources, where)
+    return {name: look_up(item, sources, f"{where}[{name!r}]") for name, item in value.items()}
+
+
 def teaching_stage(teacher: Any) -> str | None:
     """Return the stage that ``"stage:<name>"`` names; None where the teacher is something else.
 

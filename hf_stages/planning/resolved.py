@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hf_stages.core.lineage import lineage
-from hf_stages.core.references import look_up
+from hf_stages.core.references import look_up, look_up_all
 from hf_stages.core.stage import Recipe, Stage, own_or_shared, parents_of
 from hf_stages.data.curricula.base import Curriculum
 from hf_stages.data.curricula.mixture import Mixture
@@ -106,11 +106,11 @@ def resolve(recipe: Recipe) -> ResolvedRecipe:
         resolved = ResolvedStage(
             own_dataset=own,
             dataset=_with_earlier(recipe, stage, sources, stages, own, None) if replays else own,
-            eval_dataset=_looked_up(own_or_shared(stage, "eval_dataset", recipe), sources, f"{where}eval_dataset"),
+            eval_dataset=look_up_all(own_or_shared(stage, "eval_dataset", recipe), sources, f"{where}eval_dataset"),
             **_parts(recipe, stage),
         )
         stages.append(resolved)
-    evaluated = _looked_up(recipe.eval_dataset, sources, "eval_dataset")
+    evaluated = look_up_all(recipe.eval_dataset, sources, "eval_dataset")
     return ResolvedRecipe(recipe, tuple(stages), sources, evaluated)
 
 
@@ -149,12 +149,6 @@ def _opened(dataset: Any, sources: Mapping[str, Any], where: str) -> Any:
     if not isinstance(dataset, Curriculum):
         return dataset
     return make_blend(dataset, lambda name, where: look_up(name, sources, where), where)
-
-
-def _looked_up(sets: Any, sources: Mapping[str, Any], where: str) -> Any:
-    if not isinstance(sets, Mapping):
-        return look_up(sets, sources, where)
-    return {name: look_up(dataset, sources, f"{where}[{name!r}]") for name, dataset in sets.items()}
 
 
 def _with_earlier(

@@ -59,8 +59,11 @@ def check_plan(
 def plan_trainer(trainer: Any) -> Plan:
     """Plan a trainer's run. What was planned and checked before the trainer was made is taken over."""
     known = trainer.plan_at_hand
-    anew = known is None or trainer.prepares or known.made_with != trainer.args.to_dict()
-    plan = _planned_anew(trainer) if anew else known.with_recipe(trainer.recipe)
+    same = known is not None and known.made_with == trainer.args.to_dict()
+    if not same or trainer.prepares or trainer.compute_loss_func is not None:
+        plan = _plan_anew(trainer)
+    else:
+        plan = known.with_recipe(trainer.recipe)
     check_rebuilt_model(trainer, plan)
     if not trainer.blueprint.buildable:
         check_no_rebuild(trainer.recipe, plan)
@@ -70,7 +73,7 @@ def plan_trainer(trainer: Any) -> Plan:
     return plan
 
 
-def _planned_anew(trainer: Any) -> Plan:
+def _plan_anew(trainer: Any) -> Plan:
     plan = plan_for(trainer.recipe, trainer.args, trainer.train_data if trainer.prepares else None)
     for stage, dataset in evaluation_sets(plan.resolved) if trainer.prepares else ():
         trainer.eval_data(dataset, stage.stage)

@@ -18,6 +18,7 @@ from hf_stages.core.hub_names import explain_hub_lookup
 from hf_stages.core.origins import Origin
 from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.references import (
+    look_up_all,
     named_sources,
     named_teachers,
     place_of,
@@ -47,15 +48,15 @@ from hf_stages.training.checked_plan import check_plan
 logger = logging.get_logger(__name__)
 
 
-def _placing(work: Callable[..., Any]) -> Callable[..., Any]:
-    """The work with errors that name the line of the recipe's text."""
+def _locate_errors(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Let errors of a function name the line of the recipe's text."""
 
     @wraps(work)
-    def placed(recipe: Any, *args: Any, **options: Any) -> Any:
+    def located(recipe: Any, *args: Any, **options: Any) -> Any:
         with recipe.origin.locate_errors() if recipe.origin is not None else nullcontext():
             return work(recipe, *args, **options)
 
-    return placed
+    return located
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,21 @@ class Prepared:
     """A recipe whose data is loaded and whose args are checked. No weight is read before ``trainer()``."""
 
     recipe: Recipe
-    """Sources loaded. Stages keep naming them, so that what a run records stays readable."""
+    """The recipe with its sources loaded. Stages still name them, so that what a run records stays readable."""
     args: TrainingArguments
     tokenizer: Any
+    """The tokenizer, which has a padding token; None where the recipe names none."""
     data: Mapping[str, str]
-    """What each stage's training data is called."""
+    """What each stage's training data is called, for the plan's table."""
     trust_remote_code: bool = False
     origin: Origin | None = None
     """The text that the recipe was read from."""
     _plans: list[Plan] = field(default_factory=list, init=False, repr=False, compare=False)
-    """The plan, once it was asked for."""
+    """The plan, once it was made."""
 
-    @_placing
+    @_locate_errors
     def plan(self) -> Plan:
-        """The recipe in absolute numbers, with all that the trainer would refuse found in the models' configs alone."""
+        """Return the recipe in absolute numbers. All that the trainer would refuse is found here, in configs alone."""
         if not self._plans or self._plans[0].made_with != self.args.to_dict():
             self._plans[:] = [self._planned()]
         return self._plans[0]
@@ -100,17 +102,17 @@ class Prepared:
             structure=lambda teacher: read(repr(teacher)) if isinstance(teacher, ModelSource) else teacher,
         )
 
-    @_placing
+    @_locate_errors
     def skeleton(self) -> Any:
-        """The initial model on the meta device: its config is read, its weights are not."""
-        return _named("model", self._model().skeleton, trust_remote_code=self.trust_remote_code)
+        """Return the initial model on the meta device: its config is read, its weights are not."""
+        return _call_loader("model", self._model().skeleton, trust_remote_code=self.trust_remote_code)
 
     def fresh_model(self) -> Any:
-        """The initial model's structure with random weights, where the args' device is: for timing."""
+        """Return the initial model with random weights on the args' device, to time it."""
         skeleton = self.skeleton()
         return type(skeleton)._from_config(skeleton.config, dtype=skeleton.dtype).to(self.args.device)
 
-    @_placing
+    @_locate_errors
     def trainer(self) -> Any:
         """Load the weights and make the ``StagedTrainer``."""
         from hf_stages.training.trainer import StagedTrainer
@@ -142,7 +144,7 @@ class Prepared:
         trainer.plan_at_hand = self._plans[0] if self._plans else None
         return trainer
 
-    @_placing
+    @_locate_errors
     def cache_teacher(self, folder: str, **options: Any) -> CachedTeacher:
         """Run the one teacher of all stages over the data that they learn from it with; see ``Teacher.cache``."""
         declared: list[Any] = []
@@ -161,10 +163,10 @@ class Prepared:
         dataset = apart[0] if len(apart) == 1 else ConcatDataset(apart)
         teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
         given = {"collator": self.collator(), "tokenizer": self.tokenizer, **options}
-        return _named("teacher", teacher.cache, dataset, folder, **given)
+        return _call_loader("teacher", teacher.cache, dataset, folder, **given)
 
     def collator(self) -> Any:
-        """The recipe's own collator, without a model; None where Trainer chooses."""
+        """Return the recipe's own collator, made without a model; None where Trainer chooses one."""
         return build_collator(self._collator(self.recipe.data_collator, None), self.tokenizer, None)
 
     def _model(self) -> ModelSource:
@@ -179,7 +181,7 @@ class Prepared:
             return source
         key = repr(source)
         if key not in loaded:
-            loaded[key] = _named(where, source.load, trust_remote_code=self.trust_remote_code)
+            loaded[key] = _call_loader(where, source.load, trust_remote_code=self.trust_remote_code)
         return loaded[key]
 
     def _source(self, teacher: Any) -> Any:
@@ -195,7 +197,7 @@ class Prepared:
             return collator.build(self.tokenizer, model)
 
 
-@_placing
+@_locate_errors
 def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str | None = None) -> Prepared:
     """Load what a plan needs: tokenizer, the datasets that are used, TrainingArguments."""
     origin, recipe = recipe.origin, with_parts(recipe)
@@ -211,33 +213,35 @@ def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str 
             return source.map_datasets(lambda held: load(held, where))
         if not isinstance(source, Source):
             return source
-        return _named(where, source.load, tokenizer, trust_remote_code=trust_remote_code)
+        return _call_loader(where, source.load, tokenizer, trust_remote_code=trust_remote_code)
 
     used = {name for path, name in named_sources(recipe) if path[0] != "sources"}
     while (deeper := {n for name in used for n in source_names_in(recipe.sources[name])}) - used:
         used |= deeper
     sources = {n: load(s, f"sources.{n}") if n in used else s for n, s in recipe.sources.items()}
 
-    def with_data(noun: Any, where: str, *, by_name: bool) -> Any:
-        own = {}
-        for key in ("train_dataset", "eval_dataset"):
-            value = getattr(noun, key)
-            own[key] = load(value, f"{where}{key}") if by_name else load(_looked_up(value, sources), f"{where}{key}")
-        return replace(noun, **own)
+    def with_data(holder: Any, where: str) -> Any:
+        keys = ("train_dataset", "eval_dataset")
+        return replace(holder, **{key: load(getattr(holder, key), f"{where}{key}") for key in keys})
 
-    loaded = replace(with_data(recipe, "", by_name=False), sources=sources)
-    stages = [with_data(stage, f"stage {stage.name!r}: ", by_name=True) for stage in recipe.stages]
+    shared = {key: look_up_all(getattr(recipe, key), sources, key) for key in ("train_dataset", "eval_dataset")}
+    loaded = with_data(replace(recipe, sources=sources, **shared), "")
+    stages = [with_data(stage, f"stage {stage.name!r}: ") for stage in recipe.stages]
     data = {stage.name: _data_label(recipe, stage) for stage in recipe.stages}
     return Prepared(replace(loaded, stages=stages), args, tokenizer, data, trust_remote_code, origin)
 
 
 def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str | None = None) -> Any:
-    """The ``StagedTrainer`` that a recipe of named parts describes."""
+    """Return the ``StagedTrainer`` that a recipe describes, its data and weights loaded.
+
+    ``output_dir`` takes the place of the recipe's ``args.output_dir``; ``trust_remote_code`` lets code of datasets and
+    models on the Hub run.
+    """
     return prepare(recipe, trust_remote_code=trust_remote_code, output_dir=output_dir).trainer()
 
 
 def training_arguments(given: Mapping[str, Any], *, output_dir: str | None = None) -> TrainingArguments:
-    """TrainingArguments from a recipe's ``args``; an unknown field and a missing ``output_dir`` are errors."""
+    """Make TrainingArguments of a recipe's ``args``. Unknown fields and a missing ``output_dir`` are errors."""
     known = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     for key in given:
         if key not in known:
@@ -263,7 +267,7 @@ def _model_source(model: Any) -> ModelSource:
 
 
 def _check_names(recipe: Recipe) -> None:
-    """Names of stages and sources lead somewhere; found before anything is loaded."""
+    """Refuse names of stages and sources that lead nowhere, before anything is loaded."""
     names = [stage.name for stage in recipe.stages]
     for path, name, _ in named_teachers(recipe):
         if name not in names:
@@ -273,18 +277,12 @@ def _check_names(recipe: Recipe) -> None:
         raise ValueError(f"{place_of(recipe, path)}: {problem}")
 
 
-def _looked_up(value: Any, sources: Mapping[str, Any]) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _looked_up(item, sources) for key, item in value.items()}
-    return sources[value] if isinstance(value, str) else value
-
-
 def _tokenizer(recipe: Recipe, trust_remote_code: bool) -> Any:
-    """The tokenizer; one without a padding token (GPT-2's, Llama's) gets one, since batches are padded."""
+    """Load the tokenizer. One without a padding token (GPT-2's, Llama's) gets one, since batches are padded."""
     if not isinstance(recipe.tokenizer, str):
         return recipe.tokenizer
     load = explain_hub_lookup(recipe.tokenizer)(AutoTokenizer.from_pretrained)
-    tokenizer = _named("tokenizer", load, recipe.tokenizer, trust_remote_code=trust_remote_code)
+    tokenizer = _call_loader("tokenizer", load, recipe.tokenizer, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         # The unknown token where there is one: padding is masked from labels, and the end should be learned.
         tokenizer.pad_token = tokenizer.unk_token if tokenizer.unk_token is not None else tokenizer.eos_token
@@ -303,7 +301,7 @@ def _data_label(recipe: Recipe, stage: Stage) -> str:
     )
 
 
-def _named(where: str, load: Any, *args: Any, **options: Any) -> Any:
-    """Call a loader; its error gets the place in the recipe in front."""
+def _call_loader(where: str, load: Any, *args: Any, **options: Any) -> Any:
+    """Call a loader whose errors get the place in the recipe in front."""
     with place_errors(where, ValueError, OSError, keys=("config", "overrides")):
         return load(*args, **options)

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from hf_stages.core.references import teaching_stage
 from hf_stages.core.stage import Recipe
 from hf_stages.planning.cautions import cautions
 from hf_stages.planning.model_shapes import StageShape, shape_of, stage_shapes
@@ -106,8 +107,7 @@ def flops_of(planned: PlannedStage, shapes: Mapping[str, StageShape]) -> float |
     if shape is None or tokens is None:
         return None
     flops = tokens * (4 * shape.non_embedding + 2 * min(shape.trainable, shape.non_embedding))
-    teacher = planned.stage.teacher
-    if isinstance(teacher, str) and (other := shapes.get(teacher.removeprefix("stage:"))):
+    if other := shapes.get(teaching_stage(planned.stage.teacher) or ""):
         flops += tokens * 2 * other.non_embedding
     return flops
 
@@ -181,7 +181,7 @@ def _details(
     else:
         yield from _detail("loss", part(stage.loss) if stage.loss is not None else "the model's own", width)
         if stage.teacher is not None:
-            teacher = stage.teacher.removeprefix("stage:") if isinstance(stage.teacher, str) else None
+            teacher = teaching_stage(stage.teacher)
             yield from _detail("teacher", f"stage {teacher}" if teacher else part(stage.teacher), width)
     if stage.transforms:
         yield from _detail("becomes", parts(stage.transforms), width)
