@@ -291,6 +291,6 @@ def test_a_ready_recipe_is_printed_as_yaml_to_edit(capsys):
     found = loads(capsys.readouterr().out)
     assert found == three_stage("9 epochs", logits=LogitKL(temperature=2))
     assert cli.main(["recipe"]) == 0
-    assert capsys.readouterr().out.count("Distillation in") == 3
+    assert capsys.readouterr().out.count("Distils in") == 3
     assert cli.main(["recipe", "three_stage", "until"]) == 2
     assert "expected key=value" in capsys.readouterr().err
