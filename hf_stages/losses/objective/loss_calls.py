@@ -27,45 +27,45 @@ class Call:
     """One call of a loss function, and its arguments by name."""
 
     function: Callable[..., Any]
-    given: Mapping[str, Any]
+    arguments: Mapping[str, Any]
 
     @cached_property
-    def each(self) -> torch.Tensor:
+    def value_by_item(self) -> torch.Tensor:
         """The value for each item."""
-        return self.function(**{**self.given, "reduction": "none"})
+        return self.function(**{**self.arguments, "reduction": "none"})
 
     def value(self) -> torch.Tensor:
-        return self.function(**self.given)
+        return self.function(**self.arguments)
 
     @property
     def reduction(self) -> str:
-        return self.given["reduction"]
+        return self.arguments["reduction"]
 
     @property
     def target(self) -> torch.Tensor | None:
-        found = self.given.get("target", self.given.get("targets"))
+        found = self.arguments.get("target", self.arguments.get("targets"))
         if not torch.is_tensor(found) or self.function is functional.ctc_loss:
             return None
         return found
 
     @property
-    def ignore(self) -> int | None:
-        return self.given.get("ignore_index") if self.by_class else None
+    def ignored_label(self) -> int | None:
+        return self.arguments.get("ignore_index") if self.has_class_targets else None
 
     @property
-    def by_class(self) -> bool:
+    def has_class_targets(self) -> bool:
         target = self.target
         return self.function in _CLASSES and target is not None and not target.is_floating_point()
 
     @property
     def weights(self) -> torch.Tensor | None:
-        return self.given.get("weight") if self.by_class else None
+        return self.arguments.get("weight") if self.has_class_targets else None
 
     def items(self) -> Any:
         """Count what the mean of this function is divided by."""
-        if not self.by_class or self.target is None:
-            return self.each.numel()
-        kept = self.target.ne(self.ignore)
+        if not self.has_class_targets or self.target is None:
+            return self.value_by_item.numel()
+        kept = self.target.ne(self.ignored_label)
         return kept.sum() if self.weights is None else self.weights[self.target[kept]].sum()
 
     def reduced(self, each: torch.Tensor) -> torch.Tensor:
@@ -73,11 +73,11 @@ class Call:
         if self.reduction == "none":
             return each
         if self.function is functional.ctc_loss and self.reduction == "mean":
-            return (each / self._lengths(each)).mean()
+            return (each / self.target_lengths(each)).mean()
         return each.sum() / (self.items() or 1) if self.reduction == "mean" else each.sum()
 
-    def _lengths(self, each: torch.Tensor) -> torch.Tensor:
-        return torch.as_tensor(self.given["target_lengths"], device=each.device).clamp(min=1)
+    def target_lengths(self, each: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.arguments["target_lengths"], device=each.device).clamp(min=1)
 
 
 class LossCalls(TorchFunctionMode):

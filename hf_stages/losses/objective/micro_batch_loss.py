@@ -123,7 +123,7 @@ def _scaled_parts(objective: Any, batch: Any) -> Any:
     def answer(place: int, call: Call) -> Any:
         share = by_call.get(place, 1.0)
         if share == 0.0:  # of nothing the mean is 0/0
-            return call.given["input"].sum() * 0.0
+            return call.arguments["input"].sum() * 0.0
         return call.value() * share
 
     return LossCalls(answer)

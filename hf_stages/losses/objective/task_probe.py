@@ -218,7 +218,7 @@ def _by_watching(
         if leaves:
             torch.set_grad_enabled(True)  # from here on; the block around the forward sets it back
         calls.append(call)
-        held.append(call.each.detach().requires_grad_(leaves))
+        held.append(call.value_by_item.detach().requires_grad_(leaves))
         return call.reduced(held[-1])
 
     with LossCalls(answer):
@@ -237,7 +237,7 @@ def _by_watching(
         if found is None:
             return None
         parts.append((place, *found))
-        explained += float((each * call.each).sum())
+        explained += float((each * call.value_by_item).sum())
     if not parts:
         return None
     allowed = max(2e-5, 8 * torch.finfo(loss.dtype).eps)
@@ -256,11 +256,14 @@ def _weights(loss: torch.Tensor, calls: list[Call], held: list[torch.Tensor]) ->
 
 def _by_value(loss: torch.Tensor, calls: list[Call]) -> list[torch.Tensor | None]:
     """Find the weights without gradients, for parameters in shards, where the loss is the value of one call."""
-    same = [torch.equal(call.reduced(call.each).to(loss), loss) for call in calls]
+    same = [torch.equal(call.reduced(call.value_by_item).to(loss), loss) for call in calls]
     if sum(same) != 1:
         return [None] * len(calls)
     scale = [1.0 if call.reduction == "sum" else 1.0 / float(call.items()) for call in calls]
-    return [torch.full_like(call.each, one) if it else None for call, one, it in zip(calls, scale, same, strict=True)]
+    return [
+        torch.full_like(call.value_by_item, one) if it else None
+        for call, one, it in zip(calls, scale, same, strict=True)
+    ]
 
 
 def _items_of_call(
@@ -268,10 +271,10 @@ def _items_of_call(
 ) -> tuple[Count | None, float] | None:
     """Return the items of one call and the weight of its mean in the loss; None where its items weigh differently."""
     if call.function is torch.nn.functional.ctc_loss and call.reduction == "mean":
-        return Count(), float((weights * call._lengths(call.each)).sum())
+        return Count(), float((weights * call.target_lengths(call.value_by_item)).sum())
     own = weights[weights.ne(0)]
-    if call.target is not None and call.by_class:  # an ignored item has no say, whatever its weight
-        kept = call.target.flatten().ne(call.ignore)
+    if call.target is not None and call.has_class_targets:  # an ignored item has no say, whatever its weight
+        kept = call.target.flatten().ne(call.ignored_label)
         own = weights.flatten()[kept] if bool(kept.any()) else weights
     scale = float(own.mean())
     if float((own - scale).abs().max()) > 1e-3 * abs(scale):
@@ -298,16 +301,16 @@ def _counts_by_content(call: Call, inputs: Mapping[str, Any], names: list[str]) 
     target = call.target
     if target is None:
         return
-    ignore = call.ignore
+    ignore = call.ignored_label
     options: dict[str, Any] = {"ignore": ignore}
     if call.weights is not None:
         options["weights"] = tuple(call.weights.tolist())
-    wide = call.given["input"].shape[1:2] if call.by_class else ()
+    wide = call.arguments["input"].shape[1:2] if call.has_class_targets else ()
     for key in dict.fromkeys((*names, *inputs)):
         mine = inputs[key]
         if not torch.is_tensor(mine) or mine.numel() == 0 or mine.dtype == torch.bool:
             continue
-        if mine.is_floating_point() and call.by_class:
+        if mine.is_floating_point() and call.has_class_targets:
             continue
         if wide == (ignore,) and token_width(inputs) == ignore and _equal(mine.clamp(0, ignore), target):
             yield Count(key, inside=True)

@@ -48,8 +48,8 @@ class Objective:
         self.scales: torch.Tensor | None = None
         self.device, self.world = device, world
         n = len(self.terms)
-        self.exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        self.items = torch.zeros(n, dtype=self.exact, device=device)
+        self.count_dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        self.items = torch.zeros(n, dtype=self.count_dtype, device=device)
         self.update_sums = torch.zeros(n, device=device)
         self.log_sums = torch.zeros(n, device=device)
         self.log_updates = 0
@@ -59,7 +59,7 @@ class Objective:
             if t.loss.logged_names
         }
         own = [term.loss.modules for term in self.terms if term.loss.modules is not None]
-        self.apart = {id(weight) for modules in own for weight in modules.parameters()}
+        self.own_weights = {id(weight) for modules in own for weight in modules.parameters()}
         """The losses' own weights, by id. A gradient that reaches only these leaves the model as it is."""
         self.health = TermHealth(self.terms, device, world)
         self.updates = 0
@@ -104,7 +104,7 @@ class Objective:
         )
         tokens = sum(tokens_in_batch(batch) for batch in batches)
         values = [*counts, *parts, tokens, *extras]
-        totals = torch.stack([torch.as_tensor(v, dtype=self.exact, device=self.device) for v in values])
+        totals = torch.stack([torch.as_tensor(v, dtype=self.count_dtype, device=self.device) for v in values])
         if self.world > 1:
             torch.distributed.all_reduce(totals)
         n = len(self.terms)
@@ -115,7 +115,7 @@ class Objective:
             elif parts and term.loss.task is not None and bool((self.part_items == 0).any()):
                 self.items[i] = 0  # one mean of nothing, and so is the whole
         self.update_sums.zero_()
-        self.squares: torch.Tensor | None = None
+        self.squared_norms: torch.Tensor | None = None
         self.health.open_update()
         self.scales = self.balance.scales() if self.balance is not None else None
         return totals[n + len(parts) :]
@@ -146,7 +146,7 @@ class Objective:
             part, logged = value_and_logged(term.loss(student, teacher, batch, self.t))
             if logged is not None:
                 self.logged[i] += logged.to(self.logged[i]) / self.items[i]
-            if not reaches_weights(part, self.apart):
+            if not reaches_weights(part, self.own_weights):
                 raise ValueError(
                     f"loss {term.name}: "
                     f"{'its gradient reaches no weight' if part.requires_grad else 'its value has no graph'}, so it "
@@ -163,22 +163,22 @@ class Objective:
             total = part if total is None else total + part
         if total is None:
             raise ValueError(f"loss: every weight is zero at t={self.t:.4g}, so nothing would be trained")
-        if self.balance is not None and self.squares is None:
+        if self.balance is not None and self.squared_norms is None:
             self._measure(shares)
         return total
 
     def _measure(self, shares: Mapping[int, torch.Tensor]) -> None:
         """Measure norms of gradients, on the first micro-batch only: each term costs one more backward pass."""
         assert self.balance is not None
-        self.squares = torch.zeros(len(self.terms), device=self.device)
+        self.squared_norms = torch.zeros(len(self.terms), device=self.device)
         if due := [i for i in self.balance.due(self.updates, "gradient") if i in shares]:
-            self.squares[due] = gradient_norms([shares[i] for i in due], self.parameters)
+            self.squared_norms[due] = gradient_norms([shares[i] for i in due], self.parameters)
 
     def _rebalance(self) -> None:
         """Update the balance once in an update, from norms that are the same on every rank."""
         assert self.balance is not None
-        assert self.squares is not None
-        measured = torch.stack([self.squares / self.world, self.update_sums])
+        assert self.squared_norms is not None
+        measured = torch.stack([self.squared_norms / self.world, self.update_sums])
         if self.world > 1:
             torch.distributed.all_reduce(measured)
         norms = measured[0].sqrt()
