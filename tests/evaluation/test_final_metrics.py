@@ -1,4 +1,4 @@
-"""What a folder says of its model is measured on the weights in the folder, and measured twice only where they changed."""
+"""A folder's metrics are measured on the weights in the folder, and measured twice only where these changed."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ RISING = Ternarize(strength=Linear(0, 1))
 
 
 @pytest.mark.parametrize("steps", [4, 1])
-def test_a_strength_that_rises_to_the_end(tmp_path, steps):
+def test_a_strength_that_rises_to_the_end_is_measured_at_its_end(tmp_path, steps):
     trainer = run(tmp_path, [Stage("a", f"{steps} steps", transforms=[RISING])])
     assert said(tmp_path)["eval_loss"] == pytest.approx(loss_of(tmp_path), rel=1e-6)
     assert trainer.measured == 1 + steps  # the last evaluation saw full strength: it is not repeated
 
 
-def test_a_stage_that_a_gate_ends_before_full_strength(tmp_path):
+def test_a_stage_that_a_gate_ends_early_is_measured_at_full_strength(tmp_path):
     trainer = run(tmp_path, [Stage("a", "8 steps", transforms=[RISING], gates=[Below("eval_loss", 99.0)])])
     assert said(tmp_path)["eval_loss"] == pytest.approx(loss_of(tmp_path), rel=1e-6)
     inside = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
@@ -106,7 +106,7 @@ class PutsIn(TrainerCallback):
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_weights_that_a_callback_puts_in_behind_the_evaluation(tmp_path, again):
+def test_weights_that_a_callback_sets_after_the_evaluation_are_measured(tmp_path, again):
     """The same ones behind the last evaluation, or others each time."""
     trainer = run(tmp_path, [Stage("a", "2 steps")], callbacks=[PutsIn(again)])
     last = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
@@ -136,7 +136,7 @@ class Damp(Transform):
         model.classifier.factor = 0.1 + 0.9 * t
 
 
-def test_a_number_that_a_transform_sets(tmp_path):
+def test_a_number_that_a_transform_sets_is_measured(tmp_path):
     run(tmp_path, [Stage("a", "4 steps", transforms=[Damp()], gates=[Below("eval_loss", 99.0)])])
     model = Damp()(tiny.bert(num_hidden_layers=1))
     model.load_state_dict(load_file(tmp_path / "01-a" / "model.safetensors"))
@@ -146,7 +146,7 @@ def test_a_number_that_a_transform_sets(tmp_path):
     assert said(tmp_path)["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_nothing_changed_nothing_measured_again(tmp_path):
+def test_a_model_that_did_not_change_is_not_measured_again(tmp_path):
     trainer = run(tmp_path, [Stage("a", "3 steps"), Stage("b", "2 steps", loss=TaskLoss())])
     assert trainer.measured == (1 + 3) + 2  # nor is the second stage at its start
     for name in ("01-a", "02-b"):
@@ -154,7 +154,7 @@ def test_nothing_changed_nothing_measured_again(tmp_path):
 
 
 @pytest.mark.parametrize("larger", [False, True])
-def test_the_best_checkpoint_may_be_the_last(tmp_path, larger):
+def test_the_best_checkpoint_is_measured_again_only_where_it_is_not_the_last(tmp_path, larger):
     """Kept by the lowest loss it is the last one here, by the highest it is not, and is measured again."""
     trainer = run(
         tmp_path,
@@ -190,7 +190,7 @@ def test_an_evaluation_of_a_callbacks_own_is_not_the_stages(tmp_path):
     assert said(tmp_path)["eval_loss"] == pytest.approx(loss_of(tmp_path), rel=1e-6)
 
 
-def test_a_print_sees_what_outputs_depend_on():
+def test_a_models_checksum_covers_what_its_outputs_depend_on():
     model = tiny.bert()
     first = state_checksum(model)
     assert state_checksum(model.train()) == first == state_checksum(tiny.bert())

@@ -1,4 +1,4 @@
-"""The loss of an evaluation: over all its tokens, whatever the batch size and the padding; and in bits per byte."""
+"""The loss of an evaluation runs over all its tokens, whatever the batch size and padding; also in bits per byte."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Generates(StagedMixin, Seq2SeqTrainer):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("kind", [OwnStep, TwiceStep, Generates, "loss only"])
-def test_a_loss_that_does_not_pass_compute_loss(tmp_path, kind, smoothing):
+def test_a_loss_that_bypasses_compute_loss_is_weighed_too(tmp_path, kind, smoothing):
     """Seq2SeqTrainer takes its model's own where it generates, and a trainer of one's own whatever it likes."""
     if smoothing and kind is OwnStep:
         pytest.skip("its loss is the model's own")
@@ -193,7 +193,7 @@ def _pad_labels(rows):
     return {"input_ids": torch.tensor([row["input_ids"] for row in rows]), "labels": torch.tensor(labels)}
 
 
-def test_label_smoothing_and_a_loss_of_ones_own(tmp_path):
+def test_label_smoothing_and_an_own_loss_are_averaged_over_items(tmp_path):
     """Whatever the trainer below computes is a mean over the batch; weighted, it no longer depends on the batch."""
 
     def own(outputs, labels, num_items_in_batch=None):
@@ -270,7 +270,7 @@ def test_a_column_of_bytes_is_left_alone_where_it_would_be_wrong(tmp_path, why):
 
 
 @pytest.mark.parametrize("text", ["  Grüße\n\tnaïve 世界 <x> ", "def f(x): return 1\n\n"])
-def test_sentence_pieces_spell_their_bytes(text):
+def test_sentence_pieces_give_the_bytes_of_the_text(text):
     alphabet = sorted(set(text.replace(" ", "\u2581")) - {"世", "\n"})
     vocab = {token: i for i, token in enumerate(["<s>", *(f"<0x{i:02X}>" for i in range(256)), *alphabet])}
     built = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<s>"))
@@ -314,7 +314,7 @@ def test_earlier_stages_own_sets_are_measured_later(tmp_path):
     assert stage["metrics"]["eval_loss"] == stage["domains"]["two"]["loss"]
 
 
-def test_a_teacher_is_measured_beside_it(tmp_path):
+def test_teacher_terms_are_measured_beside_the_loss(tmp_path):
     """Terms that need the logits see a batch as before."""
     loss = LogitKL()
     stage = Stage("a", "1 steps", loss=loss)

@@ -17,7 +17,7 @@ def judge(names, logits, labels, **options):
     return Metrics(names, **options)(EvalPrediction(predictions=logits, label_ids=labels))
 
 
-def test_binary_against_counts():
+def test_binary_metrics_equal_those_by_counting():
     p = LOGITS.argmax(-1)
     tp, tn = (p * LABELS).sum(), ((1 - p) * (1 - LABELS)).sum()
     fp, fn = (p * (1 - LABELS)).sum(), ((1 - p) * LABELS).sum()
@@ -36,14 +36,14 @@ def test_f1_of_many_classes_is_the_mean_over_classes():
 
 
 @pytest.mark.parametrize("shape", [(50,), (50, 1)])
-def test_correlations(shape):
+def test_correlations_equal_those_of_numpy(shape):
     x, y = rng.normal(size=50), rng.normal(size=50)
     rank = lambda v: v.argsort().argsort().astype(float)  # noqa: E731
     expected = {"pearson": np.corrcoef(x, y)[0, 1], "spearman": np.corrcoef(rank(x), rank(y))[0, 1]}
     assert judge(["pearson", "spearman"], x.reshape(shape), y) == pytest.approx(expected)
 
 
-def test_correlation_of_a_constant():
+def test_the_correlation_of_a_constant_is_zero():
     assert judge(["pearson", "spearman"], np.ones(3), np.arange(3.0)) == {"pearson": 0.0, "spearman": 0.0}
 
 
@@ -68,7 +68,7 @@ def test_causal_models_are_shifted():
         (np.zeros((4, 3)), np.full(4, -100), "every label is -100"),
     ],
 )
-def test_refuses_shapes(logits, labels, message):
+def test_shapes_that_do_not_fit_are_refused(logits, labels, message):
     with pytest.raises(ValueError, match=message):
         judge("accuracy", logits, labels)
 
@@ -78,7 +78,7 @@ def test_regression_needs_one_prediction_per_label():
         judge("pearson", np.zeros((4, 3)), np.zeros(4))
 
 
-def test_metrics_are_values():
+def test_metrics_with_the_same_names_are_equal():
     assert Metrics(["accuracy"]) == Metrics(["accuracy"]) == Metrics("accuracy")
     with pytest.raises(ValueError, match="stands twice"):
         Metrics(("f1", "f1"))
@@ -116,7 +116,7 @@ def _no_network():
     raise ConnectionError("no network")
 
 
-def test_missing_extra(monkeypatch):
+def test_a_missing_library_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "evaluate", None)
     with pytest.raises(ImportError, match=r'pip install "hf_stages\[metrics\]"'):
         Metrics("accuracy").load()

@@ -1,4 +1,4 @@
-"""Inside a stage as after it, a domain is measured with the collator, the metrics and the loss of where it belongs."""
+"""A domain is measured with the collator, metrics and loss of its own stage, within another stage and after it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def seen(name):
 
 
 @pytest.mark.parametrize("own", [{}, {"pairs": PAIRS}], ids=["nothing of its own", "pairs"])
-def test_a_gate_in_a_stage_of_another_kind_of_rows(own, tmp_path):
+def test_a_gate_measures_an_earlier_domain_in_a_stage_of_other_rows(own, tmp_path):
     """The text that the first stage learned, watched in one whose collator takes pairs and whose loss compares them."""
     text = tiny.lm_data(8, 12)
     stages = [

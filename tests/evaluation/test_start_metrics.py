@@ -1,4 +1,4 @@
-"""What is measured at a stage's start: once, where nothing changed since the parent's end, and under tags of its own."""
+"""A stage's start is measured only where something changed since the parent's end, and has its own tags."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ def starts(trainer, stage=2):
 
 @pytest.mark.parametrize(
     "second",
-    [{}, {"schedule": Resume()}, {"transforms": [Freeze("embed_tokens"), Unfreeze("lm_head")]}, {"args": {"learning_rate": 1e-3}}],
+    [
+        {}, {"schedule": Resume()}, {"transforms": [Freeze("embed_tokens"), Unfreeze("lm_head")]},
+        {"args": {"learning_rate": 1e-3}},
+    ],
     ids=["plain", "resumed schedule", "frozen", "another rate"],
 )  # fmt: skip
 def test_a_boundary_without_a_change_is_measured_once(second, tmp_path):
@@ -131,7 +134,7 @@ def test_a_set_that_is_new_is_measured_beside_those_that_are_not(tmp_path):
     assert summary(tmp_path, "03-c")["domains_start"] == {"two": summary(tmp_path, "02-b")["domains"]["two"]}
 
 
-def test_a_set_that_another_stage_measured_beside_its_own(tmp_path):
+def test_a_set_that_another_stage_measured_is_taken_over(tmp_path):
     """The run's own set, which the second stage does not evaluate itself, is measured at its end for the report."""
     stages = [Stage("a", "1 steps"), Stage("b", "1 steps", eval_dataset={"two": TWO}), Stage("c", "1 steps")]
     trainer = trained(tmp_path, stages)
@@ -139,7 +142,7 @@ def test_a_set_that_another_stage_measured_beside_its_own(tmp_path):
     assert [p for p in trainer.passes if p.startswith("start")] == ["start", "start_two"]
 
 
-def test_a_collator_that_goes_by_the_stages_source(tmp_path):
+def test_a_collator_by_source_is_compared_with_the_stages_source(tmp_path):
     collator = BySource({"short": Lengths(4), "long": Lengths(12)})
     stages = [Stage("a", "1 steps", train_dataset="short"), Stage("b", "1 steps", train_dataset="long")]
     given = {"train_dataset": {"short": ONE, "long": ONE}, "data_collator": collator}
@@ -176,7 +179,7 @@ def test_a_hook_that_prepares_one_stage_alone_is_asked_for_each(tmp_path):
 
 
 @pytest.mark.parametrize("plain", ["a", "b", ""])
-def test_sets_that_a_trainer_prepares_by_stage(plain, tmp_path):
+def test_sets_that_a_trainer_prepares_by_stage_are_measured_anew(plain, tmp_path):
     own = type("Own", (Prepares,), {"plain": plain})
     trainer = trained(tmp_path, [Stage("a", "1 steps"), Stage("b", "1 steps")], cls=own)
     assert trainer.passes.count("start") == 2
@@ -224,7 +227,7 @@ def test_trackers_get_tags_of_their_own(named, tmp_path):
     assert integration_utils.rewrite_logs is theirs
 
 
-def test_tensorboard_has_them(tmp_path):
+def test_tensorboard_shows_start_tags(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter

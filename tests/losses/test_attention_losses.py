@@ -1,4 +1,4 @@
-"""Losses on attention against what an eager run puts into its softmax, and against scores made by hand."""
+"""Losses on attention equal those of what an eager run puts into its softmax, and of scores made by hand."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation
 from hf_stages.losses.attention_scores import scores, visible
 from hf_stages.models.capture import Capture
 from hf_stages.models.model_inputs import model_inputs
-from tests.losses import seen
+from tests.losses import outside_trainer
 from tests.support import tiny
 
 MODELS = {
-    "bert": (seen.bert, seen.text(), None),
-    "bert-left": (seen.bert, seen.text(left=True), None),
-    "bert-whole": (seen.bert, seen.text(padded=False, masked=False), None),
-    "llama": (tiny.llama, seen.text(padded=False, masked=False), None),
-    "llama-right": (tiny.llama, seen.text(), None),
-    "llama-left": (tiny.llama, seen.text(left=True), None),
-    "vit": (tiny.vit, seen.images(), None),
-    "mistral": (seen.sliding, seen.text(padded=False, masked=False), None),
-    "mistral-right": (seen.sliding, seen.text(), None),
-    "gemma2": (seen.capped, seen.text(), None),
-    "gemma2-whole": (seen.capped, seen.text(padded=False, masked=False), None),
-    "t5-encoder": (seen.t5, seen.pairs_of_text(), "encoder"),
-    "t5-decoder": (seen.t5, seen.pairs_of_text(), "decoder"),
+    "bert": (outside_trainer.bert, outside_trainer.text(), None),
+    "bert-left": (outside_trainer.bert, outside_trainer.text(left=True), None),
+    "bert-whole": (outside_trainer.bert, outside_trainer.text(padded=False, masked=False), None),
+    "llama": (tiny.llama, outside_trainer.text(padded=False, masked=False), None),
+    "llama-right": (tiny.llama, outside_trainer.text(), None),
+    "llama-left": (tiny.llama, outside_trainer.text(left=True), None),
+    "vit": (tiny.vit, outside_trainer.images(), None),
+    "mistral": (outside_trainer.sliding, outside_trainer.text(padded=False, masked=False), None),
+    "mistral-right": (outside_trainer.sliding, outside_trainer.text(), None),
+    "gemma2": (outside_trainer.capped, outside_trainer.text(), None),
+    "gemma2-whole": (outside_trainer.capped, outside_trainer.text(padded=False, masked=False), None),
+    "t5-encoder": (outside_trainer.t5, outside_trainer.pairs_of_text(), "encoder"),
+    "t5-decoder": (outside_trainer.t5, outside_trainer.pairs_of_text(), "decoder"),
 }
 PAIRS = [(1, 2), (2, 4)]
 each_model = pytest.mark.parametrize("name", MODELS)
@@ -35,7 +35,7 @@ each_way = pytest.mark.parametrize("way", ["sdpa", "eager"])
 
 def _models(name, way="sdpa"):
     build, batch, stack = MODELS[name]
-    student, teacher = (model.eval() for model in seen.two(build))
+    student, teacher = (model.eval() for model in outside_trainer.two(build))
     if not name.startswith("gemma2"):  # it has no SDPA
         student.set_attn_implementation(way), teacher.set_attn_implementation(way)
     return student, teacher, batch, stack
@@ -43,7 +43,7 @@ def _models(name, way="sdpa"):
 
 def _scores(model, batch, stack):
     """By layer, from 1: scores before the softmax and which of them are seen."""
-    found = seen.scores_of(model, batch)
+    found = outside_trainer.scores_of(model, batch)
     if stack is not None:
         layers = model.config.num_layers  # the encoder's, then self and cross attention of each decoder layer
         found = found[:layers] if stack == "encoder" else found[layers::2]
@@ -75,9 +75,9 @@ def _kl(mine, theirs):
 
 @each_way
 @each_model
-def test_mse_of_scores(name, way):
+def test_mse_equals_that_of_an_eager_runs_scores(name, way):
     student, teacher, batch, stack = _models(name, way)
-    found = seen.value(AttentionMSE(stack=stack), student, teacher, batch)
+    found = outside_trainer.value(AttentionMSE(stack=stack), student, teacher, batch)
     wanted = _reference(name, student, teacher, _squares)
     assert wanted > 1e-4
     torch.testing.assert_close(found, wanted)
@@ -85,9 +85,9 @@ def test_mse_of_scores(name, way):
 
 
 @each_model
-def test_kl_of_attention(name):
+def test_kl_equals_that_of_an_eager_runs_attention(name):
     student, teacher, batch, stack = _models(name)
-    found = seen.value(AttentionKL(stack=stack), student, teacher, batch)
+    found = outside_trainer.value(AttentionKL(stack=stack), student, teacher, batch)
     wanted = _reference(name, student, teacher, _kl)
     assert wanted > 1e-6
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
@@ -102,17 +102,17 @@ def _same_gradient(student, found, wanted):
     assert (mine - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
-def test_kl_where_only_one_looks():
+def test_kl_counts_only_keys_that_both_see():
     """A student in a window learns of a teacher without one over what both see."""
-    student, teacher = seen.sliding().eval(), seen.sliding(seed=1, sliding_window=None).eval()
-    batch = seen.text()
-    found = seen.value(AttentionKL({2: 2}), student, teacher, batch)
+    student, teacher = outside_trainer.sliding().eval(), outside_trainer.sliding(seed=1, sliding_window=None).eval()
+    batch = outside_trainer.text()
+    found = outside_trainer.value(AttentionKL({2: 2}), student, teacher, batch)
     mine, theirs = _scores(student, batch, None)[2], _scores(teacher, batch, None)[2]
     assert (mine[1] != theirs[1]).any()
     torch.testing.assert_close(found, _mean_over_tokens(_kl(mine, theirs).mean(1), batch, None), rtol=1e-4, atol=1e-7)
 
 
-# ---- by hand ----------------------------------------------------------------------------------------------------------
+# ---- by hand --------------------------------------------------------------------------------------------------------
 
 
 def _split(states, heads):
@@ -167,7 +167,7 @@ def test_captured_scores_equal_those_made_by_hand(name, way):
     assert torch.equal(torch.ones_like(sees) if visible(found) is None else visible(found).expand_as(sees), sees)
 
 
-def test_minus_is_taken_off_in_the_same_product():
+def test_minus_is_subtracted_in_the_same_product():
     for name in ("llama-right", "gemma2", "t5-encoder"):
         model, _, batch, stack = _models(name)
         key = "attention.1" if stack is None else f"{stack}.attention.1"
@@ -180,7 +180,7 @@ def test_minus_is_taken_off_in_the_same_product():
         torch.testing.assert_close(scores(captured[key], minus=other), plain - other)
 
 
-# ---- relations --------------------------------------------------------------------------------------------------------
+# ---- relations ------------------------------------------------------------------------------------------------------
 
 
 def _relations(mine, theirs, heads, form, temperature, mask):
@@ -201,7 +201,7 @@ def _relations(mine, theirs, heads, form, temperature, mask):
     [("QKV", "scaled", 1.0, None, "sdpa"), ("V", "cosine", 0.5, 1, "eager"), ("KQ", "scaled", 3.0, 8, "sdpa")],
 )
 @pytest.mark.parametrize("name", ["bert-left", "llama-right", "vit"])
-def test_relations(name, relations, form, temperature, heads, way):
+def test_relations_equal_those_made_by_hand(name, relations, form, temperature, heads, way):
     build, batch, _ = MODELS[name]
     wide = {"hidden_size": 48} if name != "llama-right" else {"num_attention_heads": 8, "head_dim": 8}
     student, teacher = build(seed=0).eval(), build(seed=1, **wide).eval()
@@ -210,7 +210,7 @@ def test_relations(name, relations, form, temperature, heads, way):
     if name == "llama-right":  # by hand they have heads of 8
         assert teacher.config.head_dim == 8
     loss = AttentionRelation(relations, {1: 1}, heads=heads, form=form, temperature=temperature)
-    found = seen.value(loss, student, teacher, batch)
+    found = outside_trainer.value(loss, student, teacher, batch)
     mine, theirs = (dict(zip("QKV", _by_hand(m, batch), strict=True)) for m in (student, teacher))
     count = heads or (2 if name == "llama-right" else 4)
     mask = (
@@ -225,15 +225,15 @@ def test_relations(name, relations, form, temperature, heads, way):
 
 
 def test_relations_are_of_the_last_layer_unless_said():
-    student, teacher = seen.two(tiny.llama)
+    student, teacher = outside_trainer.two(tiny.llama)
     assert AttentionRelation().for_models(student, teacher).pairs == ((2, 4),)
 
 
-# ---- what is refused --------------------------------------------------------------------------------------------------
+# ---- what is refused ------------------------------------------------------------------------------------------------
 
 
 def test_cut_of_the_relation_heads_is_refused_before_a_forward():
-    student, teacher = seen.bert(), seen.bert(hidden_size=48)
+    student, teacher = outside_trainer.bert(), outside_trainer.bert(hidden_size=48)
     with pytest.raises(ValueError, match="the student's 4 heads of 8 cannot be cut into 5"):
         AttentionRelation(heads=5).for_models(student, teacher)
     with pytest.raises(ValueError, match="the student's 4 heads of 8 cannot be cut into 24"):
@@ -245,4 +245,4 @@ def test_cut_of_the_relation_heads_is_refused_before_a_forward():
 
 def test_heads_that_differ_are_refused_by_name():
     with pytest.raises(ValueError, match="the student has 4 attention heads, the teacher 2; use AttentionRelation"):
-        AttentionKL().for_models(seen.bert(), seen.bert(num_attention_heads=2))
+        AttentionKL().for_models(outside_trainer.bert(), outside_trainer.bert(num_attention_heads=2))

@@ -23,7 +23,7 @@ class Adapted(Loss):
         return Adapted(student)
 
 
-def test_flattens_into_named_terms_of_a_group():
+def test_balanced_losses_become_named_terms_of_a_group():
     loss = 2 * Balanced(TaskLoss() + 0.5 * (TaskLoss() + Adapted())) + TaskLoss() + Balanced(Adapted() + TaskLoss())
     terms = terms_of(loss, student="model")
     assert [(t.name, t.balance, t.weight(0)) for t in terms] == [
@@ -69,7 +69,7 @@ def test_bad_values_are_refused_at_once(arguments, message):
         Balanced(Scaled(Const(2), TWO), momentum=0),
     ],
 )
-def test_reads_back_equal(loss):
+def test_a_balanced_loss_reads_back_equal(loss):
     assert part_from_dict(part_to_dict(loss, "loss"), "loss") == loss
     recipe = Recipe([Stage("a", "1 steps", loss=loss)])
     assert loads(dump(recipe)) == recipe
@@ -78,6 +78,7 @@ def test_reads_back_equal(loss):
     assert hash(loss)
 
 
-def test_in_yaml():
-    text = "stages: [{name: a, until: 1 steps, loss: {use: Balanced, loss: [TaskLoss, {use: TaskLoss, weight: 2}], every: 5}}]"
+def test_a_balanced_loss_is_read_from_yaml():
+    loss = "{use: Balanced, loss: [TaskLoss, {use: TaskLoss, weight: 2}], every: 5}"
+    text = f"stages: [{{name: a, until: 1 steps, loss: {loss}}}]"
     assert loads(text)["a"].loss == Balanced(TaskLoss() + 2 * TaskLoss(), every=5)

@@ -67,7 +67,7 @@ def close(found, expected, tol=2e-5):
 @each_measure
 @each_chunk
 @pytest.mark.parametrize("index", [INDEX, ALL], ids=["some", "all"])
-def test_logits_as_naive(measure, chunk, index):
+def test_chunks_of_logits_equal_plain_autograd(measure, chunk, index):
     student, teacher = random(ROWS, CLASSES).requires_grad_(), random(ROWS, CLASSES, seed=1)
     expected = naive(student[index], teacher[index], measure)
     (slope,) = torch.autograd.grad(expected * 3, student)
@@ -81,7 +81,7 @@ def test_logits_as_naive(measure, chunk, index):
 @each_measure
 @each_chunk
 @pytest.mark.parametrize("index", [INDEX, ALL], ids=["some", "all"])
-def test_head_as_naive(measure, chunk, index):
+def test_chunks_through_a_head_equal_plain_autograd(measure, chunk, index):
     states, ours, theirs = random(ROWS, WIDTH).requires_grad_(), head(), head(5).requires_grad_(False)
     teacher = random(ROWS, WIDTH, seed=8)
     inputs = [states, ours.weight, ours.bias]
@@ -96,7 +96,7 @@ def test_head_as_naive(measure, chunk, index):
 
 
 @pytest.mark.parametrize("student_is_head", [True, False])
-def test_one_side_a_head(student_is_head):
+def test_one_side_may_be_a_head(student_is_head):
     measure, states = MEASURES[0], random(1, ROWS, WIDTH).requires_grad_()
     ours, theirs, teacher = head(), head(5), random(1, ROWS, WIDTH, seed=8)
     expected = naive(ours(states)[0, INDEX], theirs(teacher)[0, INDEX], measure)
@@ -109,7 +109,7 @@ def test_one_side_a_head(student_is_head):
     assert theirs.weight.grad is None
 
 
-def test_frozen_head_and_frozen_states():
+def test_a_frozen_head_or_frozen_states_leave_the_others_gradient():
     teacher = random(ROWS, CLASSES, seed=1)
     ours = head().requires_grad_(False)
     states = random(ROWS, WIDTH).requires_grad_()
@@ -133,7 +133,7 @@ def test_tied_embedding_gets_both_gradients():
     close(embedding.weight.grad, slope)
 
 
-def test_lora_head_and_odd_head():
+def test_a_lora_head_and_an_odd_head_work():
     """Called as a module: adapters count, a frozen base gets nothing, and what follows the weights is not lost."""
 
     class Adapted(nn.Module):
@@ -167,7 +167,7 @@ def test_no_position_is_zero_with_zero_gradients(measure, form):
 
 
 @each_measure
-def test_class_masked_in_both(measure):
+def test_a_class_masked_in_both_adds_nothing(measure):
     """-inf in both models is a class that is not there."""
     student, teacher = random(ROWS, CLASSES), random(ROWS, CLASSES, seed=1)
     student[:, 4] = teacher[:, 4] = float("-inf")
@@ -191,7 +191,7 @@ def test_nan_is_not_hidden(measure):
         assert divergence(*pair, ALL, measure).isnan()
 
 
-def test_masked_by_the_student_alone_is_infinite():
+def test_a_class_masked_by_the_student_alone_is_infinite():
     student, teacher = random(ROWS, CLASSES), random(ROWS, CLASSES, seed=1)
     student[:, 4] = float("-inf")
     assert divergence(student, teacher, ALL, Measure("forward")).item() == float("inf")
@@ -221,7 +221,7 @@ def test_bfloat16_is_computed_at_float32(chunk):
 
 
 @pytest.mark.parametrize("autocast", [True, False])
-def test_bfloat16_head(autocast):
+def test_gradients_of_a_head_keep_its_dtype(autocast):
     """Under autocast the weights stay float32 and so do their gradients; a bfloat16 head gets bfloat16 ones."""
     dtype = torch.float32 if autocast else torch.bfloat16
     states, ours = random(ROWS, WIDTH).to(dtype).requires_grad_(), head().to(dtype)

@@ -72,7 +72,7 @@ def test_equals_the_formula(smoothing, chunk, monkeypatch):
     assert loss.items(batch) == len(ROWS)
 
 
-def test_through_a_head_and_with_a_curve():
+def test_a_head_and_a_curve_equal_the_formula():
     batch, head, draw = batch_of(), torch.nn.Linear(8, 259), torch.Generator().manual_seed(0)
     hidden = torch.randn(*batch["labels"].shape, 8, generator=draw)
     other = torch.randn(*batch["labels"].shape, 259, generator=draw)
@@ -135,7 +135,7 @@ def run(out, batch, accumulate=1):
     return trainer, logs
 
 
-def test_as_a_stage(tmp_path):
+def test_dpo_trains_as_a_stage(tmp_path):
     """It begins at log 2, since student and reference are one; and falls. Cut otherwise, it is the same."""
     trainer, logs = run(tmp_path / "a", 4)
     losses = [log["loss"] for log in logs]
@@ -187,6 +187,6 @@ def test_earlier_domains_are_measured_without_it(tmp_path):
         (lambda: DPO().for_models(tiny.bert(), None), "causal language model"),
     ],
 )
-def test_refused(what, words):
+def test_what_cannot_work_is_refused(what, words):
     with pytest.raises(ValueError, match=words):
         what()

@@ -8,18 +8,18 @@ import transformers as tf
 
 from hf_stages.core.batch import Batch
 from hf_stages.losses import HiddenMSE
-from tests.losses import seen
+from tests.losses import outside_trainer
 from tests.support import tiny
 
 MODELS = {
-    "bert": (seen.bert, seen.text(), None, ""),
-    "bert-left": (seen.bert, seen.text(left=True), None, ""),
-    "llama": (tiny.llama, seen.text(padded=False, masked=False), "model.norm", ""),
-    "llama-right": (tiny.llama, seen.text(), "model.norm", ""),
-    "llama-left": (tiny.llama, seen.text(left=True), "model.norm", ""),
-    "vit": (tiny.vit, seen.images(), "vit.layernorm", ""),
-    "t5-encoder": (seen.t5, seen.pairs_of_text(), "encoder.final_layer_norm", "encoder_"),
-    "t5-decoder": (seen.t5, seen.pairs_of_text(), "decoder.final_layer_norm", "decoder_"),
+    "bert": (outside_trainer.bert, outside_trainer.text(), None, ""),
+    "bert-left": (outside_trainer.bert, outside_trainer.text(left=True), None, ""),
+    "llama": (tiny.llama, outside_trainer.text(padded=False, masked=False), "model.norm", ""),
+    "llama-right": (tiny.llama, outside_trainer.text(), "model.norm", ""),
+    "llama-left": (tiny.llama, outside_trainer.text(left=True), "model.norm", ""),
+    "vit": (tiny.vit, outside_trainer.images(), "vit.layernorm", ""),
+    "t5-encoder": (outside_trainer.t5, outside_trainer.pairs_of_text(), "encoder.final_layer_norm", "encoder_"),
+    "t5-decoder": (outside_trainer.t5, outside_trainer.pairs_of_text(), "decoder.final_layer_norm", "decoder_"),
 }
 
 
@@ -32,7 +32,7 @@ def _weights(batch, states, part):
 
 def _reference(name, student, teacher, pairs, distance="mse", through=None):
     _, batch, norm, part = MODELS[name]
-    mine, theirs = (seen.hidden_of(m, batch, norm, part) for m in (student, teacher))
+    mine, theirs = (outside_trainer.hidden_of(m, batch, norm, part) for m in (student, teacher))
     total = 0.0
     for s, t in pairs:
         state = mine[s] if through is None else through(s)(mine[s])
@@ -48,9 +48,9 @@ def _reference(name, student, teacher, pairs, distance="mse", through=None):
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_hidden_states(name, distance):
     build, batch, _, part = MODELS[name]
-    student, teacher = seen.two(build)
+    student, teacher = outside_trainer.two(build)
     student.eval(), teacher.eval()
-    found = seen.value(HiddenMSE(distance=distance, stack=part[:-1] or None), student, teacher, batch)
+    found = outside_trainer.value(HiddenMSE(distance=distance, stack=part[:-1] or None), student, teacher, batch)
     torch.testing.assert_close(found, _reference(name, student, teacher, [(0, 0), (1, 2), (2, 4)], distance))
 
 
@@ -65,19 +65,19 @@ def test_equals_hidden_states(name, distance):
         ({1: 4, 2: 4}, [(1, 4), (2, 4)]),
     ],
 )
-def test_layer_maps(layers, pairs):
-    student, teacher = seen.two(tiny.llama)
-    found = seen.value(HiddenMSE(layers), student, teacher, seen.text())
+def test_layer_maps_choose_the_documented_layers(layers, pairs):
+    student, teacher = outside_trainer.two(tiny.llama)
+    found = outside_trainer.value(HiddenMSE(layers), student, teacher, outside_trainer.text())
     torch.testing.assert_close(found, _reference("llama-right", student, teacher, pairs))
 
 
 @pytest.mark.parametrize("project", ["each", "shared"])
 @pytest.mark.parametrize("distance", ["mse", "cosine"])
-def test_projections(project, distance):
-    student, teacher = seen.two(seen.bert, hidden_size=48)
-    batch = seen.text(left=True)
+def test_projections_are_applied_and_trained(project, distance):
+    student, teacher = outside_trainer.two(outside_trainer.bert, hidden_size=48)
+    batch = outside_trainer.text(left=True)
     loss = HiddenMSE(distance=distance, project=project)
-    with seen.installed(loss, student.eval(), teacher, defer=True) as losses:
+    with outside_trainer.installed(loss, student.eval(), teacher, defer=True) as losses:
         maps = losses.terms[0].loss.modules
         assert sorted(maps) == (["all"] if project == "shared" else ["0", "1", "2"])
         own = losses.terms[0].loss
@@ -91,9 +91,9 @@ def test_projections(project, distance):
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_rows_without_a_mask_count_every_token(masked):
-    student, teacher = seen.two(tiny.llama)
-    batch = seen.text(padded=False, masked=masked)
-    found = seen.value(HiddenMSE({2: 4}), student, teacher, batch)
+    student, teacher = outside_trainer.two(tiny.llama)
+    batch = outside_trainer.text(padded=False, masked=masked)
+    found = outside_trainer.value(HiddenMSE({2: 4}), student, teacher, batch)
     torch.testing.assert_close(found, _reference("llama", student, teacher, [(2, 4)]))
 
 
@@ -119,6 +119,8 @@ def test_width_is_that_of_the_stack():
 
 def test_padding_of_nothing_leaves_the_gradient_finite():
     """Llama's padding token enters as a vector of zeros, which has no direction."""
-    student, teacher = seen.two(tiny.llama)
-    seen.value(HiddenMSE({0: 0, 1: 2}, distance="cosine"), student, teacher, seen.text()).backward()
+    student, teacher = outside_trainer.two(tiny.llama)
+    outside_trainer.value(
+        HiddenMSE({0: 0, 1: 2}, distance="cosine"), student, teacher, outside_trainer.text()
+    ).backward()
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)

@@ -59,7 +59,7 @@ def text(model, *, extra=0, side="right"):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
-def test_rows(temperature):
+def test_rows_equal_plain_kl(temperature):
     student, teacher = bert(num_labels=3), bert(num_labels=3, seed=1)
     batch = {**text(student), "labels": torch.tensor([1, -100])}
     loss = LogitKL(temperature).for_models(student, teacher)
@@ -68,7 +68,7 @@ def test_rows(temperature):
     torch.testing.assert_close(value(loss, student, teacher, batch), kl(s, t, temperature))
 
 
-def test_images():
+def test_images_equal_plain_kl():
     student, teacher = tiny.vit(), tiny.vit(1)
     batch = {"pixel_values": torch.rand(4, 3, 16, 16)}
     assert LogitKL().for_models(student, teacher).items(batch) == 4
@@ -76,7 +76,7 @@ def test_images():
     torch.testing.assert_close(value(LogitKL(), student, teacher, batch), expected)
 
 
-def test_next_tokens_and_padding():
+def test_next_tokens_equal_plain_kl_whatever_the_padding():
     student, teacher = (tiny.llama(seed, initializer_range=0.3).eval() for seed in (0, 1))
     batch = text(student)
     s, t = (model(**{k: v for k, v in batch.items() if k != "labels"}).logits for model in (student, teacher))
@@ -93,7 +93,7 @@ def test_next_tokens_and_padding():
     torch.testing.assert_close(value(loss, student, teacher, batch), expected)
 
 
-def test_masked_language_by_labels_or_by_tokens():
+def test_masked_language_counts_labels_or_tokens():
     student, teacher = bert("MaskedLM"), bert("MaskedLM", seed=1)
     batch = text(student)
     batch["labels"][:, ::2] = -100
@@ -106,7 +106,7 @@ def test_masked_language_by_labels_or_by_tokens():
     torch.testing.assert_close(value(every, student, teacher, batch), kl(s[by_tokens], t[by_tokens]))
 
 
-def test_encoder_decoder():
+def test_an_encoder_decoder_counts_its_decoders_tokens():
     student, teacher = tiny.t5().eval(), tiny.t5(1).eval()
     labels = torch.tensor([[5, 6, 7, 1], [8, 1, -100, -100]])
     batch = {"input_ids": torch.arange(3, 13).view(2, 5), "labels": labels}
@@ -118,7 +118,7 @@ def test_encoder_decoder():
 
 
 @pytest.mark.parametrize("by", ["config", "labels"])
-def test_several_labels_per_row(by):
+def test_several_labels_per_row_are_distributions_of_their_own(by):
     problem = "multi_label_classification" if by == "config" else None
     student, teacher = (bert(num_labels=3, problem_type=problem, seed=seed) for seed in (0, 1))
     batch = {**text(student), "labels": torch.rand(2, 3).round()}
@@ -164,7 +164,7 @@ def test_adapts_on_the_meta_device_and_leaves_the_loss_as_it_was():
     assert loss.items(batch) == 2
 
 
-def test_sees_through_peft():
+def test_a_model_under_peft_is_known():
     pytest.importorskip("peft")
     from hf_stages.transforms import AddLora
 
@@ -184,7 +184,7 @@ def test_sees_through_peft():
         ("AutoModelForMultipleChoice", tf.BertConfig(vocab_size=40, **SMALL), 10),
     ],
 )
-def test_kinds_by_class(auto, config, number):
+def test_kinds_of_outputs_are_known_by_class(auto, config, number):
     with torch.device("meta"):
         model = getattr(tf, auto).from_config(config)
     assert LogitKL().for_models(model, model).items({"labels": torch.ones(2, 5, dtype=torch.long)}) == number
@@ -208,7 +208,7 @@ def test_kinds_by_class(auto, config, number):
         ({"on": "all"}, "on: expected 'labels' or 'tokens'"),
     ],
 )
-def test_bad_arguments(given, message):
+def test_bad_arguments_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         LogitKL(**given)
 
@@ -252,7 +252,7 @@ def test_regression_is_refused(changes):
         ),
     ],
 )
-def test_pairs_that_do_not_match(loss, student, teacher, message):
+def test_models_that_do_not_match_are_refused(loss, student, teacher, message):
     with torch.device("meta"), pytest.raises(ValueError, match=f"{type(loss).__name__}: .*{message}"):
         loss.for_models(student(), teacher())
 

@@ -11,7 +11,7 @@ from tests.support import tiny
 
 
 @pytest.mark.parametrize("labels", [1, 3])
-def test_rows(labels):
+def test_rows_equal_pytorchs_mse(labels):
     student, teacher = tiny.bert(num_labels=labels).eval(), tiny.bert(1, num_labels=labels).eval()
     batch = {"input_ids": torch.arange(3, 19).view(4, 4)}
     loss = LogitMSE().for_models(student, teacher)
@@ -24,7 +24,7 @@ def test_rows(labels):
     torch.testing.assert_close(slope, *expected)
 
 
-def test_next_tokens():
+def test_next_tokens_equal_pytorchs_mse():
     student, teacher = tiny.llama().eval(), tiny.llama(1).eval()
     ids = torch.arange(3, 19).view(2, 8)
     batch = {"input_ids": ids, "labels": ids.clone()}
@@ -39,6 +39,6 @@ def test_next_tokens():
     assert every.items(batch) == 14
 
 
-def test_bad_arguments():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="on: expected 'labels' or 'tokens', got 'rows'"):
         LogitMSE("rows")

@@ -15,7 +15,7 @@ from hf_stages.losses import AttentionKL, AttentionMSE, HiddenMSE, LogitKL, Task
 from hf_stages.models.signals import Head
 from hf_stages.teachers.live import LiveTeacher
 from hf_stages.transforms import AddLora
-from tests.losses import seen
+from tests.losses import outside_trainer
 from tests.support import tiny
 from tests.workers.cases import Gradients, Pad, Rows, arguments, bert, text, uneven
 
@@ -50,19 +50,19 @@ def test_runs_no_further_than_it_must(needs, ran):
     calls, _ = _counted(model.model.layers)
     head, _ = _counted([model.lm_head])
     teacher = LiveTeacher(model, frozenset(needs), CPU)
-    signals = teacher({**seen.text(), "labels": seen.text()["input_ids"]})
+    signals = teacher({**outside_trainer.text(), "labels": outside_trainer.text()["input_ids"]})
     assert set(signals.captured) == needs
     assert calls == ran
     assert head == []
     teacher.remove()
-    assert len(model(**seen.text()).logits[0]) == 11
+    assert len(model(**outside_trainer.text()).logits[0]) == 11
 
 
 def test_needs_of_two_stacks_end_where_the_last_of_them_is_met():
-    model = seen.t5()
+    model = outside_trainer.t5()
     calls, _ = _counted([*model.encoder.block, *model.decoder.block])
     teacher = LiveTeacher(model, frozenset({"encoder.hidden.2", "decoder.attention.1"}), CPU)
-    assert len(teacher(seen.pairs_of_text()).captured) == 2
+    assert len(teacher(outside_trainer.pairs_of_text()).captured) == 2
     assert calls == [0, 1, 2]
 
 
@@ -70,7 +70,7 @@ def test_is_evaluated_and_without_gradient_whatever_was_set():
     model = tiny.llama(attention_dropout=0.5)
     teacher = LiveTeacher(model, frozenset({"hidden.2"}), CPU)
     model.train()
-    first, second = (teacher(seen.text())["hidden.2"] for _ in range(2))
+    first, second = (teacher(outside_trainer.text())["hidden.2"] for _ in range(2))
     assert torch.equal(first, second)
     assert not first.requires_grad
     assert not any(p.requires_grad for p in model.parameters())
@@ -124,22 +124,24 @@ def test_base_teaches_as_a_copy_of_it_would(name, targets, tmp_path):
 # ---- a head that is left to the losses -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [tiny.llama, seen.capped, seen.cohere, seen.granite])
+@pytest.mark.parametrize("build", [tiny.llama, outside_trainer.capped, outside_trainer.cohere, outside_trainer.granite])
 def test_loss_is_the_same_whether_or_not_the_head_is_left_to_it(build):
-    student, teacher = (m.eval() for m in seen.two(build))
-    labels = seen.text()["input_ids"].masked_fill(seen.text()["attention_mask"] == 0, -100)
-    batch = {**seen.text(), "labels": labels}
-    mine, theirs = ((m(**seen.text()).logits[:, :-1] / 2).log_softmax(-1) for m in (student, teacher))
+    student, teacher = (m.eval() for m in outside_trainer.two(build))
+    labels = outside_trainer.text()["input_ids"].masked_fill(outside_trainer.text()["attention_mask"] == 0, -100)
+    batch = {**outside_trainer.text(), "labels": labels}
+    mine, theirs = ((m(**outside_trainer.text()).logits[:, :-1] / 2).log_softmax(-1) for m in (student, teacher))
     kept = labels[:, 1:].ne(-100)
     wanted = (4 * (theirs.exp() * (theirs - mine)).sum(-1) * kept).sum() / kept.sum()
     for defer in (True, False):
-        found = seen.value(LogitKL(2.0), student, teacher, batch, defer=defer)
+        found = outside_trainer.value(LogitKL(2.0), student, teacher, batch, defer=defer)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-7)
     gradients = [torch.autograd.grad(v, list(student.parameters())) for v in (found, wanted)]
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("build", "left"), [(tiny.llama, True), (seen.capped, False), (seen.cohere, False)])
+@pytest.mark.parametrize(
+    ("build", "left"), [(tiny.llama, True), (outside_trainer.capped, False), (outside_trainer.cohere, False)]
+)
 @pytest.mark.parametrize("zero", [False, True])
 def test_whether_a_head_may_be_left_is_asked_of_the_model(build, left, zero):
     """Not of its weights: with a head of zeros a soft cap changes nothing yet."""
@@ -148,16 +150,16 @@ def test_whether_a_head_may_be_left_is_asked_of_the_model(build, left, zero):
         torch.nn.init.zeros_(model.lm_head.weight)
     model.train()
     before = torch.get_rng_state()
-    signals = LiveTeacher(model, frozenset({"final"}), CPU)(seen.text())
+    signals = LiveTeacher(model, frozenset({"final"}), CPU)(outside_trainer.text())
     assert isinstance(signals.final, Head) is left
     assert torch.equal(torch.get_rng_state(), before)
     shown = signals.final.module(signals.final.hidden) if left else signals.final
-    torch.testing.assert_close(shown, model(**seen.text()).logits)
+    torch.testing.assert_close(shown, model(**outside_trainer.text()).logits)
 
 
 @pytest.mark.parametrize(("loss", "tokens"), [(HiddenMSE(), 1), (LogitKL(), 1), (TaskLoss() + HiddenMSE(), 11)])
 def test_student_runs_its_head_on_one_token(loss, tokens, tmp_path):
-    student, teacher = seen.two(tiny.llama)
+    student, teacher = outside_trainer.two(tiny.llama)
     entered = []
 
     class Note(tf.TrainerCallback):

@@ -14,7 +14,7 @@ from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, Hidde
 from hf_stages.losses.attention_scores import scores
 from hf_stages.models.signals import Attention
 from hf_stages.transforms import Freeze
-from tests.losses import seen
+from tests.losses import outside_trainer
 from tests.support import tiny
 from tests.workers.cases import Gradients, Pad, Rows, apart, arguments, text, uneven
 
@@ -24,8 +24,8 @@ PROJECTED = TaskLoss() + HiddenMSE(project="each")
 
 def _trainer(out, stages, student=None, teacher=None, callbacks=(), **changes):
     args = arguments(out, **{"per_device_train_batch_size": 4, **changes})
-    student = student if student is not None else seen.two(tiny.llama)[0]
-    teacher = teacher if teacher is not None else seen.two(tiny.llama)[1]
+    student = student if student is not None else outside_trainer.two(tiny.llama)[0]
+    teacher = teacher if teacher is not None else outside_trainer.two(tiny.llama)[1]
     rows = Rows(text(uneven)())
     return StagedTrainer(
         student,
@@ -133,7 +133,7 @@ class Fails(TrainerCallback):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_left_on_the_models(fails, tmp_path):
-    student, teacher = seen.two(tiny.llama)
+    student, teacher = outside_trainer.two(tiny.llama)
     before = _marks(student), _marks(teacher)
     stage = Stage("one", "2 steps", loss=FEATURES + PROJECTED + LogitKL())
     trainer = _trainer(tmp_path, [stage], student, teacher, [Fails()] if fails else [])
@@ -149,7 +149,7 @@ def test_nothing_is_left_where_a_stage_cannot_begin(monkeypatch, tmp_path):
     def cut(*_):
         raise KeyboardInterrupt
 
-    student, teacher = seen.two(tiny.llama)
+    student, teacher = outside_trainer.two(tiny.llama)
     before = _marks(student), _marks(teacher)
     monkeypatch.setattr("hf_stages.training.stage_start.probe", cut)
     with pytest.raises(KeyboardInterrupt):
@@ -161,7 +161,7 @@ def test_nothing_is_left_where_a_capture_cannot_be_set():
     student = tiny.llama()
     before = _marks(student)
     with pytest.raises(IndexError):
-        seen.value(_Wrong(), student, tiny.llama(1), seen.text())
+        outside_trainer.value(_Wrong(), student, tiny.llama(1), outside_trainer.text())
     assert _marks(student) == before
 
 

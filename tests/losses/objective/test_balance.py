@@ -1,4 +1,4 @@
-"""Running norms against a few lines of Python; gradient norms against backward()."""
+"""Running norms equal a few lines of Python, gradient norms those of ``backward()``."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def test_without_a_reference_nothing_is_scaled():
     assert ours.scales().tolist() == [1.0] * 3
 
 
-def test_groups_do_not_touch_each_other():
+def test_groups_are_balanced_apart_from_each_other():
     ours = balance(Balanced(TaskLoss() + TaskLoss(), momentum=0) + Balanced(TaskLoss() + TaskLoss(), momentum=0.9))
     for norms in ([1.0, 2.0, 3.0, 30.0], [1.0, 4.0, 3.0, 30.0]):
         ours.update(torch.tensor(norms))
     assert ours.scales().tolist() == pytest.approx([1.0, 0.25, 1.0, 0.1])
 
 
-def test_which_terms_are_due():
+def test_terms_are_due_every_so_many_updates():
     ours = balance(
         TaskLoss() + Balanced(TaskLoss() + TaskLoss(), every=3) + Balanced(TaskLoss() + TaskLoss(), by="loss")
     )
@@ -172,7 +172,7 @@ def _models_own(model, columns):
     return TaskForward(run, items=1, is_overridden=False, outputs_asked=True, outputs_read=True)
 
 
-def test_the_scales_are_what_multiplies(tmp_path):
+def test_the_updates_gradient_is_the_scaled_sum_of_the_terms(tmp_path):
     """The update's gradient is the sum of the terms' own, each times weight and scale."""
     trainer = _trainer(tmp_path, "gradient")
     seen = {}

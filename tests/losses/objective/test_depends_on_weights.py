@@ -33,12 +33,12 @@ def run(out, loss, student=None, stage=None, **kwargs):
     return StagedTrainer(student, args, train_dataset=rows, data_collator=Pad(), stages=stages, **kwargs).train()
 
 
-def test_a_leaf_that_is_no_weight(tmp_path):
+def test_a_leaf_that_is_no_weight_trains_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"loss OfInputs: its gradient reaches no weight, so it would train nothing"):
         run(tmp_path, TaskLoss() + OfInputs())
 
 
-def test_frozen_weights_below_embeddings_that_require_a_gradient(tmp_path):
+def test_frozen_weights_above_embeddings_that_require_a_gradient_train_nothing(tmp_path):
     """As checkpointing under an adapter sets them; only the head trains, which no hidden state depends on."""
     student = tiny.llama()
     student.enable_input_require_grads()
@@ -47,7 +47,7 @@ def test_frozen_weights_below_embeddings_that_require_a_gradient(tmp_path):
         run(tmp_path, TaskLoss() + HiddenMSE(), student, frozen, teacher=tiny.llama(1))
 
 
-def test_a_projection_of_its_own_alone(tmp_path):
+def test_a_loss_that_reaches_only_its_own_projection_is_refused(tmp_path):
     frozen = {"transforms": [Freeze("model")]}
     with pytest.raises(ValueError, match=r"loss HiddenMSE: its gradient reaches no weight"):
         run(tmp_path, TaskLoss() + HiddenMSE(project="each"), None, frozen, teacher=tiny.llama(1, hidden_size=16))

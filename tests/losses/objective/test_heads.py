@@ -1,4 +1,4 @@
-"""Every kind of head: an update is that of plain Trainer on one batch of eight, however the batch is cut or padded."""
+"""With every kind of head, an update equals plain Trainer's on one batch of eight, however it is cut or padded."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_prompt_tuning_counts_the_first_label(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["BartForCausalLM", "BertForPreTraining"])
-def test_weights_and_the_ranks_rows_have_no_say(kind, tmp_path):
+def test_weights_and_the_ranks_rows_do_not_change_what_is_found(kind, tmp_path):
     """What is found is of the model and the data: trained or not, and on whichever rows."""
     head = HEADS["two heads" if kind == "BertForPreTraining" else "next token, not moved inside"]
     trainer, rows = staged(tmp_path, head), head.rows()
@@ -102,7 +102,7 @@ def test_weights_and_the_ranks_rows_have_no_say(kind, tmp_path):
     assert found(trainer, head.collator()(rows[3:5])).counts == first.counts
 
 
-def test_it_moves_neither_generators_nor_weights_nor_modes(tmp_path):
+def test_the_look_changes_neither_generators_nor_weights_nor_modes(tmp_path):
     head = HEADS["CTC, sum"]
     trainer = staged(tmp_path, head)
     trainer.model.train()
@@ -116,7 +116,7 @@ def test_it_moves_neither_generators_nor_weights_nor_modes(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["two heads", "CTC, sum", "masked images"])
-def test_it_is_written_with_a_checkpoint(name, tmp_path, monkeypatch):
+def test_what_was_found_is_written_with_a_checkpoint(name, tmp_path, monkeypatch):
     """A resumed run goes by it, and weighs as the whole one: it does not look again."""
     head = HEADS[name]
     given = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
@@ -130,7 +130,7 @@ def test_it_is_written_with_a_checkpoint(name, tmp_path, monkeypatch):
     assert all(torch.equal(t, whole.model.state_dict()[n]) for n, t in again.model.state_dict().items())
 
 
-def test_it_reads_back_as_written():
+def test_what_was_found_reads_back_as_written():
     parts = (None, Count("labels", ignore=255, weights=(1.0, 2.0)), Count("labels", shift=True, inside=True))
     reduction = Reduction(parts, (1.0, 0.5, 2.0), (0, 2, 3), adds=True)
     assert Reduction.from_dict(reduction.to_dict()) == reduction
@@ -211,7 +211,7 @@ def test_a_batch_without_a_target_of_the_others_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_parts_of_a_compiled_model(tmp_path):
+def test_parts_of_a_compiled_model_are_found(tmp_path):
     """Its forward runs uncompiled where its parts are weighed apart."""
     head = HEADS["two heads"]
     compiled = replace(head, args={"torch_compile": True, "torch_compile_backend": "aot_eager"})

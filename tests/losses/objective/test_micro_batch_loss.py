@@ -1,4 +1,4 @@
-"""Trainers with a ``compute_loss`` of their own, on either side of the mixin: their loss is the task's, cut as one batch."""
+"""A trainer's own ``compute_loss``, above or below the mixin, is the task's loss, however the batch is cut."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_an_override_divides_by_what_it_likes(own, tmp_path):
         assert apart(found, wanted) < 1e-5
 
 
-def test_a_trainers_notes_are_as_without_the_look_at_its_first_batch(tmp_path):
+def test_the_look_at_the_first_batch_leaves_the_trainers_counters_alone(tmp_path):
     class Counts(StagedTrainer):
         calls = 0
 
@@ -149,7 +149,7 @@ def test_a_trainers_notes_are_as_without_the_look_at_its_first_batch(tmp_path):
     assert (trainer.calls, trainer.seen["modes"]) == (4, [True] * 4)
 
 
-def test_an_override_set_on_the_object(tmp_path):
+def test_an_override_set_on_the_object_is_the_tasks_loss(tmp_path):
     class Monkeyed(StagedTrainer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
@@ -160,14 +160,14 @@ def test_an_override_set_on_the_object(tmp_path):
     assert trainer.compute_loss.__name__ == "<lambda>"  # as it was
 
 
-def test_a_language_models_override_with_uneven_labels(tmp_path):
+def test_a_language_models_override_is_weighed_by_labels(tmp_path):
     wanted = plain(tmp_path / "plain", Theirs, model=tiny.llama, rows=text(uneven))
     found, _ = update(tmp_path / "2x4", Above, 2, 4, model=tiny.llama, rows=text(uneven))
     assert apart(found, wanted) < 1e-5
 
 
 @pytest.mark.parametrize("kind", [AboveOwn, Below])
-def test_a_teachers_term_beside_an_override(kind, tmp_path):
+def test_a_teachers_term_adds_to_an_override(kind, tmp_path):
     teacher, loss = bert(num_hidden_layers=4)(), LogitKL(2.0)
     both, trainer = update(tmp_path / "both", kind, 2, 4, loss=TaskLoss() + loss, teacher=teacher)
     task, _ = update(tmp_path / "task", kind)

@@ -1,4 +1,4 @@
-"""Losses that people write by hand: what they are a mean over is found by trying."""
+"""What a loss written by hand is a mean over is found by trial."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def ragged():
 
 @pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_written_loss_by_one_row_at_a_time(tmp_path, name, zeros):
-    """Rows of different lengths in micro-batches of one, as language models are often trained; also with a head of zeros."""
+def test_a_written_loss_is_the_same_by_one_row_at_a_time(tmp_path, name, zeros):
+    """Micro-batches of one row, as language models are often trained, give the same; so does a head of zeros."""
 
     def gradient(out, kind, **args):
         seen, model = Gradients(), written(WRITTEN[name], zeros=zeros)
@@ -86,8 +86,8 @@ def test_a_loss_of_training_alone_is_named(tmp_path, caplog):
         return each(logits, labels).mean() + (10 * logits.square().mean() if training else 0)
 
     trainer = StagedTrainer(
-        written(loss), arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4), data_collator=Pad(),
-        train_dataset=Rows(ragged()), stages=[Stage("a", "1 steps")],
+        written(loss), arguments(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4),
+        data_collator=Pad(), train_dataset=Rows(ragged()), stages=[Stage("a", "1 steps")],
     )  # fmt: skip
     trainer.train()
     assert "another one in training than in evaluation" in caplog.text
@@ -96,8 +96,9 @@ def test_a_loss_of_training_alone_is_named(tmp_path, caplog):
 def by_source(tmp_path, loss):
     rows = [{**row, "source": "ab"[i % 2]} for i, row in enumerate(ragged())]
     return StagedTrainer(
-        written(loss), arguments(tmp_path, per_device_train_batch_size=8, remove_unused_columns=False), train_dataset=Rows(rows),
-        data_collator=Pad(), stages=[Stage("a", "1 steps", loss={"a": TaskLoss(), "b": TaskLoss()})],
+        written(loss), arguments(tmp_path, per_device_train_batch_size=8, remove_unused_columns=False),
+        train_dataset=Rows(rows), data_collator=Pad(),
+        stages=[Stage("a", "1 steps", loss={"a": TaskLoss(), "b": TaskLoss()})],
     )  # fmt: skip
 
 
@@ -150,7 +151,7 @@ def test_a_loss_below_the_mixin_that_no_term_asks_is_named(tmp_path, caplog):
     assert "StagedSevenfold.compute_loss is not used" in caplog.text
 
 
-def test_a_head_whose_targets_some_batches_lack(tmp_path, caplog):
+def test_a_head_whose_targets_some_batches_lack_is_named(tmp_path, caplog):
     """Two heads in the first batch, one in a later one: evaluation goes on, and training says it."""
 
     class Two(type(written(mean_of_tokens))):

@@ -1,4 +1,4 @@
-"""What is not finite or zero for too long is named: term, layers, what to do."""
+"""A term that is not finite, or zero for too long, is named with its layers and what to do."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_term_that_stays_zero_is_an_error_and_says_what_to_do(tmp_path):
         _train(tmp_path, student, copy.deepcopy(student), HiddenMSE())
 
 
-def test_layers_that_stay_zero_are_told_once_and_go_on(tmp_path, caplog):
+def test_layers_that_stay_zero_are_warned_of_once(tmp_path, caplog):
     student = bert()()
     logging.getLogger("hf_stages.losses.objective.term_health").addHandler(caplog.handler)
     frozen = [Freeze(["*embeddings*"])]

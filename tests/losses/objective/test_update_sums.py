@@ -1,4 +1,4 @@
-"""Invariant 3: the gradient of every term is the same however a batch is cut or padded; and what is refused."""
+"""The gradient of every term is the same however a batch is cut or padded; and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose tokens count: choices, several texts or images for each example, and speech, whatever the padding and the cut."""
+"""Choices, several texts or images of an example, and speech count the right tokens, however padded or cut."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hf_stages.losses.objective.by_source import OnSource
 from hf_stages.losses.objective.update_sums import tokens_in_batch
 from hf_stages.models.model_inputs import model_inputs
 from hf_stages.models.real_tokens import Tokens, shape_of
-from tests.losses import seen
+from tests.losses import outside_trainer
 from tests.support import tiny
 
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 40}
@@ -103,13 +103,13 @@ def part(batch: dict[str, torch.Tensor], rows: slice | int) -> dict[str, torch.T
 @pytest.mark.parametrize("kind", KINDS)
 def test_choices_count_as_rows(kind, loss):
     """At any padding and any cut: as one choice after the other, without padding, would give."""
-    student, teacher = seen.two(KINDS[kind])
-    found = [seen.value(loss, student, teacher, choices(width)).item() for width in (6, 12)]
+    student, teacher = outside_trainer.two(KINDS[kind])
+    found = [outside_trainer.value(loss, student, teacher, choices(width)).item() for width in (6, 12)]
     known = loss.for_models(student, teacher)
     batch, total = choices(6), 0.0
     for cut in (slice(0, 1), slice(1, 3)):
         few = part(batch, cut)
-        total += (seen.value(loss, student, teacher, few) * known.items(few)).item()
+        total += (outside_trainer.value(loss, student, teacher, few) * known.items(few)).item()
     assert int(known.items(batch)) == sum(map(sum, LENGTHS))
     assert found == pytest.approx([total / 24] * 2, rel=1e-4)
     if isinstance(loss, HiddenMSE) and loss.distance == "mse" and kind != "pairs":
@@ -130,30 +130,30 @@ def _one_by_one(student, teacher, batch) -> float:
 @pytest.mark.parametrize(
     "loss", [HiddenMSE(), AttentionMSE(), AttentionRelation()], ids=lambda loss: type(loss).__name__
 )
-def test_choices_by_source(loss):
+def test_choices_are_split_by_source(loss):
     """Each source's share adds up to the whole: the rows of an example go with it."""
-    student, teacher = seen.two(KINDS["bert"])
+    student, teacher = outside_trainer.two(KINDS["bert"])
     batch = {**choices(6), SOURCE: torch.tensor([0, 1, 0])}
-    parts = [seen.value(OnSource(loss, name, i), student, teacher, batch) for i, name in enumerate("ab")]
-    whole = seen.value(loss, student, teacher, choices(6))
+    parts = [outside_trainer.value(OnSource(loss, name, i), student, teacher, batch) for i, name in enumerate("ab")]
+    whole = outside_trainer.value(loss, student, teacher, choices(6))
     torch.testing.assert_close(sum(parts), whole)
     few = part(choices(6), slice(1, 2))
-    alone = seen.value(loss, student, teacher, few) * few["attention_mask"].sum() / 24
+    alone = outside_trainer.value(loss, student, teacher, few) * few["attention_mask"].sum() / 24
     torch.testing.assert_close(parts[1], alone, rtol=1e-4, atol=1e-6)
 
 
-def test_several_images_of_an_example():
+def test_several_images_of_an_example_count_as_one():
     """An example counts once, whether its images are few or many, cut or not."""
-    student, teacher = seen.two(built(Albums, tiny.vit_config()))
+    student, teacher = outside_trainer.two(built(Albums, tiny.vit_config()))
     images = torch.rand(4, 3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     for loss in (HiddenMSE(), AttentionMSE(), AttentionRelation()):
-        whole = seen.value(loss, student, teacher, {"pixel_values": images})
-        parts = [seen.value(loss, student, teacher, {"pixel_values": one[None]}) for one in images]
+        whole = outside_trainer.value(loss, student, teacher, {"pixel_values": images})
+        parts = [outside_trainer.value(loss, student, teacher, {"pixel_values": one[None]}) for one in images]
         torch.testing.assert_close(whole, torch.stack(parts).mean())
         assert loss.for_models(student, teacher).items({"pixel_values": images}) == 4
 
 
-def test_a_vision_tower_beside_text():
+def test_a_vision_tower_beside_text_counts_images():
     """What enters the tower are images: the text's mask is not theirs."""
     config = tf.LlavaConfig(
         vision_config=tf.CLIPVisionConfig(
@@ -172,34 +172,34 @@ def test_a_vision_tower_beside_text():
             model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[1] for model in (student, teacher)
         )
     loss = HiddenMSE({1: 1}, stack="vision_tower")
-    torch.testing.assert_close(seen.value(loss, student, teacher, batch), (mine - theirs).pow(2).mean())
+    torch.testing.assert_close(outside_trainer.value(loss, student, teacher, batch), (mine - theirs).pow(2).mean())
     assert loss.for_models(student, teacher).items(batch) == 2
     assert int(HiddenMSE({1: 1}, stack="language_model").for_models(student, teacher).items(batch)) == 13
     parts = {**batch, SOURCE: torch.tensor([0, 1])}
-    shares = [seen.value(OnSource(loss, name, i), student, teacher, parts) for i, name in enumerate("ab")]
+    shares = [outside_trainer.value(OnSource(loss, name, i), student, teacher, parts) for i, name in enumerate("ab")]
     torch.testing.assert_close(sum(shares), (mine - theirs).pow(2).mean())
 
 
 @pytest.mark.parametrize(("images", "said"), [(3, "3 rows for 2 examples"), (4, "4 entries of pixel_values")])
-def test_images_that_are_nobodys_are_refused_by_source(images, said):
+def test_images_of_no_one_example_are_refused_by_source(images, said):
     """Images in one list for all examples: whose they are is not told."""
 
     class Listed(Albums):
         def forward(self, pixel_values=None, labels=None):
             return {"logits": self.head(self.vit(pixel_values).last_hidden_state[:, 0])}
 
-    student, teacher = seen.two(built(Listed, tiny.vit_config()))
+    student, teacher = outside_trainer.two(built(Listed, tiny.vit_config()))
     batch = {"pixel_values": torch.rand(images, 3, 16, 16), SOURCE: torch.tensor([0, 1])}
     with pytest.raises(ValueError, match=said):
-        seen.value(OnSource(HiddenMSE(), "a", 0), student, teacher, batch)
+        outside_trainer.value(OnSource(HiddenMSE(), "a", 0), student, teacher, batch)
 
 
-def test_sentence_embeddings_of_pairs():
+def test_sentence_embeddings_of_pairs_count_rows():
     class Embeds(Pairs):
         def forward(self, input_ids=None, attention_mask=None):
             return self.bert(input_ids.flatten(0, 1), attention_mask=attention_mask.flatten(0, 1))
 
-    student, teacher = seen.two(built(Embeds, BERT))
+    student, teacher = outside_trainer.two(built(Embeds, BERT))
     for pooling in ("mean", "first", "last", "pooler"):
         loss = EmbeddingCosine(pooling)
         batch, flat = (
@@ -207,13 +207,15 @@ def test_sentence_embeddings_of_pairs():
             {k: v.flatten(0, 1)[:, None].expand(-1, 2, -1) for k, v in choices(6).items() if k != "labels"},
         )
         assert loss.for_models(student, teacher).items(batch) == 6
-        torch.testing.assert_close(seen.value(loss, student, teacher, batch), seen.value(loss, student, teacher, flat))
+        torch.testing.assert_close(
+            outside_trainer.value(loss, student, teacher, batch), outside_trainer.value(loss, student, teacher, flat)
+        )
 
 
 def test_a_model_that_makes_no_rows_of_them_is_refused():
-    student, teacher = seen.two(built(Joined, BERT))
+    student, teacher = outside_trainer.two(built(Joined, BERT))
     with pytest.raises(ValueError, match="the batch has 6 rows of 6 tokens, but the model has states of 3 x 12"):
-        seen.value(HiddenMSE(), student, teacher, choices(6))
+        outside_trainer.value(HiddenMSE(), student, teacher, choices(6))
 
 
 def test_a_cache_holds_no_rows_of_choices(tmp_path):
@@ -237,7 +239,7 @@ def test_tokens_of_choices_are_counted():
     assert shape_of(batch) == (3, 2, 8)
 
 
-def test_a_staged_run_on_choices(tmp_path):
+def test_a_staged_run_on_choices_does_not_depend_on_the_cut(tmp_path):
     """Budget, training, evaluation: the numbers of the folder do not know the batch size."""
     rows = [
         {"input_ids": [[5] * a, [6] * b], "attention_mask": [[1] * a, [1] * b], "labels": i % 2}
@@ -254,15 +256,16 @@ def test_a_staged_run_on_choices(tmp_path):
 
     found = []
     for batch, accumulation, size in ((4, 1, 8), (2, 2, 1)):
-        student, teacher = seen.two(KINDS["bert"])
+        student, teacher = outside_trainer.two(KINDS["bert"])
         out = tmp_path / f"{batch}"
         args = tf.TrainingArguments(
             str(out), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
             per_device_eval_batch_size=size, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
         )  # fmt: skip
         trainer = StagedTrainer(
-            student, args, train_dataset=Dataset.from_list(rows), eval_dataset=Dataset.from_list(rows[:4]), teacher=teacher,
-            data_collator=collate, stages=[Stage("a", "54 tokens", loss=TaskLoss() + HiddenMSE() + AttentionMSE())],
+            student, args, train_dataset=Dataset.from_list(rows), eval_dataset=Dataset.from_list(rows[:4]),
+            teacher=teacher, data_collator=collate,
+            stages=[Stage("a", "54 tokens", loss=TaskLoss() + HiddenMSE() + AttentionMSE())],
         )  # fmt: skip
         assert trainer.plan().stages[0].steps == 2  # 27 tokens in four examples
         trainer.train()
@@ -291,7 +294,9 @@ def _captioner(config):
 
 
 _CAPTIONS = tf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
-    tf.ViTConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8),
+    tf.ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+    ),
     tf.BertConfig(**SMALL, num_hidden_layers=2),
 )  # fmt: skip
 ENCODERS = {
@@ -333,16 +338,18 @@ def test_labels_alone_make_the_decoders_inputs(name):
         logits = [model(**batch).logits[LABELS.ne(-100)].log_softmax(-1) for model in (student, teacher)]
         states = [model(**batch, output_hidden_states=True) for model in (student, teacher)]
     expected = torch.nn.functional.kl_div(*logits, reduction="batchmean", log_target=True)
-    torch.testing.assert_close(seen.value(LogitKL(), student, teacher, batch), expected, rtol=1e-3, atol=1e-6)
-    assert seen.value(LogitMSE(), student, teacher, batch) > 0
+    torch.testing.assert_close(
+        outside_trainer.value(LogitKL(), student, teacher, batch), expected, rtol=1e-3, atol=1e-6
+    )
+    assert outside_trainer.value(LogitMSE(), student, teacher, batch) > 0
     for stack in ("encoder", "decoder"):
         mask = LABELS.ne(-100).float() if stack == "decoder" else _frames(student, states[0])
         mine, theirs = (s[f"{stack}_hidden_states"][1] for s in states)
         apart = ((mine - theirs).pow(2).mean(-1) * mask).sum() / mask.sum()
-        found = seen.value(HiddenMSE({1: 1}, stack=stack), student, teacher, batch)
+        found = outside_trainer.value(HiddenMSE({1: 1}, stack=stack), student, teacher, batch)
         torch.testing.assert_close(found, apart, rtol=1e-3, atol=1e-6)
         for loss in (AttentionMSE(stack=stack), AttentionRelation(stack=stack)):
-            assert seen.value(loss, student, teacher, batch) > 0
+            assert outside_trainer.value(loss, student, teacher, batch) > 0
 
 
 def _frames(model, outputs):
@@ -354,8 +361,9 @@ def _frames(model, outputs):
 
 def test_samples_of_speech_are_masked_as_the_model_shortens_them():
     config = tf.Wav2Vec2Config(
-        **SMALL, num_hidden_layers=2, conv_dim=[8, 8], conv_stride=[4, 2], conv_kernel=[4, 2], num_feat_extract_layers=2,
-        num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, add_adapter=True, feat_extract_norm="layer",
+        **SMALL, num_hidden_layers=2, conv_dim=[8, 8], conv_stride=[4, 2], conv_kernel=[4, 2],
+        num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2, add_adapter=True, feat_extract_norm="layer",
     )  # fmt: skip
     student, teacher = (built(tf.Wav2Vec2ForCTC, config)(seed).eval() for seed in (0, 1))
     mask = (torch.arange(200) < torch.tensor([[200], [90]])).long()
@@ -367,7 +375,7 @@ def test_samples_of_speech_are_masked_as_the_model_shortens_them():
         mine, theirs = (model(**batch, output_hidden_states=True).hidden_states[1] for model in (student, teacher))
     apart = (mine - theirs).pow(2).mean(-1)
     expected = (apart[0].sum() + apart[1, :11].sum()) / 36
-    torch.testing.assert_close(seen.value(loss, student, teacher, batch), expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(outside_trainer.value(loss, student, teacher, batch), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_a_decoder_that_makes_its_inputs_in_a_way_of_its_own_is_refused():

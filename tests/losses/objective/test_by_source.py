@@ -27,8 +27,8 @@ def _gradient(out, case, loss, sources, batch=8, accumulation=1, teacher=None):
     if isinstance(loss, dict):
         rows = [{**row, "source": source} for row, source in zip(rows, sources, strict=True)]
     trainer = StagedTrainer(
-        case.model(), args, train_dataset=Rows(rows), eval_dataset=Rows(case.rows()), data_collator=Pad(), callbacks=[seen],
-        teacher=teacher, stages=[Stage("one", "1 steps", loss=loss)],
+        case.model(), args, train_dataset=Rows(rows), eval_dataset=Rows(case.rows()), data_collator=Pad(),
+        callbacks=[seen], teacher=teacher, stages=[Stage("one", "1 steps", loss=loss)],
     )  # fmt: skip
     trainer.train()
     return seen.found, next(log for log in trainer.state.log_history if "loss" in log)
@@ -46,7 +46,7 @@ def test_one_loss_for_every_source_is_that_loss(name, tmp_path):
     assert log["loss_TaskLoss_code"] + log["loss_TaskLoss_text"] == pytest.approx(log["loss"], rel=1e-5)
 
 
-def test_teacher_losses_and_weights_by_source(tmp_path):
+def test_teacher_losses_and_weights_are_those_of_the_source(tmp_path):
     case, teacher = CASES["classifier"], bert(num_hidden_layers=4)()
     features = HiddenMSE() + AttentionMSE()
     options = {"sources": SOURCES, "teacher": teacher}
@@ -92,7 +92,7 @@ def test_unknown_and_missing_sources_are_refused(tmp_path):
         ).plan()  # fmt: skip
 
 
-def test_batches_without_a_row_of_a_source(tmp_path):
+def test_updates_without_a_row_of_a_source_do_not_count_as_zeros(tmp_path):
     features = HiddenMSE() + AttentionMSE() + AttentionKL() + AttentionRelation() + LogitKL()
     data = tiny.class_data(84).add_column("source", ["b", "a", "a", "a"] + ["a"] * 80)
     args = arguments(tmp_path, per_device_train_batch_size=4, train_sampling_strategy="sequential", logging_steps=1)
@@ -135,7 +135,7 @@ def test_tokens_are_counted_of_pairs_and_packed_rows_too():
     assert counted(made, texts) == [[0, 3], [1, 4], [1, 4]]  # eleven in equal parts
 
 
-# ---- what a model adds to its loss, and where its labels stand -----------------------------------------------------------
+# ---- what a model adds to its loss, and where its labels stand ------------------------------------------------------
 
 
 def routed(**changes):
@@ -165,7 +165,7 @@ def test_the_sources_together_are_the_models_own_loss(name, tmp_path):
     assert apart(whole, split) < 1e-4
 
 
-def test_what_a_model_adds_goes_by_items_and_is_weighed(tmp_path):
+def test_what_a_model_adds_is_shared_by_items_and_weighed(tmp_path):
     """Half the weight on every source is half the loss, the router's too; one source alone brings its own share."""
     case = replace(CASES["causal"], model=routed())
     whole, _ = _gradient(tmp_path / "whole", case, TaskLoss(), SOURCES)

@@ -11,7 +11,7 @@ LENGTHS = (3, 6, 4)
 
 
 def batch(*, side="right", extra=0, labels=True, masked=(), decoder=False):
-    """Ragged rows of tokens 5, 6, 7 ...; labels are the tokens, those at ``masked`` (from each row's start) being -100."""
+    """Make ragged rows of tokens 5, 6, 7 ...; labels are the tokens, but -100 at ``masked`` places of each row."""
     width = max(LENGTHS) + extra
     ids, mask = torch.zeros(3, width, dtype=torch.long), torch.zeros(3, width, dtype=torch.long)
     targets = torch.full((3, width), -100)
@@ -58,7 +58,7 @@ BUT_LAST = [row[:-1] for row in WHOLE]
         (Targets(None), {"masked": (0, 2)}, [[6], [6, 8, 9, 10], [6, 8]]),
     ],
 )
-def test_positions(targets, given, expected, side, extra):
+def test_positions_do_not_depend_on_padding(targets, given, expected, side, extra):
     assert chosen(targets, batch(side=side, extra=extra, **given)) == expected
 
 
@@ -80,7 +80,7 @@ def test_rows_all_count():
 
 
 @pytest.mark.parametrize("extra", [0, 4])
-def test_decoder_positions(extra):
+def test_decoder_positions_do_not_depend_on_padding(extra):
     ids = batch(labels=False, decoder=True, extra=extra)
     assert chosen(Targets("decoder", pad=0), ids) == WHOLE
     begun = {"decoder_input_ids": torch.cat((torch.zeros(3, 1, dtype=torch.long), ids["decoder_input_ids"]), 1)}
@@ -108,7 +108,7 @@ def test_no_mask_means_no_padding():
         ("rows", {"flag": True}, "no tensor to count rows of"),
     ],
 )
-def test_batches_that_cannot_be_read(kind, given, message):
+def test_batches_that_cannot_be_read_are_refused(kind, given, message):
     with pytest.raises(ValueError, match=message):
         Targets(kind).items(given)
 

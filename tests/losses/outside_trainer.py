@@ -1,4 +1,4 @@
-"""Losses on hidden states and attention, run outside a trainer; and what a model really computes, found another way."""
+"""Run losses on hidden states and attention outside a trainer, and find what a model computes in another way."""
 
 from __future__ import annotations
 
@@ -104,14 +104,14 @@ def installed(loss: Loss, student: Any, teacher: Any, *, defer: bool = True) -> 
 
 
 def value(loss: Loss, student: Any, teacher: Any, batch: Mapping[str, Any], *, defer: bool = True) -> torch.Tensor:
-    """The mean that a stage would report, with its graph."""
+    """Return the mean that a stage would report, with its graph."""
     with installed(loss, student, teacher, defer=defer) as losses:
         mine, theirs = losses.signals(student, Batch(batch), 0.0)
         own = losses.terms[0].loss
         return own(mine, theirs, batch, 0.0).sum() / own.items(batch)
 
 
-# ---- the same, found another way --------------------------------------------------------------------------------------
+# ---- the same, found in another way ---------------------------------------------------------------------------------
 
 
 def scores_of(model: Any, batch: Mapping[str, Any]) -> list[torch.Tensor]:
