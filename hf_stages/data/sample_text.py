@@ -20,17 +20,17 @@ DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def prose(limit_bytes: int = 1_000_000, seed: int = 0, split: str = "train") -> Dataset:
-    """Docstrings and comments, one row per file, in a column ``text``; ``split`` is ``train`` or ``eval``."""
+    """Return docstrings and comments, one row per file, in a column ``text``; ``split`` is ``train`` or ``eval``."""
     return _dataset(_prose_of, limit_bytes, seed, split)
 
 
 def code(limit_bytes: int = 1_000_000, seed: int = 0, split: str = "train") -> Dataset:
-    """Source without docstrings and comments, one row per file, in a column ``text``."""
+    """Return source code without docstrings and comments, one row per file, in a column ``text``."""
     return _dataset(_code_of, limit_bytes, seed, split)
 
 
 def docs(limit_bytes: int = 1_000_000, seed: int = 0, split: str = "train") -> Dataset:
-    """Half of it the language's reference as ``pydoc`` has it, a row for each topic; the rest ``prose``."""
+    """Return Python's reference as ``pydoc`` has it, a row for each topic, and as much ``prose``."""
     names = sorted(topics)
     random.Random(seed).shuffle(names)
     rows, left = [], limit_bytes // 2
@@ -43,7 +43,7 @@ def docs(limit_bytes: int = 1_000_000, seed: int = 0, split: str = "train") -> D
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte and two specials: nothing to train, nothing to download."""
+    """Return a tokenizer with one token per byte and two special tokens: nothing to train, nothing to download."""
     vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -52,7 +52,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def blocks(dataset: Dataset, tokenizer: PreTrainedTokenizerFast, length: int) -> Dataset:
-    """All texts, each closed by the end token, cut into rows of ``length`` tokens; what is left over is dropped."""
+    """Join all texts, each ended by the end token, and cut rows of ``length`` tokens; the rest is dropped."""
     ids: list[int] = []
     for tokens in tokenizer(list(dataset["text"]))["input_ids"]:
         ids += [*tokens, tokenizer.eos_token_id]

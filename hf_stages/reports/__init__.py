@@ -1,1 +1,1 @@
-"""Reports: finished folders and plans as text, pictures, pages and cards. No data, no model and no weights are read."""
+"""Reports: show plans and finished folders as text, pictures, pages and cards. They read no data, model or weights."""

@@ -1,4 +1,4 @@
-"""Arms of a comparison as their folders tell them: what each spent, and what became of every domain."""
+"""Reads the arms of a comparison from their folders: what each spent, and its results on every domain."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hf_stages.reports.run_folder import ReadRun, ReadStage, read_run
 
 REFERENCE = "joint"
 LOWER = ("loss", "bits_per_byte")
-"""Metrics of which less is better; of others only more and less are told."""
+"""Metrics that are better when lower. Of other metrics a report says only which is higher."""
 TOLERANCE = 0.01
-"""Up to this share, tokens of different examples may differ."""
+"""The numbers of tokens of two arms may differ by this share."""
 _TIMED = "_runtime"
 
 
 @dataclass(frozen=True)
 class ArmRun:
-    """One arm under one seed."""
+    """One arm of a comparison, run with one seed."""
 
     arm: str
     seed: int
@@ -33,23 +33,23 @@ class ArmRun:
     lr_peak: float
     tokens: int
     seconds: float
-    """Of training; evaluations are taken off."""
+    """The seconds of training, without evaluations."""
     examples: Mapping[str, int]
     source_tokens: Mapping[str, int]
     before: Mapping[str, float]
     """Loss on each domain before the first update."""
     final: Mapping[str, Mapping[str, float]]
     over_time: Mapping[str, Sequence[tuple[float, float]]]
-    """(seconds of training, loss) of each domain."""
+    """For each domain (seconds of training, loss)."""
 
 
 def read_arm(folder: str | Path) -> ArmRun:
-    """A finished arm; ValueError where it is not whole."""
+    """Read a finished arm; raise ValueError where it is not complete."""
     folder = Path(folder)
-    told, run = read_json(folder / "arm.json", "an arm of a comparison"), read_run(folder)
+    written, run = read_json(folder / "arm.json", "an arm of a comparison"), read_run(folder)
     if run.status != "done" or run.problems or not run.done:
         raise ValueError(f"{folder}: expected a finished run, got {'; '.join(run.problems) or run.status}")
-    arm = told["arm"]
+    arm = written["arm"]
     examples: dict[str, int] = {}
     tokens: dict[str, int] = {}
     called = arm.get("called") or [{}] * len(arm["drawn"])
@@ -61,17 +61,25 @@ def read_arm(folder: str | Path) -> ArmRun:
     summaries = [stage.summary or {} for stage in run.done]
     clock = _Clock(run)
     return ArmRun(
-        arm=arm["name"], seed=told["seed"], description=arm["says"], updates=sum(s["steps"] for s in summaries),
-        planned=arm["updates"], lr_sum=arm["lr_sum"], lr_peak=arm["lr_peak"], tokens=round(sum(s["tokens"] for s in summaries)),
-        seconds=clock.seconds, examples=examples, source_tokens=tokens,
+        arm=arm["name"],
+        seed=written["seed"],
+        description=arm["says"],
+        updates=sum(s["steps"] for s in summaries),
+        planned=arm["updates"],
+        lr_sum=arm["lr_sum"],
+        lr_peak=arm["lr_peak"],
+        tokens=round(sum(s["tokens"] for s in summaries)),
+        seconds=clock.seconds,
+        examples=examples,
+        source_tokens=tokens,
         before={d: v["loss"] for d, v in (summaries[0].get("domains_start") or {}).items() if "loss" in v},
         final={d: {k: v for k, v in found.items() if k != "items"} for d, found in summaries[-1]["domains"].items()},
         over_time=_over_time(run, clock),
-    )  # fmt: skip
+    )
 
 
 def _examples_and_tokens(summary: Mapping[str, Any], planned: Mapping[str, float]) -> dict[str, tuple[int, int]]:
-    """(examples, tokens) of each source: as counted, or of a plain dataset as planned."""
+    """Return (examples, tokens) of each source: as they were counted, or for a plain dataset as planned."""
     if summary.get("data"):
         found = summary["data"]["sources"].items()
         return {name: (about["examples"], about["tokens"]) for name, about in found}
@@ -79,7 +87,10 @@ def _examples_and_tokens(summary: Mapping[str, Any], planned: Mapping[str, float
 
 
 class _Clock:
-    """Seconds of training up to a step of the run: evaluations are not in it, updates of a stage take equally long."""
+    """Converts a step of the run to seconds of training, without evaluations.
+
+    A stage's updates count as equally long.
+    """
 
     def __init__(self, run: ReadRun) -> None:
         self.points = [(0, 0.0)]
@@ -101,7 +112,8 @@ class _Clock:
 
 
 def _evaluation_seconds(run: ReadRun, stage: ReadStage, end: int) -> float:
-    """The stage's clock runs from its first evaluation to its last update; what is measured after that is not on it."""
+    """Return the seconds of evaluations within a stage's clock, which runs from its first evaluation to its last
+    update."""
     own = [log for log in run.logs if log.get("stage") == stage.index]
     return sum(
         value
@@ -124,19 +136,20 @@ def _over_time(run: ReadRun, clock: _Clock) -> dict[str, list[tuple[float, float
     return {name: [(clock(step), points[step]) for step in sorted(points)] for name, points in found.items()}
 
 
-# ---- comparing --------------------------------------------------------------------------------------------------------
+# ---- comparing -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over seeds and the sample standard deviation; None from one seed."""
+    """A mean over seeds and the sample standard deviation, which is None for one seed."""
 
     mean: float
     spread: float | None
 
 
 def spread_of(values: Sequence[float]) -> Spread:
-    """
+    """Return the mean and the spread of values.
+
     >>> spread_of([1.0, 3.0]), spread_of([2.0])
     (Spread(mean=2.0, spread=1.4142135623730951), Spread(mean=2.0, spread=None))
     """
@@ -145,13 +158,13 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Gap:
-    """Two arms on one metric of one domain: ``arm`` minus ``other``, seed by seed."""
+    """The difference of two arms in one metric of one domain: ``arm`` minus ``other``, seed by seed."""
 
     arm: str
     other: str
     differences: tuple[float, ...]
     spread: float | None
-    """The larger of both arms' standard deviations over seeds."""
+    """The larger of the two arms' standard deviations over seeds."""
 
     @property
     def mean(self) -> float:
@@ -159,7 +172,7 @@ class Gap:
 
     @property
     def beyond_spread(self) -> bool:
-        """Beyond the spread, and in the same direction under every seed."""
+        """Return whether the difference is larger than the spread and has the same sign with every seed."""
         if self.spread is None or not all(math.isfinite(d) for d in self.differences):
             return False
         agree = all(d > 0 for d in self.differences) or all(d < 0 for d in self.differences)
@@ -167,7 +180,7 @@ class Gap:
 
 
 def gap_of(arm: str, other: str, values: Mapping[str, Mapping[int, float]]) -> Gap:
-    """From values by arm and seed; seeds that both have.
+    """Return the gap of two arms from values by arm and seed, over the seeds that both have.
 
     >>> gap_of("a", "b", {"a": {0: 1.0, 1: 1.1}, "b": {0: 2.0, 1: 2.2}}).beyond_spread
     True
@@ -180,11 +193,11 @@ def gap_of(arm: str, other: str, values: Mapping[str, Mapping[int, float]]) -> G
 
 @dataclass(frozen=True)
 class Comparison:
-    """All arms under all seeds."""
+    """All arms with all seeds."""
 
     runs: tuple[ArmRun, ...]
     weights: Mapping[str, float]
-    """Of the mixture loss, by domain."""
+    """The weight of each domain in the mixture loss."""
     weighed_by: str
 
     @property
@@ -197,14 +210,14 @@ class Comparison:
 
     @property
     def reference(self) -> str:
-        """What the others are held against."""
+        """Return the arm that the others are compared with."""
         return REFERENCE if REFERENCE in self.arms else self.arms[0]
 
     def runs_of(self, arm: str) -> list[ArmRun]:
         return [run for run in self.runs if run.arm == arm]
 
     def metrics(self) -> list[tuple[str, str]]:
-        """(domain, metric): losses first, then bits per byte, then task metrics."""
+        """Return pairs (domain, metric): losses first, then bits per byte, then task metrics."""
         found: dict[tuple[str, str], None] = {}
         for run in self.runs:
             found.update(dict.fromkeys((d, m) for d, values in run.final.items() for m in values))
@@ -213,7 +226,7 @@ class Comparison:
         return sorted(found, key=lambda pair: (order.get(pair[1], 2), learned.get(pair[0], len(learned))))
 
     def values(self, domain: str, metric: str) -> dict[str, dict[int, float]]:
-        """By arm and seed."""
+        """Return the values of a metric by arm and seed."""
         found: dict[str, dict[int, float]] = {arm: {} for arm in self.arms}
         for run in self.runs:
             if (value := run.final.get(domain, {}).get(metric)) is not None:
@@ -221,7 +234,7 @@ class Comparison:
         return found
 
     def mixture(self) -> dict[str, dict[int, float]]:
-        """The weighted mean of the domains' losses, by arm and seed."""
+        """Return the weighted mean of the domains' losses, by arm and seed."""
         found: dict[str, dict[int, float]] = {arm: {} for arm in self.arms}
         for run in self.runs:
             if all("loss" in run.final.get(domain, {}) for domain in self.weights):
@@ -229,12 +242,12 @@ class Comparison:
         return found
 
     def gaps(self, values: Mapping[str, Mapping[int, float]]) -> list[Gap]:
-        """Every other arm against the reference."""
+        """Compare every other arm with the reference."""
         known = [arm for arm in self.arms if values[arm] and arm != self.reference]
         return [gap_of(arm, self.reference, values) for arm in known] if values[self.reference] else []
 
     def unequal(self) -> list[str]:
-        """What the arms did not spend alike, in words; empty where the comparison is between equals."""
+        """Return in words what the arms spent differently; empty where they spent the same."""
         found: dict[str, None] = {}
         for seed in self.seeds:
             runs = {run.arm: run for run in self.runs if run.seed == seed}
@@ -261,7 +274,10 @@ def _unequal_to(run: ArmRun, base: ArmRun) -> list[str]:
 
 
 def compare(folders: Sequence[str | Path], weights: Mapping[str, float] | None = None) -> Comparison:
-    """Read finished arms. Without ``weights``, a domain weighs as many tokens as the staged arm read of the source of its name."""
+    """Read finished arms.
+
+    Without ``weights``, a domain's weight is the tokens that the staged arm read of its source.
+    """
     runs = tuple(read_arm(folder) for folder in folders)
     domains = list(dict.fromkeys(d for run in runs for d in run.final))
     if weights is not None:

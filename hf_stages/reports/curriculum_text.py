@@ -1,4 +1,4 @@
-"""A curriculum's sources as text: what a stage will draw from them, and what its batches will hold."""
+"""Shows as text what a stage will draw from its sources, and what its batches will hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MANY_PASSES = 4
 
 
 def source_facts(planned: PlannedStage) -> dict[str, dict[str, Any]] | None:
-    """Of each source: how many examples there are, how many are drawn, how often that reads it, its first and last share."""
+    """Return for each source: its examples, how many are drawn, in how many passes, and its first and last share."""
     blend, batch = planned.blend, planned.size.global_batch
     if blend is None:
         return None
@@ -35,7 +35,7 @@ def source_facts(planned: PlannedStage) -> dict[str, dict[str, Any]] | None:
 
 
 def sources_text(planned: PlannedStage) -> str | None:
-    """One line: shares from the first update to the last, examples drawn, and how often that reads each source."""
+    """Return a line with each source's shares in the first and last update, examples drawn, and passes over it."""
     found = source_facts(planned)
     if found is None:
         return None
@@ -57,23 +57,23 @@ def sources_text(planned: PlannedStage) -> str | None:
 
 
 def data_notes(plan: Plan) -> Iterator[str]:
-    """What a plan shows of the data that mostly is a mistake."""
+    """Yield notes on a plan's data that usually mean a mistake."""
     for planned in plan.stages:
         for name, about in (source_facts(planned) or {}).items():
             if (about["passes"] or 0) > _MANY_PASSES:
                 yield (
-                    f"{planned.name} reads {name} {about['passes']:.2g} times; beyond about {_MANY_PASSES} passes repeated text is worth "
-                    "much less than new text (arXiv 2305.16264)."
+                    f"{planned.name} reads {name} {about['passes']:.2g} times; beyond about {_MANY_PASSES} passes "
+                    "repeated text is worth much less than new text (arXiv 2305.16264)."
                 )
 
 
 def batches_text(plan: Plan, width: int = 100) -> str:
-    """What a hundred updates of each stage hold, by source, spread over the stage."""
+    """Return as text what a hundred updates of each stage hold, by source, spread over the stage."""
     return "\n\n".join("\n".join(_batches(planned, width)) for planned in plan.stages)
 
 
 def batches_of(planned: PlannedStage) -> list[dict[str, Any]]:
-    """The same as numbers: for ten stretches of the stage, examples per update by source: mean, least and most."""
+    """Return examples per update by source (mean, least, most) for ten parts of the stage."""
     blend, batch = planned.blend, planned.size.global_batch
     if blend is None:
         return []
@@ -121,7 +121,10 @@ def _batches(planned: PlannedStage, width: int) -> Iterator[str]:
         return
     stretches = batches_of(planned)
     shown = min(SHOWN, planned.steps)
-    yield f"{planned.index} {planned.name}: {shown} of {count(planned.steps, exact=planned.exact)} updates, {batch} examples each (mean, least-most)"
+    yield (
+        f"{planned.index} {planned.name}: {shown} of {count(planned.steps, exact=planned.exact)} updates, {batch} "
+        "examples each (mean, least-most)"
+    )
     column = max(14, *(len(name) + 2 for name in blend.names))
     room = max(width - 12 - column * len(blend.names), 10)
     yield f"{'progress':<12}" + "".join(shorten(name, column - 2).ljust(column) for name in blend.names)

@@ -1,4 +1,4 @@
-"""The stage x domain matrix of a run as plain data."""
+"""Gives the stage x domain matrix of a run as plain data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hf_stages.reports.run_folder import read_run
 
 
 def domain_matrix(out: str | Path) -> dict[str, Any]:
-    """Losses and task metrics by stage and domain; forgetting, backward and forward transfer of the loss and of bits per byte."""
+    """Return losses and task metrics by stage and domain, and forgetting and transfer of the loss and of bits per
+    byte."""
     run = read_run(out)
     found: dict[str, Any] = {"status": run.status, "problems": list(run.problems), "metrics": {}}
     for metric in metrics_of(run):
@@ -22,7 +23,7 @@ def domain_matrix(out: str | Path) -> dict[str, Any]:
         }
         found["metrics"][metric] = {"values": values}
         if metric not in ("loss", "bits_per_byte"):
-            continue  # whether more is better is not known of others
+            continue  # for other metrics it is not known whether more is better
         backward = {domain: matrix.backward(domain) for domain in matrix.domains}
         forward = {domain: matrix.forward(domain) for domain in matrix.domains}
         found["metrics"][metric] |= {

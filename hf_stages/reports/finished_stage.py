@@ -59,6 +59,7 @@ class FinishedStage:
 
     @property
     def history(self) -> History:
-        """What gates are asked on at the stage's end: its recorded metrics, so that a resumed run is judged as the first was."""
+        """What gates are asked on at the stage's end: its recorded metrics, so that a resumed run is judged as the
+        first was."""
         said = self.summary
         return History(said["steps"], int(said["tokens"]), said["seconds"], [said["metrics"]])

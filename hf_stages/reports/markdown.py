@@ -1,4 +1,4 @@
-"""Pieces of Markdown."""
+"""Writes tables in Markdown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def row(texts: Iterable[str]) -> str:
-    """A row of a table.
+    """Write a row of a table.
 
     >>> row(["a|b", "c"])
     '| a\\\\|b | c |'
@@ -15,5 +15,6 @@ def row(texts: Iterable[str]) -> str:
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Write the lines of a table."""
     heads = list(heads)
     return [row(heads), row(["---"] * len(heads)), *map(row, rows)]

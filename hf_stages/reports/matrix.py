@@ -1,11 +1,12 @@
-"""Stage x domain: what every stage left of every domain, and what follows from it.
+"""Computes the stage x domain matrix of a run: the loss on every domain after every stage, forgetting and transfer.
 
-With R[i][j] the loss on domain j after stage i, R[0][j] before any training, s(j) the first stage that trains on j, and T the last
-stage of a branch (Lopez-Paz and Ranzato 2017, arXiv 1706.08840, for accuracies; signs are turned so that more is better)::
+With R[i][j] the loss on domain j after stage i, R[0][j] before any training, s(j) the first stage that trains on j, and
+T the last stage of a branch (Lopez-Paz and Ranzato 2017, arXiv 1706.08840, for accuracies; signs are turned so that
+more is better)::
 
     forgetting  F[i][j] = R[i][j] - min over k <= i of R[k][j]     (k along the branch of i; never below zero)
-    backward    B[j]    = R[s(j)][j] - R[T][j]                     (what later stages gave, negative: took)
-    forward     W[j]    = R[0][j] - R[s(j) - 1][j]                 (what earlier stages gave before j's own)
+    backward    B[j]    = R[s(j)][j] - R[T][j]                     (how much later stages improved j; negative:
+    worsened) forward     W[j]    = R[0][j] - R[s(j) - 1][j]                 (how much earlier stages improved j)
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ START = "start"
 
 @dataclass(frozen=True)
 class Matrix:
-    """Values of one metric, lower is better. Rows begin with the model before any training."""
+    """The values of one metric, where lower is better. The first row is the model before any training."""
 
     metric: str
     rows: tuple[str, ...]
     domains: tuple[str, ...]
     values: Mapping[tuple[str, str], float]
     parents: Mapping[str, str]
-    """Of every row but the first, the row it goes on from."""
+    """The row that each row but the first continues."""
     homes: Mapping[str, str]
-    """The first stage that trains on a domain, where names tell."""
+    """The first stage that trains on each domain, where their names tell."""
 
     def branch(self, row: str) -> list[str]:
-        """A row and those it stands on, latest first."""
+        """Return a row and all rows that it continues, latest first."""
         chain = [row]
         while (parent := self.parents.get(chain[-1])) is not None:
             chain.append(parent)
         return chain
 
     def forgotten(self, row: str, domain: str) -> float | None:
-        """The rise since the best on this branch."""
+        """Return how much the value rose since the best one on this branch."""
         if (now := self.values.get((row, domain))) is None:
             return None
         return now - min(self.values[r, domain] for r in self.branch(row) if (r, domain) in self.values)
@@ -49,14 +50,14 @@ class Matrix:
         return self.rows[-1] if len(self.rows) > 1 else None
 
     def backward(self, domain: str) -> float | None:
-        """None where the last stage is the domain's own, or does not stand on it."""
+        """Return backward transfer; None where the last stage is the domain's own, or does not continue it."""
         home, last = self.homes.get(domain), self.last
         if home is None or last is None or home == last or home not in self.branch(last):
             return None
         return self._difference((home, domain), (last, domain))
 
     def forward(self, domain: str) -> float | None:
-        """None where no stage came before the domain's own."""
+        """Return forward transfer; None where no stage came before the domain's own."""
         home = self.homes.get(domain)
         before = self.parents.get(home) if home is not None else None
         if before is None or before == START:
@@ -75,7 +76,7 @@ def mean_of(values: Sequence[float | None]) -> float | None:
 
 
 def matrix_of(run: ReadRun, metric: str = "loss") -> Matrix:
-    """From what the finished stages wrote; a stage that cannot be read is no row."""
+    """Make the matrix from the folders of finished stages. A stage that cannot be read gets no row."""
     values: dict[tuple[str, str], float] = {}
     parents: dict[str, str] = {}
     homes: dict[str, str] = {}
@@ -102,7 +103,7 @@ def matrix_of(run: ReadRun, metric: str = "loss") -> Matrix:
 
 
 def metrics_of(run: ReadRun) -> list[str]:
-    """Every metric of any domain, the loss and bits per byte first, counts left out."""
+    """Return every metric of any domain, the loss and bits per byte first, without counts."""
     found: dict[str, None] = {"loss": None, "bits_per_byte": None}
     for stage in run.done:
         for domain in ((stage.summary or {}).get("domains") or {}).values():

@@ -1,4 +1,7 @@
-"""A run as its folders tell it: no data, no model and no weights are read, and a damaged stage is named, not trusted."""
+"""Reads a run from its folders, without data, model or weights.
+
+A damaged stage is reported, and its numbers not used.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ _STATE = "trainer_state.json"
 
 @dataclass(frozen=True)
 class Unfinished:
-    """Where a stage stands that was cut, or still runs."""
+    """How far a stage is that was cut or still runs."""
 
     checkpoint: Path
     steps: int
@@ -37,7 +40,7 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class ReadStage:
-    """One stage. ``summary`` is None where it is not done, or not to be trusted, which ``problem`` says."""
+    """One stage. ``summary`` is None where it is not done or damaged; ``problem`` says what is damaged."""
 
     index: int
     name: str
@@ -46,9 +49,9 @@ class ReadStage:
     summary: dict[str, Any] | None = None
     problem: str = ""
     planned: int | None = None
-    """Updates, as the run's manifest has them."""
+    """The planned updates, from the run's manifest."""
     unfinished: Unfinished | None = None
-    """How far a stage is that is not done, as its newest checkpoint says."""
+    """How far an unfinished stage is, from its newest checkpoint."""
 
     @property
     def parent(self) -> str | None:
@@ -58,14 +61,14 @@ class ReadStage:
 
 @dataclass(frozen=True)
 class ReadRun:
-    """A run's folder."""
+    """Everything that reports need of a run's folder."""
 
     out: Path
     status: str
     stages: tuple[ReadStage, ...]
     ledger: tuple[dict[str, Any], ...]
     logs: tuple[dict[str, Any], ...]
-    """Trainer's log history, as far as a stage or a checkpoint holds it."""
+    """Trainer's log history, from the stage or checkpoint that holds most of it."""
     problems: tuple[str, ...]
 
     @property
@@ -120,7 +123,7 @@ def _read_stage(folder: Path, index: int, name: str, status: str) -> ReadStage:
 
 
 def _unfinished(out: Path) -> dict[str, Unfinished]:
-    """By stage, the newest checkpoint that a resumed run would go on from."""
+    """Return for each stage the newest checkpoint that a resumed run would start from."""
     found: dict[str, Unfinished] = {}
     for _, folder in checkpoints(out):
         try:
@@ -134,7 +137,10 @@ def _unfinished(out: Path) -> dict[str, Unfinished]:
 
 
 def _problem(folder: Path) -> str | None:
-    """Whether all files are there in their size, and what is read here is what was written; weights are not read for it."""
+    """Return what is wrong with a folder: a file is missing or has another size, or JSON was changed.
+
+    Weights are not read.
+    """
     if not (folder / SEAL).is_file():
         return "it was not written to its end (no seal)"
     for name, (size, digest) in read_json(folder / SEAL, "a seal")["files"].items():
@@ -149,7 +155,7 @@ def _problem(folder: Path) -> str | None:
 
 
 def _logs(out: Path, stages: Iterable[ReadStage]) -> list[dict[str, Any]]:
-    """The longest history: every stage and checkpoint holds all of the run before it."""
+    """Return the longest history: every stage and checkpoint holds the whole run before it."""
     places = [stage.folder / TRAINING_STATE / _STATE for stage in stages if stage.summary is not None]
     places += [folder / _STATE for _, folder in checkpoints(out)]
     longest: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Everything a run's folder says of it, as text."""
+"""Reports everything that a run's folder holds, as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _KINDS = ("alert", "cut_lr", "rollback", "replay", "stop", "notice")
 
 
 def run_report(run: ReadRun) -> str:
-    """Stages, domains, shares of sources, decisions, sizes and speeds, as far as they are there."""
+    """Report stages, domains, shares of sources, decisions, sizes and speeds, as far as they are there."""
     parts = [stages_table(run), *[f"! {problem}" for problem in run.problems], domain_table(run)]
     if shares := shares_table(run):
         parts.append(shares)
@@ -26,7 +26,7 @@ def run_report(run: ReadRun) -> str:
 
 
 def decisions_of(run: ReadRun) -> list[tuple[int, str, str]]:
-    """(step, stage, words) of what the ledger holds besides plain ends."""
+    """Return (step, stage, words) of the ledger's entries, except for plain ends of stages."""
     shown = [entry for entry in run.ledger if entry["kind"] in _KINDS]
     return [
         (e["step"], e["stage"], f"{e['kind']}: {e['reason']}" + (f" [{e['by']}]" if e["by"] else "")) for e in shown
@@ -34,7 +34,7 @@ def decisions_of(run: ReadRun) -> list[tuple[int, str, str]]:
 
 
 def bench_tables(run: ReadRun) -> list[str]:
-    """What ``hf-stages bench --save`` left in the stages' folders."""
+    """Return the tables that ``hf-stages bench --save`` left in the stages' folders."""
     found = []
     for stage in run.stages:
         for place in (stage.folder, *sorted(stage.folder.parent.glob(f"{stage.folder.name}-exports/*"))):

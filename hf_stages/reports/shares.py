@@ -1,4 +1,4 @@
-"""What stages with several sources drew of each over their progress, as their folders and the log tell it."""
+"""Reads from folders and logs how much stages with several sources drew of each, over their progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KEY = "share_"
 
 @dataclass(frozen=True)
 class SharePoint:
-    """The shares over a stretch of the stage whose middle is at progress ``t``."""
+    """The shares in a part of the stage; ``t`` is the progress in its middle."""
 
     t: float
     realized: Mapping[str, float]
@@ -22,7 +22,10 @@ class SharePoint:
 
 @dataclass(frozen=True)
 class StageShares:
-    """One stage. ``totals`` is empty where it is not finished: then the log alone tells of it, and nothing was declared there."""
+    """The shares of one stage.
+
+    ``totals`` is empty where it is not finished. Then the shares come from the log, which holds no declared ones.
+    """
 
     index: int
     name: str
@@ -38,7 +41,7 @@ class StageShares:
 
 
 def read_shares(run: ReadRun) -> list[StageShares]:
-    """Of every stage that draws from more than one source, as far as it went."""
+    """Return the shares of every stage that draws from several sources, as far as it went."""
     found, step = [], 0
     for stage in run.stages:
         one = _from_stage_file(stage) if stage.summary is not None else _from_log(stage, run, step)
@@ -58,7 +61,7 @@ def _from_stage_file(stage: ReadStage) -> StageShares | None:
 
 
 def _from_log(stage: ReadStage, run: ReadRun, start: int) -> StageShares | None:
-    """Of a stage that was cut or still trains: each log tells the shares since the one before it."""
+    """Read an unfinished stage from the log: each entry holds the shares since the entry before it."""
     if stage.status == "damaged" or not stage.planned:
         return None
     points, before = [], start

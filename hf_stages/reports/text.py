@@ -1,4 +1,4 @@
-"""Numbers and parts as short text, for tables and pictures."""
+"""Writes numbers and parts as short text, for tables and pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def count(value: float | None, *, exact: bool = True) -> str:
-    """A number of things, in at most six characters.
+    """Write a number of things in at most six characters.
 
     >>> count(950), count(12_345), count(1.5e9), count(None), count(70, exact=False)
     ('950', '12.3k', '1.5B', '-', '~70')
@@ -24,7 +24,7 @@ def count(value: float | None, *, exact: bool = True) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes.
+    """Write a number of bytes.
 
     >>> size(3_250_000), size(512), size(None)
     ('3.25 MB', '512 B', '-')
@@ -38,7 +38,7 @@ def size(value: float | None) -> str:
 
 
 def mebibytes(value: float | None) -> str:
-    """Bytes as papers on compression count them.
+    """Write bytes in MiB, as papers on compression do.
 
     >>> mebibytes(417.64 * 2**20), mebibytes(2.853 * 2**20), mebibytes(300), mebibytes(None)
     ('417.6 MiB', '2.85 MiB', '0.0003 MiB', '-')
@@ -52,7 +52,7 @@ def mebibytes(value: float | None) -> str:
 
 
 def bits(value: float | None) -> str:
-    """Bits per weight.
+    """Write bits per weight.
 
     >>> bits(1.0877), bits(16.0), bits(None)
     ('1.09', '16', '-')
@@ -61,7 +61,7 @@ def bits(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the unit that fits.
+    """Write seconds in the unit that fits.
 
     >>> [duration(s) for s in (0.4, 59, 90, 7300, 200_000, None)]
     ['0.4 s', '59 s', '1.5 min', '2 h', '2.3 d', '-']
@@ -75,7 +75,7 @@ def duration(seconds: float | None) -> str:
 
 
 def rate(lr: float) -> str:
-    """A learning rate.
+    """Write a learning rate.
 
     >>> rate(5e-5), rate(0), rate(0.01), rate(1.25e-4)
     ('5e-5', '0', '0.01', '1.25e-4')
@@ -89,7 +89,7 @@ def rate(lr: float) -> str:
 
 
 def part(value: Any) -> str:
-    """A part as its call, defaults left out; losses as a person writes them.
+    """Write a part as its call, without defaults, and losses as a person writes them.
 
     >>> from hf_stages.gates import Below
     >>> from hf_stages.losses import TaskLoss
@@ -116,12 +116,12 @@ def part(value: Any) -> str:
 
 
 def parts(values: Sequence[Any]) -> str:
-    """Several parts, as a list without brackets."""
+    """Write several parts, separated by commas."""
     return ", ".join(part(value) for value in values)
 
 
 def dataset_label(dataset: Any) -> str:
-    """What a dataset is called and how much it holds."""
+    """Return the name of a dataset."""
     if isinstance(dataset, str):
         return dataset
     named = getattr(getattr(dataset, "info", None), "dataset_name", None)
@@ -129,7 +129,7 @@ def dataset_label(dataset: Any) -> str:
 
 
 def examples_label(dataset: Any) -> str:
-    """How many examples a dataset holds.
+    """Write how many examples a dataset holds.
 
     >>> examples_label([0] * 1200), examples_label(iter([]))
     ('1,200 examples', 'a stream')
@@ -138,7 +138,7 @@ def examples_label(dataset: Any) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """At most ``limit`` characters, the cut marked.
+    """Shorten text to at most ``limit`` characters, and mark the cut.
 
     >>> shorten("ternary-features", 10)
     'ternary...'
@@ -147,7 +147,7 @@ def shorten(text: str, limit: int) -> str:
 
 
 def shorten_middle(text: str, limit: int) -> str:
-    """At most ``limit`` characters; both ends stay, as names often differ at theirs.
+    """Shorten text to at most ``limit`` characters in its middle, because names often differ at their ends.
 
     >>> shorten_middle("held-out-code-python", 15)
     'held-o...python'

@@ -1,4 +1,4 @@
-"""Trials of a stage as their folders tell them, and which to take."""
+"""Reads the trials of a stage from their folders, and picks one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from hf_stages.reports.run_folder import read_run
 
 @dataclass(frozen=True)
 class Trial:
-    """One rate and share of replay; losses by domain, before the stage and after the trial. No losses: not finite."""
+    """A trial of one rate and share of replay: losses by domain before and after it.
+
+    Without losses, they were not finite.
+    """
 
     rate: float
     replay: float
@@ -27,17 +30,17 @@ class Trial:
         return (self.rate, self.replay) == (other.rate, other.replay)
 
     def gain(self, new: Sequence[str]) -> float:
-        """By which share the loss on the new domains fell, on average."""
+        """Return the share by which the loss on the new domains fell, on average."""
         return sum((self.before[d] - self.after[d]) / abs(self.before[d]) for d in new) / len(new)
 
     def forgotten(self, earlier: Sequence[str]) -> float:
-        """By which share the loss rose on the earlier domain that lost most; below zero: none rose."""
+        """Return the share by which the loss rose on the earlier domain that lost most. Below zero, none rose."""
         return max((self.after[d] - self.before[d]) / abs(self.before[d]) for d in earlier)
 
 
 @dataclass(frozen=True)
 class Trials:
-    """All of them, and what they are judged by."""
+    """All trials of a stage, and the limits that they are judged by."""
 
     stage: str
     steps: int
@@ -48,26 +51,26 @@ class Trials:
     budget: float
     tried: tuple[Trial, ...]
     resumes_to: float | None = None
-    """Of a stage that resumes its parent's schedule: which share of its first rate it ends at."""
+    """Where the stage resumes its parent's schedule: its last rate as a share of its first."""
     confirmed: tuple[Trial, ...] = ()
-    """Candidates that were trained over all of the stage's updates, best first, until one kept the budget there, too."""
+    """Candidates that were trained over all of the stage's updates, best first, until one kept the budget."""
 
     def within_budget(self, trial: Trial) -> bool:
         return trial.finite and trial.forgotten(self.earlier) <= self.budget
 
     def keeps_budget(self, trial: Trial) -> bool:
-        """Within the budget, and in full as well where that was tried."""
+        """Return whether the trial keeps the budget, and also over all updates where that was tried."""
         return self.within_budget(trial) and all(self.within_budget(t) for t in self.confirmed if t.same_as(trial))
 
     @property
     def candidates(self) -> list[Trial]:
-        """Those that gain within the budget, the largest gain on the new domains first."""
+        """Return the trials that gain within the budget, the largest gain on the new domains first."""
         good = [t for t in self.tried if self.within_budget(t) and t.gain(self.new) > 0]
         return sorted(good, key=lambda t: t.gain(self.new), reverse=True)
 
     @property
     def pick(self) -> Trial | None:
-        """The best candidate; where some were confirmed, the one that was. None: there is none."""
+        """Return the best candidate, or the confirmed one where candidates were confirmed; None where there is none."""
         for trial in self.candidates:
             whole = next((t for t in self.confirmed if t.same_as(trial)), None)
             if not self.confirmed or (whole is not None and self.within_budget(whole)):
@@ -76,7 +79,10 @@ class Trials:
 
     @property
     def next_to_confirm(self) -> Trial | None:
-        """None where a pick is confirmed, or no candidate is left. What forgot too much does so at higher rates, or with less replay."""
+        """Return the next candidate to train in full; None where a pick is confirmed, or no candidate is left.
+
+        A candidate is skipped if one with a lower rate and more replay forgot too much already.
+        """
         if self.confirmed and self.within_budget(self.confirmed[-1]):
             return None
         for trial in self.candidates:
@@ -87,9 +93,9 @@ class Trials:
 
 def read_trial(folder: str | Path) -> Trial:
     folder = Path(folder)
-    told = read_json(folder / "arm.json", "a trial")
-    trial = told["trial"]
-    if told.get("diverged"):
+    written = read_json(folder / "arm.json", "a trial")
+    trial = written["trial"]
+    if written.get("diverged"):
         return Trial(trial["rate"], trial["replay"], {}, {})
     run = read_run(folder)
     last = next((stage for stage in run.done if stage.name == trial["stage"]), None)
@@ -99,7 +105,7 @@ def read_trial(folder: str | Path) -> Trial:
         )
     parent = next((stage.summary for stage in run.done if stage.name == last.parent), None) or {}
     here, there = _losses(last.summary.get("domains_start")), _losses(parent.get("domains"))
-    # Where collators go by source the parent, as declared, may have measured a domain through another one.
+    # Where collators differ by source, the parent may have measured a domain with another collator.
     before = {**there, **here} if trial.get("by_source") else {**here, **there}
     return Trial(trial["rate"], trial["replay"], before, _losses(last.summary["domains"]))
 
@@ -109,7 +115,7 @@ def _losses(domains: Mapping[str, Mapping[str, float]] | None) -> dict[str, floa
 
 
 def parse_budget(text: str) -> float:
-    """A share of the loss, as the gate ``Forgetting`` takes it.
+    """Read a share of the loss, as the gate ``Forgetting`` takes it.
 
     >>> parse_budget("5%"), parse_budget("0.05")
     (0.05, 0.05)

@@ -74,7 +74,7 @@ class CacheJob:
         keys = hidden_keys(self.model, self.hidden)
         request = self._request(keys)
         work = self.folder.with_name(f".{self.folder.name}.partial")
-        with alone(work):
+        with only_writer(work):
             if self.folder.exists():
                 _refuse_other_cache(self.folder, request)
                 shutil.rmtree(work, ignore_errors=True)
@@ -343,8 +343,8 @@ def _refuse_other_cache(folder: Path, request: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def alone(work: Path) -> Iterator[None]:
-    """One process writes, others that ask for the same cache (ranks) wait and find it."""
+def only_writer(work: Path) -> Iterator[None]:
+    """Let one process write. Others that ask for the same cache, such as ranks, wait and find it."""
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work / "lock"):
         yield

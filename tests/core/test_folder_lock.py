@@ -21,7 +21,7 @@ from hf_stages.core.folder_lock import NAME, lock_folder
 from hf_stages.core.stops import StageStopped
 from hf_stages.gates import Expect
 from hf_stages.packing import pack, pack_folder
-from hf_stages.teachers.cache_writer import alone
+from hf_stages.teachers.cache_writer import only_writer
 from hf_stages.teachers.declared import Teacher
 from hf_stages.transforms import Binarize
 from tests.conftest import ROOT
@@ -58,7 +58,7 @@ with lock_folder(Path(sys.argv[1])):
 
 @pytest.fixture
 def held(tmp_path):
-    """``held("alone")`` is a process that holds ``tmp_path / "out"``; "forked" has a child, as who loads data has."""
+    """``held("only_writer")`` is a process that holds ``tmp_path / "out"``; "forked" has a child, as who loads data has."""
     begun = []
 
     def hold(how):
@@ -125,7 +125,7 @@ def test_the_lock_is_released_however_a_run_ends(tmp_path):
 
 @pytest.mark.slow
 def test_without_stages_nothing_is_locked(held, tmp_path):
-    held("alone")
+    held("only_writer")
     args = arguments(tmp_path / "out", max_steps=1)
     StagedTrainer(tiny.bert(), args, train_dataset=tiny.class_data(16)).train()
 
@@ -171,7 +171,7 @@ def test_a_second_writer_of_a_teacher_cache_waits_and_finds_it_written(tmp_path)
     """Ranks ask for one cache together: none is refused, one writes."""
     cache, data, found = tmp_path / "cache", tiny.class_data(8), []
     asked = threading.Thread(target=lambda: found.append(Teacher(tiny.bert()).cache(data, cache)))
-    with alone(tmp_path / ".cache.partial"):
+    with only_writer(tmp_path / ".cache.partial"):
         asked.start()
         asked.join(0.3)
         assert asked.is_alive()
@@ -190,7 +190,7 @@ def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch
     assert args.world_size == 1  # accelerate makes up its mind, and finds one process
     monkeypatch.setenv("WORLD_SIZE", started)
     StagedTrainer(tiny.bert(), args)  # without stages it is Trainer
-    expected = f"WORLD_SIZE is {started}.* this trainer is of 1: each process would train alone"
+    expected = f"WORLD_SIZE is {started}.* this trainer is of 1: each process would train only_writer"
     with pytest.raises(ValueError, match=expected) if refused else nullcontext():
         StagedTrainer(tiny.bert(), args, stages=[Stage("a", "1 step")], train_dataset=tiny.class_data(16))
 

@@ -103,7 +103,7 @@ def test_reads_and_writes_as_yaml():
     assert recipes.loads(recipes.dump(recipes.loads(text)))["a"].gates[0] == gate
 
 
-# ---- runs: two domains that want other answers to the same question --------------------------------------------------
+# ---- runs: two domains that want other answers to the same question ------------------------------------------------
 
 
 def steps_of(stride: int, seed: int) -> Dataset:
@@ -132,13 +132,20 @@ def run(
 ) -> StagedTrainer:
     given = {"eval_strategy": "steps", "eval_steps": 3, "save_steps": 4, "logging_steps": 1, **args}
     stages = [
-        Stage("prose", "16 steps", train_dataset=DOMAINS["prose"], args={"eval_strategy": "no"}, schedule=Fresh(peak=1e-2)),
         Stage(
-            "code", "16 steps", train_dataset=DOMAINS["code"], gates=gates, transforms=transforms, args=own or {},
+            "prose", "16 steps", train_dataset=DOMAINS["prose"], args={"eval_strategy": "no"}, schedule=Fresh(peak=1e-2)
+        ),
+        Stage(
+            "code",
+            "16 steps",
+            train_dataset=DOMAINS["code"],
+            gates=gates,
+            transforms=transforms,
+            args=own or {},
             schedule=code or Fresh(peak=PEAK, shape=Const(1)),
         ),
         *more,
-    ]  # fmt: skip
+    ]
     trainer = StagedTrainer(
         tiny.llama(seed=seed, initializer_range=0.1),
         TrainingArguments(

@@ -107,7 +107,8 @@ def test_batches_of_another_cut_hold_the_same_rows(uncut, name, tmp_path):
 
 
 def test_an_event_at_the_end_of_an_epoch(tmp_path):
-    """34 rows are an epoch of five updates: the loader of the next one is new, and so is that of a run resumed there."""
+    """34 rows are an epoch of five updates: the loader of the next one is new, and so is that of a run resumed
+    there."""
     whole = trainer(tmp_path / "whole", eval_strategy="epoch")
     whole.train()
     assert events(tmp_path / "whole") == [(5, 0.2), (10, 0.4)]
@@ -162,7 +163,8 @@ def test_a_source_of_its_own(source, tmp_path):
 
 
 def test_collators_by_source(tmp_path):
-    """Each row by its own source's, also where the stage's data are one source by its name; and other columns are no matter."""
+    """Each row by its own source's, also where the stage's data are one source by its name; and other columns are no
+    matter."""
     only = [{"input_ids": row} for row in DATA["prose"]["input_ids"]]
     data = {**DATA, "prose": Dataset.from_list(only)}
     collator = BySource({"code": Lengths(6), "prose": Lengths(3)})

@@ -16,7 +16,7 @@ def test_one_gate_of_a_stage_replays(tmp_path):
         trainer(tmp_path, gate=[Forgetting(**GATE), Forgetting(**{**GATE, "budget": 0.5})]).plan()
 
 
-# ---- what it decides ------------------------------------------------------------------------------------------------
+# ---- what it decides -----------------------------------------------------------------------------------------------
 
 
 def decide(gate, *losses, entries=()):

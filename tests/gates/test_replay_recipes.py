@@ -47,7 +47,8 @@ def test_from_a_file_to_a_report(recipe, tmp_path, capsys):
 
 
 def test_trials_and_arms_leave_the_gate_out_and_keep_the_data(recipe):
-    """A trial at the declared rate is the stage, so it draws in the order of the stage's own data; arms draw what they say."""
+    """A trial at the declared rate is the stage, so it draws in the order of the stage's own data; arms draw what they
+    say."""
     ready = prepare(recipes.load(recipe))
     plan = plan_for(ready.recipe, ready.args)
     probe = probe_of(ready, "code", replays=[0.0, 0.25])

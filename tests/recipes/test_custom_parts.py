@@ -37,8 +37,14 @@ def test_adding_a_part_is_adding_a_file(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("AddLora", "add_lora"), ("LogitKL", "logit_kl"), ("DPO", "dpo"), ("HiddenMSE", "hidden_mse"), ("InsertSubLN", "insert_sub_ln")],
-)  # fmt: skip
+    [
+        ("AddLora", "add_lora"),
+        ("LogitKL", "logit_kl"),
+        ("DPO", "dpo"),
+        ("HiddenMSE", "hidden_mse"),
+        ("InsertSubLN", "insert_sub_ln"),
+    ],
+)
 def test_acronyms(monkeypatch, tmp_path, name, file):
     (tmp_path / "losses").mkdir()
     (tmp_path / "losses" / f"{file}.py").write_text(f"class {name}: pass\n")
@@ -46,7 +52,7 @@ def test_acronyms(monkeypatch, tmp_path, name, file):
     assert registry.module_of(name, "losses") == f"hf_stages.losses.{file}"
 
 
-# ---- custom parts ---------------------------------------------------------------------------------------------------
+# ---- custom parts --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ stages:
     compute_metrics: [accuracy, f1]
     parents: warm
 """,
-    "model: {config: {model_type: llama}}\ntrain_dataset: {path: csv, data_files: a.csv}\nstages: {use: three_stage, until: 9 epochs}\n",
+    "model: {config: {model_type: llama}}\ntrain_dataset: {path: csv, data_files: a.csv}\nstages: {use: three_stage, "
+    "until: 9 epochs}\n",
 ]
 VALUES = [
     *(

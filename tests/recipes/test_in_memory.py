@@ -87,7 +87,8 @@ class Lazy:
     def __getitem__(self, i): return {"b": self.rows[i], "a": {"x", "y", "z"}, "o": object()}
 
 data = datasets.Dataset.from_dict({"a": [1]})
-values = [Lazy(), data, [data], Budget("1 hour"), Linear(1, 0), {"b", "a", "c"}, partial(print, Lazy()), object(), print]
+values = [Lazy(), data, [data], Budget("1 hour"), Linear(1, 0), {"b", "a", "c"},
+        partial(print, Lazy()), object(), print]
 found = [fingerprint(value) for value in values]
 """
 

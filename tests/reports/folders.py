@@ -17,10 +17,21 @@ def stage(out: Path, index: int, name: str, domains: dict, *, parent: str | None
     history = [{"step": 0, "stage": 1, "start_prose_loss": 4.0}, *logs]
     (folder / "training_state" / "trainer_state.json").write_text(json.dumps({"log_history": history}))
     summary = {
-        "schema": 1, "index": index, "name": name, "parents": [{"name": parent}] if parent else [], "steps": 10, "tokens": 100,
-        "seconds": 1.0, "global_step": 10 * index, "ended_by": "until", "metrics": {}, "domains": domains,
-        "trains_on": [name], "ledger": [], **more,
-    }  # fmt: skip
+        "schema": 1,
+        "index": index,
+        "name": name,
+        "parents": [{"name": parent}] if parent else [],
+        "steps": 10,
+        "tokens": 100,
+        "seconds": 1.0,
+        "global_step": 10 * index,
+        "ended_by": "until",
+        "metrics": {},
+        "domains": domains,
+        "trains_on": [name],
+        "ledger": [],
+        **more,
+    }
     (folder / "stage.json").write_text(json.dumps(summary))
     seal_folder(folder)
     return folder

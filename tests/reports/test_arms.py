@@ -14,9 +14,21 @@ from hf_stages.reports.tables.versus_table import claims, versus_dict, versus_ta
 def run(arm: str, seed: int, language: float, code: float, **changes) -> ArmRun:
     final = {"language": {"loss": language, "accuracy": 1 - language / 10}, "code": {"loss": code}}
     made = ArmRun(
-        arm, seed, f"{arm} in words", 10, 10, 0.1, 1e-3, 320, 2.0 + seed, {"language": 24, "code": 16}, {"language": 192, "code": 128},
-        {"language": 4.0 + seed, "code": 4.0}, final, {"code": [(0.0, 4.0), (2.0 + seed, code)]},
-    )  # fmt: skip
+        arm,
+        seed,
+        f"{arm} in words",
+        10,
+        10,
+        0.1,
+        1e-3,
+        320,
+        2.0 + seed,
+        {"language": 24, "code": 16},
+        {"language": 192, "code": 128},
+        {"language": 4.0 + seed, "code": 4.0},
+        final,
+        {"code": [(0.0, 4.0), (2.0 + seed, code)]},
+    )
     return dataclasses.replace(made, **changes)
 
 

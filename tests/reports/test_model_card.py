@@ -188,9 +188,16 @@ def test_what_it_began_with(tmp_path, monkeypatch):
 def test_the_runs_card_takes_what_trainers_takes(tmp_path):
     trainer = trained(tmp_path / "out", [Stage("a", "2 steps"), Stage("b", "1 step")])
     trainer.create_model_card(
-        license="mit", language="en", tags="mine", model_name="Staged", finetuned_from="org/base", tasks="text-generation",
-        dataset_tags="org/data", dataset="Data", dataset_args="split: train",
-    )  # fmt: skip
+        license="mit",
+        language="en",
+        tags="mine",
+        model_name="Staged",
+        finetuned_from="org/base",
+        tasks="text-generation",
+        dataset_tags="org/data",
+        dataset="Data",
+        dataset_args="split: train",
+    )
     text = text_of(tmp_path / "out")
     data = ModelCard(text).data
     assert (data.license, data.language, data.base_model) == ("mit", "en", "org/base")

@@ -15,21 +15,30 @@ from hf_stages.reports.run_folder import read_run
 from tests.reports.folders import losses, manifest, stage
 
 ARGS = {
-    "learning_rate": 3e-4, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 4, "lr_scheduler_type": "cosine",
-    "optim": "adamw_torch", "seed": 7,
-}  # fmt: skip
+    "learning_rate": 3e-4,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 4,
+    "lr_scheduler_type": "cosine",
+    "optim": "adamw_torch",
+    "seed": 7,
+}
 ABOUT = {
     "versions": {"hf_stages": "0.1.0", "torch": "2.9", "transformers": "5.20"},
-    "base": {"class": "transformers.models.llama.modeling_llama:LlamaForCausalLM", "config": {"hidden_size": 64, "num_hidden_layers": 3}},
+    "base": {
+        "class": "transformers.models.llama.modeling_llama:LlamaForCausalLM",
+        "config": {"hidden_size": 64, "num_hidden_layers": 3},
+    },
     "size": {"weights": 22_000},
     "declared": {"args": ARGS},
     "lr_peak": 1e-4,
     "lr_end": 2e-5,
     "stage": {
-        "until": "2 epochs", "loss": [{"use": "TaskLoss"}, {"use": "LogitKL", "temperature": 2.0}],
-        "transforms": [{"use": "ReduceLayers", "keep": [1, 3]}], "schedule": {"use": "Rewarm", "to": 1e-4},
+        "until": "2 epochs",
+        "loss": [{"use": "TaskLoss"}, {"use": "LogitKL", "temperature": 2.0}],
+        "transforms": [{"use": "ReduceLayers", "keep": [1, 3]}],
+        "schedule": {"use": "Rewarm", "to": 1e-4},
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture

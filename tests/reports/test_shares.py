@@ -1,4 +1,5 @@
-"""Realized against declared shares in the report: as bands with dashed edges, as a table, and of a stage that was cut."""
+"""Realized against declared shares in the report: as bands with dashed edges, as a table, and of a stage that was
+cut."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ def test_the_plan_says_what_is_touched_and_what_comes_of_it(bert):
     shapes, began = stage_shapes(Recipe(stages), bert), shape_of(bert)
     size = shapes["ternary"].stored
     said = (
-        f"packed {size.bits_per_weight:.3g} bits per weight, {size.bytes / 2**20:.1f} MiB: 1/{size.ratio():.3g} of fp32, "
-        f"1/{4 * began.params / size.bytes:.3g} of the initial model in fp32 ({began.params / 2**18:.1f} MiB); "
+        f"packed {size.bits_per_weight:.3g} bits per weight, {size.bytes / 2**20:.1f} MiB: 1/{size.ratio():.3g} of "
+        f"fp32, 1/{4 * began.params / size.bytes:.3g} of the initial model in fp32 ({began.params / 2**18:.1f} MiB); "
         f"{size.bytes_rest_fp32 / 2**20:.1f} MiB with the rest in fp32"
     )
     assert flat.count(said) == 2, said

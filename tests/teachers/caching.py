@@ -14,7 +14,8 @@ from tests.support import tiny
 
 CPU = torch.device("cpu")
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
-"""With AVX512-BF16 bitsandbytes multiplies 4-bit weights of a multiple of 32 outputs alone: k_proj and v_proj have 32."""
+"""With AVX512-BF16 bitsandbytes multiplies 4-bit weights of a multiple of 32 outputs alone: k_proj and v_proj have
+32."""
 
 
 def trainer_of(out: Path, teacher, loss, *, data=None, batch: int = 4, **options) -> StagedTrainer:

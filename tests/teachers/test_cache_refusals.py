@@ -19,8 +19,13 @@ pytestmark = pytest.mark.usefixtures("quick_gc")
 
 
 def test_what_the_cache_does_not_hold_is_refused_by_name(tmp_path, cache):
-    refused(tmp_path, CachedTeacher(cache), r"loss HiddenMSE: needs the teacher's hidden\.0, but .* holds hidden\.1; write it "
-            r"anew with hidden=\[0, 1, 2\]", HiddenMSE())  # fmt: skip
+    refused(
+        tmp_path,
+        CachedTeacher(cache),
+        r"loss HiddenMSE: needs the teacher's hidden\.0, but .* holds hidden\.1; write it "
+        r"anew with hidden=\[0, 1, 2\]",
+        HiddenMSE(),
+    )
     refused(tmp_path, CachedTeacher(cache), r"loss AttentionKL: .*attention is not cached", AttentionKL())
     only = Teacher(tiny.llama(7)).cache(tiny.lm_data(8), tmp_path / "h", hidden=[1], logits=False)
     refused(tmp_path, only, "written with logits=False", data=tiny.lm_data(8))

@@ -76,7 +76,7 @@ def test_is_evaluated_and_without_gradient_whatever_was_set():
     assert not any(p.requires_grad for p in model.parameters())
 
 
-# ---- the student's own base -----------------------------------------------------------------------------------------
+# ---- the student's own base ----------------------------------------------------------------------------------------
 
 
 LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"], "dropout": 0.3}
@@ -121,7 +121,7 @@ def test_base_teaches_as_a_copy_of_it_would(name, targets, tmp_path):
     torch.testing.assert_close(weights, other_weights, **exact)
 
 
-# ---- a head that is left to the losses -------------------------------------------------------------------------------
+# ---- a head that is left to the losses -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("build", [tiny.llama, outside_trainer.capped, outside_trainer.cohere, outside_trainer.granite])
@@ -172,7 +172,7 @@ def test_student_runs_its_head_on_one_token(loss, tokens, tmp_path):
     assert entered[0] == 1 if tokens == 1 else entered[0] >= 7
 
 
-# ---- what is refused --------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------------------------
 
 
 def _resnet():
@@ -283,9 +283,13 @@ def test_a_teacher_is_given_back_as_it_was(tmp_path):
 def test_a_recipes_own_teacher_data_and_collator_are_taken(tmp_path):
     rows = Rows(text(lambda g, ids: ids[0] % 3)())
     recipe = Recipe(
-        [Stage("a", "1 steps", loss=HiddenMSE())], teacher=bert(num_hidden_layers=4)(), train_dataset=rows, eval_dataset=rows,
-        data_collator=Pad(), compute_metrics=lambda prediction: {"rows": len(prediction.label_ids)},
-    )  # fmt: skip
+        [Stage("a", "1 steps", loss=HiddenMSE())],
+        teacher=bert(num_hidden_layers=4)(),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=Pad(),
+        compute_metrics=lambda prediction: {"rows": len(prediction.label_ids)},
+    )
     trainer = StagedTrainer(bert()(), arguments(tmp_path), recipe=recipe)
     trainer.train()
     assert trainer.evaluate()["eval_rows"] == 8

@@ -76,7 +76,10 @@ def _are_messages(value: Any) -> bool:
 
 
 def _messages(where: str, key: str, value: Any) -> Any:
-    """JSON means what it says, also null in the arguments of a call; of a message's own keys null is none."""
+    """Read messages, also from JSON text.
+
+    There null stays in the arguments of a call, but a message's key of null is dropped.
+    """
     if not isinstance(value, str):
         return _without_empty_fields(value)
     found = _json(where, key, value)
@@ -92,7 +95,7 @@ def _json(where: str, key: str, text: str) -> Any:
 
 
 def _without_empty_fields(value: Any) -> Any:
-    """Without the keys that have no value, which a table adds."""
+    """Drop keys without a value, which a table adds."""
     if isinstance(value, Mapping):
         return {key: _without_empty_fields(item) for key, item in value.items() if item is not None}
     return [_without_empty_fields(item) for item in value] if isinstance(value, list | tuple) else value

@@ -140,7 +140,7 @@ class Leaf(Node):
         return rows
 
     def _by_order(self, passes: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """The sorted rows, shuffled among so many neighbours; a window that is not full at the end has fewer."""
+        """Return the sorted rows, shuffled within windows of neighbours. The last window may be smaller."""
         order = self.sorted_rows()
         assert self.n is not None
         assert order is not None

@@ -1,1 +1,1 @@
-"""Model cards and their sections."""
+"""Cards: model cards and their sections."""

@@ -1,4 +1,4 @@
-"""The size-and-speed table of ``hf-stages bench`` as a section of a model card."""
+"""Writes the table of ``hf-stages bench`` as a section of a model card."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _NEW = "---\nlibrary_name: transformers\ntags:\n- hf_stages\n---\n\n# {name}\n"
 
 
 def card_with(found: Mapping[str, Any], card: str | None) -> str:
-    """The card with the section in it: in the place of an earlier one, else at its end; a new card where there is none.
+    """Return the card with the section: in place of an earlier one, or at its end. Without a card, make a new one.
 
-    What stands outside the two comments is left as it is.
+    Text outside the two comments is not changed.
     """
     card = _NEW.format(name=found["folder"].replace("\\", "/").rstrip("/").rpartition("/")[2]) if card is None else card
     begin, end = card.find(_BEGIN), card.find(_END)

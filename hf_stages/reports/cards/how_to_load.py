@@ -1,4 +1,4 @@
-"""The lines of Python that give back a folder's model."""
+"""Writes the lines of Python that load a folder's model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OURS = "hf_stages"
 
 
 def how_to_load(folder: Path, shown: str, summary: Mapping[str, Any] | None = None) -> list[str]:
-    """Three lines. ``shown`` is the folder's place, ``summary`` its ``stage.json`` if it is a stage's."""
+    """Return about three lines. ``shown`` is the folder's path, ``summary`` its ``stage.json`` if it is a stage's."""
     config = _config(folder)
     if _is_packed(config):
         return [f"import {_OURS}", *_from_pretrained(config, shown, auto=True)]
@@ -26,18 +26,19 @@ def how_to_load(folder: Path, shown: str, summary: Mapping[str, Any] | None = No
 
 
 def needs_rebuilding(folder: Path, summary: Mapping[str, Any]) -> bool:
-    """Whether a stage's model is more than stock transformers makes of its folder: layers that round, adapters."""
+    """Return whether stock transformers cannot load a stage's model from its folder: it has quantized layers or
+    adapters."""
     rounds = bool((summary.get("size") or {}).get("quantized"))
     return summary["base"]["config"] is not None and (rounds or has_adapter(folder))
 
 
 def has_adapter(folder: Path) -> bool:
-    """Beside the base's weights, or in a folder of its own where stock transformers would not take the two for a model."""
+    """Return whether a folder has an adapter, beside the base's weights or in a folder of its own."""
     return (folder / "adapter_config.json").is_file() or any(folder.glob("adapter/**/adapter_config.json"))
 
 
 def _by_peft(folder: Path, shown: str) -> list[str]:
-    """Base and adapter from their own folders; PEFT keeps further adapters in folders of their names."""
+    """Load base and adapter from their own folders; PEFT keeps further adapters in folders of their names."""
     base = _from_pretrained(_config(folder / "base"), f"{shown}/base", auto=False)
     places = sorted(path.parent.relative_to(folder) for path in folder.glob("adapter/**/adapter_config.json"))
     lines = [*base[:1], "from peft import PeftModel", "", base[-1].replace("model =", "base =")]
@@ -63,7 +64,7 @@ def _from_pretrained(config: Mapping[str, Any], shown: str, *, auto: bool) -> li
 
 
 def _auto_class(kind: str | None) -> str | None:
-    """The Auto class that gives this class of model, the one made for its task before those that are made for any."""
+    """Return the Auto class that makes this class of model, preferably the one for its task."""
     from transformers.models.auto import modeling_auto
 
     found = []

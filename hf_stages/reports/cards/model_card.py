@@ -1,4 +1,4 @@
-"""A short model card from what the folders say: what it began with, its stages as they went, metrics, how to load it."""
+"""Writes a short model card from folders: the initial model, the stages, metrics, and how to load the model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ _HUB = re.compile(r"[\w.-]*[A-Za-z][\w.-]*(/[\w.-]+)?")
 
 
 def stage_card(folder: Path, shown: str) -> str:
-    """The card of a stage folder, ``shown`` as its place: of its own stage and those that it stands on."""
+    """Write the card of a stage folder, which also tells of the stages before it. ``shown`` is the folder's path."""
     stages = summaries_up_to(folder)
     return _card(shown, folder, stages, how_to_load(folder, shown, stages[-1]), {})
 
 
 def run_card(out: Path, stage: str | None, given: Mapping[str, Any]) -> str:
-    """The card of a run's folder, whose model is that of ``stage`` (a folder in it; None where no stage is done)."""
+    """Write the card of a run's folder.
+
+    Its model is that of ``stage`` (a folder in it; None where no stage is done).
+    """
     name = out.resolve().name
     if stage is None:
         return _card(name, out, [], how_to_load(out, name), given)
@@ -39,7 +42,7 @@ def run_card(out: Path, stage: str | None, given: Mapping[str, Any]) -> str:
 
 
 def packed_card(folder: Path, shown: str, source: Path | None, weights: Mapping[str, Any]) -> str:
-    """The card of packed weights; ``source`` is the stage folder that they were made of, if there was one."""
+    """Write the card of packed weights; ``source`` is the stage folder that they were made from, if there is one."""
     known = source is not None and (source / STAGE_FILE).is_file()
     stages = summaries_up_to(source) if source is not None and known else []
     title = f"{source.resolve().name}, packed" if source is not None else shown
@@ -132,7 +135,7 @@ def _row(stage: Mapping[str, Any]) -> list[str]:
 
 
 def _metrics(stage: Mapping[str, Any], when: str) -> list[str]:
-    """Of the weights in the folder, as they were measured when the stage ended."""
+    """Write the metrics of the folder's weights, as measured when the stage ended."""
     found = {
         name: value
         for name, value in stage["metrics"].items()
@@ -161,7 +164,7 @@ def _loss(value: Any) -> str:
 
 
 def _part_call(value: Any) -> str:
-    """A part as its call; of paths within it, the last name alone."""
+    """Write a part as its call; paths in it are shortened to their last name."""
     if isinstance(value, Mapping) and "use" in value:
         arguments = [f"{key}={_part_call(item)}" for key, item in value.items() if key != "use"]
         return f"{value['use']}({', '.join(arguments)})" if arguments else str(value["use"])
@@ -173,14 +176,17 @@ def _part_call(value: Any) -> str:
 
 
 def began_with(declared: Any, config: Any) -> dict[str, Any] | None:
-    """What the initial model was called: by the recipe, else by its config. Found out where the run is, and recorded."""
+    """Return the initial model's name, from the recipe or its config.
+
+    The run records it, because paths exist only there.
+    """
     path = declared.get("path") if isinstance(declared, Mapping) else declared
     name = path or getattr(config, "_name_or_path", None)
     return None if not name else {"name": _short_name(str(name)), "on_hub": _on_hub(str(name))}
 
 
 def _teacher_name(value: Any) -> str:
-    """A teacher as declared, without the places of one machine."""
+    """Return a teacher's declared name, without paths of one machine."""
     if isinstance(value, Mapping) and "in_memory" in value:
         return "a model in memory"
     if isinstance(value, Mapping) and "use" in value:
@@ -192,7 +198,7 @@ def _teacher_name(value: Any) -> str:
 
 
 def _short_name(text: str) -> str:
-    """A name on the Hub stays; of a path, the last part."""
+    """Keep a name on the Hub; shorten a path to its last part."""
     return text if not {"/", "\\"} & set(text) or _on_hub(text) else re.split(r"[/\\]", text.rstrip("/\\"))[-1]
 
 

@@ -1,4 +1,4 @@
-"""What a run was: when, with which versions, of which model, under which settings. From its folder alone."""
+"""Tells from a run's folder when it ran, with which versions, model and settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HEADS = (
 
 
 def run_facts(run: ReadRun) -> list[tuple[str, str]]:
-    """(what, words), as far as a finished stage says so."""
+    """Return pairs (what, words), as far as a finished stage has them."""
     if not run.done:
         return []
     last = run.done[-1]
@@ -39,7 +39,7 @@ def run_facts(run: ReadRun) -> list[tuple[str, str]]:
 
 
 def settings_of(run: ReadRun) -> list[list[str]]:
-    """Heads, and a row for each finished stage."""
+    """Return the table's heads, and a row for each finished stage."""
     rows = [_settings(stage.index, stage.name, stage.summary or {}) for stage in run.done]
     shown = [i for i in range(len(_HEADS)) if any(row[i] for row in rows)]
     return [[row[i] for i in shown] for row in (_HEADS, *rows)] if len(shown) > 1 else []
@@ -73,7 +73,7 @@ def _settings(index: int, name: str, summary: Mapping[str, Any]) -> list[str]:
 
 
 def _calls(value: Any, between: str = ", ") -> str:
-    """Plain data of parts as their calls.
+    """Write plain data of parts as their calls.
 
     >>> _calls([{"use": "TaskLoss"}, {"use": "LogitKL", "temperature": 2.0, "weight": 0.5}], " + ")
     'TaskLoss + LogitKL(temperature=2.0, weight=0.5)'

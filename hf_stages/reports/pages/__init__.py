@@ -1,1 +1,1 @@
-"""Pictures and pages: PNG, SVG and HTML without scripts."""
+"""Pages: pictures in PNG and SVG, and HTML without scripts."""

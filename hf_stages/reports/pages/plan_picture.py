@@ -1,4 +1,4 @@
-"""The plan as a picture: stages as boxes, and under them the learning rate and the data over the run's steps."""
+"""Draws the plan: stages as boxes, and below them the learning rate and the data over the run's steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from hf_stages.planning.plan import Plan, PlannedStage
 from hf_stages.reports.text import count, part, rate, shorten
 
-# Paul Tol's "muted" scheme (https://sronpersonalpages.nl/~pault), told apart by colour-blind readers; neighbours contrast.
+# Paul Tol's "muted" scheme (https://sronpersonalpages.nl/~pault), told apart by colour-blind readers; neighbours
+# contrast.
 _COLOURS = ["#88CCEE", "#CC6677", "#DDCC77", "#44AA99", "#AA4499", "#999933", "#6699CC", "#882255", "#117733"]
 _SOURCES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]
 _INK, _FAINT = "#222222", "#777777"
@@ -38,7 +39,7 @@ def draw_plan(plan: Plan, path: str | Path, *, data: Mapping[str, str] | None = 
 
 
 def places_of(plan: Plan) -> dict[str, tuple[int, float]]:
-    """Column and row of each stage. A first child goes on in its parent's lane, later ones get a lane of their own.
+    """Return column and row of each stage. A first child stays in its parent's lane; later ones get their own lane.
 
     Chains longer than a line of boxes go on below, like text.
     """
@@ -78,7 +79,7 @@ def _draw_boxes(axes: Any, plan: Plan, places: Mapping[str, tuple[int, float]], 
 
 
 def _draw_arrow(axes: Any, start: tuple[int, float], end: tuple[int, float]) -> None:
-    """From a box to its child. Bends run between the columns and between the lines, where no box is."""
+    """Draw an arrow from a box to its child. Bends run between columns and lines, where no box is."""
     x0, y0 = start[0] * (BOX + GAP) + BOX, -start[1] * LANE - TALL / 2
     x1, y1 = end[0] * (BOX + GAP), -end[1] * LANE - TALL / 2
     bend, path = GAP * 0.4, [(x0, y0)]
@@ -120,7 +121,7 @@ def _draw_rates(axes: Any, plan: Plan, colours: Mapping[str, str]) -> None:
 
 
 def _draw_numbers(axes: Any, plan: Plan) -> None:
-    """The stages' numbers above the curve; where two would touch, the later one goes a line up, or is left out."""
+    """Draw the stages' numbers above the curve. Where two would touch, the later one goes a line up, or is left out."""
     free = [float("-inf")] * 2
     for planned in plan.stages:
         middle = (planned.first_step + planned.steps / 2) / plan.total_steps
@@ -176,7 +177,7 @@ def _draw_shares(axes: Any, planned: PlannedStage, weights: list[dict[str, float
 
 
 def _weights(planned: PlannedStage) -> list[dict[str, float]] | None:
-    """A mixture's declared weights over the stage; None where the data is one source."""
+    """Return a mixture's declared weights over the stage; None where the data is one source."""
     blend = planned.blend
     if blend is None or len(blend.names) < 2:
         return None
@@ -196,7 +197,7 @@ def _swatch(colour: str) -> Any:
 
 
 def _shade(colour: str, amount: float) -> tuple[float, ...]:
-    """Lighter below 1 (towards white), darker above (towards black)."""
+    """Make a colour lighter (amount below 1) or darker (above 1)."""
     from matplotlib.colors import to_rgb
 
     if amount <= 1:

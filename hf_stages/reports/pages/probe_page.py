@@ -1,4 +1,4 @@
-"""Trials of a stage as a picture: gain on the new domains against what was lost on the earlier ones."""
+"""Draws the trials of a stage: gain on the new domains against loss on the earlier ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEFT, _TOP, _WIDTH, _HEIGHT = 70.0, 50.0, 640.0, 320.0
 
 
 def save_probe(trials: Trials, path: str | Path) -> None:
-    """Write it to ``path``, whose suffix says what: ``.html`` or ``.svg``."""
+    """Write the page (``.html``) or the picture (``.svg``) to ``path``."""
     path = check_suffix(path)
     if not any(trial.finite for trial in trials.tried):
         raise ValueError(f"save: no trial of {trials.stage!r} stayed finite; there is nothing to draw")
@@ -27,13 +27,16 @@ def save_probe(trials: Trials, path: str | Path) -> None:
 
 
 def _picture(trials: Trials) -> tuple[str, float, float]:
-    """A line of points for each share of replay, in order of rate; what lies left of the red line is within the budget."""
+    """Draw a line of points for each share of replay, in order of rate. Points left of the red line keep the budget."""
     finite = [t for t in trials.tried if t.finite]
     points = {id(t): (100 * t.forgotten(trials.earlier), 100 * t.gain(trials.new)) for t in finite}
     xs, ys = ([p[k] for p in points.values()] for k in (0, 1))
     x_of = _scale([*xs, 0.0, 100 * trials.budget], _LEFT, _WIDTH)
     y_of = _scale([*ys, 0.0], _TOP + _HEIGHT, -_HEIGHT)
-    title = f"{trials.stage}: gain on {', '.join(trials.new)} against loss on {', '.join(trials.earlier)}, in % of the boundary's loss"
+    title = (
+        f"{trials.stage}: gain on {', '.join(trials.new)} against loss on {', '.join(trials.earlier)}, in % of the "
+        "boundary's loss"
+    )
     parts = [text_at(0, 14, title, size=14, weight="bold")]
     parts.append(f'<path d="M{_LEFT:g},{_TOP:g} v{_HEIGHT:g} h{_WIDTH:g}" fill="none" stroke="#222222"/>')
     for values, of, flat in ((xs, x_of, True), (ys, y_of, False)):

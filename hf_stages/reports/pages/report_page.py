@@ -1,4 +1,4 @@
-"""A run's report as a file: one HTML page without scripts and without links to elsewhere, or its pictures as one SVG."""
+"""Writes a run's report to a file: an HTML page without scripts and links, or its pictures as one SVG."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1180px;margin:2em auto;padding:0 1em}"
     ".wide{overflow-x:auto}svg{display:block}"
     "pre{background:#f6f6f4;padding:.8em;overflow-x:auto;font-size:13px;line-height:1.4}pre.words{white-space:pre-wrap}"
-    "table{border-collapse:collapse;font-size:13px}th,td{border-bottom:1px solid #ddd;padding:.3em .7em;text-align:left;"
+    "table{border-collapse:collapse;font-size:13px}th,td{border-bottom:1px solid #ddd;padding:.3em "
+    ".7em;text-align:left;"
     "vertical-align:top;overflow-wrap:anywhere}th{background:#f6f6f4;white-space:nowrap}.n{text-align:right;white-space:nowrap}"
-    ".problem{background:#fdecea;border-left:4px solid #c0392b;padding:.5em .8em}"
-    "@media print{pre{white-space:pre-wrap;font-size:9px}.wide{overflow:visible}svg{max-width:100%;height:auto}}"
+    ".problem{background:#fdecea;border-left:4px solid #c0392b;padding:.5em .8em}@media "
+    "print{pre{white-space:pre-wrap;font-size:9px}.wide{overflow:visible}svg{max-width:100%;height:auto}}"
 )
 _TITLES = {"loss": "Loss per item", "bits_per_byte": "Bits per byte"}
 _ACTIONS = ("alert", "cut_lr", "rollback", "replay")
-"""Decisions that the pictures mark."""
+"""The decisions that pictures mark."""
 _PREFIXES = ("eval_", "start_")
 
 
 def save_report(run: ReadRun, path: str | Path) -> None:
-    """Write it to ``path``, whose suffix says what: ``.html`` or ``.svg``."""
+    """Write the page (``.html``) or the pictures (``.svg``) to ``path``."""
     path = Path(path)
     if path.suffix not in (".html", ".svg"):
         raise ValueError(f"report: expected a file that ends in .html or .svg, got {str(path)!r}")
@@ -49,7 +50,7 @@ def save_report(run: ReadRun, path: str | Path) -> None:
 
 
 def report_html(run: ReadRun) -> str:
-    """The page."""
+    """Return the page."""
     name = escape(str(run.out))
     parts = [f"<h1>{name}</h1>", *(f'<p class="problem">{escape(problem)}</p>' for problem in run.problems)]
     parts.append(_table([["", ""], *map(list, run_facts(run))]))
@@ -71,12 +72,12 @@ def report_html(run: ReadRun) -> str:
 
 
 def _wide(inner: str) -> str:
-    """What is wider than the page scrolls within itself."""
+    """Let content that is wider than the page scroll."""
     return f'<div class="wide">{inner}</div>'
 
 
 def _table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """The first row is the heads, left out where they are empty; long words break."""
+    """Write a table. The first row is its heads, left out where they are empty; long words break."""
 
     def line(row: Sequence[str], tag: str) -> str:
         cells = [f"<{tag}{' class=n' if i in right else ''}>{escape(cell)}</{tag}>" for i, cell in enumerate(row)]
@@ -111,7 +112,7 @@ def _pictures(run: ReadRun) -> list[tuple[str, float, float]]:
 
 
 def _edges(run: ReadRun) -> list[tuple[float, str]]:
-    """Where each stage begins: known of finished ones, and of the one that stands after them."""
+    """Return the first step of each stage: it is known for finished stages and the one after them."""
     found, step = [], 0
     for stage in run.stages:
         if stage.status in ("waiting", "damaged"):
@@ -122,7 +123,7 @@ def _edges(run: ReadRun) -> list[tuple[float, str]]:
 
 
 def _lines(run: ReadRun, metric: str) -> dict[str, list[tuple[float, float]]]:
-    """By domain, every evaluation in the log: within stages, at their first step, and at their end."""
+    """Return for each domain every evaluation in the log: within stages, at their first step, and at their end."""
     names = {stage.index: stage.name for stage in run.stages}
     known = list(matrix_of(run, metric).domains)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in known}

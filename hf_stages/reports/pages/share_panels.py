@@ -1,4 +1,4 @@
-"""Shares of sources over a stage's progress as plain SVG: realized as bands on one another, declared as dashed edges."""
+"""Draws shares of sources over a stage's progress: realized shares as stacked bands, declared ones as dashed lines."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hf_stages.reports.text import shorten
 WIDTH, COLUMNS = 860, 3
 _LEFT, _GAP, _HEIGHT, _BELOW = 44, 26, 130, 52
 _LINE = 20
-"""Height of a line of the legend."""
+"""The height of a line of the legend."""
 _LETTER = 7
 
 
 def share_panels(stages: Sequence[StageShares]) -> tuple[str, float, float]:
-    """A panel for each stage, three in a row; a source has one colour in all of them."""
+    """Draw a panel for each stage, three in a row. A source has the same colour in all of them."""
     if not stages:
         return "", WIDTH, 0
     names = list(dict.fromkeys(name for stage in stages for name in stage.sources))
@@ -34,7 +34,7 @@ def share_panels(stages: Sequence[StageShares]) -> tuple[str, float, float]:
 
 
 def _legend(colours: Mapping[str, str]) -> tuple[str, float]:
-    """Under the title, in as many lines as it takes; and where it ends."""
+    """Draw the legend below the title, in as many lines as needed; also return where it ends."""
     parts, x, y = [], 0.0, 24.0
     for name, colour in colours.items():
         need = 30 + _LETTER * len(shorten(name, 24))
@@ -55,14 +55,15 @@ def _panel(stage: StageShares, colours: Mapping[str, str], place: tuple[float, f
     room = int(wide / _LETTER) - len(note)
     parts = [text_at(x, y - 6, shorten(title, room) + note, colour=INK)]
     runs = [(point.t, _band_edges(point.realized, stage.sources)) for point in stage.points]
-    told = [_tooltip(stage, name) for name in stage.sources]
+    tooltips = [_tooltip(stage, name) for name in stage.sources]
     edges = _ends_of(stage.points)
     for number, name in enumerate(stage.sources):
         upper = [(x + t * wide, y + _HEIGHT * (1 - sums[number + 1])) for t, sums in _with_ends(runs, edges)]
         lower = [(x + t * wide, y + _HEIGHT * (1 - sums[number])) for t, sums in _with_ends(runs, edges)]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in [*upper, *reversed(lower)])
         parts.append(
-            f'<polygon points="{path}" fill="{colours[name]}" fill-opacity="0.6"><title>{escape(told[number])}</title></polygon>'
+            f'<polygon points="{path}" fill="{colours[name]}" '
+            f'fill-opacity="0.6"><title>{escape(tooltips[number])}</title></polygon>'
         )
     sums = [
         (point.t, _band_edges(point.declared, stage.sources)) for point in stage.points if point.declared is not None
@@ -75,7 +76,7 @@ def _panel(stage: StageShares, colours: Mapping[str, str], place: tuple[float, f
 
 
 def _band_edges(shares: Mapping[str, float], names: Sequence[str]) -> list[float]:
-    """Edges between the bands, from 0 up."""
+    """Return the edges between the bands, from 0 up."""
     sums = [0.0]
     for name in names:
         sums.append(sums[-1] + shares.get(name, 0.0))
@@ -83,7 +84,7 @@ def _band_edges(shares: Mapping[str, float], names: Sequence[str]) -> list[float
 
 
 def _ends_of(points: Sequence[SharePoint]) -> tuple[float, float]:
-    """Points stand in the middle of their stretches; the first begins at 0, the last ends as far after its middle."""
+    """Return where the first part begins and the last one ends; points stand in the middle of their parts."""
     last = points[-1].t
     before = (points[-2].t + last) / 2 if len(points) > 1 else 0.0
     return 0.0, min(2 * last - before, 1.0)
@@ -115,4 +116,7 @@ def _frame(x: float, y: float, wide: float, labelled: bool) -> str:
 
 def _dashed(line: Sequence[tuple[float, float]], told: str) -> str:
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in line)
-    return f'<polyline points="{path}" fill="none" stroke="{INK}" stroke-width="1.4" stroke-dasharray="5 3"><title>{escape(told)}</title></polyline>'
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{INK}" stroke-width="1.4" stroke-dasharray="5 '
+        f'3"><title>{escape(told)}</title></polyline>'
+    )

@@ -1,4 +1,4 @@
-"""Pictures of a run as plain SVG: the stage x domain heat map, and curves over the run's steps. No package, no script."""
+"""Draws pictures of a run as plain SVG: the stage x domain heat map, and curves over steps. It needs no package."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ INK, FAINT = "#222222", "#888888"
 _FONT = 'font-family="system-ui, sans-serif"'
 _CELL, _ROW, _HEAD = 118, 40, 30
 _DOTTED = 200
-"""More points than these are a line alone."""
+"""Curves with more points than these have no dots."""
 _WORST = 0.5
-"""A rise of this share of the best is drawn in full red."""
+"""A rise by this share of the best value is full red."""
 
 
 def document(parts: Sequence[tuple[str, float, float]], pad: float = 16) -> str:
@@ -29,11 +29,14 @@ def document(parts: Sequence[tuple[str, float, float]], pad: float = 16) -> str:
         placed.append(f'<g transform="translate({pad},{top:g})">{svg}</g>')
         top += height + pad
     size = f'width="{width:g}" height="{top:g}" viewBox="0 0 {width:g} {top:g}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {_FONT}><rect width="100%" height="100%" fill="white"/>{"".join(placed)}</svg>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {_FONT}><rect width="100%" height="100%" '
+        f'fill="white"/>{"".join(placed)}</svg>'
+    )
 
 
 def heat_map(matrix: Matrix, title: str) -> tuple[str, float, float]:
-    """A cell for each stage and domain: the value, what it rose since its best, redder the more of it."""
+    """Draw a cell for each stage and domain: the value and its rise since the best; the redder, the larger the rise."""
     rows = [row for row in matrix.rows if any((row, domain) in matrix.values for domain in matrix.domains)]
     left = max(60 + 7 * max(len(shorten(row, 24)) for row in rows), 116)
     parts = [text_at(0, 14, title, size=14, weight="bold")]
@@ -88,8 +91,11 @@ def curves(
     is_rate: bool = False,
     unit: str = "step",
 ) -> tuple[str, float, float]:
-    """Lines over steps, or another unit. ``edges`` are where stages begin, with their names; ``marks`` are decisions
-    (``kind: reason``), told on hover and in the legend."""
+    """Draw lines over steps, or another unit.
+
+    ``edges`` are where stages begin, with their names; ``marks`` are decisions (``kind: reason``), told on hover and in
+    the legend.
+    """
     lines = {name: [p for p in points if math.isfinite(p[1])] for name, points in lines.items()}
     lines = {name: points for name, points in lines.items() if points}
     values = [y for points in lines.values() for _, y in points]
@@ -105,7 +111,9 @@ def curves(
         told = f"<title>{escape(name)}</title>"
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8">{told}</polyline>')
         if not is_rate and len(points) <= _DOTTED:
-            parts += [f'<circle cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="2.2" fill="{colour}"><title>{escape(name)}: {y:.4g} after {unit} {x:.6g}</title></circle>' for x, y in points]  # fmt: skip
+            parts += [f'<circle cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="2.2" '
+                      f'fill="{colour}"><title>{escape(name)}: {y:.4g} after {unit} '
+                      f'{x:.6g}</title></circle>' for x, y in points]  # fmt: skip
     base = place.box[1] + place.box[3]
     parts += [_triangle(place.x(x), base - 9, words) for x, words in marks]
     named = len(lines) > 1 or not (is_rate or next(iter(lines)) in title.lower())
@@ -131,7 +139,7 @@ class _Place:
 
 
 def round_step(span: float, most: int) -> float:
-    """The distance of at most ``most`` ticks over a span: 1, 2 or 5 times a power of ten.
+    """Return the distance of at most ``most`` ticks over a span: 1, 2 or 5 times a power of ten.
 
     >>> round_step(24, 6), round_step(0.37, 5), round_step(1_000_000, 5)
     (5.0, 0.1, 200000.0)
@@ -164,7 +172,7 @@ def _axes(place: _Place, is_rate: bool, unit: str) -> str:
 
 
 def _edges(place: _Place, edges: Sequence[tuple[float, str]]) -> str:
-    """Where stages begin; a name has the room up to the next one."""
+    """Draw where stages begin; a name may be as long as the space to the next one."""
     left, top, width, height = place.box
     parts = []
     ends = [*(place.x(step) for step, _ in edges[1:]), left + width + 20]
@@ -180,7 +188,7 @@ def _edges(place: _Place, edges: Sequence[tuple[float, str]]) -> str:
 def _legend(
     lines: Mapping[str, Points], marks: Sequence[tuple[float, str]], width: float, top: float
 ) -> tuple[str, float]:
-    """Under the picture, in as many rows as it takes; and how high it is. A triangle is a decision of the run."""
+    """Draw the legend below the picture, and return its height, too. A triangle is a decision of the run."""
     items = [(f'<rect x="0" y="-9" width="12" height="10" fill="{c}"/>', shorten_middle(name, 40))
              for name, c in zip(lines, colour_cycle(len(lines)), strict=True)]  # fmt: skip
     if marks:

@@ -38,7 +38,7 @@ def write(path: Path, text: str) -> None:
 
 
 def versus_html(comparison: Comparison) -> str:
-    """The page."""
+    """Return the page."""
     return page("Arms compared", document(_pictures(comparison)), versus_table(comparison))
 
 
@@ -49,7 +49,7 @@ def page(title: str, picture: str, text: str) -> str:
 
 
 def _pictures(comparison: Comparison) -> list[tuple[str, float, float]]:
-    """For each domain a line for each arm: the loss over seconds of training, both means over the seeds."""
+    """Draw for each domain a line for each arm: loss over seconds of training, both means over the seeds."""
     domains = list(dict.fromkeys(domain for run in comparison.runs for domain in run.over_time))
     seeds = len(comparison.seeds)
     told = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
@@ -61,7 +61,10 @@ def _pictures(comparison: Comparison) -> list[tuple[str, float, float]]:
 
 
 def mean_line(runs: Sequence[ArmRun], domain: str) -> list[tuple[float, float]]:
-    """Point by point over seeds, which were measured at the same steps; where one was cut short, as far as all go."""
+    """Return the mean over seeds, point by point.
+
+    Seeds are measured at the same steps; the shortest one ends the line.
+    """
     each = [run.over_time.get(domain, ()) for run in runs]
     points = [tuple(statistics.fmean(values) for values in zip(*at, strict=True)) for at in zip(*each, strict=False)]
     return [(x, y) for x, y in points if math.isfinite(y)]

@@ -1,4 +1,4 @@
-"""Size and speed as text: what ``hf-stages bench`` measured, from its plain data or a folder's ``bench.json``."""
+"""Writes what ``hf-stages bench`` measured as text, from its plain data or a folder's ``bench.json``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DECODE = "decode"
 
 
 def bench_table(found: Mapping[str, Any]) -> str:
-    """The machine, a row for each way to run the model, and what could not be measured."""
+    """Write the machine, a row for each way to run the model, and what could not be measured."""
     heads, rows = cells(found)
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     lines = [_line(row, widths) for row in (heads, *rows)]
@@ -20,7 +20,7 @@ def bench_table(found: Mapping[str, Any]) -> str:
 
 
 def cells(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells; a model card shows the same."""
+    """Return heads and cells; a model card shows the same."""
     shapes = found["shapes"]
     heads = ["", "weights", *(_title(name, shape) for name, shape in shapes.items())]
     heads += ["decode, tokens/s"] if found["decoded"] else []
@@ -38,12 +38,13 @@ def _title(name: str, shape: Mapping[str, Any]) -> str:
 
 
 def _items(shape: Mapping[str, Any]) -> int | None:
-    """Of a batch, whose throughput counts; None of one row, whose latency does."""
+    """Return the items of a batch, for its throughput; None for one row, where latency matters."""
     return None if shape["rows"] == 1 else shape["rows"] * (shape["tokens"] or 1)
 
 
 def _cell(times: Mapping[str, Any] | None, items: int | None) -> str:
-    """
+    """Write a time or a throughput: the best, the median, and the speedup.
+
     >>> _cell({"best": 0.02, "median": 0.025, "speedup": 3.0}, None), _cell(None, 1)
     ('20.0 (25.0) 3.00x', '-')
     >>> _cell({"best": 0.02, "median": 0.025}, 4096)
@@ -57,7 +58,8 @@ def _cell(times: Mapping[str, Any] | None, items: int | None) -> str:
 
 
 def _number(value: float) -> str:
-    """
+    """Write a number with about three digits.
+
     >>> _number(0.512), _number(7.25), _number(240.4), _number(20480.0)
     ('0.512', '7.25', '240', '20,480')
     """
@@ -66,7 +68,7 @@ def _number(value: float) -> str:
 
 
 def head(found: Mapping[str, Any]) -> list[str]:
-    """What was measured, and on what."""
+    """Return lines that say what was measured, and on which machine."""
     machine = found["machine"]
     waits = "" if machine["wait_policy"] is None else f", OMP_WAIT_POLICY={machine['wait_policy']}"
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)} of {machine['cores']} cores{waits}"
@@ -77,7 +79,7 @@ def head(found: Mapping[str, Any]) -> list[str]:
 
 
 def notes(found: Mapping[str, Any]) -> list[str]:
-    """How to read the numbers, and why some are missing."""
+    """Return lines that say how to read the numbers, and why some are missing."""
     machine, counts = found["machine"], set()
     reasons: dict[str, list[str]] = {}
     for row in found["rows"]:

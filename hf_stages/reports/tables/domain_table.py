@@ -16,7 +16,7 @@ _TITLES = {"loss": "Loss per item", "bits_per_byte": "Bits per byte"}
 
 
 def domain_table(run: ReadRun) -> str:
-    """A table for each metric; under the losses, what was forgotten and what stages gave each other."""
+    """Write a table for each metric; below the losses, forgetting and transfer between stages."""
     parts = []
     for metric in metrics_of(run):
         matrix = matrix_of(run, metric)
@@ -33,7 +33,10 @@ def domain_table(run: ReadRun) -> str:
 def _nothing_yet(run: ReadRun) -> str:
     if any(key.startswith(("start_", "eval_")) for log in run.logs for key in log):
         return "No stage has ended yet: evaluation sets are compared after each one."
-    return "No evaluation sets were measured: give the trainer eval_dataset={name: ...} to see every domain after every stage."
+    return (
+        "No evaluation sets were measured: give the trainer eval_dataset={name: ...} to see every domain after every "
+        "stage."
+    )
 
 
 def _table(matrix: Matrix) -> str:

@@ -1,4 +1,4 @@
-"""A model's bits as text: in a line, and by part."""
+"""Writes how many bits a model's weights take, in a line and by part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FULL = "full"
 def size_details(
     name: str, parent: str | None, shapes: Mapping[str, StageShape], initial: StageShape | None
 ) -> Iterator[tuple[str, str]]:
-    """What a stage's model is in bits, where some of it is quantized; which parts, where that is news."""
+    """Yield lines on the bits of a quantized stage; the parts only where they differ from the stage before."""
     stored = shapes[name].stored if name in shapes else None
     if stored is None or not stored.quantized:
         return
@@ -32,7 +32,7 @@ def size_details(
 
 
 def size_table(plan: Plan, shapes: Mapping[str, StageShape], width: int) -> list[str]:
-    """By part, once for stages of equal size; nothing where no stage is quantized."""
+    """Write sizes by part, once for stages of equal size; nothing where no stage is quantized."""
     groups: list[tuple[list[str], Any]] = []
     for planned in plan.stages:
         stored = shapes[planned.name].stored if planned.name in shapes else None
@@ -53,7 +53,8 @@ def size_table(plan: Plan, shapes: Mapping[str, StageShape], width: int) -> list
 
 
 def _levels(stored: Any) -> list[str]:
-    """
+    """Return lines that say which parts are stored in how many bits.
+
     >>> from hf_stages.layers import BinaryLinear, stored_size
     >>> _levels(stored_size(BinaryLinear(4, 2)))
     ['1-bit: other layers', 'full: norms and biases']

@@ -1,4 +1,4 @@
-"""The plan as text: what every stage will do, before anything is done."""
+"""Writes the plan as text: what every stage will do."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def plan_table(
     seconds: Mapping[str, float] | None = None,
     width: int = 100,
 ) -> str:
-    """A row of numbers per stage and, indented below it, what it is made of.
+    """Write a row of numbers for each stage and, indented below it, its parts.
 
-    ``model`` is a skeleton on the meta device: with it, transforms are replayed (see ``hf_stages.planning.model_shapes``) and
-    parameters, FLOPs, bytes and, where stages quantize, bits are known. ``data`` gives each stage's data a name, ``seconds`` are a probe's estimates.
+    ``model`` is a skeleton on the meta device: with it, transforms are replayed (see
+    ``hf_stages.planning.model_shapes``) and parameters, FLOPs, bytes and, where stages quantize, bits are known.
+    ``data`` gives each stage's data a name, ``seconds`` are a probe's estimates.
     """
     shapes = stage_shapes(Recipe([planned.stage for planned in plan.stages]), model) if model is not None else {}
     initial = shape_of(model) if model is not None else None
@@ -55,7 +56,7 @@ def plan_dict(
     seconds: Mapping[str, float] | None = None,
     initial: StageShape | None = None,
 ) -> dict[str, Any]:
-    """The same numbers for programs."""
+    """Return the same numbers as plain data, for programs."""
     began = initial.stored.weights if initial is not None and initial.stored is not None else None
     stages = []
     for planned in plan.stages:
@@ -88,20 +89,21 @@ def plan_dict(
 
 
 def epochs_of(planned: PlannedStage) -> float | None:
-    """How often a stage reads its data; None for a stream."""
+    """Return how often a stage reads its data; None for a stream."""
     each = planned.size.updates_per_epoch
     return planned.steps / each if each else None
 
 
 def peak_lr(plan: Plan, planned: PlannedStage) -> float:
-    """The highest planned learning rate of a stage, which may lie between its ends."""
+    """Return the highest planned learning rate of a stage, which may lie between its ends."""
     return plan.peak_lr(planned.name)
 
 
 def flops_of(planned: PlannedStage, shapes: Mapping[str, StageShape]) -> float | None:
-    """An estimate (arXiv 2001.08361): 2 FLOPs per token and weight forward, 2 back through it, 2 for its gradient.
+    """Estimate FLOPs (arXiv 2001.08361): 2 per token and weight forward, 2 back through it, 2 for its gradient.
 
-    So 6 where all is trained, about 4 under LoRA; attention scores, and a teacher given as a model, are not counted.
+    So it is 6 where all weights are trained and about 4 with LoRA; attention scores, and a teacher given as a model,
+    are not counted.
     """
     shape, tokens = shapes.get(planned.name), planned.tokens
     if shape is None or tokens is None:
@@ -157,7 +159,7 @@ def _sum(values: list[Any]) -> float | None:
 
 
 def _lines(row: list[str], widths: list[int]) -> list[str]:
-    """One line, or two where the name leaves no room for the numbers."""
+    """Return one line, or two where the name leaves no room for the numbers."""
     cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
     if len(row[0]) <= widths[0]:
         return ["  ".join([row[0].ljust(widths[0]), *cells])]

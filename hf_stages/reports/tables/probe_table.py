@@ -1,4 +1,4 @@
-"""Trials of a stage as text and as data, with the pick."""
+"""Writes the trials of a stage and the pick, as text and as data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hf_stages.reports.trials import Trial, Trials
 
 
 def probe_table(trials: Trials) -> str:
-    """The table, the pick, and how far to trust it."""
+    """Write the table, the pick, and how far to trust it."""
     domains = [*trials.new, *trials.earlier]
     rows = [["rate", "replay", *domains, "gain", "forgotten", ""]]
     start = next((t.before for t in trials.tried if t.finite), None)
@@ -28,14 +28,14 @@ def probe_table(trials: Trials) -> str:
             [*cells, *values, _percent(trial.gain(trials.new)), _percent(trial.forgotten(trials.earlier)), mark]
         )
     head = (
-        f"{trials.stage}: {trials.steps} of {trials.whole} updates from its boundary; loss on {', '.join(trials.new)} (new) and "
-        f"{', '.join(trials.earlier)} (earlier), budget {_percent(trials.budget)}"
+        f"{trials.stage}: {trials.steps} of {trials.whole} updates from its boundary; loss on {', '.join(trials.new)} "
+        f"(new) and {', '.join(trials.earlier)} (earlier), budget {_percent(trials.budget)}"
     )
     return "\n".join([head, aligned(rows), "", *_confirmed_text(trials), pick_text(trials)])
 
 
 def _confirmed_text(trials: Trials) -> list[str]:
-    """What became of candidates that were trained in full."""
+    """Write the results of candidates that were trained in full."""
     if not trials.confirmed:
         return []
     rows = [["rate", "replay", *trials.new, *trials.earlier, "gain", "forgotten", ""]]
@@ -53,7 +53,7 @@ def _confirmed_text(trials: Trials) -> list[str]:
 
 
 def probe_dict(trials: Trials) -> dict[str, Any]:
-    """The same as plain data."""
+    """Return the same as plain data."""
 
     def one(trial: Trial | None) -> dict[str, Any] | None:
         if trial is None:
@@ -70,46 +70,54 @@ def probe_dict(trials: Trials) -> dict[str, Any]:
 
     same = ("stage", "steps", "whole", "declared", "budget")
     return {
-        **{key: getattr(trials, key) for key in same}, "new": list(trials.new), "earlier": list(trials.earlier),
-        "trials": [one(trial) for trial in trials.tried], "confirmed": [one(trial) for trial in trials.confirmed], "pick": one(trials.pick), "said": pick_text(trials),
-    }  # fmt: skip
+        **{key: getattr(trials, key) for key in same},
+        "new": list(trials.new),
+        "earlier": list(trials.earlier),
+        "trials": [one(trial) for trial in trials.tried],
+        "confirmed": [one(trial) for trial in trials.confirmed],
+        "pick": one(trials.pick),
+        "said": pick_text(trials),
+    }
 
 
 def pick_text(trials: Trials) -> str:
-    """The pick in words, and what it does not say."""
+    """Write the pick in words, and its limits."""
     picked = trials.pick
     if picked is None and trials.confirmed:
         return (
-            "No pick: over all of the stage's updates no candidate stayed within the budget. Try lower rates (--rates), more of the earlier data "
-            "(--replay 0.25), or a larger budget."
+            "No pick: over all of the stage's updates no candidate stayed within the budget. Try lower rates "
+            "(--rates), more of the earlier data (--replay 0.25), or a larger budget."
         )
     if picked is None:
         return (
-            "No pick: no trial both gained and stayed within the budget. Try lower rates (--rates), a share of the earlier data (--replay 0.05), "
-            "or a larger budget."
+            "No pick: no trial both gained and stayed within the budget. Try lower rates (--rates), a share of the "
+            "earlier data (--replay 0.05), or a larger budget."
         )
     lines = [
-        f"Pick: {rate(picked.rate)}{_with_replay(picked)}, the largest gain within the budget. Declared: {rate(trials.declared)}."
+        f"Pick: {rate(picked.rate)}{_with_replay(picked)}, the largest gain within the budget. Declared: "
+        f"{rate(trials.declared)}."
     ]
     if trials.resumes_to is not None:
         lines.append(
-            f"The stage resumes its parent's schedule, which goes on from {rate(trials.declared)} and has no rate of its own. For another one write "
-            f"Rewarm(to={picked.rate:.4g}, warmup=0, then='Linear(1, {trials.resumes_to:.3g})'), or the like."
+            f"The stage resumes its parent's schedule, which goes on from {rate(trials.declared)} and has no rate of "
+            f"its own. For another one write Rewarm(to={picked.rate:.4g}, warmup=0, then='Linear(1, "
+            f"{trials.resumes_to:.3g})'), or the like."
         )
     lines += _rates_beside(trials, picked)
     if trials.confirmed:
         return "\n".join([*lines, f"Over all {trials.whole} updates it stayed within it, too."])
     if trials.steps < trials.whole:
         lines.append(
-            f"A trial is {trials.steps} of {trials.whole} updates with the whole schedule squeezed into them. The full stage spends "
-            f"{trials.whole / trials.steps:.3g} times as many at the same rates: expect it to forget more, unless replay holds it. --confirm "
-            "trains the pick in full; or leave room in the budget, and put the gate Forgetting on the stage."
+            f"A trial is {trials.steps} of {trials.whole} updates with the whole schedule squeezed into them. The full "
+            f"stage spends {trials.whole / trials.steps:.3g} times as many at the same rates: expect it to forget "
+            "more, unless replay holds it. --confirm trains the pick in full; or leave room in the budget, and put the "
+            "gate Forgetting on the stage."
         )
     return "\n".join(lines)
 
 
 def _rates_beside(trials: Trials, picked: Trial) -> list[str]:
-    """Where a better rate may lie that was not tried."""
+    """Write where a better rate may lie that was not tried."""
     own = sorted((t for t in trials.tried if t.replay == picked.replay), key=lambda t: t.rate)
     place = own.index(picked)
     if place + 1 < len(own) and not trials.keeps_budget(own[place + 1]):

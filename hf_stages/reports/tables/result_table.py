@@ -1,4 +1,4 @@
-"""A run's folder as text: what every stage did."""
+"""Writes what every stage of a run did, from its folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ _PLACES = ("epoch", "step", "stage", "items")
 
 
 def result_table(out: str | Path) -> str:
-    """Stage by stage from ``run.json`` and each ``stage.json``; stages that did not finish, or are damaged, say so."""
+    """Write a row for each stage, from ``run.json`` and each ``stage.json``.
+
+    Unfinished and damaged stages are marked.
+    """
     run = read_run(out)
     return "\n".join([stages_table(run), *(f"! {problem}" for problem in run.problems)])
 
 
 def stages_table(run: ReadRun) -> str:
-    """A row for each stage, and how the run stands."""
+    """Write a row for each stage, and the run's status."""
     (heads, *rows), right = stage_cells(run)
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     lines = [_line(row, widths, right) for row in (heads, *rows)]
@@ -37,7 +40,7 @@ def run_status(run: ReadRun) -> str:
 
 
 def stage_cells(run: ReadRun) -> tuple[list[list[str]], set[int]]:
-    """The table's heads and rows, and which columns hold numbers; sizes only where a stage quantizes."""
+    """Return the table's heads and rows, and the columns of numbers. Sizes are shown only where a stage quantizes."""
     rows, quantized = [], False
     for stage in run.stages:
         if stage.summary is None:
@@ -50,7 +53,7 @@ def stage_cells(run: ReadRun) -> tuple[list[list[str]], set[int]]:
 
 
 def _open_row(stage: ReadStage, run: str) -> list[str]:
-    """A stage that is not done: how far its checkpoint is, or that there is none to go on from."""
+    """Return the row of an unfinished stage: how far its checkpoint is, or that there is none."""
     name = f"{stage.index} {stage.name}"
     saved, of = stage.unfinished, f" of {count(stage.planned)}" if stage.planned else ""
     if saved is not None:
@@ -76,13 +79,13 @@ def _row(number: int, name: str, folder: Path, stage: Mapping[str, Any]) -> list
 
 
 def _went_back(stage: Mapping[str, Any]) -> bool:
-    """Whether the stage's model is one that it had before its last update."""
+    """Return whether a rollback gave the stage an earlier model at its end."""
     own = [e for e in stage.get("ledger") or () if e.get("stage") == stage.get("name") and e.get("kind") == "rollback"]
     return any(entry.get("step") == stage.get("global_step") for entry in own)
 
 
 def _metrics_change(stage: Mapping[str, Any]) -> str:
-    """Metrics at the stage's first step and at its end, the loss last unless it is all there is."""
+    """Write metrics at the stage's first step and at its end, the loss after the others."""
     boundary = stage.get("boundary") or {}
     before = _without_prefixes(boundary.get("start") or boundary.get("before") or {})
     after = _without_prefixes(stage.get("metrics") or {})

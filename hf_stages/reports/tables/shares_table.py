@@ -1,4 +1,4 @@
-"""Realized against declared shares as text."""
+"""Writes realized and declared shares of sources as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LEFT = 4
 
 
 def shares_table(run: ReadRun) -> str:
-    """A row for each source of a stage that has several; empty where no stage has."""
+    """Write a row for each source of stages that have several; empty where no stage has."""
     stages = read_shares(run)
     if not stages:
         return ""
@@ -27,20 +27,20 @@ def shares_table(run: ReadRun) -> str:
 def _rows(stage: StageShares) -> list[list[str]]:
     rows = []
     for number, name in enumerate(stage.sources):
-        told, first, last = stage.totals.get(name, {}), stage.points[0], stage.points[-1]
+        totals, first, last = stage.totals.get(name, {}), stage.points[0], stage.points[-1]
         moved = f"{_percent(first.realized.get(name))} -> {_percent(last.realized.get(name))}"
         if first.declared is not None and last.declared is not None:
             moved += f" ({_percent(first.declared.get(name))} -> {_percent(last.declared.get(name))})"
-        share = f"{_percent(told.get('share'))} ({_percent(told.get('declared'))})" if told else "not finished"
-        passes = told.get("passes")
+        share = f"{_percent(totals.get('share'))} ({_percent(totals.get('declared'))})" if totals else "not finished"
+        passes = totals.get("passes")
         rows.append(
             [
                 shorten(f"{stage.index} {stage.name}", 30) if not number else "",
                 shorten(name, 24),
                 share,
                 moved,
-                count(told.get("examples")),
-                count(told.get("tokens")),
+                count(totals.get("examples")),
+                count(totals.get("tokens")),
                 "-" if passes is None else f"{passes:.3g}",
             ]
         )
@@ -48,7 +48,8 @@ def _rows(stage: StageShares) -> list[list[str]]:
 
 
 def _percent(share: float | None) -> str:
-    """
+    """Write a share in percent.
+
     >>> _percent(0.3251), _percent(1.0), _percent(0.0004), _percent(None)
     ('32.5 %', '100 %', '0.04 %', '-')
     """

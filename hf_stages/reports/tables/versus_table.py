@@ -1,4 +1,4 @@
-"""Arms beside each other, as text and as data: what they spent, every domain, and what the numbers allow to be said."""
+"""Compares arms as text and as data: what they spent, every domain, and what the numbers support."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from hf_stages.reports.tables.domain_table import aligned
 from hf_stages.reports.text import count, duration, rate
 
 _CAVEATS = (
-    "A claim needs a difference beyond the larger standard deviation of both arms, in the same direction under every seed. Of a few seeds "
-    "that is a hint: with three, chance alone has all signs agree once in four times. Losses of different domains cannot be compared."
+    "A claim needs a difference beyond the larger standard deviation of both arms, in the same direction under every "
+    "seed. Of a few seeds that is a hint: with three, chance alone has all signs agree once in four times. Losses of "
+    "different domains cannot be compared."
 )
 
 
 def versus_table(comparison: Comparison) -> str:
-    """Tables for the terminal."""
+    """Write the tables for the terminal."""
     parts = [
         _arms_text(comparison),
         _spent_text(comparison),
@@ -28,7 +29,7 @@ def versus_table(comparison: Comparison) -> str:
 
 
 def versus_dict(comparison: Comparison) -> dict[str, Any]:
-    """The same as plain data."""
+    """Return the same as plain data."""
     found: dict[str, Any] = {"seeds": comparison.seeds, "reference": comparison.reference, "arms": {}, "domains": {}}
     for arm in comparison.arms:
         runs = comparison.runs_of(arm)
@@ -38,17 +39,25 @@ def versus_dict(comparison: Comparison) -> dict[str, Any]:
             "lr_peak": runs[0].lr_peak,
             "runs": [
                 {
-                    "seed": r.seed, "updates": r.updates, "tokens": r.tokens, "seconds": r.seconds, "examples": dict(r.examples),
-                    "tokens_by_source": dict(r.source_tokens), "before": dict(r.before), "final": {d: dict(v) for d, v in r.final.items()},
+                    "seed": r.seed,
+                    "updates": r.updates,
+                    "tokens": r.tokens,
+                    "seconds": r.seconds,
+                    "examples": dict(r.examples),
+                    "tokens_by_source": dict(r.source_tokens),
+                    "before": dict(r.before),
+                    "final": {d: dict(v) for d, v in r.final.items()},
                 }
                 for r in runs
             ],
-        }  # fmt: skip
+        }
     for domain, metric in comparison.metrics():
         found["domains"].setdefault(domain, {})[metric] = _measured(comparison, comparison.values(domain, metric))
     found["mixture"] = {
-        "weights": dict(comparison.weights), "weighed": comparison.weighed_by, **_measured(comparison, comparison.mixture()),
-    }  # fmt: skip
+        "weights": dict(comparison.weights),
+        "weighed": comparison.weighed_by,
+        **_measured(comparison, comparison.mixture()),
+    }
     found["unequal"] = comparison.unequal()
     found["claims"] = claims(comparison)
     return found
@@ -86,10 +95,16 @@ def _spent_text(comparison: Comparison) -> str:
         time = duration(seconds.mean) + (f" ± {duration(seconds.spread)}" if seconds.spread is not None else "")
         rows.append(
             [
-                arm, _range([r.updates for r in runs]), _range([sum(r.examples.values()) for r in runs]), _range([r.tokens for r in runs]),
-                *(_range([r.source_tokens.get(s, 0) for r in runs]) for s in sources), rate(runs[0].lr_sum), rate(runs[0].lr_peak), time,
+                arm,
+                _range([r.updates for r in runs]),
+                _range([sum(r.examples.values()) for r in runs]),
+                _range([r.tokens for r in runs]),
+                *(_range([r.source_tokens.get(s, 0) for r in runs]) for s in sources),
+                rate(runs[0].lr_sum),
+                rate(runs[0].lr_peak),
+                time,
             ]
-        )  # fmt: skip
+        )
     return f"Spent, of each seed (LR as planned; time without evaluations)\n{aligned(rows)}"
 
 
@@ -111,7 +126,10 @@ def _quality_text(comparison: Comparison) -> str:
         rows.append([f"{domain}: {metric.replace('_', ' ')}", *_cells(comparison, comparison.values(domain, metric))])
     rows.append(["mixture loss", *_cells(comparison, comparison.mixture())])
     weights = ", ".join(f"{name} {weight:.3g}" for name, weight in comparison.weights.items())
-    return f"At the end (mean ± standard deviation over seeds)\n{aligned(rows)}\nMixture loss: {weights}, {comparison.weighed_by}."
+    return (
+        f"At the end (mean ± standard deviation over seeds)\n{aligned(rows)}\nMixture loss: {weights}, "
+        f"{comparison.weighed_by}."
+    )
 
 
 def _cells(comparison: Comparison, values: Mapping[str, Mapping[int, float]]) -> list[str]:
@@ -126,11 +144,11 @@ def _cells(comparison: Comparison, values: Mapping[str, Mapping[int, float]]) ->
 
 
 def claims(comparison: Comparison) -> list[str]:
-    """One sentence for each domain and arm, and for the mixture."""
+    """Return a sentence for each domain and arm, and for the mixture."""
     found = []
     for domain, metric in comparison.metrics():
         if metric == "bits_per_byte":
-            continue  # it goes with the loss
+            continue  # it follows the loss
         found += [
             _claim(f"{domain}, {metric}", g, metric in LOWER)
             for g in comparison.gaps(comparison.values(domain, metric))
@@ -149,7 +167,10 @@ def _claim(what: str, gap: Gap, lower: bool) -> str:
         why = "not of one direction under all seeds" if beyond else f"within the spread ({gap.spread:.3g})"
         return f"{what}: no claim; {gap.arm} and {gap.other} differ by {size}, {why}."
     word = ("better" if gap.mean < 0 else "worse") if lower else ("higher" if gap.mean > 0 else "lower")
-    return f"{what}: {gap.arm} {word} than {gap.other} by {size}, beyond the spread ({gap.spread:.3g}) in {seeds} of {seeds} seeds."
+    return (
+        f"{what}: {gap.arm} {word} than {gap.other} by {size}, beyond the spread ({gap.spread:.3g}) in {seeds} of "
+        f"{seeds} seeds."
+    )
 
 
 def _claims_text(comparison: Comparison) -> str:

@@ -100,7 +100,8 @@ def test_the_count_is_told(make, caplog):
 
 RECIPE = """
 sources:
-  rows: {path: json, data_files: rows.jsonl, text: text, label: label, augment: {use: Augment, model: mlm, n: 3, cache: kept}}
+  rows: {path: json, data_files: rows.jsonl, text: text, label: label,
+         augment: {use: Augment, model: mlm, n: 3, cache: kept}}
 train_dataset: rows
 stages: [{name: main, until: 1 epochs}]
 """

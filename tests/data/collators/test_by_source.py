@@ -19,7 +19,10 @@ from hf_stages.recipes import dump, loads
 from tests.support import tiny
 from tests.workers.cases import arguments
 
-TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif "
+    "%}"
+)
 
 
 def text(source, *ids):
@@ -148,7 +151,7 @@ def test_a_recipe_reads_and_writes_it():
         loads(dump(held).replace("use: DataCollatorForLanguageModeling", "use: Length").replace("mlm: false", ""))
 
 
-# ---- in a run -------------------------------------------------------------------------------------------------------
+# ---- in a run ------------------------------------------------------------------------------------------------------
 
 A = Dataset.from_dict({"input_ids": [[i % 40 + 3] * 6 for i in range(12)]}).map(lambda r: {"labels": r["input_ids"]})
 B = Dataset.from_dict({"input_ids": [[i % 20 + 50] * 9 for i in range(12)]}).map(lambda r: {"labels": r["input_ids"]})

@@ -20,7 +20,10 @@ from hf_stages.data import CompletionOnly, Lengths, Packed, ToolCallsOnly
 from tests.support import tiny
 
 HEAD = "{% if tools %}[tools {{ tools | tojson }}]{% endif %}{% for m in messages %}"
-SAID = "{{ m.content or '' }}{% for c in m.tool_calls or [] %}CALL {{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}<end>"
+SAID = (
+    "{{ m.content or '' }}{% for c in m.tool_calls or [] %}CALL {{ c.function.name }}{{ c.function.arguments | tojson "
+    "}}{% endfor %}<end>"
+)
 TAIL = "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 PLAIN = HEAD + "[{{ m.role }}]" + SAID + TAIL
 MARKED = (

@@ -10,7 +10,10 @@ from hf_stages.data.collators.progress import AtProgress
 from hf_stages.data.source_column import SourceCollator
 from tests.support import tiny
 
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif "
+    "%}"
+)
 ASKED = [{"role": "user", "content": "hi?"}]
 
 

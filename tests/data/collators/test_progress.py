@@ -1,4 +1,5 @@
-"""Collators learn how far the batch at hand is: the same for any workers, prefetching, accumulation, ranks, and after a cut."""
+"""Collators learn how far the batch at hand is: the same for any workers, prefetching, accumulation, ranks, and after a
+cut."""
 
 from __future__ import annotations
 
