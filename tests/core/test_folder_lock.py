@@ -58,7 +58,7 @@ with lock_folder(Path(sys.argv[1])):
 
 @pytest.fixture
 def held(tmp_path):
-    """``held("only_writer")`` is a process that holds ``tmp_path / "out"``; "forked" has a child, as who loads data has."""
+    """``held("alone")`` is a process that holds ``tmp_path / "out"``; "forked" has a child, as who loads data has."""
     begun = []
 
     def hold(how):
@@ -125,7 +125,7 @@ def test_the_lock_is_released_however_a_run_ends(tmp_path):
 
 @pytest.mark.slow
 def test_without_stages_nothing_is_locked(held, tmp_path):
-    held("only_writer")
+    held("alone")
     args = arguments(tmp_path / "out", max_steps=1)
     StagedTrainer(tiny.bert(), args, train_dataset=tiny.class_data(16)).train()
 
@@ -190,7 +190,7 @@ def test_processes_that_would_each_train_alone_are_refused(tmp_path, monkeypatch
     assert args.world_size == 1  # accelerate makes up its mind, and finds one process
     monkeypatch.setenv("WORLD_SIZE", started)
     StagedTrainer(tiny.bert(), args)  # without stages it is Trainer
-    expected = f"WORLD_SIZE is {started}.* this trainer is of 1: each process would train only_writer"
+    expected = f"WORLD_SIZE is {started}.* this trainer is of 1: each process would train alone"
     with pytest.raises(ValueError, match=expected) if refused else nullcontext():
         StagedTrainer(tiny.bert(), args, stages=[Stage("a", "1 step")], train_dataset=tiny.class_data(16))
 
