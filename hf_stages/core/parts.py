@@ -6,7 +6,7 @@ A part is written as ``{use: ClassName, argument: value}``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import PurePath
@@ -17,6 +17,7 @@ from hf_stages.core.curves import as_curve
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.duration import Duration
 from hf_stages.core.fingerprint import describe_kind, fingerprint, is_model
+from hf_stages.core.part import own_data
 from hf_stages.core.registry import (
     KIND_OF_KEY,
     Where,
@@ -30,8 +31,6 @@ from hf_stages.core.registry import (
 from hf_stages.core.source_sketch import classes_and_functions
 from hf_stages.core.type_hints import convert_scalar, hints_of, keeps_list, key_type, takes_text
 
-Writer = Callable[..., Any]
-"""The function ``write_value``; a part's own ``to_data`` is given it to write the parts inside."""
 _MISSING = object()
 _ALGEBRA = "hf_stages.losses.base"
 _COLLATORS = "transformers.data.data_collator"
@@ -206,9 +205,9 @@ def write_value(value: Any, key: str = "", folders: Sequence[str] = ()) -> Any:
 
 
 def _write_object(value: Any, folders: Sequence[str]) -> Any:
-    to_data = getattr(type(value), "to_data", None)
-    if to_data is not None and is_part(value):
-        return to_data(value, write_value)
+    defined, data = own_data(value, write_value) if is_part(value) else (False, None)
+    if defined:
+        return data
     if isinstance(value, FunctionType):
         if value.__module__.startswith("transformers.data.data_collator"):
             return value.__name__

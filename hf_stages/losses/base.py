@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from hf_stages.core.curves import Const, Curve, as_curve
-from hf_stages.core.parts import Writer
+from hf_stages.core.part import Writer
 
 Leaf = tuple[tuple[Curve, ...], "Loss", "int | None"]
 """The weights around a loss, the loss, and the number of the ``Balanced`` that it stands in."""

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from hf_stages.core.did_you_mean import did_you_mean
 from hf_stages.core.origins import Origin
+from hf_stages.core.part import resolve_part
 from hf_stages.core.parts import (
     arguments_of,
     build_part,
@@ -117,7 +118,7 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
     def resolved(value: Any) -> Any:
         if type(value) is dict:
             return {name: resolved(item) for name, item in value.items()}
-        return value.resolve(base) if hasattr(value, "resolve") and not isinstance(value, Path) else value
+        return resolve_part(value, base)
 
     def noun(thing: _Noun) -> _Noun:
         keys = [f.name for f in fields(thing) if f.name in (*_DATASETS, "model", "teacher")]

@@ -64,7 +64,7 @@ def test_unknown_patterns_show_the_most_similar_names(transform, first):
 
 def test_long_lists_of_transformers_are_cut():
     with pytest.raises(ValueError, match=r"did you mean 'AutoModelForCausalLM'\?"):
-        ModelSource(path="x", auto_class="AutoModelForCausaLM")._auto()
+        ModelSource(path="x", auto_class="AutoModelForCausaLM").load()
     with pytest.raises(ValueError, match=r"unknown model_type .lamma.; did you mean .llama."):
         ModelSource(config={"model_type": "lamma"}).skeleton()
     with pytest.raises(ValueError, match=r"unknown curve 'Slope' in .*expected one of"):

@@ -68,7 +68,8 @@ CASES = {
     ),
     "a student's layer": (
         HEAD
-        + "    transforms:\n      - use: Freeze\n        patterns: lm_head\n      - use: ReduceLayers\n        keep: [9]\n",
+        + "    transforms:\n      - use: Freeze\n        patterns: lm_head\n"
+        + "      - use: ReduceLayers\n        keep: [9]\n",
         "18:9: stage 'a': transforms[1] ReduceLayers: LlamaForCausalLM: keep: expected layers 1 to 2",
     ),
     "a config's field": (

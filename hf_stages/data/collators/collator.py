@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_stages.core.parts import SUPPLIED_ARGUMENTS, Writer
+from hf_stages.core.part import Writer
+from hf_stages.core.parts import SUPPLIED_ARGUMENTS
 
 
 @dataclass(frozen=True)

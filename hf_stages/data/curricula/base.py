@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from hf_stages.core.fingerprint import is_model
+from hf_stages.core.part import resolve_part
 from hf_stages.core.references import source_names_in
 from hf_stages.data.drawing.nodes import Leaf, Node
 
@@ -61,7 +62,7 @@ class Curriculum:
 
     def resolve(self: _Own, base: str | Path) -> _Own:
         """Return a copy in which relative paths of its sources start at ``base``."""
-        return self.map_datasets(lambda value: value.resolve(base) if hasattr(value, "resolve") else value)
+        return self.map_datasets(lambda value: resolve_part(value, base))
 
     def _held_sources(self) -> Iterator[Any]:
         for key in self._SOURCES:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.fingerprint import fingerprint
+from hf_stages.core.part import resolve_part
 from hf_stages.data.curricula.base import Curriculum, Make, check_source, single_source
 from hf_stages.data.drawing.nodes import Node
 from hf_stages.data.drawing.scores import cached_order, columns_of, score_identity, score_rows, sort_rows
@@ -46,8 +47,7 @@ class ByDifficulty(Curriculum):
             raise ValueError(f"window: expected a whole number of at least 1, got {self.window!r}")
 
     def resolve(self, base: str | Path) -> ByDifficulty:
-        by = self.by.resolve(base) if hasattr(self.by, "resolve") else self.by
-        return replace(super().resolve(base), by=by)
+        return replace(super().resolve(base), by=resolve_part(self.by, base))
 
     def node(self, make: Make, name: str | None, where: str) -> Node:
         where = f"{where}: ByDifficulty"

@@ -33,8 +33,8 @@ class Onnx:
     name: str = "model.onnx"
     """The file's name."""
     activations: str = field(default="trained", kw_only=True)
-    """How inputs of quantized layers are rounded. ``trained``: as in training. ``full``: not at all. ``blocks``: to 8 bits
-    by onnxruntime, with a range for each block of weights, so that it can compute in integers."""
+    """How inputs of quantized layers are rounded. ``trained``: as in training. ``full``: not at all. ``blocks``: to 8
+    bits by onnxruntime, with a range for each block of weights, so that it can compute in integers."""
     rest: str = field(default="float32", kw_only=True)
     """How matrices that are not quantized are stored: ``float32`` or ``float16``."""
 
