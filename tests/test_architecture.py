@@ -143,6 +143,15 @@ def test_files_of_tests_stay_short() -> None:
     assert not long, f"{', '.join(long)}: expected at most {TEST_FILE_LINES}; split them by topic"
 
 
+def test_tests_share_helpers_and_not_each_other() -> None:
+    for path in (ROOT / "tests").glob("*/**/*.py"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            where = f"{path.relative_to(ROOT)}:{number}"
+            assert not re.match(r"from tests\.\w+(\.\w+)*\.test_\w+ import", line), (
+                f"{where}: what several tests use stands beside them in a file without test_, or in tests/support"
+            )
+
+
 def test_no_imports_in_a_circle() -> None:
     """Imports inside functions count: they hide a circle, they do not open it."""
     seen: set[str] = set()

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from hf_stages.transforms import Binarize, InsertSubLN, ReduceWidth, SplitTernary, Ternarize
 from tests.support import tiny
@@ -70,3 +77,16 @@ def inputs(model: Any) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
     return model(**inputs(model)).logits
+
+
+AUTO = {
+    "bert": AutoModelForSequenceClassification,
+    "llama": AutoModelForCausalLM,
+    "gpt2": AutoModelForCausalLM,
+    "t5": AutoModelForSeq2SeqLM,
+    "vit": AutoModelForImageClassification,
+}
+
+
+def loaded(folder, kind="bert", **options):
+    return AUTO[kind.partition("-")[0]].from_pretrained(folder, **options).eval()

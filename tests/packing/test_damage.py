@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from hf_stages.packing import pack
 from hf_stages.packing.quantizer import STOP_KEY
 from tests.packing.models import logits, quantized
+from tests.packing.safetensors_file import parts, write
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 
@@ -40,17 +41,6 @@ def copy(packed, tmp_path):
 
 def load(folder):
     return AutoModelForSequenceClassification.from_pretrained(folder).eval()
-
-
-def parts(folder):
-    data = (folder / "model.safetensors").read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + length]), bytearray(data[8 + length :])
-
-
-def write(folder, header, data):
-    text = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(data))
 
 
 NAME = "bert.encoder.layer.0.attention.self.query"

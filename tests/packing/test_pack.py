@@ -10,11 +10,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
     AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
 )
@@ -24,21 +20,10 @@ from hf_stages.layers.bits import stored_size
 from hf_stages.layers.quantized import Quantized
 from hf_stages.packing import PackedEmbedding, PackedLinear, pack
 from hf_stages.transforms import Binarize, SplitTernary, Ternarize
-from tests.packing.models import IDS, KINDS, inputs, logits, quantized
+from tests.packing.models import IDS, KINDS, inputs, loaded, logits, quantized
 from tests.support import tiny
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
-AUTO = {
-    "bert": AutoModelForSequenceClassification,
-    "llama": AutoModelForCausalLM,
-    "gpt2": AutoModelForCausalLM,
-    "t5": AutoModelForSeq2SeqLM,
-    "vit": AutoModelForImageClassification,
-}
-
-
-def loaded(folder, kind="bert", **options):
-    return AUTO[kind.partition("-")[0]].from_pretrained(folder, **options).eval()
 
 
 def weights(model):

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from hf_stages.packing import pack, seal
+from tests.packing.models import loaded as load
 from tests.packing.models import logits, quantized
-from tests.packing.test_damage import parts, write
-from tests.packing.test_pack import loaded as load
+from tests.packing.safetensors_file import parts, write
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.packing.models import logits, quantized
-from tests.packing.test_pack import loaded
+from tests.packing.models import loaded, logits, quantized
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_gc")]
 OLDEST = "5.19.0"
@@ -20,8 +19,7 @@ ELSEWHERE = """
 import sys, torch, transformers
 from pathlib import Path
 from hf_stages.packing import pack
-from tests.packing.models import logits, quantized
-from tests.packing.test_pack import loaded
+from tests.packing.models import loaded, logits, quantized
 version, here, out, *kinds = sys.argv[1:]
 assert transformers.__version__ == version, transformers.__version__
 for kind in kinds:

@@ -10,7 +10,7 @@ import torch
 
 from hf_stages.layers import Activations
 from hf_stages.packing.kernels import library
-from tests.packing.kernels.test_linear import packed, run
+from tests.packing.kernels.random_layers import packed, run
 
 pytestmark = pytest.mark.skipif(library.library_path() is None, reason="the kernels' library is not built, or left out")
 ROUNDED = Activations()
