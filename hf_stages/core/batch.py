@@ -44,7 +44,7 @@ class Batch:
         return cls(inputs, of_sources, apart)
 
     def with_inputs(self, inputs: Mapping[str, Any]) -> Batch:
-        """The same batch with these inputs, as a trainer hands them on."""
+        """Return the same batch with these inputs, as a trainer hands them on."""
         return replace(self, inputs=inputs)
 
     @property

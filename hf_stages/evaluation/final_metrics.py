@@ -59,7 +59,7 @@ def _watched(trainer: Any) -> Mapping[str, Any]:
 
 
 def _evaluated(trainer: Any, sets: Any = None) -> dict[str, float]:
-    """Outside of training, bf16_full_eval would cast the model itself, and the folder would hold the cast."""
+    """Evaluate as in training: else bf16_full_eval would cast the model, and the folder would hold the cast."""
     trainer.is_in_train = True
     try:
         return trainer.evaluate(sets)

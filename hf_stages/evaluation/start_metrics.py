@@ -81,7 +81,7 @@ def _unchanged(trainer: Any, planned: PlannedStage, before: Mapping[str, float])
 
 
 def _same_model(stage: Stage) -> bool:
-    """Transforms like ``Freeze`` leave every value and every output as it was."""
+    """Tell whether the stage's transforms leave every value and every output as it was, as ``Freeze`` does."""
     return all(transform.keeps_function and not transform.structural for transform in stage.transforms)
 
 
