@@ -1,4 +1,4 @@
-"""What of a transformers model knows how deep it is: found by comparing two skeletons, one of each depth.
+"""Changes that a new depth needs in a transformers model, found by comparing two skeletons, one of each depth.
 
 Depth is written down in the config (a number, and lists with one entry per layer), in the copies of the config that
 encoder and decoder hold, in the blocks (the index under which they find their cache) and, in T5's kind, in the one
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from hf_stages.transforms._places import Places
+from hf_stages.transforms._kept_blocks import KeptBlocks
 
 _INDICES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number"})
 _BY_POSITION = _INDICES | {"drop_prob", "has_relative_attention_bias"}
@@ -29,8 +29,8 @@ _NOT_PER_LAYER = ("_id", "_ids", "_indices", "_idxs", "architectures", "_feature
 
 
 @dataclass(frozen=True)
-class Depth:
-    """What to set in a model whose stack was reduced."""
+class DepthChange:
+    """What to set in a model whose stack got fewer blocks."""
 
     old: nn.Module
     new: nn.Module
@@ -38,75 +38,75 @@ class Depth:
     attributes: tuple[tuple[str, str, Any], ...]
     """(module name after, attribute, value)"""
     biases: tuple[str, ...]
-    """Name within a block of what the first block holds for all."""
+    """Names within a block of what the first block holds for all of them."""
 
     def apply(self, model: nn.Module) -> None:
-        """Configs and attributes; the blocks are cut already."""
+        """Set configs and attributes. The blocks themselves are cut before."""
         seen: set[int] = set()
         old, new = dict(self.old.named_modules()), dict(self.new.named_modules())
         for name, module in model.named_modules():
             config = vars(module).get("config")
             if isinstance(config, PretrainedConfig) and id(config) not in seen and name in new and name in old:
                 seen.add(id(config))
-                _update(config, vars(old[name])["config"], vars(new[name])["config"])
+                _copy_changes(config, vars(old[name])["config"], vars(new[name])["config"])
         for name, key, value in self.attributes:
             setattr(model.get_submodule(name), key, value)
 
 
-def depth_change(model: Any, places: Places) -> Depth:
-    """Compare; ValueError where the shallower model would not be what its config says."""
-    old = _skeleton(model, model.config)
-    new = _skeleton(model, _reduced(model, places))
-    renamed = ((places.renamed(name), module) for name, module in old.named_modules())
-    before = {name: module for name, module in renamed if name is not None}
+def depth_change(model: Any, blocks_kept: KeptBlocks) -> DepthChange:
+    """Compare both skeletons; ValueError where the shallower model would not be what its config describes."""
+    old = build_from_config(model, model.config)
+    new = build_from_config(model, _reduced_config(model, blocks_kept))
+    new_name = ((blocks_kept.new_name(name), module) for name, module in old.named_modules())
+    before = {name: module for name, module in new_name if name is not None}
     attributes, biases = [], set()
     for name, module in new.named_modules():
         was = before.pop(name, None)
         if was is None and name.endswith(f".{_BIAS}"):
-            biases.add(places.within(name))
+            biases.add(blocks_kept.name_in_block(name))
             continue
-        _same_kind(name, was, module)
-        attributes += [(name, key, value) for key, value in _differences(name, was, module, places)]
+        _check_same_kind(name, was, module)
+        attributes += [(name, key, value) for key, value in _differences(name, was, module, blocks_kept)]
     left = [name for name in before if not name.endswith(f".{_BIAS}")]
     if left:
-        _same_kind(left[0], before[left[0]], None)
-    return Depth(old, new, tuple(attributes), tuple(biases))
+        _check_same_kind(left[0], before[left[0]], None)
+    return DepthChange(old, new, tuple(attributes), tuple(biases))
 
 
 # ---- the config -----------------------------------------------------------------------------------------------------
 
 
-def _reduced(model: Any, places: Places) -> PretrainedConfig:
+def _reduced_config(model: Any, blocks_kept: KeptBlocks) -> PretrainedConfig:
     """A copy of the model's config that says the new depth."""
     root = copy.deepcopy(model.config)
     config = root
-    for key in _way(model.config, _owner(model, places.path)) or ():
+    for key in keys_between(model.config, config_around(model, blocks_kept.path)) or ():
         config = getattr(config, key)
-    role = next((part for part in reversed(places.path.split(".")) if part in ("encoder", "decoder")), "")
+    role = next((part for part in reversed(blocks_kept.path.split(".")) if part in ("encoder", "decoder")), "")
     names = [f"num_{role}_layers", f"{role}_layers", f"{role}_num_hidden_layers"] if role else []
-    names = [n for n in (*names, "num_hidden_layers", "num_layers") if getattr(config, n, None) == places.depth]
+    names = [n for n in (*names, "num_hidden_layers", "num_layers") if getattr(config, n, None) == blocks_kept.depth]
     if not names:
         raise ValueError(
-            f"{places.path} has {places.depth} blocks, but no number in its config says so "
+            f"{blocks_kept.path} has {blocks_kept.depth} blocks, but no number in its config says so "
             "(num_hidden_layers and the like); it could not be loaded again"
         )
     for key, value in list(vars(config).items()):
-        per_layer = isinstance(value, list | tuple) and len(value) == places.depth
+        per_layer = isinstance(value, list | tuple) and len(value) == blocks_kept.depth
         if per_layer and not key.startswith("_") and not key.endswith(_NOT_PER_LAYER):
-            setattr(config, key, type(value)(value[i] for i in places.kept))
-    setattr(config, names[0], len(places.kept))
-    _last_stage(config, places)
+            setattr(config, key, type(value)(value[i] for i in blocks_kept.kept))
+    setattr(config, names[0], len(blocks_kept.kept))
+    _shorten_backbone(config, blocks_kept)
     return root
 
 
-def _last_stage(config: Any, places: Places) -> None:
-    """Vision models that may serve as backbones name each layer's output; the last one's is what they give out."""
-    if vars(config).get("_out_indices") == [places.depth] and len(config.stage_names) == places.depth + 1:
-        config.stage_names = config.stage_names[: len(places.kept) + 1]
+def _shorten_backbone(config: Any, blocks_kept: KeptBlocks) -> None:
+    """Drop names of stages that are gone. Vision backbones name each layer's output, and return the last one's."""
+    if vars(config).get("_out_indices") == [blocks_kept.depth] and len(config.stage_names) == blocks_kept.depth + 1:
+        config.stage_names = config.stage_names[: len(blocks_kept.kept) + 1]
         config.set_output_features_output_indices(out_features=None, out_indices=None)
 
 
-def _owner(model: Any, path: str) -> Any:
+def config_around(model: Any, path: str) -> Any:
     """The config of the nearest module around a stack that has one."""
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
@@ -116,22 +116,22 @@ def _owner(model: Any, path: str) -> Any:
     return model.config
 
 
-def _way(root: PretrainedConfig, wanted: Any) -> tuple[str, ...] | None:
+def keys_between(root: PretrainedConfig, wanted: Any) -> tuple[str, ...] | None:
     """The attributes that lead from a config to one inside it; None for a copy, as T5's stacks hold."""
     if root is wanted:
         return ()
     for key, value in vars(root).items():
-        below = _way(value, wanted) if isinstance(value, PretrainedConfig) else None
+        below = keys_between(value, wanted) if isinstance(value, PretrainedConfig) else None
         if below is not None:
             return (key, *below)
     return None
 
 
-def _update(config: Any, old: Any, new: Any) -> None:
+def _copy_changes(config: Any, old: Any, new: Any) -> None:
     for key, value in vars(new).items():
         was = vars(old).get(key)
         if isinstance(value, PretrainedConfig) and isinstance(was, PretrainedConfig):
-            _update(getattr(config, key), was, value)
+            _copy_changes(getattr(config, key), was, value)
         elif (not key.startswith("_") or key in _BACKBONE) and value != was:
             setattr(config, key, copy.deepcopy(value))
 
@@ -139,8 +139,8 @@ def _update(config: Any, old: Any, new: Any) -> None:
 # ---- the skeletons --------------------------------------------------------------------------------------------------
 
 
-def _skeleton(model: Any, config: Any) -> nn.Module:
-    """What ``from_pretrained`` would build, in shape alone: the config goes through its dictionary, as on disk."""
+def build_from_config(model: Any, config: Any) -> nn.Module:
+    """Build what ``from_pretrained`` would, without values: the config goes through its dictionary, as on disk."""
     kind: Any = type(model)
     try:
         with torch.device("meta"):
@@ -149,7 +149,7 @@ def _skeleton(model: Any, config: Any) -> nn.Module:
         raise ValueError(f"it cannot be built from its config with the new numbers: {error}") from error
 
 
-def _same_kind(name: str, was: nn.Module | None, now: nn.Module | None) -> None:
+def _check_same_kind(name: str, was: nn.Module | None, now: nn.Module | None) -> None:
     if type(was) is not type(now):
         old, new = ("nothing" if m is None else type(m).__name__ for m in (was, now))
         raise ValueError(
@@ -167,13 +167,13 @@ def _same_kind(name: str, was: nn.Module | None, now: nn.Module | None) -> None:
         )
 
 
-def _differences(name: str, was: Any, now: nn.Module, places: Places) -> Iterator[tuple[str, Any]]:
+def _differences(name: str, was: Any, now: nn.Module, blocks_kept: KeptBlocks) -> Iterator[tuple[str, Any]]:
     for key, value in vars(now).items():
         old = vars(was).get(key)
         plain = isinstance(value, int | float | str | None) and not key.startswith("_")
         if not plain or (type(old) is type(value) and old == value):
             continue
-        count = old == places.depth and value == len(places.kept)
+        count = old == blocks_kept.depth and value == len(blocks_kept.kept)
         where = f"{name}.{key}" if name else key
         if key not in _BY_POSITION and not count:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Which parameters a pattern means, also where PEFT has renamed them or where tied weights have two names."""
+"""Parameters that a pattern matches, also where PEFT has renamed them or where tied weights have two names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hf_stages.transforms._peft import base_name, has_adapters
 
 
 def as_names(value: Any, *, where: str) -> tuple[str, ...]:
-    """One name or several, as a tuple.
+    """Return one name or several as a tuple.
 
     >>> as_names("lm_head", where="Freeze"), as_names(["a", "b"], where="Freeze")
     (('lm_head',), ('a', 'b'))
@@ -26,8 +26,10 @@ def as_names(value: Any, *, where: str) -> tuple[str, ...]:
 
 
 def select_parameters(model: nn.Module, patterns: tuple[str, ...], *, where: str) -> list[nn.Parameter]:
-    """The parameters that any pattern matches, each once. In a PEFT model their names in the base model hold too, and of
-    a quantized layer ``weight`` means the latent weights that it is made of.
+    """Select the parameters that any pattern matches, each once.
+
+    In a PEFT model the names of the base model match too. The ``weight`` of a quantized layer stands for the latent
+    weights that it is made of.
     """
     adapters = has_adapters(model)
     named: dict[str, list[nn.Parameter]] = {}
@@ -46,7 +48,7 @@ def select_parameters(model: nn.Module, patterns: tuple[str, ...], *, where: str
 
 
 def _latent_names(model: nn.Module) -> dict[str, str]:
-    """Names of latent weights and learned scales -> the name of the effective weight."""
+    """Map names of latent weights and learned scales to the name of the effective weight."""
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, WithStrength):

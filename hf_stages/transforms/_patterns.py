@@ -9,7 +9,7 @@ from hf_stages.core.did_you_mean import sort_by_likeness
 
 
 def match_names(patterns: Iterable[str], names: Iterable[str], *, where: str) -> list[str]:
-    """The names that any pattern matches, in their own order. A pattern that matches nothing is an error.
+    """Return the names that any pattern matches, in their own order. A pattern that matches nothing is an error.
 
     A pattern matches a whole dotted name, or any run of its parts: ``"layers.0"`` matches ``model.layers.0.weight``.
 

@@ -1,4 +1,4 @@
-"""What the transforms know of PEFT: is it there, and how it renames parameters. Imports nothing of it by itself."""
+"""What the transforms know of PEFT: whether a model has adapters, and how PEFT renames parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WRAPPER = re.compile(r"\.(?:base_layer|modules_to_save\.[^.]+)(?=\.)")
 
 
 def base_name(name: str) -> str | None:
-    """A parameter's name before PEFT renamed it; None for the idle original of a module in ``modules_to_save``.
+    """Return a parameter's name before PEFT renamed it; None for the unused original in ``modules_to_save``.
 
     >>> base_name("base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight")
     'model.layers.0.self_attn.q_proj.weight'
@@ -25,7 +25,7 @@ def base_name(name: str) -> str | None:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    """A PeftModel, or a model into which adapters were injected. Where peft was never imported there can be none."""
+    """Tell whether a model is a PeftModel or has injected adapters. Without an import of peft there can be none."""
     peft: Any = sys.modules.get("peft")
     if peft is None:
         return False

@@ -1,4 +1,4 @@
-"""Where a block's two output projections are, whatever the architecture calls them: attention's and the feed-forward's."""
+"""The two output projections of a block, attention's and the feed-forward's, whatever an architecture calls them."""
 
 from __future__ import annotations
 
@@ -21,30 +21,34 @@ _NAMES = {
 _PARAMETER_CONV = (nn.Conv1d, nn.ConvTranspose1d)
 
 
-def linears_of(module: nn.Module) -> dict[str, Any]:
-    """Linear layers by dotted name, quantized ones too; one that has its norm already counts as one."""
+def linear_layers(module: nn.Module) -> dict[str, Any]:
+    """Return linear layers by dotted name, quantized ones too; a layer with its norm counts as one."""
     found = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear | Conv1D | NormedLinear)}
     inside = {f"{name}.linear" for name, m in found.items() if isinstance(m, NormedLinear)}
     return {name: m for name, m in found.items() if name not in inside}
 
 
 def blocks_with_linears(model: Any) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
-    """(name, block, its linear layers); names are those in the model."""
+    """Yield (name in the model, block, its linear layers)."""
     for path, blocks in stacks_of(model).values():
         for index, block in enumerate(blocks):
-            if linears := linears_of(block):  # wav2vec2's stack of convolutions has none
+            if linears := linear_layers(block):  # wav2vec2's stack of convolutions has none
                 yield f"{path}.{index}", block, linears
 
 
-def projections_of(model: Any, kinds: tuple[str, ...]) -> list[str]:
-    """Names of the output projections of every block; ValueError where a block does not show one."""
+def output_projections(model: Any, kinds: tuple[str, ...]) -> list[str]:
+    """Return names of the output projections of every block; ValueError where a block has none that is known."""
     found = []
     for path, block, linears in blocks_with_linears(model):
         for kind in kinds:
             names = _of_kind(linears, kind)
-            wanted = [name for name in names if name.rpartition(".")[2].lower() in _NAMES[kind] or _bert(name, kind)]
-            wrong = [name for name in wanted if not _fits(model, path, name, [linears[n] for n in names])]
-            if kind == "ffn" and (experts := _experts(block)) is not None:
+            wanted = [
+                name
+                for name in names
+                if name.rpartition(".")[2].lower() in _NAMES[kind] or _is_bert_ffn_output(name, kind)
+            ]
+            wrong = [name for name in wanted if not _input_fits(model, path, name, [linears[n] for n in names])]
+            if kind == "ffn" and (experts := _stacked_experts(block)) is not None:
                 raise ValueError(
                     f"{path}.{experts} holds the projections of all experts in one parameter, which no norm can be put "
                     "before; say where='attention', or name modules="
@@ -69,14 +73,16 @@ def _of_kind(linears: dict[str, Any], kind: str) -> list[str]:
     return attention if kind == "attention" else [name for name in linears if name not in attention]
 
 
-def _bert(name: str, kind: str) -> bool:
-    """``output.dense`` of BERT and its kin, beside ``intermediate.dense``."""
+def _is_bert_ffn_output(name: str, kind: str) -> bool:
+    """Recognize ``output.dense`` of BERT and its relatives, beside ``intermediate.dense``."""
     return kind == "ffn" and name.split(".")[-2:] == ["output", "dense"]
 
 
-def _fits(model: Any, path: str, name: str, others: list[Any]) -> bool:
-    """Its input is as wide as what another layer beside it gives (or a part of it, where several are fused in one), or
-    as heads times head size."""
+def _input_fits(model: Any, path: str, name: str, others: list[Any]) -> bool:
+    """Tell whether its input is as wide as the output of a layer beside it, or as heads times head size.
+
+    Where several projections are fused in one layer, a part of its output is enough.
+    """
     parts = f"{path}.{name}".split(".")
     base = base_of(model)
     layer = base.get_submodule(".".join(parts))
@@ -90,7 +96,7 @@ def _fits(model: Any, path: str, name: str, others: list[Any]) -> bool:
     return heads is not None and heads * size == width
 
 
-def _experts(block: nn.Module) -> str | None:
+def _stacked_experts(block: nn.Module) -> str | None:
     for name, module in block.named_modules():
         stacked = any(p.dim() == 3 for p in module.parameters(recurse=False))
         if (

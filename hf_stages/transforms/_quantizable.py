@@ -1,4 +1,4 @@
-"""Which modules Ternarize and Binarize mean, and why some cannot be meant."""
+"""The modules that Ternarize and Binarize quantize, and why some cannot be quantized."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from hf_stages.transforms._patterns import match_names
 logger = logging.get_logger(__name__)
 
 
-def chosen_modules(transform: Any, model: Any) -> dict[str, nn.Module]:
-    """By name; ValueError where nothing is left, or where a module cannot become what the transform makes."""
+def choose_modules(transform: Any, model: Any) -> dict[str, nn.Module]:
+    """Choose modules, by name; ValueError where none is left, or where one cannot become what the transform makes."""
     modules = dict(model.named_modules())
     found = {path: module for path, module in modules.items() if kind_of(module) is not None}
     name, kind = type(transform).__name__, type(model).__name__
     made: list[str] = []
     if transform.modules is not None:
         for pattern in transform.modules:
-            _explain(pattern, modules, found, where=f"{name}: modules")
+            _explain_unknown(pattern, modules, found, where=f"{name}: modules")
         paths = match_names(transform.modules, found, where=f"{name}: modules")
     else:
-        paths = _default(model, found)
-        made = [path for path in paths if _stays(transform, found[path])]
+        paths = _default_paths(model, found)
+        made = [path for path in paths if _needs_no_change(transform, found[path])]
         paths = [path for path in paths if path not in made]
     if transform.embeddings is False:
         paths = [path for path in paths if not isinstance(found[path], nn.Embedding)]
@@ -38,7 +38,7 @@ def chosen_modules(transform: Any, model: Any) -> dict[str, nn.Module]:
     if transform.exclude:
         out = set(match_names(transform.exclude, found, where=f"{name}: exclude"))
         paths = [path for path in paths if path not in out]
-    paths = _untied(transform, modules, paths)
+    paths = _without_shared_weights(transform, modules, paths)
     if not paths:
         for path in made:
             if found[path].split or found[path].levels != transform.levels:
@@ -49,12 +49,12 @@ def chosen_modules(transform: Any, model: Any) -> dict[str, nn.Module]:
     return {path: found[path] for path in paths}
 
 
-def _default(model: Any, found: dict[str, nn.Module]) -> list[str]:
+def _default_paths(model: Any, found: dict[str, nn.Module]) -> list[str]:
     base = model.base_model if isinstance(model, PreTrainedModel) else model
     inner = {id(module) for module in base.modules()}
     head = getattr(model, "get_output_embeddings", lambda: None)()  # of T5 it stands inside
     words, left_out = word_embeddings_of(model), routers_of(model) | {id(head)}
-    unknown = [type(m).__name__ for m in base.modules() if kind_of(m) is None and _is_odd(m)]
+    unknown = [type(m).__name__ for m in base.modules() if kind_of(m) is None and _multiplies_unknown(m)]
     if unknown:
         logger.warning_once(
             f"left in full precision, because their forward pass is not known: {', '.join(set(unknown))}"
@@ -66,15 +66,15 @@ def _default(model: Any, found: dict[str, nn.Module]) -> list[str]:
     ]
 
 
-def _is_odd(module: Any) -> bool:
-    """It multiplies with a matrix of its own, in a way that is not known."""
+def _multiplies_unknown(module: Any) -> bool:
+    """Tell whether a module multiplies with a matrix of its own in a way that is not known."""
     matrices = [p for p in module.parameters(recurse=False) if p.dim() >= 2]
     experts = type(module).__name__.endswith(("Experts", "ExpertGLU")) and bool(matrices)
     return experts or (isinstance(module, nn.Linear) and not isinstance(module, Quantized))
 
 
-def _explain(pattern: str, modules: dict[str, Any], found: dict[str, nn.Module], *, where: str) -> None:
-    """A pattern that means only what cannot be quantized deserves better than "matches nothing"."""
+def _explain_unknown(pattern: str, modules: dict[str, Any], found: dict[str, nn.Module], *, where: str) -> None:
+    """Say why, where a pattern matches only what cannot be quantized."""
     try:
         match_names([pattern], found, where=where)
     except ValueError:
@@ -89,8 +89,8 @@ def _explain(pattern: str, modules: dict[str, Any], found: dict[str, nn.Module],
         ) from None
 
 
-def _untied(transform: Any, modules: dict[str, nn.Module], paths: list[str]) -> list[str]:
-    """A weight is quantized wherever it is used, or nowhere."""
+def _without_shared_weights(transform: Any, modules: dict[str, nn.Module], paths: list[str]) -> list[str]:
+    """Leave out modules whose weight is used elsewhere in full precision: it is quantized everywhere, or nowhere."""
     users: dict[int, list[str]] = {}
     for path, module in modules.items():
         for parameter in module.parameters(recurse=False):
@@ -111,8 +111,8 @@ def _untied(transform: Any, modules: dict[str, nn.Module], paths: list[str]) -> 
     return kept
 
 
-def _stays(transform: Any, module: Any) -> bool:
-    """Made by an earlier transform, and nothing that this one could change: "all" then means the rest."""
+def _needs_no_change(transform: Any, module: Any) -> bool:
+    """Tell whether an earlier transform made it and this one has nothing to change: the default skips it."""
     return isinstance(module, WithStrength) and (module.split or module.levels in (transform.levels, "binary"))
 
 

@@ -1,4 +1,4 @@
-"""What Ternarize and Binarize share: which modules they mean, and putting quantized layers in their places."""
+"""What Ternarize and Binarize share: their arguments, and how quantized layers replace others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hf_stages.layers.quantizers import Quantizer
 from hf_stages.layers.ties import rename_ties
 from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._peft import refuse_adapters
-from hf_stages.transforms._quantizable import chosen_modules
+from hf_stages.transforms._quantizable import choose_modules
 from hf_stages.transforms.base import Transform
 
 _LIBRARIES = (
@@ -54,7 +54,7 @@ class Quantize(Transform):
     clip: float | None = field(default=None, kw_only=True)
     """Where a learned range of activations begins; None: each token has its own."""
     embeddings: bool | None = field(default=None, kw_only=True)
-    """None: word embeddings too, unless they share their weight with what is left out; True insists, False spares them."""
+    """None: word embeddings too, unless they share their weight with a layer left out. True: always. False: never."""
     exclude: str | Sequence[str] = field(default=(), kw_only=True)
     """Names or patterns of modules that stay as they are."""
     strength: float | Curve = field(default=1.0, kw_only=True)
@@ -81,8 +81,8 @@ class Quantize(Transform):
             raise ValueError(f"{name}: strength: expected values from 0 to 1, got {self.strength!r}")
         if strength(1.0) < _FULL:
             raise ValueError(
-                f"{name}: strength: expected 1 at the stage's end, so that the weights it leaves are {self.levels}, got "
-                f"{strength(1.0):.3g} from {self.strength!r}; for example Linear(0, 1)"
+                f"{name}: strength: expected 1 at the stage's end, so that the weights it leaves are {self.levels}, "
+                f"got {strength(1.0):.3g} from {self.strength!r}; for example Linear(0, 1)"
             )
 
     @property
@@ -93,16 +93,16 @@ class Quantize(Transform):
         """Refuse to choose the best checkpoint of a stage that begins in full precision."""
         if self.varies and context.args.load_best_model_at_end:
             raise ValueError(
-                f"load_best_model_at_end: the best checkpoint may be one from before {type(self).__name__} reached full "
-                "strength, when the model was better because it was not quantized yet; set it to False here, or go on "
-                "to a stage without a curve"
+                f"load_best_model_at_end: the best checkpoint may be one from before {type(self).__name__} reached "
+                "full strength, when the model was better because it was not quantized yet; set it to False here, or "
+                "go on to a stage without a curve"
             )
 
     def __call__(self, model: Any) -> Any:
         name = type(self).__name__
         refuse_adapters(model, where=name)
         self.check(model)
-        chosen = chosen_modules(self, model)
+        chosen = choose_modules(self, model)
         self._release(model)
         quantizer, activations = Quantizer(self.levels, self.method, self.per), self._activations()
         made: dict[int, nn.Module] = {}
@@ -110,7 +110,7 @@ class Quantize(Transform):
         # Experts change in place, so they come last: an error before leaves the model as it was.
         for path, module in sorted(chosen.items(), key=lambda item: kind_of(item[1]) == "experts"):
             with place_errors(f"{name}: {path}"):
-                made[id(module)] = self._made(module, quantizer, activations, scales)
+                made[id(module)] = self._quantized(module, quantizer, activations, scales)
         for parent, key in holders_of(model, made):
             setattr(parent, key, made[id(getattr(parent, key))])
         with place_errors(name):
@@ -119,7 +119,7 @@ class Quantize(Transform):
         return model
 
     def at(self, model: Any, t: float) -> None:
-        """The strength at progress ``t``, in the layers that this transform made."""
+        """Set the strength at progress ``t`` in the layers that this transform made."""
         strength = as_curve(self.strength)(t)
         for module in model.modules():
             if isinstance(module, WithStrength) and module.strength_owner == self:
@@ -150,7 +150,9 @@ class Quantize(Transform):
             return None
         return Activations(self.activations, self.symmetric, self.clip)
 
-    def _made(self, module: Any, quantizer: Quantizer, activations: Any, scales: dict[int, list[Any]]) -> nn.Module:
+    def _quantized(
+        self, module: Any, quantizer: Quantizer, activations: Any, scales: dict[int, list[Any]]
+    ) -> nn.Module:
         weights = weights_of(module)
         odd = next((w for w in weights if not w.is_floating_point() or type(w).__module__.startswith(_LIBRARIES)), None)
         if odd is not None:

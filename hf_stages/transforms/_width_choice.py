@@ -1,4 +1,4 @@
-"""Which heads and neurons stay: how many, and which weigh most by the weights alone."""
+"""How many heads and neurons stay, and which: those with the largest weights."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from transformers.pytorch_utils import Conv1D
 from hf_stages.transforms._width_parts import Attention, FeedForward, Rows
 
 
-def neurons_kept(neurons: int, fraction: float) -> int:
-    """The nearest whole number, halves upwards, at least one.
+def count_neurons(neurons: int, fraction: float) -> int:
+    """Return the nearest whole number, halves upwards, at least one.
 
-    >>> neurons_kept(3072, 0.5), neurons_kept(5, 0.5), neurons_kept(5, 0.01)
+    >>> count_neurons(3072, 0.5), count_neurons(5, 0.5), count_neurons(5, 0.01)
     (1536, 3, 1)
     """
     return max(1, int(neurons * fraction + 0.5))
 
 
-def heads_kept(heads: int, groups: int, fraction: float) -> tuple[int, int]:
-    """Query heads and key heads that stay: every key head must go on serving as many queries as the others.
+def count_heads(heads: int, groups: int, fraction: float) -> tuple[int, int]:
+    """Return how many query heads and key heads stay. Every key head must serve as many queries as the others.
 
-    Whole groups go, or equally many queries of each: whichever comes nearest to the fraction; at a draw whole groups,
-    which take their keys and values with them, and the larger number.
+    Either whole groups are removed, or equally many queries of each group, whichever comes nearest to the fraction.
+    Where both come equally near, whole groups are, because their keys and values go too; and the larger number stays.
 
-    >>> heads_kept(12, 12, 0.5), heads_kept(5, 5, 0.5), heads_kept(32, 8, 0.5), heads_kept(8, 1, 0.5), heads_kept(12, 2, 0.75)
-    ((6, 6), (3, 3), (16, 4), (4, 1), (10, 2))
+    >>> [count_heads(*numbers) for numbers in ((12, 12, 0.5), (5, 5, 0.5), (32, 8, 0.5), (8, 1, 0.5), (12, 2, 0.75))]
+    [(6, 6), (3, 3), (16, 4), (4, 1), (10, 2)]
     """
     each = heads // groups
     whole = [(number * each, number) for number in range(groups, 0, -1)]
@@ -36,18 +36,18 @@ def heads_kept(heads: int, groups: int, fraction: float) -> tuple[int, int]:
     return min([*whole, *part], key=lambda kept: abs(kept[0] - fraction * heads))
 
 
-def neurons_chosen(model: nn.Module, part: FeedForward, kept: int, importance: str) -> torch.Tensor:
-    """The neurons that stay, in their order."""
+def choose_neurons(model: nn.Module, part: FeedForward, kept: int, importance: str) -> torch.Tensor:
+    """Choose the neurons that stay, in their order."""
     first = model.get_submodule(part.out).weight
     if importance == "first" or first.is_meta:
         return torch.arange(kept)
     return _largest(_neuron_importance(model, part), kept)
 
 
-def heads_chosen(
+def choose_heads(
     model: nn.Module, together: Sequence[Attention], size: int, kept: tuple[int, int], importance: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The query heads and the key heads that stay, in their order: the same in all attentions of ``together``."""
+    """Choose the query heads and key heads that stay, in their order: the same in all attentions of ``together``."""
     heads, groups = together[0].query.heads, together[0].key.heads
     each = heads // groups
     if importance == "first" or model.get_submodule(together[0].out).weight.is_meta:
@@ -75,7 +75,7 @@ def _neuron_importance(model: nn.Module, part: FeedForward) -> torch.Tensor:
 
 @torch.no_grad()
 def _head_importance(model: nn.Module, one: Attention, size: int) -> torch.Tensor:
-    """Each query head's, with the heads of keys and values that it reads."""
+    """Return the importance of each query head, with the heads of keys and values that it reads."""
     each = one.query.heads // one.key.heads
     query, key, value = (_norms(model, part, size) for part in (one.query, one.key, one.value))
     out = _rows(model.get_submodule(one.out)).T.reshape(one.query.heads, -1).norm(dim=1)
@@ -88,11 +88,11 @@ def _norms(model: nn.Module, part: Rows, size: int) -> torch.Tensor:
 
 
 def _rows(module: Any) -> torch.Tensor:
-    """(outputs, inputs) in fp32."""
+    """Return the weight as (outputs, inputs), in fp32."""
     weight = module.weight.float()
     return weight.T.contiguous() if isinstance(module, Conv1D) else weight
 
 
 def _largest(scores: torch.Tensor, kept: int) -> torch.Tensor:
-    """Equal ones: the first of them, so that a resumed run and all ranks choose alike."""
+    """Return places of the largest scores. Of equal ones the first count, so that all ranks choose the same."""
     return torch.sort(scores, descending=True, stable=True).indices[:kept].sort().values

@@ -1,9 +1,9 @@
-"""What of a transformers model knows how wide its blocks are inside: its config, and attributes of its modules.
+"""Changes that new widths inside the blocks need in a transformers model: in its config and in attributes of modules.
 
-As with the depth, a skeleton built from the changed config shows all of it. Where a config can say that there are fewer
-heads of the same size (Llama, T5, ViT: ``head_dim``, ``d_kv``), the skeleton is the model as ``from_pretrained`` will build it.
-Where it cannot (BERT, GPT-2: a head is ``hidden_size / num_attention_heads`` wide), a skeleton that is as narrow outside as
-inside shows what the attention holds; only that is taken over, and stock ``from_pretrained`` refuses the saved shapes.
+A skeleton built from the changed config shows them. Some configs can say that there are fewer heads of the same size
+(Llama, T5, ViT: ``head_dim``, ``d_kv``); there the skeleton is the model that ``from_pretrained`` will build. Others
+cannot (BERT, GPT-2: a head is ``hidden_size / num_attention_heads`` wide). There a skeleton that is as narrow outside
+as inside shows the attention's attributes; only these are used, and stock ``from_pretrained`` refuses the saved shapes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PretrainedConfig
 from transformers.pytorch_utils import Conv1D
 
-from hf_stages.transforms._depth import _owner, _skeleton, _way
+from hf_stages.transforms._depth import build_from_config, config_around, keys_between
 from hf_stages.transforms._width_parts import Widths
 
 Shape = tuple[int, ...]
@@ -26,7 +26,7 @@ _NEURONS = ("intermediate_size", "d_ff", "ffn_dim", "hidden_dim", "n_inner")
 
 
 @dataclass(frozen=True)
-class Change:
+class WidthChange:
     """One stack's widths before and after."""
 
     path: str
@@ -42,15 +42,15 @@ class Change:
 
     @property
     def across(self) -> set[tuple[int, int]]:
-        """The same for all heads side by side."""
+        """(before, after) of the width of all heads together."""
         old, new = self.old, self.new
         return {(old.across, new.across), (old.groups * old.size, new.groups * new.size)}
 
 
-def widths_said(model: Any, path: str) -> Widths:
-    """A stack's heads as its config has them; the neurons are not looked for."""
-    config = _spoken(model.config, model, path)
-    name = _name(config, _head_names(path))
+def widths_in_config(model: Any, path: str) -> Widths:
+    """Return a stack's heads as its config has them; the neurons stay 0."""
+    config = _config_of_stack(model.config, model, path)
+    name = _first_key(config, _head_names(path))
     if name is None:
         raise ValueError(f"{path}: its config has no number of attention heads (num_attention_heads)")
     heads = int(getattr(config, name))
@@ -58,19 +58,19 @@ def widths_said(model: Any, path: str) -> Widths:
     return Widths(heads, int(getattr(config, "num_key_value_heads", None) or heads), int(size))
 
 
-def said(model: Any, change: Change) -> dict[str, int]:
-    """What a stack's config must say after: key -> value. ValueError where it has no key for it."""
-    config, old, new = _spoken(model.config, model, change.path), change.old, change.new
+def values_for(model: Any, change: WidthChange) -> dict[str, int]:
+    """Return the values that a stack's config gets; ValueError where it has no key for one."""
+    config, old, new = _config_of_stack(model.config, model, change.path), change.old, change.new
     keys: dict[str, int] = {}
     if new.heads != old.heads:
-        keys[_name(config, _head_names(change.path)) or ""] = new.heads
+        keys[_first_key(config, _head_names(change.path)) or ""] = new.heads
         keys["head_dim"] = new.size
         if getattr(config, "num_key_value_heads", None) is not None:
             keys["num_key_value_heads"] = new.groups
     if new.neurons != old.neurons:
         role = _role(change.path)
         names = [f"{role}_ffn_dim", *_NEURONS] if role else list(_NEURONS)
-        name = _name(config, names, old.neurons)
+        name = _first_key(config, names, old.neurons)
         if name is None:
             raise ValueError(
                 f"{change.path}: its blocks have {old.neurons} neurons, but no number in the config says so "
@@ -80,52 +80,55 @@ def said(model: Any, change: Change) -> dict[str, int]:
     return keys
 
 
-def shared(model: Any, changes: Sequence[Change], others: Iterable[str]) -> str | None:
-    """Another stack that the same number in the config speaks of, as T5's one ``num_heads`` does of both."""
+def stack_with_same_numbers(model: Any, changes: Sequence[WidthChange], others: Iterable[str]) -> str | None:
+    """Return another stack that a changed number counts for too, as T5's one ``num_heads`` does for both stacks."""
     for change in changes:
-        mine = _spoken(model.config, model, change.path)
+        mine = _config_of_stack(model.config, model, change.path)
         for path in others:
-            same = _spoken(model.config, model, path) is mine
-            if same and set(said(model, change)) & set(said(model, replace(change, path=path))) - {"head_dim"}:
+            same = _config_of_stack(model.config, model, path) is mine
+            if same and set(values_for(model, change)) & set(values_for(model, replace(change, path=path))) - {
+                "head_dim"
+            }:
                 return path
     return None
 
 
-def skeleton(
+def build_skeleton(
     model: Any,
-    changes: Sequence[Change],
+    changes: Sequence[WidthChange],
     shapes: Mapping[str, Shape],
     cut: AbstractSet[str],
     cores: AbstractSet[str],
 ) -> nn.Module:
-    """What the changed config builds, in shape alone; ValueError where nothing it builds fits what will be there.
+    """Build the changed config's model without values; ValueError where its shapes are not those after the cut.
 
-    ``shapes`` are those of the whole state dict after the cut; ``cut`` names the modules that are, ``cores`` the attentions.
+    ``shapes`` are those of the whole state dict after the cut. ``cut`` names the modules that are cut, ``cores`` the
+    attentions.
     """
     rigid = {name for name in shapes if _within(name, cores) and name.rpartition(".")[0] not in cut}
-    new = changed(model, changes)
+    new = changed_config(model, changes)
     try:
-        built = _skeleton(model, new)
-        _compare(built, shapes, [], rigid)
+        built = build_from_config(model, new)
+        _compare_shapes(built, shapes, [], rigid)
         return built
     except ValueError:
         hidden = []
         for change in changes:
-            config = _spoken(new, model, change.path)
-            hidden.append((int(_spoken(model.config, model, change.path).hidden_size), change.new.across))
+            config = _config_of_stack(new, model, change.path)
+            hidden.append((int(_config_of_stack(model.config, model, change.path).hidden_size), change.new.across))
             config.hidden_size = change.new.across
         if all(wide == narrow for wide, narrow in hidden):
             raise
-        _check_saved(changed(model, changes))
-    built = _skeleton(model, new)
-    _compare(built, shapes, hidden, rigid)
+        _check_savable(changed_config(model, changes))
+    built = build_from_config(model, new)
+    _compare_shapes(built, shapes, hidden, rigid)
     return built
 
 
-def attributes(
-    model: Any, built: nn.Module, changes: Sequence[Change], cut: AbstractSet[str], cores: AbstractSet[str]
+def changed_attributes(
+    model: Any, built: nn.Module, changes: Sequence[WidthChange], cut: AbstractSet[str], cores: AbstractSet[str]
 ) -> list[tuple[str, str, int]]:
-    """(module, attribute, value): the numbers that modules keep of what was cut."""
+    """Return (module, attribute, value) of numbers that modules keep and that the cut changes."""
     inner = {pair for change in changes for pair in change.pairs}
     across = {pair for change in changes for pair in change.across}
     found = []
@@ -147,38 +150,38 @@ def attributes(
     return found
 
 
-def changed(model: Any, changes: Sequence[Change]) -> PretrainedConfig:
-    """A copy of the model's config that says the new widths."""
+def changed_config(model: Any, changes: Sequence[WidthChange]) -> PretrainedConfig:
+    """Return a copy of the model's config with the new widths."""
     root = copy.deepcopy(model.config)
     for change in changes:
-        _set(_spoken(root, model, change.path), said(model, change))
+        _set_values(_config_of_stack(root, model, change.path), values_for(model, change))
     return root
 
 
-def tell(model: Any, changes: Sequence[Change]) -> None:
+def update_configs(model: Any, changes: Sequence[WidthChange]) -> None:
     """Change the model's own config, and the copies of it that T5's stacks hold."""
     held = {id(c): c for m in model.modules() if isinstance(c := vars(m).get("config"), PretrainedConfig)}
     sets: dict[int, tuple[Any, dict[str, int]]] = {}
     for change in changes:
-        spoken, keys = _spoken(model.config, model, change.path), said(model, change)
-        copies = [c for c in held.values() if type(c) is type(spoken) and _way(model.config, c) is None]
+        spoken, keys = _config_of_stack(model.config, model, change.path), values_for(model, change)
+        copies = [c for c in held.values() if type(c) is type(spoken) and keys_between(model.config, c) is None]
         for config in (spoken, *copies):
             sets.setdefault(id(config), (config, {}))[1].update(keys)
     for config, keys in sets.values():
-        _set(config, keys)
+        _set_values(config, keys)
 
 
 # ---- the config -----------------------------------------------------------------------------------------------------
 
 
-def _spoken(root: Any, model: Any, path: str) -> Any:
-    """The part of ``root`` that speaks of a stack; of a copy, as T5's stacks hold, what it is a copy of."""
-    for key in _way(model.config, _owner(model, path)) or ():
+def _config_of_stack(root: Any, model: Any, path: str) -> Any:
+    """Return the part of ``root`` that describes a stack. T5's stacks hold copies of it."""
+    for key in keys_between(model.config, config_around(model, path)) or ():
         root = getattr(root, key)
     return root
 
 
-def _set(config: Any, keys: Mapping[str, int]) -> None:
+def _set_values(config: Any, keys: Mapping[str, int]) -> None:
     for key, value in keys.items():
         setattr(config, key, value)
 
@@ -192,8 +195,8 @@ def _head_names(path: str) -> list[str]:
     return [f"{role}_attention_heads", "num_attention_heads"] if role else ["num_attention_heads"]
 
 
-def _name(config: Any, names: Iterable[str], value: int | None = None) -> str | None:
-    """The first of these that the config has, with that value. GPT-2's ``n_inner`` may be None: 4 x the width."""
+def _first_key(config: Any, names: Iterable[str], value: int | None = None) -> str | None:
+    """Return the first key that the config has, with that value. GPT-2's ``n_inner`` may be None: 4 x the width."""
     for name in names:
         own = getattr(config, name, None)
         if (value is None and own is not None) or (value is not None and own == value):
@@ -203,24 +206,24 @@ def _name(config: Any, names: Iterable[str], value: int | None = None) -> str | 
     return None
 
 
-def _check_saved(config: Any) -> None:
-    """Saving checks the config as well: better now than at the end of a stage."""
+def _check_savable(config: Any) -> None:
+    """Check the config as saving will, now rather than at the end of a stage."""
     try:
         getattr(config, "validate", lambda: None)()
     except Exception as error:
-        said = str(error.__cause__ or error).rstrip(".")
+        reason = str(error.__cause__ or error).rstrip(".")
         raise ValueError(
-            f"its config refuses the number of heads that would stay: {said}; take another fraction"
+            f"its config refuses the number of heads that would stay: {reason}; take another fraction"
         ) from error
 
 
 # ---- the skeletons --------------------------------------------------------------------------------------------------
 
 
-def _compare(
+def _compare_shapes(
     built: nn.Module, shapes: Mapping[str, Shape], hidden: Sequence[tuple[int, int]], rigid: AbstractSet[str]
 ) -> None:
-    """ValueError where the skeleton has other tensors. ``hidden``: (wide, narrow) where it is narrower outside too."""
+    """Refuse a skeleton with other tensors. ``hidden``: (wide, narrow) where it is narrower outside too."""
     there = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
     for name in dict.fromkeys([*shapes, *there]):
         want, got = shapes.get(name), there.get(name)
@@ -235,7 +238,7 @@ def _compare(
 
 
 def _fits(want: int, got: int, hidden: Sequence[tuple[int, int]]) -> bool:
-    """Equal, or as many times the narrow width as the wide one."""
+    """Tell whether two sizes are equal, or the same multiple of the narrow width and of the wide one."""
     return want == got or any(want % wide == 0 and got == want // wide * narrow for wide, narrow in hidden)
 
 

@@ -21,14 +21,14 @@ class Cut:
     outputs: torch.Tensor | None = None
 
     def shape(self, module: Any, leaf: str) -> tuple[int, ...]:
-        """Of a tensor of the module, afterwards."""
+        """Return the shape of one of the module's tensors after the cut."""
         shape, dim = list(module._parameters[leaf].shape), self._dim(module, leaf)
         if dim is not None:
             shape[dim] = len(self._kept)
         return tuple(shape)
 
     def apply(self, module: Any) -> None:
-        """Parameters stay what they were in all else: names, devices, whether they are trained."""
+        """Cut the parameters; their names, devices and ``requires_grad`` stay."""
         for leaf, old in list(module._parameters.items()):
             dim = self._dim(module, leaf)
             if old is None or dim is None:
@@ -45,31 +45,31 @@ class Cut:
         return kept
 
     def _dim(self, module: Any, leaf: str) -> int | None:
-        """The dimension that is cut; None for the bias of a projection whose inputs are."""
+        """Return the dimension that is cut; None for the bias where a projection's inputs are."""
         if leaf == "bias":
             return 0 if self.inputs is None else None
         by_rows = isinstance(module, nn.Linear)  # (outputs, inputs); Conv1D and tables: (inputs, outputs)
         return int((self.inputs is None) != by_rows)
 
 
-def cuts_of_attention(one: Attention, size: int, heads: torch.Tensor, groups: torch.Tensor) -> dict[str, Cut]:
-    """Each projection's cut: all that belongs to the heads that stay, and to their heads of keys and values."""
+def cut_attention(one: Attention, size: int, heads: torch.Tensor, groups: torch.Tensor) -> dict[str, Cut]:
+    """Return each projection's cut: what belongs to the heads that stay, and to their heads of keys and values."""
     outputs: dict[str, list[torch.Tensor]] = {}
     for part, kept in ((one.query, heads), (one.key, groups), (one.value, groups)):
-        outputs.setdefault(part.name, []).append(part.start + _spread(kept, size))
+        outputs.setdefault(part.name, []).append(part.start + _rows_of_heads(kept, size))
     cuts = {name: Cut(outputs=torch.cat(kept)) for name, kept in outputs.items()}
-    cuts[one.out] = Cut(inputs=_spread(heads, size))
+    cuts[one.out] = Cut(inputs=_rows_of_heads(heads, size))
     if one.bias is not None:
         cuts[one.bias] = Cut(outputs=heads)
     return cuts
 
 
-def cuts_of_neurons(part: FeedForward, kept: torch.Tensor) -> dict[str, Cut]:
+def cut_neurons(part: FeedForward, kept: torch.Tensor) -> dict[str, Cut]:
     return {**{name: Cut(outputs=kept) for name in part.into}, part.out: Cut(inputs=kept)}
 
 
 def shapes_after(model: nn.Module, cuts: Mapping[str, Cut]) -> dict[str, tuple[int, ...]]:
-    """Of the whole state dict."""
+    """Return the shapes of the whole state dict after the cuts."""
     shapes = {}
     for name, tensor in model.state_dict().items():
         place, _, leaf = name.rpartition(".")
@@ -78,7 +78,7 @@ def shapes_after(model: nn.Module, cuts: Mapping[str, Cut]) -> dict[str, tuple[i
 
 
 def refuse_shared(model: nn.Module, names: Sequence[str]) -> None:
-    """A projection that stands in several places would be cut for one of them."""
+    """Refuse a projection that several places share: it would be cut for one of them."""
     wanted = {id(p) for name in names for p in model.get_submodule(name).parameters()}
     seen: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -87,10 +87,10 @@ def refuse_shared(model: nn.Module, names: Sequence[str]) -> None:
             raise ValueError(f"{first} is also {name}: weights that several places share are not reduced")
 
 
-def _spread(kept: torch.Tensor, size: int) -> torch.Tensor:
-    """The rows of heads of that size.
+def _rows_of_heads(kept: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the rows that belong to heads of that size.
 
-    >>> _spread(torch.tensor([0, 2]), 3)
+    >>> _rows_of_heads(torch.tensor([0, 2]), 3)
     tensor([0, 1, 2, 6, 7, 8])
     """
     return (kept[:, None] * size + torch.arange(size)).flatten()

@@ -1,4 +1,4 @@
-"""Where attention heads and feed-forward neurons are in a block: which projections hold them, by their names."""
+"""The projections of a block that hold attention heads and feed-forward neurons, found by their names."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Widths:
     groups: int
     """Heads of keys and values."""
     size: int
-    """Of one head."""
+    """Width of one head."""
     neurons: int = 0
 
     @property
     def across(self) -> int:
-        """All heads side by side."""
+        """The width of all heads together."""
         return self.heads * self.size
 
 
@@ -56,7 +56,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention: names are whole, from the model on."""
+    """One attention. Names are full names in the model."""
 
     core: str
     """The module that holds the projections."""
@@ -80,8 +80,8 @@ class FeedForward:
     out: str
 
 
-def attentions(path: str, block: nn.Module, widths: Widths) -> list[Attention]:
-    """Each attention of a block; ValueError where it has none or one of another layout than the config's numbers."""
+def find_attentions(path: str, block: nn.Module, widths: Widths) -> list[Attention]:
+    """Find the attentions of a block; ValueError where it has none, or one that does not fit the config's numbers."""
     found = []
     for place, core in block.named_modules():
         rows = _query_key_value(core, widths)
@@ -102,8 +102,8 @@ def attentions(path: str, block: nn.Module, widths: Widths) -> list[Attention]:
     return found
 
 
-def feed_forwards(path: str, block: nn.Module) -> list[FeedForward]:
-    """Each feed-forward part of a block; ValueError where there is none, or a mixture of experts."""
+def find_feed_forwards(path: str, block: nn.Module) -> list[FeedForward]:
+    """Find the feed-forward parts of a block; ValueError where there is none, or a mixture of experts."""
     found = []
     for place, module in block.named_modules():
         if "expert" in type(module).__name__.lower() or "moe" in type(module).__name__.lower():
@@ -123,8 +123,8 @@ def feed_forwards(path: str, block: nn.Module) -> list[FeedForward]:
     return found
 
 
-def neurons_of(model: nn.Module, part: FeedForward) -> int:
-    """How many neurons it has; ValueError where its projections do not agree."""
+def width_of(model: nn.Module, part: FeedForward) -> int:
+    """Return how many neurons it has; ValueError where its projections do not agree."""
     outs = [features(model.get_submodule(name))[1] for name in part.into]
     neurons = features(model.get_submodule(part.out))[0]
     if set(outs) != {neurons}:
@@ -133,7 +133,7 @@ def neurons_of(model: nn.Module, part: FeedForward) -> int:
 
 
 def features(module: Any) -> tuple[int, int]:
-    """What a projection takes and what it gives; ValueError for one that is not plain."""
+    """Return a projection's inputs and outputs; ValueError for one that is not plain."""
     if type(module) is nn.Linear:
         return module.in_features, module.out_features
     if type(module) is Conv1D:
@@ -158,7 +158,7 @@ def _query_key_value(core: nn.Module, widths: Widths) -> tuple[Rows, Rows, Rows]
 
 
 def _out_of(block: nn.Module, place: str) -> str | None:
-    """In the core, or beside it as BERT has it: attention.self and attention.output.dense."""
+    """Return the output projection in the core, or beside it as in BERT (attention.self, attention.output.dense)."""
     core = block.get_submodule(place)
     for name in _ATTENTION_OUT:
         if _child(core, name) is not None:

@@ -24,7 +24,7 @@ _TASK_OF_CLASS = {
     "LMHeadModel": "CAUSAL_LM",
 }
 _ALPHA = float("16")
-"""The default, an object of its own: 16 that was given is not it."""
+"""The default is an object of its own, so that a given 16 can be told from it."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class AddLora(Transform):
         return adapted
 
     def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
-        """To the same weight under its PEFT name; for ``modules_to_save`` that is the copy which trains."""
+        """Moments go to the same weight under its PEFT name; for ``modules_to_save`` to the copy that trains."""
         known = set(before)
         return {base: [name] for name in after if (base := base_name(name)) is not None and base in known}
 
@@ -127,12 +127,12 @@ class AddLora(Transform):
 
 
 def _is_rule(targets: Any) -> bool:
-    """``"all-linear"`` or a regex. A lone name is a list of one: as a regex it would have to be the whole name."""
+    """Tell whether it is ``"all-linear"`` or a regex. A lone name counts as a list of one name."""
     return isinstance(targets, str) and re.fullmatch(r"[\w.]*", targets) is None
 
 
 def _check_target(model: nn.Module, target: str, key: str) -> None:
-    """PEFT itself complains only where none of the targets is found; one misspelt among four it drops silently."""
+    """Refuse a target that matches nothing. PEFT refuses only where all do, and drops one misspelt among four."""
     names = [name for name, _ in model.named_modules() if name]
     if target == "all-linear" or any(f".{name}".endswith(f".{target}") for name in names):
         return
@@ -158,5 +158,5 @@ def _task_of(model: nn.Module) -> str | None:
 
 
 def _plain(targets: str | Sequence[str] | None) -> str | list[str] | None:
-    """PEFT reads lists, not tuples."""
+    """Return a list where PEFT would not read a tuple."""
     return targets if targets is None or isinstance(targets, str) else list(targets)

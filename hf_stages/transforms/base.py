@@ -1,4 +1,4 @@
-"""What a transform is: model to model, recorded, replayable, with the way of the optimizer's moments."""
+"""What a transform is: it makes a model from a model, can be replayed, and says where the optimizer's moments go."""
 
 from __future__ import annotations
 
@@ -13,12 +13,24 @@ class Transform:
 
     A transform may change the model in place and return it, or return another one. It must depend on the model and
     on its own fields alone (random initialization is seeded by the trainer), because a resumed run replays it.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Scale(Transform):
+    ...     by: float
+    ...     def __call__(self, model):
+    ...         for parameter in model.parameters():
+    ...             parameter.data.mul_(self.by)
+    ...         return model
+    >>> import torch
+    >>> Scale(0.0)(torch.nn.Linear(1, 1)).bias.item()
+    0.0
     """
 
     structural: bool = True
-    """False where parameters keep their names and shapes (freezing). Structural ones need a rebuilt optimizer."""
+    """False: parameters keep their names and shapes (freezing). True: the optimizer is built anew."""
     keeps_function: bool = False
-    """True claims equal outputs before and after; the trainer checks it on real batches and records the deviation."""
+    """True: outputs stay equal. The trainer checks it on a real batch and records the deviation."""
 
     varies: bool = False
     """True: the model it makes changes with the stage's progress and is complete only at its end (see ``at``)."""
@@ -29,15 +41,15 @@ class Transform:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(model)")
 
     def check(self, model: Any) -> None:
-        """Raise ValueError for a model that cannot be built from its config, and so not be tried before the run."""
+        """Raise ValueError where it cannot change this model. Asked where no skeleton can be built to try it on."""
 
     def check_stage(self, context: StageContext) -> None:
         """Raise ValueError where it cannot do its work in this stage. Asked before the first step."""
 
     def at(self, model: Any, t: float) -> None:
-        """Set what varies with the stage's progress ``t`` (a quantization strength). A finished stage stands at 1."""
+        """Set what varies with the stage's progress ``t`` (a quantization strength). At the stage's end it is 1."""
 
     def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
-        """Where each old parameter's moments go: by default, to the parameter of the same name."""
+        """Return where each old parameter's moments go: by default, to the parameter of the same name."""
         known = set(after)
         return {name: [name] for name in before if name in known}

@@ -11,7 +11,7 @@ from hf_stages.transforms._quantize import Quantize
 
 @dataclass(frozen=True)
 class Binarize(Quantize):
-    """Linear layers and word embeddings become binary at once, without the way over ternary ones (XTC's single stage).
+    """Linear layers and word embeddings become binary at once, without ternary ones in between (XTC's single stage).
 
     Ternary layers may become binary too; ``SplitTernary`` keeps the function there, this does not.
 
@@ -20,7 +20,7 @@ class Binarize(Quantize):
     """
 
     method: str = field(default="mean", kw_only=True)
-    """How scales are had: ``mean`` of the absolute weights, or ``learned``."""
+    """How scales are computed: ``mean`` of the absolute weights, or ``learned``."""
 
     levels = "binary"
     layers = (BinaryLinear, BinaryEmbedding)

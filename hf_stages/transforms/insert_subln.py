@@ -12,19 +12,19 @@ from hf_stages.layers.own_type import mark_own_type
 from hf_stages.transforms._parameters import as_names
 from hf_stages.transforms._patterns import match_names
 from hf_stages.transforms._peft import refuse_adapters
-from hf_stages.transforms._projections import KINDS, blocks_with_linears, linears_of, projections_of
+from hf_stages.transforms._projections import KINDS, blocks_with_linears, linear_layers, output_projections
 from hf_stages.transforms.base import Transform
 
 
 @dataclass(frozen=True)
 class InsertSubLN(Transform):
-    """An RMSNorm before the attention's output projection and before the feed-forward's down projection of every block,
-    so that what enters a ternary layer keeps one scale (BitDistill, https://arxiv.org/abs/2510.13998).
+    """Every block gets an RMSNorm before the output projections of its attention and of its feed-forward part.
 
-    The gains start at 1 and train. **The model is another one afterwards**: in an independent study the insertion alone
-    moved a 0.5B model's logits by 77 % (RMS) and left no top token as it was, so enough training must follow. No stock
-    architecture has these norms: the config gets the project's own ``model_type``, so that only hf_stages loads what is
-    saved. ``o_proj`` becomes ``o_proj.linear`` beside ``o_proj.norm``; a later ``AddLora`` names it so.
+    Inputs of ternary layers then keep one scale (BitDistill, https://arxiv.org/abs/2510.13998). The gains start at 1
+    and train. **The model computes something else afterwards**: in an independent study the insertion alone moved a
+    0.5B model's logits by 77 % (RMS) and changed every top token, so enough training must follow. No stock architecture
+    has these norms: the config gets the project's own ``model_type``, and only hf_stages loads the saved folder.
+    ``o_proj`` becomes ``o_proj.linear`` beside ``o_proj.norm``; a later ``AddLora`` must name it so.
 
     >>> InsertSubLN(where="attention")
     InsertSubLN(modules=None, where=('attention',), eps=1e-06)
@@ -35,7 +35,7 @@ class InsertSubLN(Transform):
     where: str | Sequence[str] = field(default=KINDS, kw_only=True)
     """``"attention"``, ``"ffn"`` or both; ``"all"``: every linear layer in the blocks, as BitDistill's code has it."""
     eps: float = field(default=1e-6, kw_only=True)
-    """Of the norm."""
+    """Added to the mean square within the norm."""
 
     def __post_init__(self) -> None:
         if self.modules is not None:
@@ -81,7 +81,7 @@ class InsertSubLN(Transform):
     def _names(self, model: Any) -> list[str]:
         with place_errors(f"InsertSubLN: {type(model).__name__}"):
             if self.modules is not None:
-                return match_names(self.modules, linears_of(model), where="modules")
+                return match_names(self.modules, linear_layers(model), where="modules")
             if self.where == ("all",):
                 return [f"{path}.{name}" for path, _, linears in blocks_with_linears(model) for name in linears]
-            return projections_of(model, tuple(self.where))
+            return output_projections(model, tuple(self.where))

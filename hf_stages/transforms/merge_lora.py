@@ -16,8 +16,11 @@ from hf_stages.transforms.base import Transform
 class MergeLora(Transform):
     """``W`` becomes ``W + alpha / r * B A``: the plain model again, as fast as before AddLora.
 
-    What was trainable before ``AddLora`` is so again; in a PeftModel made elsewhere every floating-point parameter is.
-    The function is kept up to rounding in the weights' dtype. Adapters with NaN are refused.
+    What was trainable before ``AddLora`` is trainable again; in a PeftModel made elsewhere all floating-point
+    parameters are. The function is kept up to rounding in the weights' dtype. Adapters with NaN are refused.
+
+    >>> MergeLora().moves(["base_model.model.q.base_layer.weight", "base_model.model.q.lora_A.w"], ["q.weight"])
+    {'base_model.model.q.base_layer.weight': ['q.weight']}
     """
 
     keeps_function = True
@@ -42,13 +45,13 @@ class MergeLora(Transform):
         return merged
 
     def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
-        """Back to the names of the base model; the low-rank parts go nowhere."""
+        """Moments go back to the names of the base model; those of the low-rank parts are dropped."""
         known = set(after)
         return {name: [base] for name in before if (base := base_name(name)) is not None and base in known}
 
 
 def _refuse_quantized(model: nn.Module, peft: Any) -> None:
-    """A layer of ours quantizes its weight in every forward; it would quantize what is merged into it as well."""
+    """Refuse quantized layers of ours: they would quantize what is merged into their weight as well."""
     for name, module in model.named_modules():
         if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer):
             base = module.get_base_layer()

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from hf_stages.core.placed_errors import place_errors
 from hf_stages.layers.blocks import stack_of
 from hf_stages.transforms._depth import depth_change
+from hf_stages.transforms._kept_blocks import KeptBlocks, as_indices
 from hf_stages.transforms._peft import refuse_adapters
-from hf_stages.transforms._places import Places, kept_of
 from hf_stages.transforms.base import Transform
 
 _BIAS = ".relative_attention_bias.weight"
@@ -55,43 +55,43 @@ class ReduceLayers(Transform):
         kind = type(model).__name__
         with place_errors(f"ReduceLayers: {kind}", drop=f"{kind}: "):
             path, blocks = stack_of(model, self.stack)
-            places = Places(path, len(blocks), kept_of(self.keep, len(blocks)))
-            change = depth_change(model, places)
-        _move_biases(blocks, places, change.biases)
+            blocks_kept = KeptBlocks(path, len(blocks), as_indices(self.keep, len(blocks)))
+            change = depth_change(model, blocks_kept)
+        _move_biases(blocks, blocks_kept, change.biases)
         parent, _, leaf = path.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, nn.ModuleList(blocks[index] for index in places.kept))
+        setattr(model.get_submodule(parent), leaf, nn.ModuleList(blocks[index] for index in blocks_kept.kept))
         change.apply(model)
         return model
 
     def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
-        """From each kept block to its new place."""
-        known, places = set(after), _places(self, before, after)
-        if places is None:
+        """Moments go from each kept block to its new place."""
+        known, blocks_kept = set(after), _kept_blocks(self, before, after)
+        if blocks_kept is None:
             return {}
         moves = {}
         for name in before:
             # T5's biases stay in the first block, whichever that is.
-            first = name.endswith(_BIAS) and name.startswith(f"{places.path}.0.") and name in known
-            new = name if first else places.renamed(name)
+            first = name.endswith(_BIAS) and name.startswith(f"{blocks_kept.path}.0.") and name in known
+            new = name if first else blocks_kept.new_name(name)
             if new in known:
                 moves[name] = [new]
         return moves
 
 
-def _move_biases(blocks: nn.ModuleList, places: Places, biases: Sequence[str]) -> None:
-    """T5's first block holds the position biases of all; the new first block takes them over."""
-    first, new = blocks[0], blocks[places.kept[0]]
+def _move_biases(blocks: nn.ModuleList, blocks_kept: KeptBlocks, biases: Sequence[str]) -> None:
+    """Move position biases, which T5's first block holds for all, to the new first block."""
+    first, new = blocks[0], blocks[blocks_kept.kept[0]]
     for name in biases:
         parent, _, leaf = name.rpartition(".")
         setattr(new.get_submodule(parent), leaf, first.get_submodule(name))
         delattr(first.get_submodule(parent), leaf)
 
 
-def _places(transform: ReduceLayers, before: Sequence[str], after: Sequence[str]) -> Places | None:
-    """The stack that was reduced, told by the names alone: the list that got shorter, or was at least long enough.
+def _kept_blocks(transform: ReduceLayers, before: Sequence[str], after: Sequence[str]) -> KeptBlocks | None:
+    """Find the stack that was reduced by the names alone: the list that got shorter, or was at least long enough.
 
-    None where that leaves a choice (all blocks of one of two stacks, in another order): no moments are better than
-    those of other weights.
+    None where several stacks could be meant (all blocks of one of two stacks, in another order): it is better to lose
+    moments than to use those of other weights.
     """
     old, new = _lists(before), _lists(after)
     most = max(abs(layer) for layer in transform.keep)
@@ -100,7 +100,7 @@ def _places(transform: ReduceLayers, before: Sequence[str], after: Sequence[str]
     named = [path for path in fits if f".{transform.stack}." in f".{path}."] if transform.stack else fits
     if len(named) != 1:
         return None
-    return Places(named[0], old[named[0]], kept_of(transform.keep, old[named[0]]))
+    return KeptBlocks(named[0], old[named[0]], as_indices(transform.keep, old[named[0]]))
 
 
 def _lists(names: Sequence[str]) -> dict[str, int]:

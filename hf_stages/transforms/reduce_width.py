@@ -15,7 +15,7 @@ from hf_stages.transforms import _width_choice as choice
 from hf_stages.transforms import _width_config as configs
 from hf_stages.transforms import _width_parts as parts
 from hf_stages.transforms._peft import refuse_adapters
-from hf_stages.transforms._width_cuts import Cut, cuts_of_attention, cuts_of_neurons, refuse_shared, shapes_after
+from hf_stages.transforms._width_cuts import Cut, cut_attention, cut_neurons, refuse_shared, shapes_after
 from hf_stages.transforms.base import Transform
 
 _IMPORTANCE = ("magnitude", "first")
@@ -23,34 +23,35 @@ _IMPORTANCE = ("magnitude", "first")
 
 @dataclass(frozen=True)
 class ReduceWidth(Transform):
-    """Every block keeps ``heads`` of its attention heads and ``ffn`` of its feed-forward neurons, each a fraction;
-    ``width`` stands for both. The hidden size, and with it embeddings, norms and head, stay.
+    """Every block keeps a fraction of its attention heads and feed-forward neurons; the hidden size stays.
 
-    DynaBERT's way to a narrow student (https://arxiv.org/abs/2004.04037); at 0.5 it is what BinaryBERT makes ternary before it
-    splits the weights (https://arxiv.org/abs/2012.15701). Numbers are rounded to the nearest, halves upwards, at least one.
-    Under grouped-query attention whole groups go, or equally many queries of each, whichever comes nearer.
+    DynaBERT makes a narrow student in this way (https://arxiv.org/abs/2004.04037), and BinaryBERT makes a model of half
+    the width ternary before it splits the weights (https://arxiv.org/abs/2012.15701). Numbers are rounded to the
+    nearest, halves upwards, at least one. Under grouped-query attention whole groups are removed, or equally many
+    queries of each group, whichever comes nearer.
 
-    ``importance="magnitude"`` keeps what has the largest weights, as the product of the norms along its way: a neuron counts by
-    |input row| * |output column| (times the gate's row), a head by |Q| |K| |V| |O| over its own rows and columns. A product does
-    not change when one factor grows and another shrinks by as much, which leaves the function as it is. Biases are left
-    out. It sees no data: it is a start for training, not a finished model. ``"first"`` keeps the first ones, for models
-    whose heads and neurons are in order already, as DynaBERT's are.
+    ``importance="magnitude"`` keeps what has the largest weights, measured as a product of norms: for a neuron
+    |input row| * |output column| (times the gate's row), for a head |Q| |K| |V| |O| over its own rows and columns. A
+    product does not change where one factor grows and another shrinks by as much, and neither does the function. Biases
+    do not count. No data is seen: the result is a start for training, not a finished model. ``"first"`` keeps the first
+    ones, for models whose heads and neurons are sorted already, as DynaBERT's are.
 
-    The config says the new numbers, ``head_dim`` among them. Where the architecture reads it (Llama, Qwen, ViT; T5 by ``d_kv``),
-    ``from_pretrained`` loads what is saved. BERT and GPT-2 take a head to be hidden_size / num_attention_heads wide: with
-    fewer heads, stock ``from_pretrained`` refuses the folder by its shapes, and ``StagedTrainer.from_stage`` loads it.
-    What shares its weights, holds experts, or keeps heads in another layout is refused.
+    The config gets the new numbers, ``head_dim`` among them. Where the architecture reads it (Llama, Qwen, ViT; T5 by
+    ``d_kv``), ``from_pretrained`` loads the saved folder. BERT and GPT-2 compute the width of a head as hidden_size /
+    num_attention_heads: with fewer heads, stock ``from_pretrained`` refuses the folder by its shapes, and
+    ``StagedTrainer.from_stage`` loads it. Blocks that share weights, hold experts, or keep heads in another layout are
+    refused.
 
     >>> ReduceWidth(0.5)
     ReduceWidth(width=0.5, heads=None, ffn=None, importance='magnitude', stack=None)
     """
 
     width: float | None = None
-    """The fraction of both that stays, such as 0.5."""
+    """The fraction of heads and neurons that stays, such as 0.5."""
     heads: float | None = None
-    """Of the heads alone, over ``width``. What neither names stays whole."""
+    """The fraction of heads, instead of ``width``. Without both, all heads stay."""
     ffn: float | None = None
-    """Of the neurons alone, over ``width``."""
+    """The fraction of neurons, instead of ``width``."""
     importance: str = "magnitude"
     """``magnitude`` keeps those with the largest weights, ``first`` the first ones."""
     stack: str | None = None
@@ -88,66 +89,68 @@ class ReduceWidth(Transform):
         return 1.0 if heads is None else float(heads), 1.0 if ffn is None else float(ffn)
 
     def _reduce(self, model: Any) -> None:
-        """Nothing is changed before all is known to fit."""
+        """Reduce the model; nothing is changed before all is known to fit."""
         stacks = dict(stacks_of(model).values())
         chosen = stacks if self.stack is None and len(stacks) > 1 else dict([stack_of(model, self.stack)])
         changes, cuts, cores = [], dict[str, Cut](), set[str]()
         for path, blocks in chosen.items():
-            change, own, places = self._of_stack(model, path, blocks)
+            change, own, places = self._plan_stack(model, path, blocks)
             changes.append(change)
             cuts.update(own)
             cores.update(places)
         changes = [change for change in changes if change.old != change.new]
         if not changes:
             return
-        if (other := configs.shared(model, changes, [path for path in stacks if path not in chosen])) is not None:
+        if (
+            other := configs.stack_with_same_numbers(model, changes, [path for path in stacks if path not in chosen])
+        ) is not None:
             raise ValueError(
                 f"the config has one number for {changes[0].path} and {other}: leave stack={self.stack!r} out, so that "
                 "both are reduced"
             )
         refuse_shared(model, list(cuts))
-        new = configs.skeleton(model, changes, shapes_after(model, cuts), cuts.keys(), cores)
-        attributes = configs.attributes(model, new, changes, cuts.keys(), cores)
-        configs.tell(model, changes)
+        new = configs.build_skeleton(model, changes, shapes_after(model, cuts), cuts.keys(), cores)
+        attributes = configs.changed_attributes(model, new, changes, cuts.keys(), cores)
+        configs.update_configs(model, changes)
         for name, cut in cuts.items():
             cut.apply(model.get_submodule(name))
         for name, key, value in attributes:
             setattr(model.get_submodule(name), key, value)
 
-    def _of_stack(
+    def _plan_stack(
         self, model: Any, path: str, blocks: nn.ModuleList
-    ) -> tuple[configs.Change, dict[str, Cut], set[str]]:
-        """One stack's numbers before and after, its cuts, and its attention modules."""
+    ) -> tuple[configs.WidthChange, dict[str, Cut], set[str]]:
+        """Return one stack's widths before and after, its cuts, and the names of its attentions."""
         named = [(f"{path}.{index}", block) for index, block in enumerate(blocks)]
         of_heads, of_neurons = self._fractions()
-        old = new = configs.widths_said(model, path)
+        old = new = configs.widths_in_config(model, path)
         cuts: dict[str, Cut] = {}
         cores: set[str] = set()
         if of_heads < 1:
-            kept = choice.heads_kept(old.heads, old.groups, of_heads)
+            kept = choice.count_heads(old.heads, old.groups, of_heads)
             new = replace(new, heads=kept[0], groups=kept[1])
-            found = [one for name, block in named for one in parts.attentions(name, block, old)]
+            found = [one for name, block in named for one in parts.find_attentions(name, block, old)]
             cores = {one.core for one in found}
-            for together in _by_bias(found):
-                chosen = choice.heads_chosen(model, together, old.size, kept, self.importance)
+            for together in _with_equal_heads(found):
+                chosen = choice.choose_heads(model, together, old.size, kept, self.importance)
                 for one in together:
-                    cuts.update(cuts_of_attention(one, old.size, *chosen))
+                    cuts.update(cut_attention(one, old.size, *chosen))
         if of_neurons < 1:
-            feeds = [one for name, block in named for one in parts.feed_forwards(name, block)]
-            numbers = sorted({parts.neurons_of(model, one) for one in feeds})
+            feeds = [one for name, block in named for one in parts.find_feed_forwards(name, block)]
+            numbers = sorted({parts.width_of(model, one) for one in feeds})
             if len(numbers) > 1:
                 raise ValueError(
                     f"{path}: its blocks have {numbers} neurons: expected as many in each; leave them: ffn=1.0"
                 )
-            kept_neurons = choice.neurons_kept(numbers[0], of_neurons)
+            kept_neurons = choice.count_neurons(numbers[0], of_neurons)
             old, new = replace(old, neurons=numbers[0]), replace(new, neurons=kept_neurons)
             for feed in feeds:
-                cuts.update(cuts_of_neurons(feed, choice.neurons_chosen(model, feed, kept_neurons, self.importance)))
-        return configs.Change(path, old, new), cuts, cores
+                cuts.update(cut_neurons(feed, choice.choose_neurons(model, feed, kept_neurons, self.importance)))
+        return configs.WidthChange(path, old, new), cuts, cores
 
 
-def _by_bias(found: Sequence[parts.Attention]) -> list[list[parts.Attention]]:
-    """Attentions that must keep the same heads: T5's first block lends its table of position biases to all the others."""
+def _with_equal_heads(found: Sequence[parts.Attention]) -> list[list[parts.Attention]]:
+    """Group attentions that must keep the same heads: all of T5's blocks use the position biases of the first."""
     places: dict[str, list[parts.Attention]] = {}
     for one in found:
         places.setdefault(one.place, []).append(one)
@@ -159,7 +162,7 @@ def _by_bias(found: Sequence[parts.Attention]) -> list[list[parts.Attention]]:
 
 
 def _refuse_quantized(model: Any) -> None:
-    """A latent weight beside the one that is computed with; or bitsandbytes' packed ones."""
+    """Refuse models with latent weights of quantized layers, or with weights that bitsandbytes packed."""
     latent = next((name for name, _ in model.named_parameters() if ".weight_latent" in f".{name}"), None)
     if latent is not None:
         raise ValueError(

@@ -16,7 +16,7 @@ class ResizeVocab(Transform):
     """The token embedding and the output head get ``to`` rows, rounded up to a multiple of ``multiple_of``.
 
     New rows are the mean of the old ones with a tiny spread: a new token then takes little probability from the old
-    ones, where a random row may take nearly all (https://nlp.stanford.edu/~johnhew/vocab-expansion.html). Multiples
+    ones, while a random row may take nearly all (https://nlp.stanford.edu/~johnhew/vocab-expansion.html). Multiples
     of 64 suit tensor cores. Where a matrix changes its shape, its optimizer moments start anew.
 
     >>> ResizeVocab(multiple_of=64)
@@ -71,13 +71,13 @@ def _embedding(model: Any) -> nn.Embedding:
 
 
 def _first_names(model: nn.Module) -> dict[str, str]:
-    """Each parameter's name -> the first name of the same tensor."""
+    """Map each parameter's name to the first name of the same tensor."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
 def _untie(model: nn.Module, before: dict[str, str]) -> None:
-    """transformers 5.23 makes one tensor of BERT's two untied output biases; saving then drops the one that is used."""
+    """Part BERT's two untied output biases again: transformers 5.23 makes one tensor of them, and saving loses one."""
     for name, first in _first_names(model).items():
         if before[name] != before[first]:
             parent, _, leaf = name.rpartition(".")
@@ -86,7 +86,7 @@ def _untie(model: nn.Module, before: dict[str, str]) -> None:
 
 
 def _check_layers(model: Any, embedding: nn.Embedding) -> None:
-    """transformers resizes ``weight`` alone and builds a plain ``nn.Linear`` for the head, whatever stood there."""
+    """Refuse layers of other classes: transformers resizes ``weight`` alone and builds a plain ``nn.Linear`` head."""
     extra = [name for name, _ in embedding.named_parameters() if name != "weight"]
     head = model.get_output_embeddings()
     if extra or type(head) not in (type(None), nn.Linear, type(embedding)):

@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SetTask(Transform):
-    """The model becomes ``auto_class``'s for its architecture: the body is copied, the head is new and random.
+    """The model becomes the ``auto_class`` model of its architecture: the body is copied, the head is new and random.
 
-    For pretraining and then classifying, or one task after another. The body is what stands under the model's
-    ``base_model_prefix``; its parameters keep their bits, dtype, frozenness and layers (ternary ones too). Nothing of
-    the old head is taken over, even where names and shapes agree. A part of the body that the old model lacked (BERT
-    for masked language has no pooler) is new as well; the log names all that is new. Frozen by a later ``AddLora``,
-    such a pooler would stay random: ``modules_to_save=["pooler"]``.
+    Use it to classify after pretraining, or to train one task after another. The body is what stands under the model's
+    ``base_model_prefix``. Its parameters keep their values, dtypes and layers (ternary ones too), and frozen ones stay
+    frozen. Nothing of the old head is used, even where names and shapes agree. A part of the body that the old model
+    lacked (BERT for masked language has no pooler) is new as well; the log names all that is new. A later ``AddLora``
+    would freeze such a random pooler: keep it training by ``modules_to_save=["pooler"]``.
 
     >>> SetTask("AutoModelForSequenceClassification", id2label={0: "no", 1: "yes"}).id2label
     ('no', 'yes')
@@ -75,7 +75,7 @@ class SetTask(Transform):
         return new
 
     def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
-        """Inside the body, to the same parameter; a head's moments go nowhere, even to a head of the same name."""
+        """Moments of the body go to the same parameter; those of the head are dropped, even for a head of its name."""
         old, new = _body_prefixes(before, after)
         known = set(after)
         pairs = {name: new + name.removeprefix(old) for name in before if name.startswith(old)}
@@ -113,7 +113,7 @@ def _auto_class(value: Any) -> str:
 
 
 def _labels(value: Mapping[Any, str] | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Labels in the order of their ids. JSON and YAML may hand the ids over as strings."""
+    """Return the labels in the order of their ids, which JSON and YAML may give as strings."""
     if isinstance(value, Mapping):
         by_id = {int(key): label for key, label in value.items()}
         if sorted(by_id) != list(range(len(by_id))):
@@ -128,8 +128,11 @@ def _labels(value: Mapping[Any, str] | Sequence[str] | None) -> tuple[str, ...] 
 
 
 def _adopt(new: nn.Module, old: nn.Module, path: str, memo: dict[int, Any]) -> None:
-    """Give ``new`` copies of all of ``old`` that it has a place for. Where an earlier transform replaced a module by
-    one of another class (TernaryLinear for Linear), the module itself is copied."""
+    """Give ``new`` copies of all of ``old`` that it has a place for.
+
+    Where an earlier transform replaced a module by one of another class (TernaryLinear for Linear), the module itself
+    is copied.
+    """
     # At its top a body may have more modules or fewer (pooler, decoder); deeper, weights would be lost or random.
     odd = {name for name, _ in new.named_children()} ^ {name for name, _ in old.named_children()}
     if path and odd:
@@ -159,7 +162,7 @@ def _adopt(new: nn.Module, old: nn.Module, path: str, memo: dict[int, Any]) -> N
 
 
 def _reshaped(new: nn.ModuleList, old: Any) -> bool:
-    """Whether blocks of the same classes, and as many of them, hold tensors of other shapes."""
+    """Tell whether equally many blocks of the same classes hold tensors of other shapes."""
     if not isinstance(old, nn.ModuleList) or [type(block) for block in new] != [type(block) for block in old]:
         return False
     theirs = dict(old.named_parameters())
@@ -172,7 +175,7 @@ def _parts(module: nn.Module) -> dict[str, Any]:
 
 
 def _body_prefixes(before: Sequence[str], after: Sequence[str]) -> tuple[str, str]:
-    """The prefix of the body's names in both models: the pair under which most names agree.
+    """Return the prefix of the body's names in both models: the pair under which most names agree.
 
     No prefix at all, ("", ""), always agrees most, since it counts heads of the same name too; so it must be right by
     a quarter more (T5: ``shared``, ``encoder`` and ``decoder`` stand at the top).

@@ -25,8 +25,8 @@ from hf_stages.transforms.base import Transform
 class SplitTernary(Transform):
     """Every ternary layer becomes two binary ones on the same input (BinaryBERT's ternary weight splitting).
 
-    The halves' latent weights add up to the ternary one's, their binary weights to its ternary weight, so the function is
-    kept. Both halves take the optimizer's moments along. What comes out is binary: no Binarize after it.
+    The latent weights of both halves add up to the ternary layer's, and their binary weights to its ternary weight, so
+    the function is kept. Both halves get the optimizer's moments. The result is binary: no Binarize after it.
 
     >>> SplitTernary().moves(["a.weight_latent", "b"], ["a.weight_latent_1", "a.weight_latent_2", "b"])
     {'a.weight_latent': ['a.weight_latent_1', 'a.weight_latent_2'], 'b': ['b']}
@@ -47,8 +47,8 @@ class SplitTernary(Transform):
         before = [part for part in transforms[:place] if part.varies]
         if before:
             raise ValueError(
-                f"transforms: {type(before[0]).__name__} comes to full strength over the stage, but SplitTernary splits "
-                "before its first step; let SplitTernary begin the next stage, or leave strength out"
+                f"transforms: {type(before[0]).__name__} comes to full strength over the stage, but SplitTernary "
+                "splits before its first step; let SplitTernary begin the next stage, or leave strength out"
             )
 
     def __call__(self, model: Any) -> Any:
@@ -91,14 +91,14 @@ class SplitTernary(Transform):
         return {path: ternary[path] for path in paths}
 
     def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
-        """To both halves, unscaled."""
+        """Moments go to both halves, unscaled."""
         known = set(after)
         moves = {name: [name] if name in known else [f"{name}_1", f"{name}_2"] for name in before}
         return {name: news for name, news in moves.items() if known.issuperset(news)}
 
 
 def _split(layer: Any, halves: dict[int, Any]) -> nn.Module:
-    """Layers that share a latent weight share its halves."""
+    """Split one layer. Layers that share a latent weight share its halves."""
     kind: Any = SplitEmbedding if isinstance(layer, nn.Embedding) else SplitLinear
     key = id(layer.latents[0])
     if key not in halves:

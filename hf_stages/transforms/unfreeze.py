@@ -23,7 +23,7 @@ class Unfreeze(Transform):
     """
 
     patterns: str | Sequence[str]
-    """As in ``Freeze``."""
+    """Names of parameters or modules, with ``*`` for any text, as in ``Freeze``."""
     structural = False
     keeps_function = True
 

@@ -1,4 +1,4 @@
-"""Where the parts of a stack's blocks go when only some of the blocks are kept."""
+"""Which blocks of a stack are kept, and the names that their parts get."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Places:
+class KeptBlocks:
     """A stack, its depth, and the blocks that stay, counted from 0, in their new order.
 
-    >>> places = Places("h", 4, (1, 3))
-    >>> [places.renamed(name) for name in ("wte.weight", "h.0.w", "h.3.w")]
+    >>> kept = KeptBlocks("h", 4, (1, 3))
+    >>> [kept.new_name(name) for name in ("wte.weight", "h.0.w", "h.3.w")]
     ['wte.weight', None, 'h.1.w']
     """
 
@@ -19,22 +19,22 @@ class Places:
     depth: int
     kept: tuple[int, ...]
 
-    def renamed(self, name: str) -> str | None:
-        """A module's or parameter's name after the reduction; None where its block is dropped."""
+    def new_name(self, name: str) -> str | None:
+        """Return a module's or parameter's name after the reduction; None where its block is dropped."""
         head, dot, rest = name.removeprefix(f"{self.path}.").partition(".")
         if not name.startswith(f"{self.path}.") or not head.isdecimal():
             return name
         return f"{self.path}.{self.kept.index(int(head))}{dot}{rest}" if int(head) in self.kept else None
 
-    def within(self, name: str) -> str:
-        """A name inside a block, without the stack and the number."""
+    def name_in_block(self, name: str) -> str:
+        """Return a name inside a block, without the stack and the number."""
         return name.removeprefix(f"{self.path}.").partition(".")[2]
 
 
-def kept_of(keep: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Counted from 0; ValueError where a layer is not there or comes twice.
+def as_indices(keep: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Turn layer numbers into indices from 0; ValueError where a layer is not there or comes twice.
 
-    >>> kept_of([1, 3, -1], 6)
+    >>> as_indices([1, 3, -1], 6)
     (0, 2, 5)
     """
     beyond = [layer for layer in keep if abs(layer) > depth]
