@@ -28,7 +28,17 @@ from torch import nn
 from transformers import AutoModel, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import say
-from hf_stages.commands.bench_measurement import Pair, decode, forward, in_turns, machine, now, shape_of, since, summary
+from hf_stages.commands.bench_measurement import (
+    Pair,
+    decode,
+    forward,
+    machine,
+    now,
+    parse_shape,
+    since,
+    summary,
+    time_in_turns,
+)
 from hf_stages.commands.bench_ways import WAYS
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.packed_levels import pack_levels
@@ -105,7 +115,7 @@ def sides(build: Callable[[], Any], kinds: list[str], left_out: list[str]) -> tu
 
 def timed(cells: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     with torch.no_grad():
-        taken = in_turns(cells, options.repeats, options.seconds)
+        taken = time_in_turns(cells, options.repeats, options.seconds)
     found: dict[str, Any] = {way: summary(own, taken["fp32"]) for way, own in taken.items()}
     bare = found["no linear layers"]
     bare["share_of_fp32"] = round(1 / bare.pop("speedup"), 4)
@@ -184,7 +194,9 @@ def one_layer(options: argparse.Namespace) -> dict[str, Any]:
     for rows in (1, 16, 128):
         x = torch.randn(rows, width)
         with torch.no_grad():
-            taken = in_turns({way: called(call, x) for way, call in calls.items()}, options.repeats, options.seconds)
+            taken = time_in_turns(
+                {way: called(call, x) for way, call in calls.items()}, options.repeats, options.seconds
+            )
         found[str(rows)] = {way: summary(own, taken["fp32"]) for way, own in taken.items()}
         show(f"layer {rows}", found[str(rows)])
     return found
@@ -227,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
         config = BertConfig(**QUICK) if options.quick else BertConfig()
         models, absent = sides(lambda: BertModel(config), list(KINDS), options.leave_out)
         for shape in ["1x16", "4x32"] if options.quick else options.rows:
-            found[shape] = timed({way: forward(m, shape_of(shape)) for way, m in models.items()}, options)
+            found[shape] = timed({way: forward(m, parse_shape(shape)) for way, m in models.items()}, options)
             show(shape, found[shape])
         found["absent"] = absent
     if "llama" in options.only:

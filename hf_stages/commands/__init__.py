@@ -1,1 +1,1 @@
-"""Commands: ``hf-stages ...``, and the comparisons behind them. Everything may be used here; nothing imports it."""
+"""Commands: ``hf-stages ...``, one file each, and the comparisons behind them. Nothing imports this room."""

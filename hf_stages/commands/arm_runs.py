@@ -1,4 +1,4 @@
-"""Trains recipes one after another, each to its end, and goes on where it was cut."""
+"""Training of recipes one after another, each to its end; a cut one is resumed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from hf_stages.training.from_recipe import Prepared, training_arguments
 
 ARM_FILE = "arm.json"
 EVALUATIONS = 8
-"""Of an arm that declares none within its stages: what the picture of quality against time is drawn from."""
+"""How many evaluations an arm gets where its stages declare none: points of the picture of quality against time."""
 Guard = Callable[[Any], AbstractContextManager[Any]]
-"""Stands around the training of each trainer: the command puts its signals there."""
+"""A context around the training of each trainer; the command handles signals there."""
 
 logger = logging.get_logger(__name__)
 
@@ -43,12 +43,12 @@ class Trainings:
         return replace(self.prepared, recipe=replace(recipe, args=given), args=args)
 
     def train(self, prepared: Prepared, about: Mapping[str, Any]) -> bool:
-        """Train to the end; False where this very run was finished before. One that was declared otherwise is refused."""
+        """Train to the end; False where this run was finished before. A run that was declared otherwise is refused."""
         out = Path(prepared.args.output_dir)
-        told = {"schema": SCHEMA, "declared": _declared(prepared), **about}
+        written = {"schema": SCHEMA, "declared": _declaration(prepared), **about}
         if (out / ARM_FILE).is_file():
             held = read_json(out / ARM_FILE, "an arm of a comparison")
-            if changes := diff(held["declared"], _plain(told["declared"])):
+            if changes := diff(held["declared"], _plain(written["declared"])):
                 raise ValueError(
                     f"{out}: trained as declared otherwise:\n  "
                     + "\n  ".join(changes[:8])
@@ -60,7 +60,7 @@ class Trainings:
                 return False
         if prepared.args.process_index == 0:
             out.mkdir(parents=True, exist_ok=True)
-            write_json(out / ARM_FILE, told)
+            write_json(out / ARM_FILE, written)
         trainer = prepared.trainer()
         with self.guard(trainer):
             trainer.train(resume_from_checkpoint=any(out.glob("*/stage.json")) or any(out.glob("checkpoint-*")))
@@ -68,7 +68,7 @@ class Trainings:
 
 
 def run_versus(trainings: Trainings, arms: Sequence[Arm], seeds: Sequence[int], out: Path) -> list[Path]:
-    """Every arm under every seed, into ``out/seed-0/joint``. Returns the folders."""
+    """Train every arm under every seed, into folders such as ``out/seed-0/joint``; return the folders."""
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: expected numbers that differ, such as 0 1 2, got {list(seeds)}")
     updates = arms[0].updates
@@ -79,21 +79,21 @@ def run_versus(trainings: Trainings, arms: Sequence[Arm], seeds: Sequence[int], 
                 folder = out / f"seed-{seed}" / arm.name
                 folders.append(folder)
                 prepared = trainings.with_args(
-                    arm.recipe, folder, seed=seed, **_watching(trainings.prepared, arms, updates)
+                    arm.recipe, folder, seed=seed, **_evaluations(trainings.prepared, arms, updates)
                 )
                 trainings.train(prepared, {"arm": about(arm), "seed": seed})
     return folders
 
 
 def about(arm: Arm) -> dict[str, Any]:
-    """What the report says of an arm besides what its run wrote."""
+    """Return what the report needs of an arm besides what its run wrote."""
     keys = ("name", "says", "updates", "lr_sum", "lr_peak")
     by_stage = {key: [dict(stage) for stage in getattr(arm, key)] for key in ("drawn", "called")}
     return {**{key: getattr(arm, key) for key in keys}, **by_stage}
 
 
-def _watching(prepared: Prepared, arms: Sequence[Arm], updates: int) -> dict[str, Any]:
-    """Evaluations within the stages, for the picture; none are added where gates would be asked at them."""
+def _evaluations(prepared: Prepared, arms: Sequence[Arm], updates: int) -> dict[str, Any]:
+    """Return args of evaluations within the stages, for the picture; none where gates would be asked at them."""
     stages = [stage for arm in arms for stage in arm.recipe.stages]
     own = any("eval_strategy" in stage.args for stage in stages)
     asked = any(gate.on == "evaluation" for stage in stages for gate in stage.gates)
@@ -103,14 +103,14 @@ def _watching(prepared: Prepared, arms: Sequence[Arm], updates: int) -> dict[str
 
 
 def _finished(out: Path) -> bool:
-    """Done and whole; of a damaged one, what is lost is trained again."""
+    """Tell whether a run is done and whole; what a damaged one lost is trained again."""
     if not (out / RUN_FILE).is_file():
         return False
     run = read_run(out)
     return run.status == "done" and not run.problems
 
 
-def _declared(prepared: Prepared) -> dict[str, Any]:
+def _declaration(prepared: Prepared) -> dict[str, Any]:
     recipe = prepared.recipe
     sets = {**recipe.sources, **(recipe.train_dataset if isinstance(recipe.train_dataset, Mapping) else {})}
     used = {name: fingerprint(data) for name, data in sets.items()}
@@ -121,5 +121,5 @@ def _declared(prepared: Prepared) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """Return a value as JSON gives it back."""
     return json.loads(json.dumps(value, default=str))

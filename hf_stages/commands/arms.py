@@ -1,6 +1,6 @@
-"""The arms that a staged recipe is to be compared with: the same weights to begin with, updates, examples and rates.
+"""The arms that a staged recipe is compared with: equal in initial weights, updates, examples and learning rates.
 
-Pure arithmetic on recipes whose sources are loaded; ``versus_run.py`` trains them.
+Only arithmetic on recipes whose sources are loaded; ``arm_runs.py`` trains the arms.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_stages.commands.arm_collators import RowCollators, collators_of
+from hf_stages.commands.arm_collators import RowCollators, collators_by_source
 from hf_stages.core.curves import Step
 from hf_stages.core.references import look_up
 from hf_stages.core.stage import Recipe, Stage, own_or_shared, parents_of
@@ -33,7 +33,8 @@ ARMS = ("staged", "joint", "replay", "annealed")
 LATE = 0.2
 """The last part of the annealed arm, in which the last source comes more often (10-20 % in arXiv 2406.03476)."""
 _SAME = ("loss", "compute_metrics", "teacher")
-_RATES_AND_WATCHING = (
+"""What all stages must have in common. Collators may differ: each source's rows are collated by its own."""
+_MAY_DIFFER = (
     "learning_rate",
     "lr_",
     "warmup",
@@ -44,13 +45,12 @@ _RATES_AND_WATCHING = (
     "metric_for",
     "greater_is",
 )
-"""Beginnings of the args that stages may set differently: the arm's rate follows from them, or nothing does."""
-"""Of every stage. Collators may differ: rows of one batch are collated by their sources."""
+"""Beginnings of the args that stages may set differently: rates, which the arm's rate follows, and watching."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to spend the same training."""
+    """One way to spend the same training, as a recipe."""
 
     name: str
     recipe: Recipe
@@ -63,7 +63,7 @@ class Arm:
     drawn: tuple[Mapping[str, float], ...]
     """Examples of each source that each stage draws, as planned."""
     called: tuple[Mapping[str, str], ...] = ()
-    """What each stage calls a source, and the name under which it is counted: ``hard`` may be ``code`` in another order."""
+    """By stage, names of sources in its rows, and the names they count under: ``hard`` may be ``code`` reordered."""
 
     @property
     def examples(self) -> dict[str, float]:
@@ -74,7 +74,7 @@ class Arm:
         return found
 
 
-def arms_of(
+def build_arms(
     recipe: Recipe,
     args: TrainingArguments,
     names: Sequence[str] = ("staged", "joint"),
@@ -83,10 +83,10 @@ def arms_of(
     lr: str | float = "integral",
     replay: float = 0.05,
 ) -> list[Arm]:
-    """The arms by name, the staged one always among them. All that cannot be compared is refused here.
+    """Build the arms by name, always with the staged one. What cannot be compared is refused here.
 
-    ``lr`` is the joint and the annealed arm's: ``"integral"`` scales the first stage's schedule until its sum over all updates is
-    the staged run's, ``"peak"`` keeps its peak, a number is the peak.
+    ``lr`` is for the joint and the annealed arm: ``"integral"`` scales the first stage's schedule until its sum over
+    all updates is the staged run's, ``"peak"`` keeps its peak, a number is the peak.
     """
     for name in names:
         if name not in ARMS:
@@ -95,7 +95,7 @@ def arms_of(
     plan = plan_for(staged, args)
     sources = Sources(staged, plan)
     _check_batches(plan)
-    collators = collators_of(resolved, plan.stages, sources.names)
+    collators = collators_by_source(resolved, plan.stages, sources.names)
     _check_joint(staged, plan, collators, [name for name in names if name in ("joint", "annealed")])
     if collators is not None and collators.problem:
         collators = None  # each stage's own for all that it reads
@@ -103,7 +103,7 @@ def arms_of(
     arms = [make("staged", staged, "the stages as declared, one after another")]
     for name in dict.fromkeys(names):
         if name == "replay":
-            arms.append(make(name, _replay(staged, plan, sources, replay), _says_replay(replay)))
+            arms.append(make(name, _replay(staged, plan, sources, replay), _describe_replay(replay)))
         elif name in ("joint", "annealed"):
             made, says = _joint(name, staged, plan, sources, args, lr, arms[0].lr_sum)
             arms.append(make(name, made, says))
@@ -111,7 +111,7 @@ def arms_of(
 
 
 def _comparable(recipe: Recipe, only: Sequence[str] | None) -> tuple[ResolvedRecipe, Recipe]:
-    """The stages to compare, as declared; and judged by the same named evaluation sets throughout, and by nothing that could end the run."""
+    """Return the stages to compare, as declared, and again without what could end the run or change what is read."""
     stages = list(recipe.stages)
     if only is not None:
         for name in only:
@@ -127,8 +127,8 @@ def _comparable(recipe: Recipe, only: Sequence[str] | None) -> tuple[ResolvedRec
     for before, stage in itertools.pairwise(stages):
         if parents[stage.name] != before.name:
             raise ValueError(
-                f"stage {stage.name!r}: parents: it does not go on from {before.name!r}; compare stages that follow one "
-                f"another: --stages {before.name} ..."
+                f"stage {stage.name!r}: parents: it does not go on from {before.name!r}; compare stages that follow "
+                f"one another: --stages {before.name} ..."
             )
     for stage in stages:
         if stage.eval_dataset is not None and not isinstance(stage.eval_dataset, Mapping):
@@ -144,15 +144,15 @@ def _comparable(recipe: Recipe, only: Sequence[str] | None) -> tuple[ResolvedRec
             f"stage {lacking!r}: eval_dataset: expected named evaluation sets, one for each domain: "
             "eval_dataset: {language: ..., code: ...}; one loss over all of them would hide what is to be compared"
         )
-    judged = [replace(s, gates=_kept(s), exporters=(), pack_on_save=False) for s in stages]
+    judged = [replace(s, gates=_gates_that_compare(s), exporters=(), pack_on_save=False) for s in stages]
     resolved = resolve(replace(recipe, stages=judged))
     sets = {domain.name: domain.dataset for domain in domains_of(resolved).values()}
     bare = [replace(s, eval_dataset=None) for s in judged]
     return resolved, replace(recipe, stages=bare, eval_dataset=sets)
 
 
-def _kept(stage: Stage) -> list[Any]:
-    """Gates that neither end the run nor change which examples are read."""
+def _gates_that_compare(stage: Stage) -> list[Any]:
+    """Return the gates that neither end the run nor change which examples are read."""
     replays = replay_gate(stage)
     return [gate for gate in stage.gates if gate.on != "end" and gate is not replays]
 
@@ -187,7 +187,7 @@ class Sources:
             stage = planned.stage
             data = own_or_shared(stage, "train_dataset", self.recipe)
             dataset = look_up(data, self.known, f"stage {stage.name!r}: train_dataset")
-            return {self._name(data if isinstance(data, str) else planned.name, dataset): _read(planned)}
+            return {self._name(data if isinstance(data, str) else planned.name, dataset): _plain_examples(planned)}
         counts = examples_read(planned, blend)
         found: dict[str, float] = {}
         for leaf, count in zip(blend.leaves, counts, strict=True):
@@ -203,7 +203,7 @@ class Sources:
         return found
 
     def names(self, planned: PlannedStage) -> dict[str, str]:
-        """The source of each name that the stage's rows have; of a plain dataset, whose rows have none, of the stage's."""
+        """Map the names in a stage's rows to sources. Rows of a plain dataset have none; the stage's name counts."""
         if planned.blend is None:
             return {name: name for name in self.of(planned)}
         return {leaf.name: self._name(leaf.name, leaf.dataset) for leaf in planned.blend.leaves}
@@ -220,13 +220,13 @@ class Sources:
         return name
 
     def mixture(self, weights: Mapping[str, Any]) -> Mixture:
-        """By name where the recipe knows it by this name, so that what a run records stays readable."""
+        """Mix sources by name where the recipe has them under this name, so that the run's record stays readable."""
         own = {name: self.datasets[name] for name in weights if self.known.get(name) is not self.datasets[name]}
         return Mixture(dict(weights), sources=own or None)
 
 
-def _read(planned: PlannedStage) -> float:
-    """Examples of a plain dataset that a stage reads: the last batch of an epoch may be smaller."""
+def _plain_examples(planned: PlannedStage) -> float:
+    """Count the examples of a plain dataset that a stage reads: the last batch of an epoch may be smaller."""
     size = planned.size
     if size.examples is None or not size.updates_per_epoch:
         return planned.steps * size.global_batch
@@ -235,11 +235,11 @@ def _read(planned: PlannedStage) -> float:
     return epochs * each + min(rest * size.global_batch, each)
 
 
-# ---- the other arms ---------------------------------------------------------------------------------------------------
+# ---- the other arms -------------------------------------------------------------------------------------------------
 
 
 def _check_joint(staged: Recipe, plan: Plan, collators: RowCollators | None, names: Sequence[str]) -> None:
-    """What one joint stage cannot have."""
+    """Refuse what one joint stage cannot have."""
     if not names:
         return
     first = staged.stages[0]
@@ -258,7 +258,7 @@ def _check_joint(staged: Recipe, plan: Plan, collators: RowCollators | None, nam
                     "it for all of the run, or leave the stage out: --stages ..."
                 )
         for key in sorted({*stage.args, *first.args}):
-            if not key.startswith(_RATES_AND_WATCHING) and stage.args.get(key) != first.args.get(key):
+            if not key.startswith(_MAY_DIFFER) and stage.args.get(key) != first.args.get(key):
                 raise ValueError(
                     f"stage {stage.name!r}: args: {key}: {stage.args.get(key)!r} here and {first.args.get(key)!r} in "
                     f"{first.name!r}, and a joint stage has one; set it for all of the run, or leave the stage out: "
@@ -280,25 +280,26 @@ def _joint(
         for source, count in sources.of(planned).items():
             counts[source] = counts.get(source, 0.0) + count
     weights: dict[str, Any] = counts
-    says = f"one stage on all sources at once ({_shares(counts)})"
+    says = f"one stage on all sources at once ({_describe_shares(counts)})"
     if name == "annealed":
         weights, says = _annealed(counts, sources, plan.stages[-1].name)
     joint = Stage(
         name, f"{plan.total_steps} steps", train_dataset=sources.mixture(weights), transforms=first.transforms,
-        loss=first.loss, data_collator=first.data_collator, compute_metrics=first.compute_metrics, teacher=first.teacher,
+        loss=first.loss, data_collator=first.data_collator, compute_metrics=first.compute_metrics,
+        teacher=first.teacher,
         monitors=first.monitors, args=first.args, schedule=first.schedule,
     )  # fmt: skip
-    schedule, rate = _schedule(joint, args, plan.total_steps, lr, lr_sum)
+    schedule, rate = _joint_schedule(joint, args, plan.total_steps, lr, lr_sum)
     return replace(staged, stages=[replace(joint, schedule=schedule)]), f"{says}; {rate}"
 
 
-def _shares(counts: Mapping[str, float]) -> str:
+def _describe_shares(counts: Mapping[str, float]) -> str:
     total = sum(counts.values())
     return ", ".join(f"{name} {100 * count / total:.3g} %" for name, count in counts.items())
 
 
 def _annealed(counts: Mapping[str, float], sources: Sources, last: str) -> tuple[dict[str, Any], str]:
-    """The same examples of each source in all, more of the last stage's own in the last part."""
+    """Weigh sources so that each is read as often, but more of the last stage's own in the last part."""
     new = [name for name in counts if sources.first[name] == last]
     total = sum(counts.values())
     share = sum(counts[name] for name in new) / total
@@ -318,8 +319,10 @@ def _annealed(counts: Mapping[str, float], sources: Sources, last: str) -> tuple
     return weights, says
 
 
-def _schedule(stage: Stage, args: TrainingArguments, total: int, lr: str | float, target: float) -> tuple[Any, str]:
-    """The first stage's schedule over all updates, and its rate in words."""
+def _joint_schedule(
+    stage: Stage, args: TrainingArguments, total: int, lr: str | float, target: float
+) -> tuple[Any, str]:
+    """Return the first stage's schedule over all updates, and its rate in words."""
     schedule = schedule_of(stage)
     defaults = schedule_defaults(stage_args(args, stage))
 
@@ -346,7 +349,7 @@ def _schedule(stage: Stage, args: TrainingArguments, total: int, lr: str | float
     return made, f"the first stage's schedule with its peak at {peak:.3g}: the learning rate sums to the staged run's"
 
 
-def _says_replay(share: float) -> str:
+def _describe_replay(share: float) -> str:
     return f"the stages as declared; {100 * share:.3g} % of each later one's examples come from earlier sources instead"
 
 
@@ -356,7 +359,7 @@ def _replay(staged: Recipe, plan: Plan, sources: Sources, share: float) -> Recip
     before: dict[str, float] = {}
     stages: list[Stage] = []
     for planned in plan.stages:
-        stages.append(with_replay(planned, sources, before, share))
+        stages.append(with_replayed_share(planned, sources, before, share))
         for name, count in sources.of(planned).items():
             before[name] = before.get(name, 0.0) + count
     if stages == list(staged.stages):
@@ -367,21 +370,21 @@ def _replay(staged: Recipe, plan: Plan, sources: Sources, share: float) -> Recip
     return replace(staged, stages=stages)
 
 
-def with_replay(planned: PlannedStage, sources: Sources, before: Mapping[str, float], share: float) -> Stage:
-    """The stage with a share of its examples from the sources read before, which are not its own."""
+def with_replayed_share(planned: PlannedStage, sources: Sources, before: Mapping[str, float], share: float) -> Stage:
+    """Return the stage with a share of its examples from sources that were read before and are not its own."""
     own = sources.of(planned)
     old = {name: count for name, count in before.items() if name not in own}
     if not old:
         return planned.stage
-    into = own_part(planned, sources)
+    into = own_data(planned, sources)
     # An epoch of it is longer: as many updates as without.
     return replace(
         planned.stage, train_dataset=Replay(sources.mixture(old), share, into=into), until=f"{planned.steps} steps"
     )
 
 
-def own_part(planned: PlannedStage, sources: Sources) -> Any:
-    """The stage's own data as a curriculum, without what a gate may replay."""
+def own_data(planned: PlannedStage, sources: Sources) -> Any:
+    """Return the stage's own data as a curriculum, without what a gate may replay."""
     part = planned.blend.part if planned.blend is not None else None
     part = part.own if isinstance(part, Replayed) else part
     return part if isinstance(part, Curriculum) else sources.mixture(dict.fromkeys(sources.of(planned), 1.0))
@@ -392,14 +395,14 @@ def _arm(
 ) -> Arm:
     plan = plan_for(recipe, args)
     if collators is not None:
-        recipe = replace(recipe, stages=[collators.at_work(planned, sources.names) for planned in plan.stages])
+        recipe = replace(recipe, stages=[collators.applied_to(planned, sources.names) for planned in plan.stages])
         says += "; each source's rows by the collator of its stage"
-    rates = list(_rates(plan))
+    rates = list(_planned_rates(plan))
     drawn = tuple(sources.of(planned) for planned in plan.stages)
     called = tuple(sources.names(planned) for planned in plan.stages)
     return Arm(name, recipe, says, plan.total_steps, sum(rates), max(rates), drawn, called)
 
 
-def _rates(plan: Plan) -> Iterator[float]:
+def _planned_rates(plan: Plan) -> Iterator[float]:
     for planned in plan.stages:
         yield from (plan.lr_at(planned.name, k / planned.steps) for k in range(planned.steps))

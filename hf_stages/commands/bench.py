@@ -14,9 +14,9 @@ def add_parser(commands: Any, parents: Parents) -> None:
         "bench",
         parents=[parents.shared],
         help="size and speed of a packed model (or any model's folder) on this machine",
-        description="Size and speed on this machine: a packed folder (or a stage's, or any model's) beside the same model in "
-        "fp32 and bf16, torch's dynamic int8 and bitsandbytes. All take turns; best of the turns, median in "
-        "brackets.",
+        description="Size and speed on this machine: a packed folder (or a stage's, or any model's) beside the same "
+        "model in fp32 and bf16, torch's dynamic int8 and bitsandbytes. All take turns; best of the "
+        "turns, median in brackets.",
     )
     bench.add_argument("folders", nargs="+", metavar="FOLDER", help="what pack, a stage or save_pretrained wrote")
     bench.add_argument("--rows", nargs="+", metavar="ROWSxTOKENS", help="what to time (1x16 1x128 32x128)")

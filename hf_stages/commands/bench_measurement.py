@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import transformers
 
-from hf_stages.commands.bench_ways import WAYS, load, models_of, resident_bytes, why
+from hf_stages.commands.bench_ways import WAYS, describe_failure, load, make_models, resident_bytes
 from hf_stages.core.sealed_folders import SEAL, read_json, write_json
 from hf_stages.packing import kernels
 from hf_stages.reports.cards.bench_card import card_with
@@ -31,16 +31,16 @@ BENCH_FILE = "bench.json"
 SHAPES = ("1x16", "1x128", "32x128")
 DECODE = "decode"
 _PROMPT = 16
-_LEAST = 0.02
-"""Seconds of a turn: what is faster is called several times."""
+_SHORTEST_TURN = 0.02
+"""The least seconds of a turn: a model that is faster is called several times."""
 
 Pair = tuple[float, float]
-"""Seconds by the clock and of the processor, over all threads."""
+"""Seconds by the clock, and of processor time over all threads."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Rows by tokens; of images there is no length."""
+    """Rows and tokens of a batch; images have no length."""
 
     rows: int
     tokens: int | None
@@ -49,9 +49,10 @@ class Shape:
         return f"{self.rows}x{self.tokens}" if self.tokens else f"{self.rows} image{'s' * (self.rows > 1)}"
 
 
-def shape_of(text: str) -> Shape:
-    """
-    >>> shape_of("32x128")
+def parse_shape(text: str) -> Shape:
+    """Read a shape.
+
+    >>> parse_shape("32x128")
     Shape(rows=32, tokens=128)
     """
     rows, _, tokens = text.partition("x")
@@ -78,7 +79,7 @@ def bench(
     ``repeats`` turns in each shape, and no further one once its turns took ``seconds``. ``save`` writes ``bench.json``
     into the folder, and the table into its model card (``README.md``).
     """
-    folder, asked = Path(folder), [shape_of(text) for text in shapes]
+    folder, asked = Path(folder), [parse_shape(text) for text in shapes]
     for way in ways or ():
         if way not in WAYS:
             raise ValueError(f"ways: expected some of {', '.join(WAYS)}, got {way!r}")
@@ -107,7 +108,7 @@ def bench(
 
 
 def write_card(folder: Path, found: dict[str, Any]) -> None:
-    """Into the folder's model card, unless that was sealed with the folder."""
+    """Write the table into the folder's model card, unless that was sealed with the folder."""
     path = folder / "README.md"
     if (folder / SEAL).exists() and path.name in read_json(folder / SEAL, "a seal")["files"]:
         logger.warning("%s is sealed, so the table stands in %s alone", path, BENCH_FILE)
@@ -119,16 +120,16 @@ def write_card(folder: Path, found: dict[str, Any]) -> None:
 def measure(
     model: Any, shapes: Sequence[Shape], ways: Sequence[str], *, tokens: int, repeats: int, seconds: float
 ) -> dict[str, Any]:
-    """``rows``: what each way takes, and how long; ``shapes``: what was timed."""
+    """Measure memory and time of each way (``rows``) in each shape (``shapes``)."""
     shapes = _shapes(model, shapes)
-    models, absent = models_of(model, ways)
+    models, absent = make_models(model, ways)
     taken: dict[str, dict[str, list[Pair] | str]] = {}
     with torch.no_grad(), _quiet("bitsandbytes"):
         for shape in shapes:
             cells = {way: forward(made, shape) for way, made in models.items()}
-            taken[str(shape)] = in_turns(cells, repeats, seconds)
+            taken[str(shape)] = time_in_turns(cells, repeats, seconds)
         if _decodes(model):
-            taken[DECODE] = in_turns({way: decode(made, tokens) for way, made in models.items()}, repeats, seconds)
+            taken[DECODE] = time_in_turns({way: decode(made, tokens) for way, made in models.items()}, repeats, seconds)
     rows = []
     for way in [way for way in ways if way in models or way in absent]:
         row: dict[str, Any] = {"way": way, "name": WAYS[way].name}
@@ -143,7 +144,7 @@ def measure(
 
 
 def machine() -> dict[str, Any]:
-    """What a time is worth nothing without."""
+    """Describe the machine, without which a time says nothing."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -159,18 +160,20 @@ def machine() -> dict[str, Any]:
 # ---- time -----------------------------------------------------------------------------------------------------------
 
 
-def in_turns(cells: Mapping[str, Callable[[int], Pair]], repeats: int, seconds: float) -> dict[str, list[Pair] | str]:
-    """Seconds of a call by way and turn; in the place of a way that fails, why."""
+def time_in_turns(
+    cells: Mapping[str, Callable[[int], Pair]], repeats: int, seconds: float
+) -> dict[str, list[Pair] | str]:
+    """Return seconds of a call by way and turn; for a way that fails, the reason."""
     taken: dict[str, list[Pair] | str] = {}
     calls: dict[str, int] = {}
     for way, cell in cells.items():
         try:
             first = cell(1)[0]
             took = cell(1)[0] if first < 1 else first  # the first call also sets things up
-            calls[way] = max(1, min(200, int(_LEAST / max(took, 1e-6))))
+            calls[way] = max(1, min(200, int(_SHORTEST_TURN / max(took, 1e-6))))
             taken[way] = []
         except Exception as error:
-            taken[way] = why(error)
+            taken[way] = describe_failure(error)
     for turn in range(repeats):
         for way in list(calls)[:: -1 if turn % 2 else 1]:
             own = taken[way]
@@ -192,7 +195,7 @@ def forward(model: Any, shape: Shape) -> Callable[[int], Pair]:
 
 
 def decode(model: Any, tokens: int) -> Callable[[int], Pair]:
-    """Greedy, one token after another with the cache of those before; the prompt is not timed."""
+    """Time greedy decoding, token by token with a cache; the prompt is not timed."""
 
     def cell(calls: int) -> Pair:
         inputs = _inputs(model, Shape(1, _PROMPT), _PROMPT + tokens)
@@ -257,7 +260,7 @@ def summary(own: list[Pair] | str, plain: list[Pair] | str | None) -> dict[str, 
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """bitsandbytes says with every call of an 8-bit layer that it rounds to 16 bits first."""
+    """Silence a logger: bitsandbytes warns with every call of an 8-bit layer that it rounds to 16 bits first."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -23,7 +23,7 @@ from hf_stages.packing.packed_weight import PackedWeight
 
 
 def load(folder: Path, *, trust_remote_code: bool = False) -> Any:
-    """A stage folder's model, a packed one's, or any that transformers wrote. ValueError where there is none."""
+    """Load the model of a stage folder, of a packed one, or of any that transformers wrote; ValueError without one."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a model's folder, and there is none")
     if not any((folder / name).is_file() for name in ("config.json", STAGE_FILE)):
@@ -43,18 +43,20 @@ def load(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run a model: from the model as it was loaded, or (all but the first two) from its plain fp32 form."""
+    """A way to run a model. The first two are made from the model as loaded, the others from its plain fp32 form."""
 
     name: str
     make: Callable[[Any], Any]
 
 
 class _NotHere(Exception):
-    """A way that says nothing new of this model."""
+    """This way would be the same as another one for this model."""
 
 
 def _as_loaded(model: Any) -> Any:
-    plain = not any(isinstance(m, Quantized | PackedWeight) for m in model.modules()) and not _foreign(model)
+    plain = not any(isinstance(m, Quantized | PackedWeight) for m in model.modules()) and not _quantized_elsewhere(
+        model
+    )
     if plain or any(isinstance(module, PackedWeight) for module in model.modules()):
         raise _NotHere
     return model
@@ -71,7 +73,7 @@ def _packed(model: Any) -> Any:
 
 
 def _plain(model: Any) -> Any:
-    """The dequantized model: ``nn.Linear`` with the effective weights, activations as they come."""
+    """Return the dequantized model: ``nn.Linear`` with the effective weights, and activations that are not rounded."""
     made = copy.deepcopy(model)
     if any(isinstance(module, Quantized) for module in made.modules()):
         pack_in_place(made, torch.float32, None)
@@ -84,7 +86,9 @@ def _plain(model: Any) -> Any:
 def _int8(plain: Any) -> Any:
     with warnings.catch_warnings():  # it says that it will be gone one day
         warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(_twin(plain), {nn.Linear}, dtype=torch.qint8, inplace=True)
+        return torch.ao.quantization.quantize_dynamic(
+            _share_tensors(plain), {nn.Linear}, dtype=torch.qint8, inplace=True
+        )
 
 
 def _bitsandbytes(bits: int) -> Callable[[Any], Any]:
@@ -107,7 +111,7 @@ def _bitsandbytes(bits: int) -> Callable[[Any], Any]:
             new.bias = module.bias
             return new.to("cpu")
 
-        model = _twin(plain)
+        model = _share_tensors(plain)
         head = model.get_output_embeddings()  # which transformers leaves out too
         for name, module in list(model.named_modules()):
             if type(module) is nn.Linear and module is not head:
@@ -128,15 +132,17 @@ WAYS = {
 }
 
 
-def models_of(model: Any, ways: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Those that could be made, and why others could not: a library that is not there is no failure of ours."""
+def make_models(model: Any, ways: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the models that could be made, and why others could not, as where a library is missing."""
     models: dict[str, Any] = {}
     absent: dict[str, str] = {}
     plain: Any = None
     try:
         plain = _plain(model)
     except Exception as error:
-        absent = {way: f"cannot be dequantized: {why(error)}" for way in ways if way not in ("own", "packed")}
+        absent = {
+            way: f"cannot be dequantized: {describe_failure(error)}" for way in ways if way not in ("own", "packed")
+        }
     for way in ways:
         if way in absent:
             continue
@@ -145,24 +151,24 @@ def models_of(model: Any, ways: Sequence[str]) -> tuple[dict[str, Any], dict[str
         except _NotHere:
             continue
         except Exception as error:
-            absent[way] = why(error)
+            absent[way] = describe_failure(error)
     return models, absent
 
 
-def _twin(model: Any) -> Any:
-    """Modules of its own, the same tensors."""
+def _share_tensors(model: Any) -> Any:
+    """Copy a model with modules of its own and the same tensors."""
     return copy.deepcopy(model, {id(t): t for t in [*model.parameters(), *model.buffers()]})
 
 
-def _foreign(model: Any) -> bool:
-    """Quantized by others, as what ``pack(portable=True)`` wrote is to transformers."""
+def _quantized_elsewhere(model: Any) -> bool:
+    """Tell whether transformers has quantized it, as it does what ``pack(portable=True)`` wrote."""
     return getattr(model, "hf_quantizer", None) is not None and not any(
         isinstance(module, PackedWeight) for module in model.modules()
     )
 
 
 def resident_bytes(model: Any) -> int:
-    """Of every tensor that its modules hold, what other libraries keep beside the weights too; shared memory once."""
+    """Count bytes of all tensors of its modules, those of other libraries too; shared memory counts once."""
     found: dict[Any, int] = {}
     seen: set[int] = set()
 
@@ -187,6 +193,6 @@ def resident_bytes(model: Any) -> int:
     return sum(found.values())
 
 
-def why(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"[:160]

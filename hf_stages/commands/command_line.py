@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 OK, FAILED, BAD, STOPPED, SIGNALLED = 0, 1, 2, 3, 128
-"""Exit codes: done; failed while running; a bad recipe or command line; stopped by ``Expect``; plus a signal's number."""
+"""Exit codes: done, failed, bad recipe or command line, stopped by ``Expect``, and 128 plus a signal's number."""
 SIGINT = 2
 
 
@@ -27,6 +27,7 @@ class Parents:
 
 
 def make_parents() -> Parents:
+    """Make the parsers anew, for one command line."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show tracebacks of bad recipes too")
     recipe = argparse.ArgumentParser(add_help=False, parents=[shared])

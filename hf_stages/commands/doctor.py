@@ -1,4 +1,4 @@
-"""What this machine has: versions against the supported ranges, devices, optional parts. Nothing is downloaded."""
+"""``hf-stages doctor``: versions against the supported ranges, devices, optional parts. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PYTHON = ">=3.10"
 
 @dataclass(frozen=True)
 class Package:
-    """One package: what is there, what is supported, and what mends it."""
+    """One package: the version found, the range supported, and how to mend it."""
 
     name: str
     version: str | None
@@ -56,7 +56,7 @@ class Package:
 
 
 def examine() -> dict[str, Any]:
-    """Everything the doctor knows, as plain data. ``ok`` is False where a required part is missing or out of range."""
+    """Return the findings as plain data. ``ok`` is False where a required part is missing or out of range."""
     packages = [_required(name, wanted) for name, wanted in REQUIRED.items()]
     packages += [_optional(name, *known) for name, known in OPTIONAL.items()]
     python = platform.python_version()
@@ -77,7 +77,7 @@ def examine() -> dict[str, Any]:
 
 
 def render(found: dict[str, Any]) -> str:
-    """The examination as text."""
+    """Return the findings as text."""
     python = found["python"]
     mark = "ok" if python["ok"] else f"NOT SUPPORTED, expected {python['supported']}"
     lines = [f"hf_stages {found['hf_stages']} on {found['platform']}", f"python {python['version']}: {mark}", ""]
@@ -156,7 +156,7 @@ def _version(name: str) -> str | None:
 
 
 def _within(version: str, wanted: str) -> bool:
-    """Whether a version lies in a range; a development build of a supported version counts.
+    """Tell whether a version lies in a range; a development build of a supported version counts.
 
     >>> _within("5.23.0", ">=5.19,<6"), _within("6.0.0", ">=5.19,<6"), _within("2.13.0+cpu", ">=2.6")
     (True, False, True)

@@ -12,9 +12,9 @@ from pathlib import Path
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from hf_stages.commands.arm_collators import collators_of
+from hf_stages.commands.arm_collators import collators_by_source
 from hf_stages.commands.arm_runs import ARM_FILE, Trainings
-from hf_stages.commands.arms import Sources, own_part, with_replay
+from hf_stages.commands.arms import Sources, own_data, with_replayed_share
 from hf_stages.core.errors import LossNotFinite
 from hf_stages.core.folder_lock import lock_folder_on_all_ranks
 from hf_stages.core.sealed_folders import SCHEMA, STAGE_FILE, find_damage, read_json, write_json
@@ -30,15 +30,15 @@ from hf_stages.schedules.of_stage import schedule_of
 from hf_stages.training.from_recipe import Prepared
 
 FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
-"""Of the declared rate: more below it than above, since what is asked is mostly how to forget less."""
-SHARE, LEAST = 0.1, 20
+"""Rates that are tried, as factors of the declared one: more below it than above, since lower rates forget less."""
+TRIAL_SHARE, FEWEST_UPDATES = 0.1, 20
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class StopAtBoundary(Gate):
-    """Stops a run after its stage. It judges nothing, so the finished stage is as without it."""
+    """Stop a run after its stage. It judges nothing, so the finished stage is the same as without it."""
 
     on = "end"
 
@@ -47,35 +47,34 @@ class StopAtBoundary(Gate):
 
 
 @dataclass(frozen=True)
-class Probe:
-    """What is tried."""
+class TrialPlan:
+    """Which trials are to be made of a stage."""
 
     stage: str
     steps: int
     whole: int
     """Updates of the stage as declared."""
     declared: float
-    """The schedule's peak; of one that resumes its parent's, the rate that it goes on from."""
+    """The schedule's peak; where it resumes its parent's schedule, the rate that it goes on from."""
     rates: tuple[float, ...]
     replays: tuple[float, ...]
     new: tuple[str, ...]
     """Domains that the stage brings."""
     earlier: tuple[str, ...]
     resumes_to: float | None = None
-    """Of a stage that resumes its parent's schedule: which share of its first rate it ends at."""
-
+    """Where the stage resumes its parent's schedule: the share of its first rate that it ends at."""
     in_full: bool = False
     """Whether this is one trial made again over all of the stage's updates."""
 
     def folder(self, rate: float, share: float) -> str:
         return ("whole-" if self.in_full else "") + f"lr-{rate:.4g}" + (f"-replay-{share:g}" if share else "")
 
-    def whole_of(self, rate: float, share: float) -> Probe:
-        """A trial that is the whole stage."""
+    def whole_stage(self, rate: float, share: float) -> TrialPlan:
+        """Return the plan of one trial over the whole stage."""
         return replace(self, steps=self.whole, rates=(rate,), replays=(share,), in_full=True)
 
 
-def probe_of(
+def plan_trials(
     prepared: Prepared,
     stage: str,
     *,
@@ -83,8 +82,8 @@ def probe_of(
     replays: Sequence[float] = (0.0,),
     steps: int | None = None,
     share: float | None = None,
-) -> Probe:
-    """What to try; everything that cannot be tried or measured is refused here."""
+) -> TrialPlan:
+    """Plan the trials; what cannot be tried or measured is refused here."""
     recipe = prepared.recipe
     plan = plan_for(recipe, prepared.args)
     names = [planned.name for planned in plan.stages]
@@ -108,7 +107,7 @@ def probe_of(
         raise ValueError(f"rates: expected positive learning rates, got {bad[0]}")
     if bad := [one for one in replays if not 0 <= one < 1]:
         raise ValueError(f"replay: expected shares from 0 to below 1, got {bad[0]}")
-    if any(replays) and not set(_read_before(plan, sources := sources_at(recipe, plan, stage), planned)) - set(
+    if any(replays) and not set(_examples_before(plan, sources := sources_up_to(recipe, plan, stage), planned)) - set(
         sources.of(planned)
     ):
         raise ValueError(
@@ -116,12 +115,14 @@ def probe_of(
             "nothing; leave it out"
         )
     new, earlier = _domains(plan.resolved, planned.name)
-    length = _length(planned.steps, steps, share)
+    length = _trial_length(planned.steps, steps, share)
     share_left = None if ends is None else ends / declared
-    return Probe(stage, length, planned.steps, declared, tried, tuple(dict.fromkeys(replays)), new, earlier, share_left)
+    return TrialPlan(
+        stage, length, planned.steps, declared, tried, tuple(dict.fromkeys(replays)), new, earlier, share_left
+    )
 
 
-def _length(whole: int, steps: int | None, share: float | None) -> int:
+def _trial_length(whole: int, steps: int | None, share: float | None) -> int:
     if steps is not None and share is not None:
         raise ValueError("expected --steps or --share, got both")
     if steps is not None:
@@ -130,7 +131,7 @@ def _length(whole: int, steps: int | None, share: float | None) -> int:
         return steps
     if share is not None and not 0 < share <= 1:
         raise ValueError(f"share: expected above 0 and at most 1, of the stage's updates, got {share}")
-    return min(max(round((share or SHARE) * whole), 1 if share else LEAST), whole)
+    return min(max(round((share or TRIAL_SHARE) * whole), 1 if share else FEWEST_UPDATES), whole)
 
 
 def _domains(resolved: ResolvedRecipe, stage: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -150,19 +151,19 @@ def _domains(resolved: ResolvedRecipe, stage: str) -> tuple[tuple[str, ...], tup
 
 
 def _check_measured(stage: ResolvedStage, names: Sequence[str]) -> None:
-    """Losses before are those of the parent's folder, or of the stage's own sets at its first step."""
+    """Refuse domains without a loss before the stage: one in the parent's folder, or at the stage's first step."""
     own = own_domains(stage)
     for one in stage.lineage[-2:]:
         nothing = isinstance(one.eval_dataset, Mapping) and not one.eval_dataset
         if nothing and (lacking := [n for n in names if n not in own]):
             raise ValueError(
-                f"stage {one.name!r}: eval_dataset: is empty, so after it nothing is measured, and {', '.join(lacking)} "
-                f"cannot be compared; evaluate them there, or in {stage.name!r} itself"
+                f"stage {one.name!r}: eval_dataset: is empty, so after it nothing is measured, and "
+                f"{', '.join(lacking)} cannot be compared; evaluate them there, or in {stage.name!r} itself"
             )
 
 
-def run_probe(trainings: Trainings, probe: Probe) -> list[Path]:
-    """All trials, one after another, into ``output_dir/probe-<stage>``; those finished before are skipped."""
+def run_trials(trainings: Trainings, probe: TrialPlan) -> list[Path]:
+    """Run all trials, one after another, into ``output_dir/probe-<stage>``; finished ones are skipped."""
     prepared = trainings.prepared
     plan = plan_for(prepared.recipe, prepared.args)
     before = plan.stages[: plan[probe.stage].index - 1]
@@ -175,13 +176,13 @@ def run_probe(trainings: Trainings, probe: Probe) -> list[Path]:
                 folder = trials / probe.folder(rate, share)
                 folders.append(folder)
                 for planned in before:
-                    _link(out / planned.folder, folder / planned.folder)
-                _try(trainings, probe, plan, folder, rate, share)
+                    _link_folder(out / planned.folder, folder / planned.folder)
+                _run_trial(trainings, probe, plan, folder, rate, share)
     return folders
 
 
 def _reach_boundary(trainings: Trainings, folders: Sequence[Path]) -> None:
-    """Train up to the boundary in the run's own folder, where it is not there yet."""
+    """Train up to the boundary in the run's own folder, unless that was done before."""
     if all((folder / STAGE_FILE).is_file() and find_damage(folder) is None for folder in folders):
         return
     prepared = trainings.prepared
@@ -201,8 +202,8 @@ def _reach_boundary(trainings: Trainings, folders: Sequence[Path]) -> None:
             raise
 
 
-def _link(source: Path, target: Path) -> None:
-    """The boundary's files, not copied where the disk can name them twice. A finished folder is never written into."""
+def _link_folder(source: Path, target: Path) -> None:
+    """Give a trial the boundary's folder: by hard links where the disk has them, since nothing writes into it."""
     if target.exists():
         return
 
@@ -219,7 +220,7 @@ def _link(source: Path, target: Path) -> None:
     os.replace(temporary, target)
 
 
-def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: float, share: float) -> None:
+def _run_trial(trainings: Trainings, probe: TrialPlan, plan: Plan, folder: Path, rate: float, share: float) -> None:
     if (folder / ARM_FILE).is_file() and read_json(folder / ARM_FILE, "a trial").get("diverged"):
         logger.warning(f"{folder}: did not stay finite before; skipped")
         return
@@ -228,27 +229,27 @@ def _try(trainings: Trainings, probe: Probe, plan: Plan, folder: Path, rate: flo
     sources = None
     counted = share or replay_gate(plan[probe.stage].stage) is not None
     with nullcontext() if counted else suppress(ValueError):  # a trial without replay need not count examples
-        sources = sources_at(recipe, plan, probe.stage)
+        sources = sources_up_to(recipe, plan, probe.stage)
     tried = trial_stage(probe, plan, sources, rate, share)
     stages = [*(replace(s, exporters=(), pack_on_save=False) for s in recipe.stages[:place]), tried]
-    made = _by_source(replace(recipe, stages=stages), plan, sources, trainings.prepared.args)
+    made = _collated_by_source(replace(recipe, stages=stages), plan, sources, trainings.prepared.args)
     prepared = trainings.with_args(made, folder)
     about = {"rate": rate, "replay": share, "steps": probe.steps, "stage": probe.stage}
-    told = {"trial": {**about, "by_source": made.stages[-1] is not tried}}
+    written = {"trial": {**about, "by_source": made.stages[-1] is not tried}}
     try:
-        trainings.train(prepared, told)
+        trainings.train(prepared, written)
     except LossNotFinite as error:
         logger.warning(f"{folder}: {error}")
         held = read_json(folder / ARM_FILE, "a trial")
         write_json(folder / ARM_FILE, {**held, "schema": SCHEMA, "diverged": str(error)})
 
 
-def sources_at(recipe: Recipe, plan: Plan, stage: str) -> Sources:
-    """Of the stages up to this one: what comes later need not be countable."""
+def sources_up_to(recipe: Recipe, plan: Plan, stage: str) -> Sources:
+    """Return the sources of the stages up to this one: those of later stages need not be countable."""
     return Sources(recipe, replace(plan, stages=plan.stages[: plan[stage].index]))
 
 
-def _read_before(plan: Plan, sources: Sources, planned: PlannedStage) -> dict[str, float]:
+def _examples_before(plan: Plan, sources: Sources, planned: PlannedStage) -> dict[str, float]:
     found: dict[str, float] = {}
     for before in plan.lineage(planned.name)[:-1]:
         for source, count in sources.of(before).items():
@@ -256,31 +257,35 @@ def _read_before(plan: Plan, sources: Sources, planned: PlannedStage) -> dict[st
     return found
 
 
-def trial_stage(probe: Probe, plan: Plan, sources: Sources | None, rate: float, share: float) -> Stage:
-    """The stage at another rate, its schedule squeezed into a trial's updates; nothing judges it and nothing ends it."""
+def trial_stage(probe: TrialPlan, plan: Plan, sources: Sources | None, rate: float, share: float) -> Stage:
+    """Return the stage at another rate, with its schedule squeezed into a trial's updates, and without gates."""
     planned = plan[probe.stage]
     stage = planned.stage
     if replay_gate(stage) is not None:  # its order, without the gate
         assert sources is not None
-        stage = replace(stage, train_dataset=own_part(planned, sources))
+        stage = replace(stage, train_dataset=own_data(planned, sources))
     if share:
         assert sources is not None
-        stage = with_replay(planned, sources, _read_before(plan, sources, planned), share)
+        stage = with_replayed_share(planned, sources, _examples_before(plan, sources, planned), share)
     quiet = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     return replace(
-        stage, until=f"{probe.steps} "
-            "steps", schedule=schedule_of(stage).squeezed(plan.piece(probe.stage), probe.steps, rate), gates=(), exporters=(),
-        pack_on_save=False, args={**stage.args, **quiet},
-    )  # fmt: skip
+        stage,
+        until=f"{probe.steps} steps",
+        schedule=schedule_of(stage).squeezed(plan.piece(probe.stage), probe.steps, rate),
+        gates=(),
+        exporters=(),
+        pack_on_save=False,
+        args={**stage.args, **quiet},
+    )
 
 
-def _by_source(recipe: Recipe, plan: Plan, sources: Sources | None, args: TrainingArguments) -> Recipe:
-    """The trial with its rows and its domains collated as in the stages that they belong to, where these differ and can be mixed."""
+def _collated_by_source(recipe: Recipe, plan: Plan, sources: Sources | None, args: TrainingArguments) -> Recipe:
+    """Return the trial with rows and domains collated as in their own stages, if collators differ and mix."""
     *before, tried = recipe.stages
     if sources is None:
         return recipe
-    collators = collators_of(resolve(recipe), plan.lineage(tried.name), sources.names)
+    collators = collators_by_source(resolve(recipe), plan.lineage(tried.name), sources.names)
     if collators is None or collators.problem:
         return recipe
     planned = plan_for(recipe, args)[tried.name]
-    return replace(recipe, stages=[*before, collators.at_work(planned, sources.names)])
+    return replace(recipe, stages=[*before, collators.applied_to(planned, sources.names)])

@@ -10,7 +10,7 @@ from typing import Any
 from hf_stages.commands.command_line import OK, Mistake, Parents
 
 _BYTES = 300_000
-"""Of text in each domain: a stage of the run reads about a fifth of it."""
+"""Bytes of text in each domain; a stage of the run reads about a fifth of them."""
 
 
 def add_parser(commands: Any, parents: Parents) -> None:
@@ -18,8 +18,8 @@ def add_parser(commands: Any, parents: Parents) -> None:
         "new",
         parents=[parents.shared],
         help="write a small run to begin with: hf-stages new first-run, then hf-stages run first-run/run.yaml",
-        description="Write DIR/run.yaml and the data that it names: Python's own documentation and source as JSON lines, and "
-        "a tokenizer. Nothing is downloaded; the run takes half a minute on a CPU.",
+        description="Write DIR/run.yaml and the data that it names: Python's own documentation and source as JSON "
+        "lines, and a tokenizer. Nothing is downloaded; the run takes half a minute on a CPU.",
     )
     new.add_argument("folder", metavar="DIR", type=Path, help="a folder that is not there yet, or is empty")
     new.set_defaults(command=_new)
@@ -36,7 +36,7 @@ def _new(options: argparse.Namespace) -> int:
 
 
 def write_first_run(folder: Path, limit_bytes: int = _BYTES) -> None:
-    """``run.yaml``, JSON lines of both domains for training and evaluation, and a tokenizer."""
+    """Write ``run.yaml``, JSON lines of both domains for training and evaluation, and a tokenizer."""
     from hf_stages.data.sample_text import byte_tokenizer, code, prose
 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

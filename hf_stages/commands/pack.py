@@ -15,8 +15,8 @@ def add_parser(commands: Any, parents: Parents) -> None:
         parents=[parents.shared],
         help="write a stage's 1-bit and 2-bit layers as one and two bits: hf-stages pack out/04-binary-logits --to "
         "packed",
-        description="Write a folder with the quantized layers of a stage really packed. It loads with from_pretrained after "
-        "`import hf_stages`; with --portable in stock transformers.",
+        description="Write a folder with the quantized layers of a stage really packed. It loads with "
+        "from_pretrained after `import hf_stages`; with --portable in stock transformers.",
     )
     pack.add_argument("folder", metavar="STAGE", help="the folder of a finished stage")
     pack.add_argument("--to", metavar="DIR", required=True, help="where to")

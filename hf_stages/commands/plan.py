@@ -36,9 +36,9 @@ def _plan(options: argparse.Namespace) -> int:
         say_once(f"note: {unused}", file=sys.stderr)
     seconds = None
     if options.probe:
-        from hf_stages.commands.time_estimate import probe_seconds
+        from hf_stages.commands.time_estimate import estimate_seconds
 
-        seconds = probe_seconds(plan, prepared)
+        seconds = estimate_seconds(plan, prepared)
     if options.json:
         found = plan_dict(plan, shapes, seconds, initial)
         if options.batches:

@@ -16,10 +16,10 @@ def add_parser(commands: Any, parents: Parents) -> None:
         "probe-lr",
         parents=[parents.recipe],
         help="which learning rate of a stage gains most within a forgetting budget: short trials from its boundary",
-        description="From the boundary before a stage (trained up to there first, where it is not in output_dir), run short "
-        "trials over learning rates and shares of replay. Shows the loss on what the stage brings and on what was "
-        "learned before, and picks the largest gain within the budget. Trials lie in output_dir/probe-STAGE; "
-        "finished ones are skipped.",
+        description="From the boundary before a stage (trained up to there first, where it is not in output_dir), "
+        "run short trials over learning rates and shares of replay. Shows the loss on what the stage "
+        "brings and on what was learned before, and picks the largest gain within the budget. Trials lie "
+        "in output_dir/probe-STAGE; finished ones are skipped.",
         epilog="e.g. hf-stages probe-lr run.yaml --stage code --rates 1e-4 3e-4 1e-3 --replay 0 0.05 --save probe.svg",
     )
     probe.add_argument("--stage", required=True, metavar="NAME", help="the stage to try; not the first")
@@ -53,17 +53,17 @@ def _probe_lr(options: argparse.Namespace, guard: Any) -> str:
         check_suffix(options.save)
     prepared = prepare_recipe(options)
     from hf_stages.commands.arm_runs import Trainings
-    from hf_stages.commands.lr_trials import probe_of, run_probe
+    from hf_stages.commands.lr_trials import plan_trials, run_trials
 
     prepared.plan()
     given = {"rates": options.rates, "replays": options.replay, "steps": options.steps, "share": options.share}
-    probe = probe_of(prepared, options.stage, **given)
+    probe = plan_trials(prepared, options.stage, **given)
     trainings = Trainings(prepared, guard)
-    each = tuple(read_trial(folder) for folder in run_probe(trainings, probe))
+    each = tuple(read_trial(folder) for folder in run_trials(trainings, probe))
     same = {key: getattr(probe, key) for key in ("stage", "steps", "whole", "declared", "new", "earlier", "resumes_to")}
     trials = Trials(**same, budget=budget, tried=each)
     while options.confirm and probe.steps < probe.whole and (best := trials.next_to_confirm) is not None:
-        (folder,) = run_probe(trainings, probe.whole_of(best.rate, best.replay))
+        (folder,) = run_trials(trainings, probe.whole_stage(best.rate, best.replay))
         trials = replace(trials, confirmed=(*trials.confirmed, read_trial(folder)))
     if options.save:
         save_probe(trials, options.save)

@@ -1,4 +1,4 @@
-"""The keys of a recipe as a page, read from the code that takes them: ``hf-stages recipe --reference``."""
+"""The page that ``hf-stages recipe --reference`` prints: every key of a recipe, read from the code that takes it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from hf_stages.reports.markdown import table
 
 _INTRO = """# Every key of a recipe
 
-This page is made from the code that reads recipes: `hf-stages recipe --reference` prints it for the version that is installed.
+This page is made from the code that reads recipes: `hf-stages recipe --reference` prints it for the version that is
+installed.
 
-A recipe is YAML: the keys of the run, and a list of stages. A part (a loss, a gate, a transform, ...) is its class name, or
-`{use: ClassName, argument: value}`. Types and defaults stand here as in Python: `None`, `True` and `False` are `null`, `true` and
-`false` in a file, and `(1, 2)` is `[1, 2]`. A dash means that the key must be given. Errors name the line, and what was expected.
+A recipe is YAML: the keys of the run, and a list of stages. A part (a loss, a gate, a transform, ...) is its class
+name, or `{use: ClassName, argument: value}`. Types and defaults stand here as in Python: `None`, `True` and `False` are
+`null`, `true` and `false` in a file, and `(1, 2)` is `[1, 2]`. A dash means that the key must be given. Errors name the
+line, and what was expected.
 
 ```yaml
 model: {path: distilbert-base-uncased, auto_class: AutoModelForSequenceClassification}
@@ -39,7 +41,7 @@ _BASES = ("Curriculum", "BaseCollator")
 
 
 def recipe_reference() -> str:
-    """The page, as Markdown."""
+    """Return the page, as Markdown."""
     sections = [
         _INTRO,
         _section("The run", "The keys at the top of the file.", _class("hf_stages.core.stage", "Recipe")),
@@ -65,18 +67,19 @@ def recipe_reference() -> str:
     return "\n\n".join(sections) + "\n"
 
 
-_CURVES = """Wherever a number may change over a stage, a curve is taken: as text, `"Linear(1, 0)"`, or as a part, `{use: Linear, start: 1, end: 0}`.
-It runs over the stage's progress, from 0 to 1."""
+_CURVES = """Wherever a number may change over a stage, a curve is taken: as text, `"Linear(1, 0)"`, or as a part,
+`{use: Linear, start: 1, end: 0}`. It runs over the stage's progress, from 0 to 1."""
 _MODEL = "A folder or a name on the Hub, or these keys: `path` or `config`, exactly one of the two."
-_TEACHER = """A folder or a name on the Hub; the keys of [model](#model); `base`, a LoRA student's own base with its adapter off; `stage:NAME`, what an
-earlier stage made; or one of these parts."""
-_SOURCES = """`{name: {path: ..., ...}}`: datasets by name, which `train_dataset`, `eval_dataset` and curricula refer to. [Data from files](data.md) has
-examples. An entry may be a curriculum as well: `{use: Mixture, ...}`."""
-_COLLATORS = """`data_collator` takes these, and every collator of transformers by its name: `{use: DataCollatorForLanguageModeling, mlm: false}`."""
-_LOSSES = """A list is a sum. `weight`, a number or a curve, is taken by each of them: `{use: LogitKL, weight: 0.5}`. A mapping gives each source a loss
-of its own: `{language: TaskLoss, code: {use: TaskLoss, weight: 0.5}}`."""
-_METRICS = """`compute_metrics: [accuracy, f1]`. These are computed offline, with the extra `metrics`; other names go to `evaluate.load`, which needs the
-network. `{use: Metrics, names: [accuracy], shift: true}` sets what stands below."""
+_TEACHER = """A folder or a name on the Hub; the keys of [model](#model); `base`, a LoRA student's own base with its
+adapter off; `stage:NAME`, what an earlier stage made; or one of these parts."""
+_SOURCES = """`{name: {path: ..., ...}}`: datasets by name, which `train_dataset`, `eval_dataset` and curricula refer
+to. [Data from files](data.md) has examples. An entry may be a curriculum as well: `{use: Mixture, ...}`."""
+_COLLATORS = """`data_collator` takes these, and every collator of transformers by its name:
+`{use: DataCollatorForLanguageModeling, mlm: false}`."""
+_LOSSES = """A list is a sum. `weight`, a number or a curve, is taken by each of them: `{use: LogitKL, weight: 0.5}`. A
+mapping gives each source a loss of its own: `{language: TaskLoss, code: {use: TaskLoss, weight: 0.5}}`."""
+_METRICS = """`compute_metrics: [accuracy, f1]`. These are computed offline, with the extra `metrics`; other names go to
+`evaluate.load`, which needs the network. `{use: Metrics, names: [accuracy], shift: true}` sets what stands below."""
 _READY = "`stages: {use: three_stage, until: 9 epochs}`. `hf-stages recipe NAME` prints the stages, to be edited."
 
 
@@ -107,7 +110,7 @@ def _arguments(arguments: Iterable[DocumentedArgument]) -> str:
 
 
 def _prose(text: str) -> str:
-    """Docstrings mark code by two backticks, Markdown by one."""
+    """Turn a docstring into Markdown: code stands between two backticks there, and between one here."""
     return re.sub(r"``(.+?)``", r"`\1`", text)
 
 

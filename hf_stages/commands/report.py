@@ -15,8 +15,8 @@ def add_parser(commands: Any, parents: Parents) -> None:
         "report",
         parents=[parents.shared],
         help="what a run did: stages, every domain after every stage, forgetting, decisions",
-        description="Show a run from its folder alone, finished or not: no data and no weights are read. Losses are over all "
-        "tokens of each named evaluation set; + is the rise since the best.",
+        description="Show a run from its folder alone, finished or not: no data and no weights are read. Losses are "
+        "over all tokens of each named evaluation set; + is the rise since the best.",
         epilog="e.g. hf-stages report out --save report.html",
     )
     report.add_argument("out", metavar="OUT", help="the run's output_dir")

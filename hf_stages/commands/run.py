@@ -68,7 +68,7 @@ def _train(options: argparse.Namespace, prepared: Any, trainer: Any) -> int:
 
 
 def _refused(error: Exception, trainer: Any) -> bool:
-    """Whether hf_stages itself refused before the first update, as where ``--resume`` meets another recipe's folder."""
+    """Tell whether hf_stages refused before the first update, as where ``--resume`` meets another recipe's folder."""
     if not isinstance(error, ValueError) or trainer.state.global_step > 0:
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
@@ -76,7 +76,7 @@ def _refused(error: Exception, trainer: Any) -> bool:
 
 
 def resume_command(options: argparse.Namespace) -> str:
-    """The command that goes on with this run, ready to paste."""
+    """Return the command that resumes this run, ready to paste."""
     words = ["hf-stages", "run", options.recipe, "--resume"]
     words += ["--output-dir", options.output_dir] if options.output_dir else []
     words += ["--trust-remote-code"] if options.trust_remote_code else []

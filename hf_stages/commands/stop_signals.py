@@ -1,4 +1,4 @@
-"""Ctrl-C and a cluster's SIGTERM: the first one asks for a checkpoint and an orderly end, the second one ends at once."""
+"""Ctrl-C and a cluster's SIGTERM: the first asks for a checkpoint and an orderly end, the second ends at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal:
-    """While entered, signals call ``ask(reason)``; ``received`` is the first signal's number, or None."""
+    """Within it, signals call ``ask(reason)``; ``received`` is the first signal's number, or None.
+
+    >>> with StopOnSignal(lambda reason: None) as stop:
+    ...     stop.received
+    """
 
     def __init__(self, ask: Callable[[str], Any]) -> None:
         self.ask = ask

@@ -1,4 +1,4 @@
-"""A few updates of each stage with random weights, timed: how long will the run take?"""
+"""An estimate of how long a run will take: a few updates of each stage, timed with random weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hf_stages.planning.plan import Plan, PlannedStage
 _WARM, _TIMED = 1, 3
 
 
-def probe_seconds(plan: Plan, prepared: Any) -> dict[str, float]:
-    """Estimated seconds of each stage: forward, backward and AdamW on its own batches. Equal stages are timed once.
+def estimate_seconds(plan: Plan, prepared: Any) -> dict[str, float]:
+    """Estimate the seconds of each stage: forward, backward and AdamW on its own batches. Equal stages are timed once.
 
-    Losses other than the model's own, teachers and evaluation are not in it, so it is a lower estimate.
+    Losses other than the model's own, teachers and evaluation are left out, so the true time is longer.
     """
     seconds: dict[str, float] = {}
     known: dict[Any, float] = {}

@@ -19,9 +19,9 @@ def add_parser(commands: Any, parents: Parents) -> None:
         parents=[parents.recipe],
         help="is staged better than joint? train both with the same weights, updates, examples and LR budget, over "
         "seeds",
-        description="Derive from a staged recipe the joint one (one stage on all its sources) and train both over several "
-        "seeds: loss of every domain, the mixture's, task metrics, training time, mean and spread, and which "
-        "claim that supports. Finished arms are skipped, a cut one goes on.",
+        description="Derive from a staged recipe the joint one (one stage on all its sources) and train both over "
+        "several seeds: loss of every domain, the mixture's, task metrics, training time, mean and "
+        "spread, and which claim that supports. Finished arms are skipped, a cut one goes on.",
         epilog="e.g. hf-stages versus run.yaml --seeds 0 1 2 --arms joint replay --save versus.html",
     )
     versus.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="0 1 2 if left out")
@@ -59,11 +59,11 @@ def _versus(options: argparse.Namespace, guard: Any) -> str:
         check_suffix(options.save)
     prepared = prepare_recipe(options)
     from hf_stages.commands.arm_runs import Trainings, run_versus
-    from hf_stages.commands.arms import arms_of
+    from hf_stages.commands.arms import build_arms
 
     prepared.plan()  # all that a run of the recipe itself would refuse
     lr = options.lr if options.lr in _LR else _number(options.lr, "--lr", "integral, peak or a number")
-    arms = arms_of(
+    arms = build_arms(
         prepared.recipe, prepared.args, ["staged", *options.arms], stages=options.stages, lr=lr, replay=options.replay
     )
     if weights is not None and (unknown := [d for d in weights if d not in arms[0].recipe.eval_dataset]):

@@ -1,4 +1,4 @@
-"""Gates: from the stage's history, nothing, an alert, the end of the stage, a lower rate or a way back. One file each."""
+"""Gates: from a stage's history to a decision (an alert, its end, a lower rate, a way back) or none. One file each."""
 
 from typing import Any
 

@@ -9,7 +9,7 @@ from hf_stages.gates.base import Decision, Gate, History
 
 @dataclass(frozen=True)
 class Above(Gate):
-    """Fires when the last value of ``metric`` is above ``value``.
+    """Ends the stage when the last value of ``metric`` is above ``value``.
 
     >>> Above("eval_accuracy", 0.9)(History(step=10, logs=[{"eval_accuracy": 0.95}])).reason
     'eval_accuracy is 0.95, above 0.9'
@@ -18,7 +18,7 @@ class Above(Gate):
     metric: str
     """A name in the log, such as ``eval_accuracy``."""
     value: float
-    """The mark."""
+    """The limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

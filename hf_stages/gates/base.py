@@ -1,4 +1,4 @@
-"""What a gate reads and what it may answer."""
+"""What a gate reads, what it may answer, and what it says of itself."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from hf_stages.core.stage_context import StageContext
 
 @dataclass(frozen=True)
 class History:
-    """The stage so far. ``logs`` are the stage's own entries of ``state.log_history``, oldest first."""
+    """What happened in the stage so far."""
 
     step: int
     """Updates done in this stage."""
     tokens: int = 0
     seconds: float = 0.0
     logs: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    """The stage's own entries of ``state.log_history``, oldest first."""
     before: Mapping[str, float] = field(default_factory=dict)
-    """What evaluation said where the stage began: its parent's last metrics, or those of the model it started from."""
+    """Metrics where the stage began: its parent's last ones, or those of the model it started from."""
     earlier: Sequence[str] = ()
     """Names of evaluation sets that stages before this one trained on."""
     entries: Sequence[Entry] = ()
-    """What the ledger holds of this stage."""
+    """The ledger's entries of this stage."""
 
     def values(self, metric: str) -> list[float]:
         return [log[metric] for log in self.logs if metric in log]
@@ -34,15 +35,19 @@ class History:
 
 @dataclass(frozen=True)
 class Decision:
-    """``alert`` writes the reason to the ledger, ``end`` ends the stage, ``stop`` ends the run before the next stage.
+    """What a gate wants done.
 
-    ``cut_lr`` multiplies the learning rate by ``value`` from here on. ``keep`` keeps this state, ``rollback`` goes back to the last one
-    kept and then on at ``value`` times the rate, or ends the stage where that is None. ``replay`` takes the share ``value`` of the
-    examples from earlier data from here on.
+    - ``alert`` writes the reason to the ledger.
+    - ``end`` ends the stage, ``stop`` ends the run before the next stage.
+    - ``cut_lr`` multiplies the learning rate by ``value`` from here on.
+    - ``keep`` stores this state. ``rollback`` goes back to the last one stored and continues at ``value`` times the
+      rate, or ends the stage where ``value`` is None.
+    - ``replay`` takes the share ``value`` of the examples from earlier data from here on.
     """
 
     action: Literal["alert", "end", "stop", "cut_lr", "keep", "rollback", "replay"]
     reason: str
+    """In words, for the ledger and the log."""
     value: float | None = None
 
 
@@ -61,7 +66,7 @@ class Gate:
     """
 
     on: Literal["step", "log", "evaluation", "end"] = "log"
-    """When it is asked: after every update, new log entries or an evaluation of all sets, or once at the stage's end."""
+    """When it is asked: after each update, log entry or evaluation of all sets, or once at the stage's end."""
     reads_clock: bool = False
     """True: the answer depends on the wall clock, so a resumed run may differ from an uncut one."""
     keeps: bool = False
@@ -74,7 +79,7 @@ class Gate:
     """What it replays: a source's name, a curriculum or a dataset. None: what the stages before this one drew."""
 
     def __post_init__(self) -> None:
-        """Numbers are numbers: a limit that is NaN would never be reached, and no word would say so."""
+        """Check that numbers are numbers: a limit that is NaN would never be reached, and nobody would notice."""
         own: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()
         for field_ in own:
             kinds = [kind.strip() for kind in str(getattr(field_.type, "__name__", field_.type)).split("|")]
@@ -113,11 +118,11 @@ class Gate:
             )
 
     def at_end(self, history: History) -> Decision | None:
-        """Once more on the stage's last evaluation, before its folder is written: ``alert`` or ``rollback``."""
+        """Answer once more, on the stage's last evaluation, before its folder is written: ``alert`` or ``rollback``."""
         return None
 
     def refuse_infinite(self, *names: str) -> None:
-        """Of numbers that something is compared with, where no value would ever be on the other side."""
+        """Refuse infinite numbers that something is compared with: no value would ever be beyond them."""
         for name in names:
             if math.isinf(getattr(self, name)):
                 value = getattr(self, name)

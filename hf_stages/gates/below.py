@@ -9,7 +9,7 @@ from hf_stages.gates.base import Decision, Gate, History
 
 @dataclass(frozen=True)
 class Below(Gate):
-    """Fires when the last value of ``metric`` is below ``value``.
+    """Ends the stage when the last value of ``metric`` is below ``value``.
 
     >>> Below("eval_loss", 3.2)(History(step=10, logs=[{"eval_loss": 3.1}])).reason
     'eval_loss is 3.1, below 3.2'
@@ -18,7 +18,7 @@ class Below(Gate):
     metric: str
     """A name in the log, such as ``eval_loss``."""
     value: float
-    """The mark."""
+    """The limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,9 +10,9 @@ from hf_stages.gates.base import Decision, Gate, History
 
 @dataclass(frozen=True)
 class Budget(Gate):
-    """Fires after the update that reaches ``limit``: ``"1B tokens"``, ``"90 minutes"``, ``"500 steps"``.
+    """Ends the stage after the update that reaches ``limit``: ``"1B tokens"``, ``"90 minutes"``, ``"500 steps"``.
 
-    A budget in time reads the wall clock: cut and resumed, such a stage may end at another step than uncut.
+    A budget in time reads the wall clock: a resumed stage may end at another step than an uncut one.
 
     >>> Budget("1k tokens")(History(step=3, tokens=1024)).reason
     'the budget of 1k tokens is used up (1024 tokens)'

@@ -1,4 +1,4 @@
-"""Say what a stage should reach; outside it, the run stops before the next stage."""
+"""Say what a stage should reach; where it does not, the run stops before the next stage."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from hf_stages.gates.base import Decision, Gate, History
 
 @dataclass(frozen=True)
 class Expect(Gate):
-    """Judged once, on the stage's final metrics. ``action="warn"`` only writes it down.
+    """Stops the run before the next stage where the stage's final metric is outside a range.
 
-    The stage folder is kept either way: look at it, then resume with ``Expect`` removed or widened.
+    ``action="warn"`` only writes that down. The stage folder is kept either way: look at it, then resume with
+    ``Expect`` removed or widened.
 
     >>> Expect("eval_loss", 3.0, 3.5)(History(100, logs=[{"eval_loss": 6.6}])).reason
     'eval_loss: expected 3.0-3.5, got 6.6'
@@ -21,9 +22,9 @@ class Expect(Gate):
     metric: str
     """A name in the log, such as ``eval_accuracy``."""
     low: float = float("-inf")
-    """The least value that will do."""
+    """The least value that is accepted."""
     high: float = float("inf")
-    """The largest value that will do."""
+    """The largest value that is accepted."""
     action: Literal["stop", "warn"] = "stop"
     """``stop`` ends the run before the next stage, ``warn`` goes on."""
     on = "end"

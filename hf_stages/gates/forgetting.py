@@ -14,12 +14,14 @@ _ACTIONS = ("alert", "cut_lr", "rollback", "replay", "end")
 
 @dataclass(frozen=True)
 class Forgetting(Gate):
-    """After each evaluation, compare the loss on earlier domains with its value at the boundary.
+    """Acts where an evaluation finds the loss on an earlier domain above its value at the boundary, beyond a budget.
 
-    ``alert`` writes it down, ``cut_lr`` multiplies the learning rate by ``factor`` from here on, ``rollback`` goes back to the last
-    state that an evaluation found within the budget (the stage's start at the earliest) and cuts the rate too, ``replay`` mixes a
-    share of the earlier stages' data into this one's from here on, twice as much each further time, ``end`` ends the stage. A rate
-    at its ``floor`` is cut no further: ``rollback`` then ends the stage where it was still within the budget.
+    - ``alert`` writes it down.
+    - ``cut_lr`` multiplies the learning rate by ``factor`` from here on, down to ``floor``.
+    - ``rollback`` goes back to the last state that an evaluation found within the budget (the stage's start at the
+      earliest), and cuts the rate too. Where the rate is at its ``floor``, the stage ends with that state.
+    - ``replay`` mixes a share of the earlier stages' data into this one's from here on, twice as much each time.
+    - ``end`` ends the stage.
 
     >>> gate = Forgetting("5%", of=["prose"], action="cut_lr")
     >>> logs = [{"step": 10, "eval_prose_loss": 2.05}, {"step": 20, "eval_prose_loss": 2.2}]
@@ -32,19 +34,19 @@ class Forgetting(Gate):
     of: Sequence[str] | None = None
     """Names of evaluation sets. None: those that stages before this one trained on."""
     action: Literal["alert", "cut_lr", "rollback", "replay", "end"] = "alert"
-    """What to do beyond the budget: ``alert`` writes it down; the others act, too."""
+    """What to do beyond the budget: ``alert`` only writes it down, the others act as well."""
     factor: float = 0.5
     """What ``cut_lr`` and ``rollback`` multiply the learning rate by."""
     floor: float = 0.01
-    """The least share of the scheduled rate that is cut down to."""
+    """The rate is never cut below this share of the scheduled one."""
     patience: int = 1
     """How many evaluations in a row must be outside the budget."""
     share: float = 0.1
-    """Of the stage's examples from here on, what ``replay`` takes from earlier data the first time."""
+    """The share of the examples that ``replay`` takes from earlier data the first time."""
     most: float = 0.5
-    """The share that ``replay`` goes up to; there it only says so, once."""
+    """The largest share that ``replay`` takes; beyond it an alert says so, once."""
     source: Any = None
-    """What ``replay`` draws from: a source's name, a curriculum, a dataset. None: what the stages before this one drew, as much of each."""
+    """What ``replay`` draws from: a source's name, a curriculum or a dataset. None: what earlier stages drew."""
     on = "evaluation"
 
     def __post_init__(self) -> None:
@@ -140,7 +142,7 @@ class Forgetting(Gate):
         return self._once(f"{reason}; {low}", history)
 
     def _more(self, reason: str, now: float, history: History) -> Decision | None:
-        """A first share of earlier data, or twice the one there is."""
+        """Replay a first share of earlier data, or twice the present one."""
         if now >= self.most:
             return self._once(
                 f"{reason}; {100 * now:.3g} % of the examples are replayed already, the most allowed", history
@@ -155,7 +157,7 @@ class Forgetting(Gate):
         return None if told else Decision("alert", reason)
 
     def at_end(self, history: History) -> Decision | None:
-        """The stage's last evaluation, whatever the patience: a rollback, or at least a word."""
+        """Judge the stage's last evaluation, whatever the patience: go back, or at least write an alert."""
         rounds = self._rounds(history)
         if not rounds or rounds[-1][1][0] <= self._budget:
             return None
@@ -167,7 +169,7 @@ class Forgetting(Gate):
         return self.budget
 
     def _rounds(self, history: History) -> list[tuple[int, tuple[float, str]]]:
-        """For each evaluation its step and the domain that rose most: by how much, and in words."""
+        """Return for each evaluation its step and the domain that rose most: by how much, and in words."""
         worst: dict[int, tuple[float, str]] = {}
         for name in self.of or history.earlier:
             start = history.before.get(f"eval_{name}_loss")
@@ -189,13 +191,14 @@ class Forgetting(Gate):
 
 
 def _rise(loss: float, start: float) -> float:
-    """As a share of the start. A loss that is no number is within no budget."""
+    """Return the rise as a share of the start. NaN counts as an infinite rise."""
     rise = (loss - start) / abs(start) if start else float(loss > 0)
     return rise if rise == rise else float("inf")
 
 
 def _share(budget: float | str) -> float:
-    """
+    """Read a share.
+
     >>> _share("5%"), _share("2.5 %"), _share(0.1)
     (0.05, 0.025, 0.1)
     """

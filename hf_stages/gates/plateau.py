@@ -9,7 +9,7 @@ from hf_stages.gates.base import Decision, Gate, History
 
 @dataclass(frozen=True)
 class Plateau(Gate):
-    """Fires when the best of the last ``patience`` values is no better than the best before them.
+    """Ends the stage when the best of the last ``patience`` values is no better than the best before them.
 
     >>> Plateau("eval_loss", patience=2)(History(9, logs=[{"eval_loss": v} for v in (3.0, 3.1, 3.0)])).reason
     'eval_loss has not improved on 3 in 2 evaluations'
@@ -18,7 +18,7 @@ class Plateau(Gate):
     metric: str = "eval_loss"
     """A name in the log."""
     patience: int = 3
-    """Values without progress that are waited for."""
+    """How many values may pass without an improvement."""
     min_delta: float = 0.0
     """An improvement smaller than this does not count."""
     greater_is_better: bool = False

@@ -7,12 +7,12 @@ from typing import Any
 
 
 class Monitor:
-    """Base of all monitors. A monitor is asked at every training log and gives numbers that stand beside the loss.
+    """Base of all monitors. A monitor is called at every training log and returns numbers to log with the loss.
 
-    ``view`` holds ``model`` (as it trains), ``step`` (updates done in the stage), ``t`` (progress from 0 to 1), ``tokens`` and
-    ``teacher`` (what gives the stage's losses their signals, or None). A monitor with a memory defines ``state_dict`` and
-    ``load_state_dict``: a resumed run then goes on with it. Any callable of one argument serves; this class is for those that
-    want a name to begin with.
+    ``view`` holds ``model`` (as it trains), ``step`` (updates done in the stage), ``t`` (progress from 0 to 1),
+    ``tokens`` and ``teacher`` (which gives the stage's losses their signals, or None). A monitor that remembers
+    something defines ``state_dict`` and ``load_state_dict``, and a resumed run continues with it. Any callable of one
+    argument works; this base class only documents what it gets.
 
     >>> class Norm(Monitor):
     ...     def __call__(self, view):

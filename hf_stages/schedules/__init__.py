@@ -1,4 +1,4 @@
-"""Schedules: how a stage takes over the learning rate and, independently, the optimizer. One file each."""
+"""Schedules: a stage's learning rates, and whether the optimizer starts anew. One file each."""
 
 from typing import Any
 

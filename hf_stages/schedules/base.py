@@ -19,14 +19,14 @@ def check_optimizer(schedule: str, optimizer: Any) -> None:
 
 
 def as_shape(shape: Any, key: str = "shape") -> Any:
-    """``"Linear(1, 0)"`` becomes a curve; a ``lr_scheduler_type`` stays as it is."""
+    """Turn ``"Linear(1, 0)"`` into a curve; a ``lr_scheduler_type`` stays as it is."""
     if shape is not None and not isinstance(shape, str | Curve):
         raise ValueError(f'{key}: expected a lr_scheduler_type or a curve such as "Cosine(1, 0)", got {shape!r}')
     return as_curve(shape) if isinstance(shape, str) and "(" in shape else shape
 
 
 def check_rate(schedule: str, key: str, rate: Any, *, zero: bool = False) -> None:
-    """A learning rate that a schedule rises to; ``zero`` says that it may stay at 0."""
+    """Check a learning rate that a schedule rises to; ``zero`` says that it may be 0."""
     number = isinstance(rate, Real) and not isinstance(rate, bool)
     if not number or not 0 <= rate < float("inf") or (rate == 0 and not zero):
         raise ValueError(f"{schedule}: {key}: expected a {'' if zero else 'positive '}learning rate, got {rate!r}")
@@ -34,11 +34,13 @@ def check_rate(schedule: str, key: str, rate: Any, *, zero: bool = False) -> Non
 
 @dataclass(frozen=True)
 class Span:
-    """Learning rate ``peak * shape(s)``. ``total`` is the span's length in steps, ``warmup`` the steps before the peak."""
+    """A declared learning rate over steps ``s``: ``peak * shape(s)``."""
 
     peak: float
     warmup: int
+    """Steps before the peak."""
     total: int
+    """The span's length in steps."""
     shape: Callable[[float], float] = field(compare=False)
     peaks: tuple[float, ...] = ()
     """Positions of further peaks, where the rate rises again after the warmup."""
@@ -47,7 +49,7 @@ class Span:
         return self.peak * self.shape(s)
 
     def highest(self, s0: float, s1: float) -> float:
-        """The highest rate from one place to another: a resumed stage may have no part in the peak."""
+        """Return the highest rate between two positions; a stage that resumes a span may lie behind its peak."""
         places = [s0 + (s1 - s0) * k / 400 for k in range(401)]
         return max(self.lr(s) for s in [*places, *(s for s in (self.warmup, *self.peaks) if s0 <= s <= s1)])
 
@@ -128,9 +130,9 @@ def squeezed_warmup(piece: Piece, steps: int) -> int:
 def trainer_shape(
     name: str, warmup: int, total: int, kwargs: Mapping[str, Any], *, peak: float
 ) -> Callable[[float], float]:
-    """Trainer's own schedule of that name as a function of the step, equal to what Trainer would do.
+    """Return Trainer's schedule of that name as a function of the step.
 
-    Some shapes end at a rate, not at a share of the peak (``polynomial``, ``min_lr``), so they must know the peak.
+    Some shapes end at a rate, not at a share of the peak (``polynomial``, ``min_lr``), so they need the peak.
     """
     import torch
     from transformers import get_scheduler
@@ -152,7 +154,7 @@ def trainer_shape(
 
 
 def curve_shape(curve: Curve, warmup: int, total: int, *, start: float = 0.0) -> Callable[[float], float]:
-    """A linear warmup from ``start`` to the curve's first value, then the curve over what is left."""
+    """Return a linear warmup from ``start`` to the curve's first value, followed by the curve."""
 
     def shape(s: float) -> float:
         if s < warmup:

@@ -1,4 +1,4 @@
-"""A learning-rate schedule of the stage's own."""
+"""A new learning-rate schedule for the stage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hf_stages.schedules.base import (
 
 @dataclass(frozen=True)
 class Fresh(Schedule):
-    """Start a new schedule: warm up to ``peak``, then follow ``shape``. The optimizer starts empty.
+    """A new schedule: the rate warms up to ``peak``, then follows ``shape``. The optimizer starts empty.
 
     >>> from hf_stages.core.curves import Cosine
     >>> span = Fresh(peak=1e-3, warmup="10 steps", shape=Cosine(1, 0)).span(Defaults(5e-5), total=110, parent_lr=None)
@@ -38,7 +38,7 @@ class Fresh(Schedule):
     shape: str | Curve | None = None
     """A curve that multiplies the peak, or a ``lr_scheduler_type``. None: the args' own."""
     optimizer: Literal["reset", "carry"] = "reset"
-    """``carry`` goes on with the parent's moments."""
+    """``carry`` continues with the parent's moments."""
 
     def __post_init__(self) -> None:
         check_optimizer("Fresh", self.optimizer)

@@ -1,4 +1,4 @@
-"""Cycles of a learning rate that falls and jumps back up."""
+"""Cosine cycles of the learning rate."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hf_stages.schedules.base import Defaults, Schedule, Span, check_optimizer, 
 
 @dataclass(frozen=True)
 class Restarts(Schedule):
-    """Cosine with warm restarts: within each cycle the rate falls along half a cosine, then it starts again from a peak.
+    """Cosine with warm restarts: in each cycle the rate falls along half a cosine, and the next one starts from a peak.
 
-    Loshchilov and Hutter's SGDR (arXiv 1608.03983); their cycles of growing length are ``cycles=[1, 2, 4]``. A restart
-    moves the weights on from where they settled, so look at losses at the ends of cycles. The first cycle warms up from
-    zero, later ones from where the cycle before ended.
+    This is SGDR (Loshchilov and Hutter, arXiv 1608.03983); their cycles of growing length are ``cycles=[1, 2, 4]``. The
+    loss rises after a restart, so compare losses at the ends of cycles. The first cycle warms up from zero, later ones
+    from the rate at which the cycle before ended.
 
     >>> from hf_stages.core.curves import Linear
     >>> span = Restarts(2, peak=1e-3, warmup="10 %", peaks=Linear(1, 0)).span(Defaults(5e-5), total=200, parent_lr=None)
@@ -37,11 +37,11 @@ class Restarts(Schedule):
     warmup: float | str | Duration | Sequence[float | str | Duration] = 0.0
     """The share of each cycle that warms up: ``0.05`` or ``"5 %"``; a list has one for each cycle."""
     peaks: float | str | Curve = 1.0
-    """A curve over the stage that multiplies the peak where a cycle begins; ``"Linear(1, 0.2)"`` lets the peaks fall."""
+    """A curve over the stage that multiplies the peak of each cycle, where it begins: ``"Linear(1, 0.2)"``."""
     floor: float = 0.0
     """The share of its peak that a cycle ends at."""
     optimizer: Literal["reset", "carry"] = "reset"
-    """``carry`` goes on with the parent's moments."""
+    """``carry`` continues with the parent's moments."""
 
     def __post_init__(self) -> None:
         check_optimizer("Restarts", self.optimizer)
@@ -80,7 +80,7 @@ class Restarts(Schedule):
 
 
 def _edges(lengths: Sequence[float], total: int) -> list[int]:
-    """Where cycles begin and the last one ends, in whole steps."""
+    """Return where cycles begin and the last one ends, in whole steps."""
     sums = [0.0, *itertools.accumulate(lengths)]
     edges = [round(total * done / sums[-1]) for done in sums]
     if any(end <= start for start, end in itertools.pairwise(edges)):
@@ -89,7 +89,7 @@ def _edges(lengths: Sequence[float], total: int) -> list[int]:
 
 
 def _warmup_of(share: float | Duration, length: int) -> int:
-    """Whole steps, rounded up as Trainer's are; the last step of a cycle is never one of them."""
+    """Return a warmup in whole steps, rounded up as Trainer does; it is shorter than the cycle."""
     part = share.amount / 100 if isinstance(share, Duration) else share
     return min(math.ceil(part * length), length - 1)
 
@@ -114,7 +114,7 @@ def _warmups(warmup: Any, cycles: int) -> Any:
 
 
 def _share(warmup: Any) -> float | Duration:
-    """Below 1, or percent; a duration in steps would be no share."""
+    """Read a share: a number below 1, or percent."""
     found = as_warmup(warmup)
     share = found.amount / 100 if isinstance(found, Duration) and found.unit == "percent" else found
     if isinstance(share, Duration) or not 0 <= share < 1:

@@ -1,4 +1,4 @@
-"""Go on where the parent's schedule ended."""
+"""Continue the parent's schedule."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _MOST_POINTS = 1000
 
 @dataclass(frozen=True)
 class Resume(Schedule):
-    """The parent's declared shape spans this stage too and goes on where the parent ended it.
+    """The parent's schedule extends over this stage too, and continues where the parent ended.
 
-    Where a gate ended the parent early, this stage starts at the rate reached and still ends where it was
-    declared to end. The optimizer is carried, moments mapped by parameter name.
+    Where a gate ended the parent early, this stage starts at the rate reached and still ends at the rate that was
+    declared. The optimizer continues with the parent's moments, found by parameter name.
 
     >>> Resume().optimizer
     'carry'

@@ -23,9 +23,9 @@ from hf_stages.schedules.base import (
 
 @dataclass(frozen=True)
 class Rewarm(Schedule):
-    """From the parent's last learning rate up (or down) to ``to`` over ``warmup``, then along ``then``.
+    """The rate goes from the parent's last one up (or down) to ``to`` over ``warmup``, then along ``then``.
 
-    Long-context and cooldown stages do this: SmolLM3 re-warms 1,000 steps to 2e-5 and follows a cosine.
+    Use it for long-context and cooldown stages: SmolLM3 warms up again over 1,000 steps to 2e-5 and follows a cosine.
 
     >>> span = Rewarm(to=1e-4, warmup=10, then=Cosine(1, 0)).span(Defaults(5e-5), total=110, parent_lr=2e-5)
     >>> [round(span.lr(s), 7) for s in (0, 5, 10, 110)]

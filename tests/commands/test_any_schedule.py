@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from hf_stages.commands import cli
-from hf_stages.commands.arms import Sources, arms_of
-from hf_stages.commands.lr_trials import probe_of, trial_stage
+from hf_stages.commands.arms import Sources, build_arms
+from hf_stages.commands.lr_trials import plan_trials, trial_stage
 from hf_stages.planning.measure_data import plan_for
 from hf_stages.recipes import files as recipes
 from hf_stages.schedules import Schedule, Span
@@ -53,24 +53,24 @@ def ready(tmp_path, request):
 
 @each
 def test_the_joint_arm_gets_the_staged_runs_sum_of_rates(ready, schedule):
-    staged, joint = arms_of(ready.recipe, ready.args, ["joint"])
+    staged, joint = build_arms(ready.recipe, ready.args, ["joint"])
     assert joint.lr_sum == pytest.approx(staged.lr_sum, rel=1e-6)
     assert type(joint.recipe.stages[0].schedule) is type(staged.recipe.stages[0].schedule)
-    peak = arms_of(ready.recipe, ready.args, ["joint"], lr=7e-3)[1]
+    peak = build_arms(ready.recipe, ready.args, ["joint"], lr=7e-3)[1]
     assert plan_for(peak.recipe, ready.args).spans["joint"].peak == 7e-3
 
 
 @each
 def test_a_trial_has_the_schedules_shape_at_another_rate(ready, schedule):
     plan = plan_for(ready.recipe, ready.args)
-    probe = probe_of(ready, "code", steps=2, rates=[5e-3, 1e-3])
+    probe = plan_trials(ready, "code", steps=2, rates=[5e-3, 1e-3])
     assert probe.declared == 5e-3
     tried = trial_stage(probe, plan, Sources(ready.recipe, plan), 1e-3, 0.0)
     assert type(tried.schedule) is type(ready.recipe.stages[1].schedule)
     trial = plan_for(replace(ready.recipe, stages=[ready.recipe.stages[0], tried]), ready.args)
     assert trial.peak_lr("code") == pytest.approx(1e-3)
     # Four updates at the declared rate are the stage itself.
-    whole = trial_stage(probe.whole_of(5e-3, 0.0), plan, Sources(ready.recipe, plan), 5e-3, 0.0)
+    whole = trial_stage(probe.whole_stage(5e-3, 0.0), plan, Sources(ready.recipe, plan), 5e-3, 0.0)
     assert whole.schedule == ready.recipe.stages[1].schedule
 
 

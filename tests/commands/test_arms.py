@@ -12,7 +12,7 @@ import pytest
 from hf_stages import StagedTrainer, recipes
 from hf_stages.commands import cli
 from hf_stages.commands.arm_runs import Trainings, run_versus
-from hf_stages.commands.arms import LATE, arms_of
+from hf_stages.commands.arms import LATE, build_arms
 from hf_stages.data import BySource, Lengths
 from hf_stages.planning.measure_data import plan_for
 from hf_stages.reports.arms import compare
@@ -36,7 +36,7 @@ def stages(until=("6 steps", "4 steps"), **second):
 
 
 def derived(prepared, *names, **options):
-    return {arm.name: arm for arm in arms_of(prepared.recipe, prepared.args, names, **options)}
+    return {arm.name: arm for arm in build_arms(prepared.recipe, prepared.args, names, **options)}
 
 
 def test_joint_has_the_staged_runs_updates_examples_and_rates(prepared):
@@ -98,9 +98,10 @@ def test_a_stage_that_is_a_mixture_gives_what_it_draws(prepared):
 
 def test_a_source_by_another_name_counts_as_itself(prepared, tmp_path):
     """Else the tokens read of ``hard`` weigh nothing in the mixture loss, whose weights are those of ``code``."""
-    data = {"use": "Mixture", "weights": {"language": 1, "hard": 1}, "sources": {"hard": {"use": "ByDifficulty", "source": "code"}}}  # fmt: skip
+    hard = {"use": "ByDifficulty", "source": "code"}
+    data = {"use": "Mixture", "weights": {"language": 1, "hard": 1}, "sources": {"hard": hard}}
     ready = prepared(stages=[*stages(("2 steps", "2 steps"), train_dataset=data)])
-    arms = arms_of(ready.recipe, ready.args, ["staged"])
+    arms = build_arms(ready.recipe, ready.args, ["staged"])
     found = compare(run_versus(Trainings(ready), arms, [0], tmp_path / "versus"))
     assert found.runs[0].source_tokens == {"language": 96, "code": 32}
     assert found.weights == {"language": 0.75, "code": 0.25}
@@ -144,7 +145,7 @@ def test_the_last_batch_of_an_epoch_counts_as_what_it_holds(prepared):
 def test_what_cannot_be_compared_is_refused(prepared, changes, options, message):
     ready = prepared(**changes)
     with pytest.raises(ValueError, match=message):
-        arms_of(ready.recipe, ready.args, ["joint"], **options)
+        build_arms(ready.recipe, ready.args, ["joint"], **options)
 
 
 def test_a_real_comparison_and_its_resumption(tmp_path, capsys, monkeypatch):
@@ -218,6 +219,7 @@ def test_mistakes_on_the_command_line(tmp_path, capsys, argv, message):
 # ---- stages whose collators differ ----------------------------------------------------------------------------------
 
 CUT = {"use": "Lengths", "length": 4}
+BACK = {"name": "back", "until": "2 steps", "train_dataset": "language", "data_collator": CUT}
 
 
 def test_rows_of_one_joint_batch_are_collated_as_in_their_own_stages(prepared):
@@ -245,9 +247,12 @@ def test_domains_take_the_collator_of_the_stage_that_brings_them(prepared):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stages": stages(data_collator={"use": "Packed", "length": 64})}, "'code': Packed does not make one row of each"),
         (
-            {"stages": [*stages(data_collator=CUT), {"name": "back", "until": "2 steps", "train_dataset": "language", "data_collator": CUT}]},
+            {"stages": stages(data_collator={"use": "Packed", "length": 64})},
+            "'code': Packed does not make one row of each",
+        ),
+        (
+            {"stages": [*stages(data_collator=CUT), BACK]},
             "'language' has one collator in stage 'language' and another in stage 'back'",
         ),
         (
@@ -255,7 +260,10 @@ def test_domains_take_the_collator_of_the_stage_that_brings_them(prepared):
             "the evaluation set 'wiki' is named as no stage",
         ),
         (
-            {"stages": [{**stages()[0], "eval_dataset": {"code": "code-eval"}}, stages(data_collator=CUT)[1]], "eval_dataset": {"language": "language-eval"}},
+            {
+                "stages": [{**stages()[0], "eval_dataset": {"code": "code-eval"}}, stages(data_collator=CUT)[1]],
+                "eval_dataset": {"language": "language-eval"},
+            },
             "'code' has one collator as a source and another as an evaluation set",
         ),
     ],
@@ -263,8 +271,8 @@ def test_domains_take_the_collator_of_the_stage_that_brings_them(prepared):
 def test_collators_that_cannot_meet_are_refused_where_they_would(prepared, changes, message):
     ready = prepared(**changes)
     with pytest.raises(ValueError, match=f"data_collator: differs between the stages.*{message}"):
-        arms_of(ready.recipe, ready.args, ["joint"])
-    only = arms_of(ready.recipe, ready.args, ["staged"])[0]  # each stage's own, as declared
+        build_arms(ready.recipe, ready.args, ["joint"])
+    only = build_arms(ready.recipe, ready.args, ["staged"])[0]  # each stage's own, as declared
     assert not any(isinstance(stage.data_collator, BySource) for stage in only.recipe.stages)
 
 

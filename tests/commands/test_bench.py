@@ -13,8 +13,8 @@ from torch import nn
 from benchmarks import packed_model
 from hf_stages.commands import bench_measurement as timing
 from hf_stages.commands import cli
-from hf_stages.commands.bench_measurement import bench, in_turns, shape_of, summary, write_card
-from hf_stages.commands.bench_ways import WAYS, load, models_of, resident_bytes
+from hf_stages.commands.bench_measurement import bench, parse_shape, summary, time_in_turns, write_card
+from hf_stages.commands.bench_ways import WAYS, load, make_models, resident_bytes
 from hf_stages.packing import kernels, pack
 from hf_stages.packing.kernels import library
 from hf_stages.transforms import Binarize, Ternarize
@@ -31,7 +31,7 @@ def packed(tmp_path_factory):
     return folder
 
 
-def test_a_packed_decoder(packed):
+def test_a_packed_decoder_is_measured_and_its_card_written(packed):
     found = bench(packed, **{**FEW, "shapes": ["1x4", "2x65"]}, ways=["packed", "fp32", "int8"], save=True)
     rows = {row["way"]: row for row in found["rows"]}
     assert list(rows) == ["packed", "fp32", "int8"]
@@ -79,7 +79,7 @@ def test_of_a_plain_model_nothing_is_packed_and_images_have_no_length(tmp_path):
 @torch.no_grad()
 def test_all_ways_are_the_same_function():
     model = Binarize(activations=None)(tiny.bert()).eval()
-    models, absent = models_of(model, ["own", "packed", "fp32", "bf16", "int8"])
+    models, absent = make_models(model, ["own", "packed", "fp32", "bf16", "int8"])
     assert not absent
     ids = torch.arange(12).reshape(2, 6)
     wanted = model(input_ids=ids).logits
@@ -94,7 +94,7 @@ def test_all_ways_are_the_same_function():
 
 def test_what_cannot_be_made_has_a_reason(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    models, absent = models_of(tiny.bert(), ["fp32", "bnb8"])
+    models, absent = make_models(tiny.bert(), ["fp32", "bnb8"])
     assert list(models) == ["fp32"]
     assert "bitsandbytes" in absent["bnb8"]
 
@@ -135,7 +135,7 @@ def test_all_take_turns_there_and_back():
     def fails(calls):
         raise RuntimeError("no such kernel\nand a long story")
 
-    taken = in_turns({"a": cell("a", 2.0), "b": cell("b", 5.0), "c": fails}, repeats=4, seconds=10.0)
+    taken = time_in_turns({"a": cell("a", 2.0), "b": cell("b", 5.0), "c": fails}, repeats=4, seconds=10.0)
     assert order == ["a", "b", "a", "b", "b", "a", "a", "a"]
     assert taken == {"a": [(2.0, 2.0)] * 4, "b": [(5.0, 5.0)] * 2, "c": "RuntimeError: no such kernel"}
 
@@ -152,9 +152,9 @@ def test_a_speed_up_is_of_the_best_and_of_each_turn():
 
 
 @pytest.mark.parametrize("text", ["", "16", "1x", "0x16", "1x16x2", "-1x2"])
-def test_rows_by_tokens(text):
+def test_shapes_that_are_no_rows_by_tokens_are_refused(text):
     with pytest.raises(ValueError, match="rows: expected rows x tokens, such as 1x128, got"):
-        shape_of(text)
+        parse_shape(text)
 
 
 def test_threads_are_given_back(packed):
@@ -164,10 +164,10 @@ def test_threads_are_given_back(packed):
     assert torch.get_num_threads() == before
 
 
-# ---- the command ------------------------------------------------------------------------------------------------------
+# ---- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_the_command(packed, capsys):
+def test_the_command_prints_the_table_and_refuses_what_is_no_folder(packed, capsys):
     words = ["bench", str(packed), "--rows", "1x4", "--ways", "packed", "fp32", "--repeats", "1", "--tokens", "2"]
     assert cli.main(words) == 0
     shown = capsys.readouterr().out

@@ -154,7 +154,7 @@ def test_an_expectation_that_fails_is_exit_code_3(recipe, capsys):
     assert "waiting" in shown.out
 
 
-def test_interrupted_and_resumed(recipe, capsys, monkeypatch):
+def test_an_interrupted_run_is_resumed(recipe, capsys, monkeypatch):
     real, calls = StagedTrainer.training_step, []
 
     def step(self, *args, **kwargs):
@@ -189,7 +189,7 @@ def test_resuming_another_recipes_folder_is_refused(recipe, capsys):
         (RuntimeError("boom"), 1),
     ],
 )
-def test_exit_codes(faked, capsys, error, code):
+def test_each_end_of_a_run_has_its_exit_code(faked, capsys, error, code):
     trainer = faked(fails(error))
     assert cli.main(["run", "my run.yaml", "--output-dir", "o", "--trust-remote-code"]) == code
     assert trainer.resumed is False
@@ -266,7 +266,10 @@ def test_signals_to_a_process(tmp_path, signals, mode, code):
 
 
 def test_help_imports_nothing_heavy(tmp_path):
-    code = "import sys; from hf_stages.commands.cli import main; main(['--help']); print(sorted(m for m in sys.modules if '.' not in m))"
+    code = (
+        "import sys; from hf_stages.commands.cli import main; main(['--help']); "
+        "print(sorted(m for m in sys.modules if '.' not in m))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -43,7 +43,7 @@ def test_the_readme_names_every_extra():
     assert [extra for extra in config["options.extras_require"] if f"`{extra}`" not in table] == []
 
 
-def test_a_sound_machine(capsys):
+def test_a_sound_machine_is_called_sound(capsys):
     assert cli.main(["doctor"]) == 0
     shown = capsys.readouterr().out
     assert "transformers" in shown
@@ -65,7 +65,7 @@ def test_a_missing_required_part_fails_and_a_missing_optional_one_does_not(versi
     assert "MISSING" in capsys.readouterr().out
 
 
-def test_json(versions, capsys):
+def test_json_tells_what_is_too_old(versions, capsys):
     versions(matplotlib="1.0")
     assert cli.main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

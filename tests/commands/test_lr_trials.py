@@ -11,7 +11,7 @@ import pytest
 from hf_stages import recipes
 from hf_stages.commands import cli
 from hf_stages.commands.arms import Sources
-from hf_stages.commands.lr_trials import probe_of, sources_at, trial_stage
+from hf_stages.commands.lr_trials import plan_trials, sources_up_to, trial_stage
 from hf_stages.data.curricula.replay import Replay
 from hf_stages.planning.measure_data import plan_for
 from hf_stages.reports.tables.probe_table import probe_table
@@ -95,7 +95,7 @@ def ready(tmp_path):
 
 def test_a_trial_is_the_stage_at_another_rate(ready):
     plan = plan_for(ready.recipe, ready.args)
-    probe = probe_of(ready, "code", steps=2, replays=[0.0, 0.25])
+    probe = plan_trials(ready, "code", steps=2, replays=[0.0, 0.25])
     assert probe.rates == pytest.approx((5e-3 / 8, 5e-3 / 4, 5e-3 / 2, 5e-3, 1e-2))
     assert (probe.new, probe.earlier, probe.whole) == (("code",), ("language",), 4)
     tried = trial_stage(probe, plan, Sources(ready.recipe, plan), 1e-3, 0.0)
@@ -120,7 +120,7 @@ def test_a_trial_is_the_stage_at_another_rate(ready):
 )
 def test_what_cannot_be_tried_is_refused(ready, given, message):
     with pytest.raises(ValueError, match=message):
-        probe_of(ready, **given)
+        plan_trials(ready, **given)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_cannot_be_tried_is_refused(ready, given, message):
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        probe_of(prepare(recipes.load(write(tmp_path, **changes))), "code")
+        plan_trials(prepare(recipes.load(write(tmp_path, **changes))), "code")
 
 
 def test_a_boundary_at_which_nothing_is_measured_is_refused(tmp_path):
@@ -144,18 +144,19 @@ def test_a_boundary_at_which_nothing_is_measured_is_refused(tmp_path):
         {"name": "language", "until": "6 steps", "train_dataset": "language", "eval_dataset": {}},
         {"name": "code", "until": "4 steps", "train_dataset": "code"},
     ]
-    probe_of(prepare(recipes.load(write(tmp_path, stages=stages))), "code")  # measured at its own first step
+    plan_trials(prepare(recipes.load(write(tmp_path, stages=stages))), "code")  # measured at its own first step
     own = [stages[0], {**stages[1], "eval_dataset": {"code": "code-eval"}}]
     with pytest.raises(
         ValueError, match=r"stage 'language': eval_dataset: is empty, .* and language cannot be compared"
     ):
-        probe_of(prepare(recipes.load(write(tmp_path, stages=own))), "code")
+        plan_trials(prepare(recipes.load(write(tmp_path, stages=own))), "code")
+    later = [stages[0] | {"eval_dataset": None}, {**stages[1], "eval_dataset": {}}]
     with pytest.raises(ValueError, match=r"stage 'code': eval_dataset: is empty, .* and code, language cannot"):
-        probe_of(prepare(recipes.load(write(tmp_path, stages=[stages[0] | {"eval_dataset": None}, {**stages[1], "eval_dataset": {}}]))), "code")  # fmt: skip
+        plan_trials(prepare(recipes.load(write(tmp_path, stages=later))), "code")
 
 
 def test_only_stages_up_to_the_one_that_is_tried_must_be_countable(tmp_path):
-    """Places of ByLength are no examples; that is nothing to trials of the stage before it, nor to any without replay."""
+    """Places of ByLength are no examples. Trials of the stage before, and any without replay, need not count them."""
     grouped = {"use": "ByLength", "source": "code", "tokens": 16}
     stages = [
         {"name": "language", "until": "6 steps", "train_dataset": "language"},
@@ -164,15 +165,15 @@ def test_only_stages_up_to_the_one_that_is_tried_must_be_countable(tmp_path):
     ]
     ready = prepare(recipes.load(write(tmp_path, stages=stages)))
     plan = plan_for(ready.recipe, ready.args)
-    probe = probe_of(ready, "code", replays=[0.0, 0.25])
-    assert sources_at(ready.recipe, plan, "code").of(plan["language"]) == {"language": 24}
+    probe = plan_trials(ready, "code", replays=[0.0, 0.25])
+    assert sources_up_to(ready.recipe, plan, "code").of(plan["language"]) == {"language": 24}
     assert isinstance(
-        trial_stage(probe, plan, sources_at(ready.recipe, plan, "code"), 1e-3, 0.25).train_dataset, Replay
+        trial_stage(probe, plan, sources_up_to(ready.recipe, plan, "code"), 1e-3, 0.25).train_dataset, Replay
     )
     shorter = replace(probe, stage="short", steps=2)
     assert trial_stage(shorter, plan, None, 1e-3, 0.0).train_dataset == plan["short"].stage.train_dataset
     with pytest.raises(ValueError, match="ByLength takes several rows"):
-        probe_of(ready, "short", replays=[0.25])
+        plan_trials(ready, "short", replays=[0.25])
 
 
 def test_a_share_of_replay_that_would_change_nothing_is_refused(tmp_path):
@@ -183,8 +184,8 @@ def test_a_share_of_replay_that_would_change_nothing_is_refused(tmp_path):
     ]
     ready = prepare(recipes.load(write(tmp_path, stages=stages)))
     with pytest.raises(ValueError, match="replay: stage 'code' reads all that stages before it read"):
-        probe_of(ready, "code", replays=[0.0, 0.25])
-    probe_of(ready, "code")
+        plan_trials(ready, "code", replays=[0.0, 0.25])
+    plan_trials(ready, "code")
 
 
 def test_trials_run_from_the_boundary_and_are_skipped_where_finished(tmp_path, capsys):
@@ -302,14 +303,14 @@ def resuming(**more):
 def test_a_stage_that_resumes_is_tried_along_its_piece_of_the_parents_schedule(tmp_path):
     ready = prepare(recipes.load(write(tmp_path, stages=resuming())))
     plan = plan_for(ready.recipe, ready.args)
-    probe = probe_of(ready, "code", steps=2, rates=[1e-3, 4e-3])
+    probe = plan_trials(ready, "code", steps=2, rates=[1e-3, 4e-3])
     # By hand: two updates of warmup, then down to zero after ten; the second stage goes on at the sixth.
     assert (probe.declared, probe.resumes_to) == (pytest.approx(1e-2 * 4 / 8), 0)
     tried = trial_stage(probe, plan, Sources(ready.recipe, plan), 4e-3, 0.0)
     trial = plan_for(replace(ready.recipe, stages=[ready.recipe.stages[0], tried]), ready.args)
     assert [trial.lr_at("code", t) for t in (0.0, 0.5)] == pytest.approx([4e-3, 4e-3 * 2 / 4])
     assert tried.schedule.optimizer == "carry"
-    assert probe_of(ready, "code").rates == pytest.approx([5e-3 * f for f in (1 / 8, 1 / 4, 1 / 2, 1, 2)])
+    assert plan_trials(ready, "code").rates == pytest.approx([5e-3 * f for f in (1 / 8, 1 / 4, 1 / 2, 1, 2)])
 
 
 def test_a_trial_of_a_resumed_stage_at_its_declared_rate_is_the_stage(tmp_path, capsys):

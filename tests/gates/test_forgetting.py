@@ -59,7 +59,7 @@ def cut(step: int, value: float | None = 0.5, kind: str = "cut_lr") -> Entry:
         ({"action": "rollback", "patience": 2}, [2.2], (), None),  # outside, so not kept either
     ],
 )
-def test_decides(options, losses, entries, answer):
+def test_each_action_answers_beyond_its_budget_alone(options, losses, entries, answer):
     decision = Forgetting(**{"budget": "5%", **options})(history(*losses, entries=entries))
     assert (None if decision is None else decision.action) == answer
     acts = answer in ("cut_lr", "rollback")
@@ -91,7 +91,7 @@ def test_says_which_domain_and_how_much():
         ({"patience": 0}, "patience: expected at least 1"),
     ],
 )
-def test_refuses(options, words):
+def test_arguments_that_make_no_sense_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         Forgetting(**options)
 
@@ -232,14 +232,14 @@ def test_later_stages_go_on_from_the_cut_rate(tmp_path):
     assert rates == pytest.approx([PEAK / 2] * 4)
 
 
-def test_end_and_silence(tmp_path):
+def test_end_ends_the_stage_and_a_wide_budget_does_nothing(tmp_path):
     run(tmp_path / "end", Forgetting("20%", action="end"), save_strategy="no")
     assert stage(tmp_path / "end")["ended_by"] == "Forgetting"
     run(tmp_path / "wide", Forgetting("99%", of=["code"], action="cut_lr"), save_strategy="no")
     assert acts(tmp_path / "wide") == []
 
 
-def test_patience_waits(tmp_path):
+def test_patience_waits_for_evaluations_in_a_row(tmp_path):
     run(tmp_path, Forgetting("20%", action="end", patience=3), save_strategy="no")
     assert stage(tmp_path)["steps"] >= 9
 

@@ -1,3 +1,5 @@
+"""Gates that end a stage or judge it: when they fire, and what they refuse."""
+
 from dataclasses import dataclass
 
 import pytest
@@ -34,7 +36,7 @@ def history(metric, *values, **kwargs):
         (Plateau("m", 1, greater_is_better=True), [0.6, 0.5], True),
     ],
 )
-def test_ends(gate, values, fires):
+def test_a_gate_ends_the_stage_where_its_limit_is_passed(gate, values, fires):
     decision = gate(history("m", *values))
     assert (decision is not None) == fires
     assert decision is None or decision.action == "end"
@@ -51,7 +53,7 @@ def test_ends(gate, values, fires):
         ("10 steps", {}, True),
     ],
 )
-def test_budget(limit, used, fires):
+def test_a_budget_fires_when_it_is_used_up(limit, used, fires):
     assert (Budget(limit)(history("m", **used)) is not None) == fires
 
 
@@ -70,7 +72,7 @@ def test_only_a_budget_of_time_reads_the_clock():
         (Expect("eval_m", 1, 2), [float("nan")], "stop"),
     ],
 )
-def test_expect(gate, values, action):
+def test_expect_judges_the_last_value(gate, values, action):
     decision = gate(history("eval_m", *values))
     assert (decision.action if decision else None) == action
 
@@ -97,7 +99,7 @@ def test_expect(gate, values, action):
         (lambda: Own(NAN), "Own: limit: expected a number, got nan"),
     ],
 )
-def test_refuses(make, message):
+def test_arguments_that_make_no_sense_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

@@ -107,8 +107,7 @@ def test_batches_of_another_cut_hold_the_same_rows(uncut, name, tmp_path):
 
 
 def test_an_event_at_the_end_of_an_epoch(tmp_path):
-    """34 rows are an epoch of five updates: the loader of the next one is new, and so is that of a run resumed
-    there."""
+    """34 rows are an epoch of five updates: the next one has a new loader, and so has a run resumed there."""
     whole = trainer(tmp_path / "whole", eval_strategy="epoch")
     whole.train()
     assert events(tmp_path / "whole") == [(5, 0.2), (10, 0.4)]
@@ -163,8 +162,7 @@ def test_a_source_of_its_own(source, tmp_path):
 
 
 def test_collators_by_source(tmp_path):
-    """Each row by its own source's, also where the stage's data are one source by its name; and other columns are no
-    matter."""
+    """Each row by its own source's, also where the stage's data are one source by name; other columns do not matter."""
     only = [{"input_ids": row} for row in DATA["prose"]["input_ids"]]
     data = {**DATA, "prose": Dataset.from_list(only)}
     collator = BySource({"code": Lengths(6), "prose": Lengths(3)})
@@ -179,7 +177,7 @@ def test_collators_by_source(tmp_path):
     assert widths == {(7, 6), (1, 3)}
 
 
-def test_losses_by_source(tmp_path):
+def test_losses_by_source_need_one_for_what_is_replayed(tmp_path):
     made = trainer(tmp_path, stage={"loss": {"code": TaskLoss(), "prose": 0.5 * TaskLoss()}})
     made.train()
     assert events(tmp_path)

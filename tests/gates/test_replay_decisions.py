@@ -43,7 +43,7 @@ def entry(step, kind="replay", value=0.1):
         ([2.2], (entry(10, "cut_lr", 0.5),), ("replay", 0.1)),  # another gate's cut is no share
     ],
 )
-def test_decides(losses, entries, answer):
+def test_the_share_doubles_up_to_the_most(losses, entries, answer):
     assert decide(Forgetting("5%", action="replay", most=0.3), *losses, entries=entries) == answer
 
 
@@ -64,7 +64,7 @@ def test_another_gates_share_is_no_cut():
         ({"action": "end", "source": "prose"}, "source: it is what 'replay' draws from"),
     ],
 )
-def test_refuses(options, words):
+def test_arguments_that_make_no_sense_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         Forgetting(**{"action": "replay", **options})
 

@@ -10,8 +10,8 @@ import pytest
 
 from hf_stages import recipes
 from hf_stages.commands import cli
-from hf_stages.commands.arms import Sources, arms_of
-from hf_stages.commands.lr_trials import probe_of, trial_stage
+from hf_stages.commands.arms import Sources, build_arms
+from hf_stages.commands.lr_trials import plan_trials, trial_stage
 from hf_stages.planning.measure_data import plan_for
 from hf_stages.training.from_recipe import prepare
 from tests.support.versus_recipes import write
@@ -47,11 +47,10 @@ def test_from_a_file_to_a_report(recipe, tmp_path, capsys):
 
 
 def test_trials_and_arms_leave_the_gate_out_and_keep_the_data(recipe):
-    """A trial at the declared rate is the stage, so it draws in the order of the stage's own data; arms draw what they
-    say."""
+    """A trial at the declared rate is the stage, so it draws in the stage's own order; arms draw what they say."""
     ready = prepare(recipes.load(recipe))
     plan = plan_for(ready.recipe, ready.args)
-    probe = probe_of(ready, "code", replays=[0.0, 0.25])
+    probe = plan_trials(ready, "code", replays=[0.0, 0.25])
     sources = Sources(ready.recipe, plan)
     alone, replayed = (trial_stage(probe, plan, sources, 1e-3, share) for share in (0.0, 0.25))
     assert (alone.gates, replayed.gates) == ((), ())
@@ -61,7 +60,7 @@ def test_trials_and_arms_leave_the_gate_out_and_keep_the_data(recipe):
     )
     own = plan_for(replace(ready.recipe, stages=[ready.recipe["language"], alone]), ready.args)["code"].blend
     assert [list(column) for column in own.at(range(24))] == [list(c) for c in plan["code"].blend.at(range(24))]
-    arms = {arm.name: arm for arm in arms_of(ready.recipe, ready.args, ["joint", "replay"])}
+    arms = {arm.name: arm for arm in build_arms(ready.recipe, ready.args, ["joint", "replay"])}
     assert all(not stage.gates for arm in arms.values() for stage in arm.recipe.stages)
     assert arms["staged"].drawn[1] == {"code": 24}
     assert arms["joint"].examples == arms["staged"].examples

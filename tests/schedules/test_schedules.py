@@ -1,3 +1,5 @@
+"""Learning-rate schedules: the spans that they declare, and what they refuse."""
+
 import pytest
 import torch
 from transformers import get_scheduler
@@ -19,7 +21,7 @@ def test_shapes_of_the_trainer_are_its_own(name):
         scheduler.step()
 
 
-def test_fresh_overrides_defaults():
+def test_fresh_overrides_what_the_args_say():
     span = Fresh(peak=1.0, warmup="10 %", shape=Linear(1, 0)).span(Defaults(5e-5, 7), total=100, parent_lr=9.0)
     assert (span.peak, span.warmup, span.total) == (1.0, 10, 100)
     assert [span.lr(s) for s in (0, 5, 10, 55, 100)] == pytest.approx([0, 0.5, 1, 0.5, 0])
@@ -42,7 +44,7 @@ def test_rewarm_without_a_parent_starts_at_zero():
     assert Rewarm(to=1.0, warmup=10).span(Defaults(5e-5), total=110, parent_lr=None).lr(0) == 0
 
 
-def test_equal_however_written():
+def test_schedules_are_equal_however_they_are_written():
     assert Fresh(warmup="10 steps", shape="Linear(1, 0)") == Fresh(warmup=Duration(10, "steps"), shape=Linear(1, 0))
     assert Resume() == Resume("carry")
 
@@ -69,6 +71,6 @@ def test_equal_however_written():
         ),
     ],
 )
-def test_refuses(make, message):
+def test_arguments_that_make_no_sense_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -132,7 +132,7 @@ def test_a_probe_times_equal_stages_once(recipe, monkeypatch):
         Stage("c", "1 steps", transforms=[Freeze("embed_tokens")], args={"gradient_accumulation_steps": 2}),
     ]
     prepared = prepare(recipe(stages))
-    seconds = time_estimate.probe_seconds(prepared.plan(), prepared)
+    seconds = time_estimate.estimate_seconds(prepared.plan(), prepared)
     assert len(timed) == 2
     assert seconds["b"] == pytest.approx(3 * seconds["a"])
     assert all(value > 0 for value in seconds.values())

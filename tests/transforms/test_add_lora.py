@@ -15,7 +15,7 @@ ATTENTION = {"bert": ("query", "value"), "llama": ("q_proj", "v_proj")}
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True, "dropout": 0.5}, {"use_dora": True}])
-def test_keeps_the_function(kind, options, tiny, logits):
+def test_a_fresh_adapter_keeps_the_function(kind, options, tiny, logits):
     model = tiny(kind)
     expected = logits(model)
     adapted = AddLora(4, target_modules="all-linear", **options)(model).eval()
@@ -68,7 +68,7 @@ def test_moments_of_a_saved_module_go_to_its_training_copy(tiny, names):
         ("bert", "AutoModelForMaskedLM", None, "PeftModel"),
     ],
 )
-def test_infers_the_task(kind, auto, task, wrapper, tiny, logits, trainable):
+def test_the_task_is_inferred_from_the_models_class(kind, auto, task, wrapper, tiny, logits, trainable):
     model = tiny(kind, auto=auto)
     expected = logits(model)
     adapted = AddLora(2)(model).eval()
@@ -163,7 +163,7 @@ def test_two_alphas_that_differ_are_refused(alpha):
         AddLora(4, lora_alpha=-1)
 
 
-def test_is_a_plain_value():
+def test_it_is_a_plain_value():
     part = AddLora(4, 8, target_modules=["q_proj"], dropout=0.1, modules_to_save="score")
     assert part == pickle.loads(pickle.dumps(part)) == eval(repr(part))
     assert hash(part)

@@ -21,7 +21,7 @@ def test_freezes_what_matches_and_nothing_else(kind, meta, tiny, trainable):
     assert not any("layers.0." in n or "layer.0." in n for n in trainable(model))
 
 
-def test_keeps_the_function(tiny, logits):
+def test_freezing_keeps_the_function(tiny, logits):
     model = tiny("llama")
     expected = logits(model)
     assert torch.equal(logits(Freeze("layers")(model)), expected)
@@ -36,7 +36,7 @@ def test_a_tied_weight_answers_to_both_names(alias, tiny):
     assert not model.lm_head.weight.requires_grad
 
 
-def test_but_spares(tiny, trainable):
+def test_but_spares_what_it_names(tiny, trainable):
     model = Freeze("*", but=["lm_head", "norm"])(tiny("llama"))
     assert trainable(model) == {"lm_head.weight", "model.norm.weight"}
 
@@ -83,12 +83,12 @@ def test_patterns_are_names(wrong):
         Freeze(wrong)
 
 
-def test_is_a_plain_value():
+def test_it_is_a_plain_value():
     part = Freeze(["a", "b"], but="c")
     assert part == Freeze(("a", "b"), but=("c",)) == pickle.loads(pickle.dumps(part)) == eval(repr(part))
     assert hash(part) == hash(Freeze(("a", "b"), but=["c"]))
 
 
-def test_moments_stay(tiny, names):
+def test_moments_stay_where_they_are(tiny, names):
     model = tiny("llama")
     assert Freeze("layers").moves(names(model), names(model)) == {name: [name] for name in names(model)}

@@ -104,7 +104,7 @@ def test_patterns_name_modules(tiny):
     assert not isinstance(model.lm_head, NormedLinear)
 
 
-def test_moments_follow(names, tiny):
+def test_moments_follow_their_weights(names, tiny):
     model = tiny("bert")
     before = dict(model.named_parameters())
     after = dict(InsertSubLN()(model).named_parameters())
@@ -116,7 +116,7 @@ def test_moments_follow(names, tiny):
     }
 
 
-def test_refusals(tiny):
+def test_layers_that_cannot_have_a_norm_are_refused(tiny):
     with pytest.raises(ValueError, match=r"InsertSubLN: model.layers.0.self_attn.o_proj: it has its norm already"):
         InsertSubLN()(InsertSubLN()(tiny("llama")))
     InsertSubLN(where="ffn")(InsertSubLN(where="attention")(tiny("llama")))
@@ -151,7 +151,7 @@ def test_bad_values_are_refused_at_once(bad):
         InsertSubLN(**bad)
 
 
-def test_is_a_plain_value():
+def test_it_is_a_plain_value():
     part = InsertSubLN(where=["ffn", "attention"], eps=1e-5)
     assert part == pickle.loads(pickle.dumps(part)) == eval(repr(part)) == InsertSubLN(eps=1e-5)
 
@@ -201,7 +201,7 @@ def test_goes_with_the_other_transforms(tiny, logits):
     assert all(torch.equal(a, b) for a, b in zip(task.model.parameters(), model.model.parameters(), strict=True))
 
 
-def test_in_a_run(tmp_path):
+def test_a_resumed_run_with_it_equals_the_uncut_one(tmp_path):
     data = models.lm_data(16)
 
     def trainer(out, **more):

@@ -89,14 +89,14 @@ def test_refuses_a_plain_model(tiny):
         MergeLora()(tiny("llama"))
 
 
-def test_refuses_a_prompt(tiny):
+def test_a_prompt_is_refused(tiny):
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     model = peft.get_peft_model(tiny("llama"), config)
     with pytest.raises(ValueError, match=r"expected an adapter inside the weights.*PROMPT_TUNING"):
         MergeLora()(model)
 
 
-def test_refuses_nan(tiny):
+def test_an_adapter_with_nan_is_refused(tiny):
     adapted = AddLora(2)(tiny("llama"))
     with torch.no_grad():
         next(p for name, p in adapted.named_parameters() if "lora_B" in name).fill_(float("nan"))
@@ -117,5 +117,5 @@ def test_refuses_a_layer_that_would_quantize_the_merged_weight(tiny):
         MergeLora()(adapted)
 
 
-def test_is_a_plain_value():
+def test_it_is_a_plain_value():
     assert MergeLora() == pickle.loads(pickle.dumps(MergeLora())) == eval(repr(MergeLora()))

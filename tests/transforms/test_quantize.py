@@ -70,7 +70,7 @@ def test_an_equal_transform_of_an_earlier_stage_lets_go():
     assert all(layer.strength is None for layer in model)
 
 
-def test_generation(build):
+def test_a_ternary_model_generates_with_a_cache(build):
     model = Ternarize()(build("llama"))
     ids = model.generate(torch.tensor([[5, 6]]), max_new_tokens=4, do_sample=False, pad_token_id=0)
     steps = torch.tensor([[5, 6]])
@@ -97,7 +97,7 @@ def test_layers_with_a_forward_pass_of_their_own_are_left_out(build):
     assert isinstance(model.model.layers[1].mlp.up_proj, TernaryLinear)
 
 
-def test_read_and_written(build):
+def test_it_reads_and_writes_as_a_recipes_part(build):
     part = {"use": "Ternarize", "per": 64, "strength": {"use": "Linear", "start": 0, "end": 1}}
     transform = part_from_dict(part, "transforms")
     assert transform == Ternarize(per=64, strength=Linear(0, 1))

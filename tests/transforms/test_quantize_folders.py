@@ -80,7 +80,7 @@ def test_quantized_models_are_copied_and_pickled(build):
         assert torch.equal(outputs(other), outputs(model))
 
 
-def test_moments_go_along(build):
+def test_moments_follow_latent_weights_through_a_split(build):
     model = build("mixtral")
     chain = [Ternarize(), SplitTernary()]
     names = [[n for n, _ in model.named_parameters()]]

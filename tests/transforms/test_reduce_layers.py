@@ -137,7 +137,7 @@ def test_what_the_config_cannot_say_is_refused():
     ReduceLayers([1, 3])(model)
 
 
-def test_on_the_meta_device(tiny):
+def test_a_skeleton_is_reduced_too(tiny):
     model = ReduceLayers([2])(tiny("llama", meta=True))
     assert model.config.num_hidden_layers == len(model.model.layers) == 1
     assert model.model.layers[0].self_attn.layer_idx == 0
@@ -173,13 +173,13 @@ def test_moments_are_not_guessed_where_names_leave_a_choice(names):
     assert ReduceLayers([2, 1]).moves(before, before) == {}
 
 
-def test_is_a_plain_value():
+def test_it_is_a_plain_value():
     part = ReduceLayers([2, -1], stack="encoder")
     assert part == pickle.loads(pickle.dumps(part)) == eval(repr(part))
     assert hash(part)
 
 
-def test_in_a_run(tmp_path):
+def test_a_stage_with_it_trains_and_its_folder_loads(tmp_path):
     data = models.class_data(8)
     args = tf.TrainingArguments(
         tmp_path, per_device_train_batch_size=4, report_to="none", use_cpu=True, disable_tqdm=True

@@ -155,7 +155,7 @@ def test_the_most_important_stay():
     assert torch.equal(first.output.dense.weight, full.bert.encoder.layer[1].output.dense.weight[:, :16])
 
 
-def test_gates_count():
+def test_a_neurons_gate_counts_for_its_importance():
     model = built("llama")
     with torch.no_grad():
         model.model.layers[0].mlp.gate_proj.weight[:16] *= 1e-3
@@ -197,7 +197,7 @@ def test_shared_position_biases_keep_one_choice_for_all_blocks():
     assert bias.embedding_dim == 2
 
 
-def test_once_more():
+def test_a_reduced_model_can_be_reduced_again():
     model = ReduceWidth(ffn=0.5)(ReduceWidth(heads=0.5)(ReduceWidth(heads=0.5)(built("bert"))))
     attention = model.bert.encoder.layer[0].attention.self
     assert (attention.query.out_features, attention.num_attention_heads, attention.attention_head_size) == (8, 1, 8)
@@ -214,7 +214,7 @@ def test_a_number_that_does_not_divide_the_hidden_size():
     assert ReduceWidth(heads=0.75)(built("bert")).bert.encoder.layer[0].attention.self.key.out_features == 24
 
 
-def test_generates():
+def test_a_reduced_model_generates_with_and_without_a_cache():
     for kind in ("llama", "gpt2", "t5"):
         model = ReduceWidth(0.5)(built(kind))
         ids = torch.tensor([[5, 6, 7]])
@@ -222,7 +222,7 @@ def test_generates():
         assert torch.equal(*(model.generate(ids, use_cache=use, **options) for use in (True, False)))
 
 
-def test_one_of_two_stacks():
+def test_one_of_two_stacks_can_be_reduced():
     model = ReduceWidth(0.5, stack="decoder")(built("bart"))
     assert (model.config.encoder_attention_heads, model.config.decoder_attention_heads) == (4, 2)
     assert model.model.encoder.layers[0].self_attn.q_proj.out_features == 32
@@ -329,7 +329,7 @@ def test_refusals_name_the_model(tiny):
         ReduceWidth(0.5)(AddLora(2)(tiny("llama")))
 
 
-def test_is_a_plain_value():
+def test_it_is_a_plain_value():
     part = ReduceWidth(0.5, heads=0.25)
     assert part == pickle.loads(pickle.dumps(part)) == eval(repr(part))
     assert hash(part)
@@ -347,7 +347,7 @@ def _trainer(folder, **options):
     return StagedTrainer(built("bert"), args, train_dataset=models.class_data(8), teacher=built("bert"), **options)
 
 
-def test_in_a_run(tmp_path):
+def test_a_stage_with_it_trains_and_its_folder_loads(tmp_path):
     stages = [
         Stage("half", "2 steps", transforms=[ReduceWidth(0.5)], loss=HiddenMSE() + AttentionRelation()),
         Stage("again", "1 steps"),

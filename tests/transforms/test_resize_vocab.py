@@ -53,7 +53,7 @@ def test_without_mean_resizing_new_rows_are_drawn(tiny):
 
 
 @pytest.mark.parametrize(("to", "multiple_of", "rows"), [(None, 16, 48), (None, 8, 40), (49, 16, 64), (48, 16, 48)])
-def test_rounds_up(to, multiple_of, rows, tiny):
+def test_rows_are_rounded_up_to_the_multiple(to, multiple_of, rows, tiny):
     model = ResizeVocab(to, multiple_of)(tiny("llama", meta=True))
     assert model.get_input_embeddings().weight.shape[0] == rows
 
@@ -115,7 +115,7 @@ def test_refuses_replaced_layers_and_adapters(tiny):
         ResizeVocab(48)(AddLora(2)(tiny("llama")))
 
 
-def test_is_a_plain_value():
+def test_it_is_a_plain_value():
     part = ResizeVocab(48, multiple_of=8)
     assert part == pickle.loads(pickle.dumps(part)) == eval(repr(part))
     assert hash(part)

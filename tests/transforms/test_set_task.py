@@ -173,7 +173,7 @@ def test_an_architecture_unlike_its_config_is_refused(tiny):
         SetTask(SEQUENCE)(model)
 
 
-def test_says_what_is_new(tiny, caplog):
+def test_the_log_names_what_is_new(tiny, caplog):
     with caplog.at_level(logging.INFO, logger="hf_stages"):
         SetTask(SEQUENCE)(tiny("bert"))
     fresh = caplog.messages[-1].split("new and random: ")[1].split(", ")
@@ -208,7 +208,7 @@ def test_bad_values_are_refused_at_once(options, message):
         SetTask(**{"auto_class": SEQUENCE, **options})
 
 
-def test_is_a_plain_value():
+def test_it_is_a_plain_value():
     part = SetTask(tf.AutoModelForSequenceClassification, id2label={0: "a", 1: "b"})
     assert part == SetTask(SEQUENCE, id2label=["a", "b"]) == pickle.loads(pickle.dumps(part)) == eval(repr(part))
     assert hash(part)

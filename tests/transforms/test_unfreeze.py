@@ -16,7 +16,7 @@ def test_unfreezes_what_matches_and_nothing_else(meta, tiny, trainable):
     assert trainable(model) == {f"bert.encoder.layer.1.output.dense.{end}" for end in ("weight", "bias")}
 
 
-def test_keeps_the_function(tiny, logits):
+def test_unfreezing_keeps_the_function(tiny, logits):
     model = tiny("llama").requires_grad_(False)
     expected = logits(model)
     assert torch.equal(logits(Unfreeze("*")(model)), expected)
@@ -52,6 +52,6 @@ def test_a_pattern_without_match_is_named(tiny):
         Unfreeze("nowhere")(tiny("llama"))
 
 
-def test_is_a_plain_value():
+def test_it_is_a_plain_value():
     part = Unfreeze("a")
     assert part == Unfreeze(["a"]) == pickle.loads(pickle.dumps(part)) == eval(repr(part))
