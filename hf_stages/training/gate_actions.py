@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from transformers.trainer_callback import TrainerState
 from transformers.utils import logging
 
 from hf_stages.core.ranks import from_main_rank
@@ -70,12 +71,12 @@ class GateActions:
             self.states.save(self.progress.steps)
         self._notice_rise(self.measured.start_as_evaluated, "at its first step")
 
-    def ask(self, on: str, logs: _Logs) -> None:
+    def ask(self, on: str, state: TrainerState) -> None:
         """Ask the gates that are asked ``on`` this occasion, and do what they decide, until one ends the stage."""
         gates = [gate for gate in self.planned.stage.gates if gate.on == on]
         if not gates:
             return
-        for gate, decision in zip(gates, self._answers(gates, self.history(logs)), strict=True):
+        for gate, decision in zip(gates, self._answers(gates, self.history(self.measured.logs(state))), strict=True):
             if decision is None:
                 continue
             if decision.action == "end":
@@ -113,13 +114,13 @@ class GateActions:
         if decision.action == "rollback" and decision.value is None and self.stopping.over is None:
             self.stopping.end(reason, by=by)
 
-    def after_evaluation(self, logs: _Logs) -> None:
+    def after_evaluation(self, state: TrainerState) -> None:
         """Notice a rise over the parent's losses, and ask the gates that watch evaluations."""
         newest: dict[str, Any] = {}
-        for log in logs:
+        for log in self.measured.logs(state):
             newest.update(log)
         self._notice_rise(newest, f"after {self.progress.steps} updates")
-        self.ask("evaluation", logs)
+        self.ask("evaluation", state)
 
     def history(self, logs: _Logs) -> History:
         progress = self.progress

@@ -146,13 +146,13 @@ class StageRun:
         """Decide, after the callbacks, whether the stage is over and whether a save waits for the epoch's end."""
         self.stopping.after_callbacks(state, control)
         if self.stopping.over is None:
-            self.gates.ask("step", self.measured.logs(state))
+            self.gates.ask("step", state)
         return self.stopping.conclude(control)
 
     def after_log(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
         """Ask the gates that read the log."""
         if self.stopping.over is None and self.progress.steps:
-            self.gates.ask("log", self.measured.logs(state))
+            self.gates.ask("log", state)
             if self.stopping.over is not None:
                 self.stopping.finish(control)
         return control
@@ -160,7 +160,7 @@ class StageRun:
     def after_evaluation(self, state: TrainerState, control: TrainerControl) -> None:
         """Ask the gates after an evaluation of all sets, before a checkpoint of the same step."""
         if self.stopping.over is None and self.progress.steps:
-            self.gates.after_evaluation(self.measured.logs(state))
+            self.gates.after_evaluation(state)
             if self.stopping.over is not None:
                 self.stopping.finish(control)
 

@@ -20,7 +20,7 @@ from tests.support.sameness import assert_same
 
 KEPT = {"save_total_limit": 2, "save_steps": 2}
 
-# ---- a whole run ----------------------------------------------------------------------------------------------------------
+# ---- a whole run -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_moved_run_goes_on_where_it_lies(driver, whole_run, tmp_path):
     assert_same(moved, whole_run())
 
 
-# ---- full disks -----------------------------------------------------------------------------------------------------------
+# ---- full disks ------------------------------------------------------------------------------------------------------
 
 FULL = {
     "weights-of-a-checkpoint": (("save_file:full", 1, "checkpoint-9"), "{out}/checkpoint-9"),
@@ -186,7 +186,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(mount)], check=True)
 
 
-@pytest.mark.parametrize("ballast", [1800, pytest.param(2100, marks=pytest.mark.slow), pytest.param(2600, marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize(
+    "ballast", [1800, pytest.param(2100, marks=pytest.mark.slow), pytest.param(2600, marks=pytest.mark.slow)]
+)
 def test_a_disk_that_is_really_full_loses_nothing_either(driver, whole_run, small_disk, ballast):
     filled = small_disk / "ballast"
     filled.write_bytes(b"\0" * (ballast << 10))

@@ -112,7 +112,7 @@ def test_each_compiled_stage_captures_its_own_layers(tmp_path):
     assert apart(*ends) < 1e-4
 
 
-# ---- hooks ------------------------------------------------------------------------------------------------------------
+# ---- hooks -----------------------------------------------------------------------------------------------------------
 
 
 def _marks(model):
@@ -207,7 +207,7 @@ def test_models_that_return_tuples(tmp_path):
     assert ends[0] == pytest.approx(ends[1], rel=1e-4)
 
 
-# ---- the losses' own weights ------------------------------------------------------------------------------------------
+# ---- the losses' own weights -----------------------------------------------------------------------------------------
 
 
 class Watch(TrainerCallback):

@@ -65,7 +65,7 @@ def test_rewarm_starts_at_the_rate_reached(tmp_path):
 
 @pytest.mark.parametrize("carry", [True, False])
 def test_moments_are_carried_or_reset_as_the_schedule_says(tmp_path, carry):
-    """A carried optimizer over two halves of one constant schedule trains as one stage does, but for the data's order."""
+    """A carried optimizer over two halves of a constant schedule trains as one stage does, but for the data's order."""
     seen: dict = {}
 
     class First(TrainerCallback):

@@ -81,7 +81,8 @@ def test_characters_that_yaml_does_not_take(character, shown):
 @pytest.fixture
 def plan(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"input_ids": [3, 4], "labels": [3, 4]}))
-    model = "{config: {model_type: llama, hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 2}}"
+    sizes = "hidden_size: 8, intermediate_size: 8, num_hidden_layers: 1, num_attention_heads: 2"
+    model = f"{{config: {{model_type: llama, {sizes}}}}}"
 
     def run(**changes):
         given = {"model": model, "train_dataset": "{path: json, data_files: rows.jsonl}", **changes}

@@ -176,9 +176,12 @@ def test_a_dict_a_name_and_the_trainers_own_curriculum(tmp_path):
 
 def test_epochs_are_whole_updates(tmp_path):
     run = Recorded(
-        tiny.llama(), arguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2), data_collator=Pad(),
-        stages=[Stage("one", "2 epochs", train_dataset=Mixture(["a", "b"]))], train_dataset=DATA,
-    )  # fmt: skip
+        tiny.llama(),
+        arguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2),
+        data_collator=Pad(),
+        stages=[Stage("one", "2 epochs", train_dataset=Mixture(["a", "b"]))],
+        train_dataset=DATA,
+    )
     assert run.plan()["one"].steps == 12  # 42 examples, 8 per update
     run.train()
     assert {len(rows) for rows in run.seen} == {8}
@@ -239,7 +242,11 @@ stages:
       use: Mixture
       weights: {a: {use: Linear, start: 1, end: 0.3}, b: "Linear(0, 0.7)", rest: 0.1}
       sources:
-        rest: {use: Replay, source: b, share: 0.1, into: {use: ByDifficulty, source: {use: Source, path: json, data_files: c.jsonl}}}
+        rest:
+          use: Replay
+          source: b
+          share: 0.1
+          into: {use: ByDifficulty, source: {use: Source, path: json, data_files: c.jsonl}}
       max_repeats: 4
   - {name: two, until: 1 steps, train_dataset: {use: Ordered, sources: [a, b]}}
   - {name: three, until: 1 steps, train_dataset: {x: a, y: {use: ByLength, source: b, tokens: 64}}}

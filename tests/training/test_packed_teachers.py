@@ -23,8 +23,15 @@ ROWS = [[(7 * i + 3 * j) % 28 + 3 for j in range(n)] for i, n in enumerate([5, 9
 
 def bert():
     torch.manual_seed(0)
-    return BertForMaskedLM(BertConfig(vocab_size=tiny.VOCAB, max_position_embeddings=64, attention_probs_dropout_prob=0.0,
-                                      hidden_dropout_prob=0.0, **SHAPE))  # fmt: skip
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=tiny.VOCAB,
+            max_position_embeddings=64,
+            attention_probs_dropout_prob=0.0,
+            hidden_dropout_prob=0.0,
+            **SHAPE,
+        )
+    )
 
 
 def apart(model, seed=1):
@@ -41,9 +48,18 @@ def trained(out, make, loss, collator, attention="sdpa", **changes):
     teacher = copy.deepcopy(teacher)  # with a config of its own
     teacher.config.use_cache = before = hasattr(teacher.config, "use_cache")
     args = TrainingArguments(
-        str(out), per_device_train_batch_size=8, report_to="none", use_cpu=True, disable_tqdm=True, logging_steps=1, learning_rate=0.1,
-        optim="sgd", max_grad_norm=0.0, save_strategy="no", dataloader_pin_memory=False,
-    )  # fmt: skip
+        str(out),
+        per_device_train_batch_size=8,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_steps=1,
+        learning_rate=0.1,
+        optim="sgd",
+        max_grad_norm=0.0,
+        save_strategy="no",
+        dataloader_pin_memory=False,
+    )
     rows = Dataset.from_list([{"input_ids": row, "labels": row} for row in ROWS])
     trainer = StagedTrainer(
         student, args, train_dataset=rows, data_collator=collator, processing_class=tiny.tokenizer(),

@@ -148,9 +148,18 @@ def test_strength_over_the_stage(tmp_path):
     own.train()
     # An evaluation sees the strength that the next update begins with; the stage's last one that of the folder.
     assert seen.seen == [
-        ("eval", 0.0), ("update", 0.0), ("update", 0.25), ("eval", 0.5), ("update", 0.5), ("update", 0.75), ("eval", 1.0),
-        ("eval", 0.5, 1.0), ("update", 0.5, 1.0), ("update", 0.75, 1.0), ("eval", 1.0),
-    ]  # fmt: skip
+        ("eval", 0.0),
+        ("update", 0.0),
+        ("update", 0.25),
+        ("eval", 0.5),
+        ("update", 0.5),
+        ("update", 0.75),
+        ("eval", 1.0),
+        ("eval", 0.5, 1.0),
+        ("update", 0.5, 1.0),
+        ("update", 0.75, 1.0),
+        ("eval", 1.0),
+    ]
     assert all(m.strength is None for m in own.model.modules() if isinstance(m, WithStrength))
     folder = tmp_path / "02-second"
     ids = torch.tensor(tiny.lm_data()[:2]["input_ids"])
@@ -283,9 +292,17 @@ def test_checkpoints_and_the_best_model(tmp_path, build):
 
 def test_best_model_of_a_curve_is_refused(tmp_path):
     stage = Stage(
-        "a", "4 steps", transforms=[Ternarize(strength=Linear(0, 1))],
-        args={"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2},
-    )  # fmt: skip
+        "a",
+        "4 steps",
+        transforms=[Ternarize(strength=Linear(0, 1))],
+        args={
+            "load_best_model_at_end": True,
+            "eval_strategy": "steps",
+            "save_strategy": "steps",
+            "eval_steps": 2,
+            "save_steps": 2,
+        },
+    )
     with pytest.raises(
         ValueError, match=r"stage 'a': load_best_model_at_end: .* before Ternarize reached full strength"
     ):

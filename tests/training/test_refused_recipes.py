@@ -26,23 +26,59 @@ class Hidden(Loss):
 
 
 BAD = {
-    "unknown argument": ([Stage("a", "2 steps", args={"learning_rat": 1})], r"TrainingArguments has no 'learning_rat'; did you mean 'learning_rate'"),
-    "refused argument": ([Stage("a", "2 steps", args={"seed": 1})], r"stage 'a': args.seed: 'seed' cannot differ by stage: a stage's seed comes from"),
-    "warmup": ([Stage("a", "2 steps", schedule=Fresh(warmup=5))], r"stage 'a': schedule: a warmup of 5 steps is longer than the stage \(2 steps\)"),
+    "unknown argument": (
+        [Stage("a", "2 steps", args={"learning_rat": 1})],
+        r"TrainingArguments has no 'learning_rat'; did you mean 'learning_rate'",
+    ),
+    "refused argument": (
+        [Stage("a", "2 steps", args={"seed": 1})],
+        r"stage 'a': args.seed: 'seed' cannot differ by stage: a stage's seed comes from",
+    ),
+    "warmup": (
+        [Stage("a", "2 steps", schedule=Fresh(warmup=5))],
+        r"stage 'a': schedule: a warmup of 5 steps is longer than the stage \(2 steps\)",
+    ),
     "resume first": ([Stage("a", "2 steps", schedule=Resume())], r"stage 'a': schedule: Resume\(\) needs a parent"),
-    "pattern": ([Stage("a", "2 steps"), Stage("b", "2 steps", transforms=[Freeze("layer.9")])], r"stage 'b': transforms\[0\] Freeze: .*'layer.9' matches nothing"),
+    "pattern": (
+        [Stage("a", "2 steps"), Stage("b", "2 steps", transforms=[Freeze("layer.9")])],
+        r"stage 'b': transforms\[0\] Freeze: .*'layer.9' matches nothing",
+    ),
     "shape": ([Stage("a", "2 steps", schedule=Fresh(shape="reduce_lr_on_plateau"))], r"no function of progress"),
-    "teacher missing": ([Stage("a", "2 steps", loss=Agree())], r"stage 'a': teacher: its loss compares with a teacher, but there is none"),
+    "teacher missing": (
+        [Stage("a", "2 steps", loss=Agree())],
+        r"stage 'a': teacher: its loss compares with a teacher, but there is none",
+    ),
     "teacher unused": ([Stage("a", "2 steps", teacher="stage:b")], r"stage 'a': teacher: given, but no loss"),
-    "teacher later": ([Stage("a", "2 steps", loss=Agree(), teacher="stage:b"), Stage("b", "2 steps")], r"expected a model, 'base' or an earlier stage"),
-    "empty": ([Stage("a", "2 steps", train_dataset=tiny.lm_data(0))], r"stage 'a': train_dataset: expected at least one example"),
-    "stream epochs": ([Stage("a", "2 epochs", train_dataset=tiny.lm_data(4).to_iterable_dataset())], r"stage 'a': until: '2 epochs' on a stream without a length"),
-    "no batch": ([Stage("a", "2 epochs", train_dataset=tiny.lm_data(3), args={"dataloader_drop_last": True})], r"3 examples give no batch of 4"),
-    "unmeasured gate": ([Stage("a", "2 steps", gates=[Plateau("eval_loss")])], r"stage 'a': gates\[0\] Plateau: eval_loss is never measured"),
-    "no eval data": ([Stage("a", "2 steps", args={"eval_strategy": "steps"})], r"stage 'a': eval_dataset: eval_strategy='steps', but there is none"),
-    "capture": ([Stage("a", "2 steps", loss=Hidden())], r"stage 'a': loss Hidden: need 'hidden': expected loss, logits"),
+    "teacher later": (
+        [Stage("a", "2 steps", loss=Agree(), teacher="stage:b"), Stage("b", "2 steps")],
+        r"expected a model, 'base' or an earlier stage",
+    ),
+    "empty": (
+        [Stage("a", "2 steps", train_dataset=tiny.lm_data(0))],
+        r"stage 'a': train_dataset: expected at least one example",
+    ),
+    "stream epochs": (
+        [Stage("a", "2 epochs", train_dataset=tiny.lm_data(4).to_iterable_dataset())],
+        r"stage 'a': until: '2 epochs' on a stream without a length",
+    ),
+    "no batch": (
+        [Stage("a", "2 epochs", train_dataset=tiny.lm_data(3), args={"dataloader_drop_last": True})],
+        r"3 examples give no batch of 4",
+    ),
+    "unmeasured gate": (
+        [Stage("a", "2 steps", gates=[Plateau("eval_loss")])],
+        r"stage 'a': gates\[0\] Plateau: eval_loss is never measured",
+    ),
+    "no eval data": (
+        [Stage("a", "2 steps", args={"eval_strategy": "steps"})],
+        r"stage 'a': eval_dataset: eval_strategy='steps', but there is none",
+    ),
+    "capture": (
+        [Stage("a", "2 steps", loss=Hidden())],
+        r"stage 'a': loss Hidden: need 'hidden': expected loss, logits",
+    ),
     "unknown source": ([Stage("a", "2 steps", train_dataset="nope")], r"no source is called 'nope'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("stages", "message"), BAD.values(), ids=BAD.keys())

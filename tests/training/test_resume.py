@@ -58,7 +58,7 @@ def test_killed_and_resumed_is_never_cut(driver, whole_run, tmp_path, kills):
 
 
 def test_the_run_is_what_the_kills_need(whole_run):
-    """Guards the subject: a gate, a token budget, a partial window, a reset, dropout, a best model that is not the last."""
+    """The run has a gate, a token budget, a partial window, a reset, dropout, and a best model that is not the last."""
     out = whole_run()
     ends = [plain(out / name / "stage.json") for name in ("01-head", "02-more", "03-lora", "04-merged")]
     assert [end["ended_by"] for end in ends] == ["until", "until", "Plateau", "until"]

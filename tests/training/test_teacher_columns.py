@@ -1,4 +1,4 @@
-"""What a teacher reads beside its student: columns of its own go to it alone, and the student keeps all that it takes."""
+"""What a teacher reads beside its student: its own columns go to it alone, and the student keeps all that it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the version before wrote still loads, goes on and comes to the same numbers: tests/version_before holds its folders.
+"""What the version before wrote still loads, resumes and gives the same numbers. Its folders are in tests/version_before.
 
 On the kind of processor that they were made on numbers are compared to the bit, elsewhere closely.
 """
@@ -117,7 +117,7 @@ def close_logits(model: Any, name: str) -> None:
     torch.testing.assert_close(runs.logits_of(model), torch.tensor(EXPECTED[name]), rtol=1e-4, atol=1e-4)
 
 
-# ---- runs that were cut --------------------------------------------------------------------------------------------------
+# ---- runs that were cut ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", RUNS)
@@ -176,7 +176,7 @@ def test_an_edit_is_still_seen(name, copied):
         runs.trained("yaml", resume=True)
 
 
-# ---- recipes and the names in them ---------------------------------------------------------------------------------------
+# ---- recipes and the names in them -----------------------------------------------------------------------------------
 
 
 def test_recipes_read_and_are_written_as_before():
@@ -215,7 +215,7 @@ def _with_use(written: Any) -> Any:
     )
 
 
-# ---- folders -------------------------------------------------------------------------------------------------------------
+# ---- folders ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_packed_folder_loads():
