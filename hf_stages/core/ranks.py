@@ -15,8 +15,10 @@ def check_launch(args: TrainingArguments) -> None:
         return
     how = "" if args.use_cpu else "On a CPU set use_cpu=True in TrainingArguments. "
     raise ValueError(
-        f"WORLD_SIZE is {started}, so a launcher started {started} processes together, but this trainer is of {args.world_size}: each "
-        f"process would train alone, into the same output_dir. {how}Start it with torchrun or accelerate launch (which set RANK and "
+        f"WORLD_SIZE is {started}, so a launcher started {started} processes together, but this trainer is of "
+        f"{args.world_size}: each "
+        f"process would train alone, into the same output_dir. {how}Start it with torchrun or accelerate launch (which "
+        "set RANK and "
         "LOCAL_RANK too) where the ranks can find each other. To train alone on purpose, unset WORLD_SIZE"
     )
 

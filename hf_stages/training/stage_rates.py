@@ -54,8 +54,8 @@ def check_rates(trainer: Any, optimizer: Any) -> None:
     """Refuse an optimizer whose groups train at rates of their own, whatever the stage says.
 
     Groups may differ from each other: the schedule multiplies each one's rate. But they have to be made from the
-    stage's rate (a share of it for each layer). To see that, they are made once more at twice the rate. That they happen
-    to fit a first stage does not hide that they will not fit the next.
+    stage's rate (a share of it for each layer). To see that, they are made once more at twice the rate. That they
+    happen to fit a first stage does not hide that they will not fit the next.
     """
     peak = trainer._stage.rate.span.peak
     peaks = {peak, *(span.peak for span in trainer.run_plan.spans.values())}

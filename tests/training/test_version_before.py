@@ -1,4 +1,4 @@
-"""What the version before wrote still loads, resumes and gives the same numbers. Its folders are in tests/version_before.
+"""What the version before wrote still loads, resumes and gives equal numbers. Its folders are in tests/version_before.
 
 On the kind of processor that they were made on numbers are compared to the bit, elsewhere closely.
 """

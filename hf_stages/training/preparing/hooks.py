@@ -34,7 +34,7 @@ class PreparingMixin(_Base):
     _prepared: Any = None
     """The PreparedData of a trainer that prepares its data itself."""
     _split_off: Batch = Batch({})
-    """What stands beside the inputs of the batch at hand; the inputs themselves are left to the trainer, which frees them."""
+    """What stands beside the inputs of the batch at hand. The trainer has the inputs themselves, and frees them."""
     _for_teacher: frozenset[str] = frozenset()
     """Columns that the stage's teacher takes and its student does not."""
 
