@@ -25,7 +25,7 @@ from hf_stages.models.adapters import (
     trained_in_base,
 )
 from hf_stages.models.structure import load_weights
-from hf_stages.training.cut_stage import state_of
+from hf_stages.training.stage.cut_stage import state_of
 
 _BESIDE = "trained_beside_adapter.safetensors"
 

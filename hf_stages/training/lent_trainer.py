@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_stages.training.stage_inputs import StageInputs
-from hf_stages.training.stage_rates import at_rate
+from hf_stages.training.stage.stage_inputs import StageInputs
+from hf_stages.training.stage.stage_rates import at_rate
 
 
 @dataclass(frozen=True)

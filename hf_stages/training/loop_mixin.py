@@ -10,8 +10,8 @@ from transformers import Trainer
 
 from hf_stages.layers.quantized import is_range_parameter
 from hf_stages.losses.objective.micro_batch_loss import replace_compute_loss, update_loss
-from hf_stages.training.cut_stage import restore_trainer_state
-from hf_stages.training.stage_rates import check_rates
+from hf_stages.training.stage.cut_stage import restore_trainer_state
+from hf_stages.training.stage.stage_rates import check_rates
 
 # The mixin's overrides call the next trainer's own; only a type checker may think that this is always Trainer.
 _Base: Any = Trainer if TYPE_CHECKING else object

@@ -32,7 +32,7 @@ from hf_stages.planning.plan import Plan
 from hf_stages.planning.stage_args import recorded_args, stage_args
 from hf_stages.recipes.files import to_dict
 from hf_stages.reports.finished_stage import FinishedStage
-from hf_stages.training.cut_stage import CutStage
+from hf_stages.training.stage.cut_stage import CutStage
 
 _JUDGES = ("gates", "args", "eval_dataset", "compute_metrics", "exporters", "pack_on_save", "monitors", "parents")
 """What watches a stage without changing what it trains, and what is recorded in another form."""

@@ -26,16 +26,16 @@ from hf_stages.planning.plan import Plan, PlannedStage, schedule_defaults, span_
 from hf_stages.planning.stage_args import stage_args
 from hf_stages.reports.finished_stage import FinishedStage
 from hf_stages.schedules.base import Span
-from hf_stages.training.cut_stage import CutStage
 from hf_stages.training.handover import Handover, Transition
 from hf_stages.training.lent_trainer import LentTrainer
 from hf_stages.training.manifest import Manifest
-from hf_stages.training.rollback_states import remove_states, rollback_folder
 from hf_stages.training.run_teachers import Teachers
+from hf_stages.training.stage.cut_stage import CutStage
+from hf_stages.training.stage.rollback_states import remove_states, rollback_folder
+from hf_stages.training.stage.stage_inputs import stage_inputs
+from hf_stages.training.stage.stage_run import StageRun
+from hf_stages.training.stage.stage_start import begin_stage, stage_losses
 from hf_stages.training.stage_folder import read_trainer_state, write_exports, write_stage_folder
-from hf_stages.training.stage_inputs import stage_inputs
-from hf_stages.training.stage_run import StageRun
-from hf_stages.training.stage_start import begin_stage, stage_losses
 from hf_stages.training.stage_summary import stage_summary
 from hf_stages.training.trainer_counters import reset_counters, restore_counters
 

@@ -18,8 +18,8 @@ from hf_stages.planning.resolved import ResolvedRecipe
 from hf_stages.recipes.files import to_dict
 from hf_stages.reports.cards.model_card import began_with
 from hf_stages.training.manifest import Manifest
-from hf_stages.training.stage_rates import group_rates
-from hf_stages.training.stage_run import StageRun
+from hf_stages.training.stage.stage_rates import group_rates
+from hf_stages.training.stage.stage_run import StageRun
 from hf_stages.training.trainer_counters import counters_of
 
 _TIMED = ("_runtime", "_per_second", "train_runtime", "items")

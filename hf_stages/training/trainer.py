@@ -41,8 +41,8 @@ from hf_stages.training.progress_bar import StageProgress
 from hf_stages.training.runner import Runner
 from hf_stages.training.saving_mixin import SavingMixin
 from hf_stages.training.shown_signature import signature_of
-from hf_stages.training.stage_rates import take_rate
-from hf_stages.training.stopping import StopRequest
+from hf_stages.training.stage.stage_rates import take_rate
+from hf_stages.training.stage.stopping import StopRequest
 
 logger = logging.get_logger(__name__)
 _SHARED = ("train_dataset", "eval_dataset", "data_collator", "compute_metrics")

@@ -32,7 +32,7 @@ def trainer_in(out, stages=None, *, cls=StagedTrainer, quiet=True, **given):
 def warned(monkeypatch):
     """What the package's loggers said."""
     said = []
-    for name in ("gate_actions", "manifest", "runner"):
+    for name in ("stage.gate_actions", "manifest", "runner"):
         logger = logging.getLogger(f"hf_stages.training.{name}")
         monkeypatch.setattr(logger, "warning", lambda text, *args: said.append(text))
     return said

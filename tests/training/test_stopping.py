@@ -8,10 +8,10 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from hf_stages import Stage
 from hf_stages.core.ledger import Ledger
 from hf_stages.planning.plan import PlannedStage, Size
-from hf_stages.training.epoch_position import EpochPosition
-from hf_stages.training.progress import Progress
-from hf_stages.training.stage_notes import StageNotes
-from hf_stages.training.stopping import Stopping, StopRequest
+from hf_stages.training.stage.epoch_position import EpochPosition
+from hf_stages.training.stage.progress import Progress
+from hf_stages.training.stage.stage_notes import StageNotes
+from hf_stages.training.stage.stopping import Stopping, StopRequest
 
 
 def planned(until: str, steps: int) -> PlannedStage:

@@ -7,7 +7,7 @@ import time
 from transformers.trainer_callback import TrainerState
 
 from hf_stages.planning.plan import PlannedStage
-from hf_stages.training.epoch_position import EpochPosition
+from hf_stages.training.stage.epoch_position import EpochPosition
 
 
 class Progress:

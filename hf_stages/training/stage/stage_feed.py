@@ -15,10 +15,10 @@ from typing import Any
 from hf_stages.core.randomness import preserve_random_state
 from hf_stages.data.collators.progress import ProgressDataset, ProgressSampler, ProgressStream
 from hf_stages.data.stage_collator import reads_progress
-from hf_stages.training.progress import Progress
-from hf_stages.training.source_counts import SourceCounts
-from hf_stages.training.stage_data import StageData
-from hf_stages.training.stage_notes import StageNotes
+from hf_stages.training.stage.progress import Progress
+from hf_stages.training.stage.source_counts import SourceCounts
+from hf_stages.training.stage.stage_data import StageData
+from hf_stages.training.stage.stage_notes import StageNotes
 
 
 class StageFeed:

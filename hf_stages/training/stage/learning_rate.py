@@ -8,7 +8,7 @@ from typing import Any
 from hf_stages.core.ledger import Ledger
 from hf_stages.planning.plan import Plan, PlannedStage
 from hf_stages.schedules.base import Span
-from hf_stages.training.progress import Progress
+from hf_stages.training.stage.progress import Progress
 
 
 @dataclass(frozen=True)

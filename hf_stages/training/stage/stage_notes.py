@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hf_stages.core.ledger import Entry, Ledger
-from hf_stages.training.progress import Progress
+from hf_stages.training.stage.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from hf_stages.evaluation.stage_metrics import StageMetrics
 from hf_stages.gates.base import Decision, History
 from hf_stages.planning.domains import earlier_domains
 from hf_stages.planning.plan import PlannedStage
-from hf_stages.training.learning_rate import LearningRate
-from hf_stages.training.progress import Progress
-from hf_stages.training.rollback_states import RollbackStates, remove_states
-from hf_stages.training.stage_feed import StageFeed
-from hf_stages.training.stage_notes import StageNotes
-from hf_stages.training.stopping import Stopping
+from hf_stages.training.stage.learning_rate import LearningRate
+from hf_stages.training.stage.progress import Progress
+from hf_stages.training.stage.rollback_states import RollbackStates, remove_states
+from hf_stages.training.stage.stage_feed import StageFeed
+from hf_stages.training.stage.stage_notes import StageNotes
+from hf_stages.training.stage.stopping import Stopping
 
 logger = logging.get_logger(__name__)
 _Logs = Sequence[Mapping[str, Any]]

@@ -19,7 +19,7 @@ from hf_stages.planning.teacher_agreement import try_teacher
 from hf_stages.teachers.live import BaseTeacher, LiveTeacher
 from hf_stages.teachers.stage_teachers import start_teacher, teacher_structure
 from hf_stages.training.lent_trainer import LentTrainer
-from hf_stages.training.stage_run import StageRun
+from hf_stages.training.stage.stage_run import StageRun
 
 
 def stage_losses(trainer: Any, planned: PlannedStage, teacher: Any) -> StageLosses:

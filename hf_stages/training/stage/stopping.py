@@ -5,8 +5,8 @@ from __future__ import annotations
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from hf_stages.training.progress import Progress
-from hf_stages.training.stage_notes import StageNotes
+from hf_stages.training.stage.progress import Progress
+from hf_stages.training.stage.stage_notes import StageNotes
 
 
 class StopRequest:

@@ -17,15 +17,15 @@ from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.planning.measure_data import stage_seed
 from hf_stages.planning.plan import Plan, PlannedStage
 from hf_stages.schedules.base import Span
-from hf_stages.training.cut_stage import CutStage, restore, restore_loop
-from hf_stages.training.gate_actions import GateActions
-from hf_stages.training.learning_rate import LearningRate, stages_of_schedule
-from hf_stages.training.progress import Progress
-from hf_stages.training.rollback_states import RollbackStates, rollback_folder
-from hf_stages.training.stage_data import StageData
-from hf_stages.training.stage_feed import StageFeed
-from hf_stages.training.stage_notes import StageNotes
-from hf_stages.training.stopping import Stopping
+from hf_stages.training.stage.cut_stage import CutStage, restore, restore_loop
+from hf_stages.training.stage.gate_actions import GateActions
+from hf_stages.training.stage.learning_rate import LearningRate, stages_of_schedule
+from hf_stages.training.stage.progress import Progress
+from hf_stages.training.stage.rollback_states import RollbackStates, rollback_folder
+from hf_stages.training.stage.stage_data import StageData
+from hf_stages.training.stage.stage_feed import StageFeed
+from hf_stages.training.stage.stage_notes import StageNotes
+from hf_stages.training.stage.stopping import Stopping
 
 _ENDLESS = 10**9
 """Updates that Trainer is told where the cap is in tokens; the stage ends itself long before."""
