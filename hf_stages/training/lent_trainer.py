@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_stages.training.stage.stage_inputs import StageInputs
-from hf_stages.training.stage.stage_rates import at_rate
+from hf_stages.training.stage.stage_rates import with_learning_rate
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class LentTrainer:
         self.trainer.__dict__.pop("_eval_dataloaders", None)  # persistent workers hold the stage before's data
 
     def set_learning_rate(self, peak: float) -> None:
-        self.trainer.optimizer_cls_and_kwargs = at_rate(self.own.optimizer_cls_and_kwargs, peak)
+        self.trainer.optimizer_cls_and_kwargs = with_learning_rate(self.own.optimizer_cls_and_kwargs, peak)
 
     def set_unused_parameters(self, some: bool) -> None:
         """Let DDP look for parameters without a gradient. The setting is read each time a model is wrapped."""

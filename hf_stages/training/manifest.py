@@ -34,7 +34,7 @@ from hf_stages.recipes.files import to_dict
 from hf_stages.reports.finished_stage import FinishedStage
 from hf_stages.training.stage.cut_stage import CutStage
 
-_JUDGES = ("gates", "args", "eval_dataset", "compute_metrics", "exporters", "pack_on_save", "monitors", "parents")
+_NOT_DECLARED = ("gates", "args", "eval_dataset", "compute_metrics", "exporters", "pack_on_save", "monitors", "parents")
 """What watches a stage without changing what it trains, and what is recorded in another form."""
 
 logger = logging.get_logger(__name__)
@@ -80,7 +80,7 @@ class Manifest:
         resolved = self.plan.resolved[name]
         content = getattr(resolved.teacher, "content", None)  # a cache may be written anew in the same place
         return {
-            **{key: value for key, value in declared.items() if key not in _JUDGES},
+            **{key: value for key, value in declared.items() if key not in _NOT_DECLARED},
             "gates": gates,
             "parent": self.plan[name].parent,
             "train_dataset": _data(resolved.dataset),

@@ -29,7 +29,7 @@ class Teachers:
         self.trainer, self.handover = trainer, handover
         self._loaded: tuple[Any, Any] = (None, None)
 
-    def of(self, planned: PlannedStage) -> Any:
+    def for_stage(self, planned: PlannedStage) -> Any:
         """Give a model, a cache, or the word for the student's own base; None where no loss asks."""
         teacher = own_or_shared(planned.stage, "teacher", self.trainer)
         if teacher is None or not self.trainer.wants_teacher(planned.stage):

@@ -131,7 +131,7 @@ class Runner:
             resumed=resumed,
         )
         lent.set_learning_rate(run.rate.span.peak)
-        run.losses = stage_losses(trainer, planned, self.teachers.of(planned))
+        run.losses = stage_losses(trainer, planned, self.teachers.for_stage(planned))
         lent.set_unused_parameters(run.losses.partial)
         return run, change
 

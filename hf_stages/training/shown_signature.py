@@ -12,13 +12,13 @@ def signature_of(cls: type, mixin: type) -> inspect.Signature:
     """Find what ``cls`` takes. The mixin itself hands on whatever the trainer below it takes."""
     own = [base for base in cls.__mro__ if "__init__" in vars(base)]
     if own[0] is not mixin:
-        return inspect.Signature(_of(own[0])[1:])
-    below, added = _of(own[1])[1:], [p for p in _of(mixin)[1:] if p.kind not in _OPEN]
+        return inspect.Signature(_parameters_of(own[0])[1:])
+    below, added = _parameters_of(own[1])[1:], [p for p in _parameters_of(mixin)[1:] if p.kind not in _OPEN]
     theirs = [p for p in below if p.name not in {one.name for one in added}]
     last = [p for p in theirs if p.kind is inspect.Parameter.VAR_KEYWORD]
     return inspect.Signature([*(p for p in theirs if p not in last), *added, *last])
 
 
-def _of(cls: type) -> list[inspect.Parameter]:
+def _parameters_of(cls: type) -> list[inspect.Parameter]:
     init: Any = vars(cls)["__init__"]
     return list(inspect.signature(init).parameters.values())

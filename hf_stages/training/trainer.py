@@ -41,7 +41,7 @@ from hf_stages.training.progress_bar import StageProgress
 from hf_stages.training.runner import Runner
 from hf_stages.training.saving_mixin import SavingMixin
 from hf_stages.training.shown_signature import signature_of
-from hf_stages.training.stage.stage_rates import take_rate
+from hf_stages.training.stage.stage_rates import adopt_optimizer_rate
 from hf_stages.training.stage.stopping import StopRequest
 
 logger = logging.get_logger(__name__)
@@ -116,7 +116,7 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
             setattr(self, key, getattr(self.recipe, key))
         self._check_setup()
         check_args(self.args)
-        take_rate(self)
+        adopt_optimizer_rate(self)
         self._weighs_items = True
         self.data_collator: Any = prepare_collator(self.data_collator, self.processing_class, self.model)
         for unused in unused_args(self.args, self.recipe):

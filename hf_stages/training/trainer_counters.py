@@ -12,7 +12,7 @@ from typing import Any
 
 def counters_of(trainer: Any) -> dict[str, Any]:
     """Copy the counters, as JSON takes them."""
-    return {name: copy.deepcopy(vars(trainer)[name]) for name in trainer.remembers if name in vars(trainer)}
+    return {name: copy.deepcopy(vars(trainer)[name]) for name in trainer.counter_names if name in vars(trainer)}
 
 
 def restore_counters(trainer: Any, state: Mapping[str, Any]) -> None:
@@ -27,7 +27,7 @@ def restore_counters(trainer: Any, state: Mapping[str, Any]) -> None:
 
 def reset_counters(trainer: Any) -> None:
     """Count from nothing, at the start of a run: an earlier run of the same trainer does not count."""
-    for name in trainer.remembers:
+    for name in trainer.counter_names:
         held = vars(trainer).get(name)
         if isinstance(held, dict):
             _fill(held, {})

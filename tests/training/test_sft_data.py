@@ -128,7 +128,7 @@ def test_what_the_first_data_decided_for_all_is_refused_where_it_does_not_fit(fo
     )
     data = PreparedData(trainer, lambda dataset: dataset)
     with pytest.raises(ValueError, match=f"stage 'b': train_dataset: {said}"):
-        data.of_stage(Dataset.from_list([row]), "b", "stage 'b': train_dataset", evaluation=False)
+        data.prepare_for_stage(Dataset.from_list([row]), "b", "stage 'b': train_dataset", evaluation=False)
 
 
 def test_a_hook_of_ones_own_prepares_the_rows_of_every_stage(tmp_path):

@@ -26,7 +26,7 @@ _Base: Any = Trainer if TYPE_CHECKING else object
 class PreparingMixin(_Base):
     """The part of StagedMixin that adapts a trainer, made for one model and one dataset, to each stage's."""
 
-    remembers: tuple[str, ...] = ("_total_train_tokens", "_metrics")
+    counter_names: tuple[str, ...] = ("_total_train_tokens", "_metrics")
     """Attributes in which the trainer below counts (numbers, lists, dicts): a resumed run goes on with them."""
     stage_teacher: Any = None
     _patches = Patches({})
@@ -105,7 +105,7 @@ class PreparingMixin(_Base):
         return (
             dataset
             if self._prepared is None
-            else self._prepared.of_stage(dataset, stage.name, where, evaluation=evaluation)
+            else self._prepared.prepare_for_stage(dataset, stage.name, where, evaluation=evaluation)
         )
 
     def adopt(self, model: Any) -> None:

@@ -33,7 +33,7 @@ class PreparedData:
                 self.made[key] = (dataset, self.inner(*args, **kwargs))
         return self.made[key][1]
 
-    def of_stage(self, dataset: Any, name: str, where: str, *, evaluation: bool) -> Any:
+    def prepare_for_stage(self, dataset: Any, name: str, where: str, *, evaluation: bool) -> Any:
         """Prepare a stage's data as the trainer's own were."""
         trainer, args = self.trainer, self.trainer.args
         if any(dataset is made for _, made in self.made.values()):

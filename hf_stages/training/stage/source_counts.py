@@ -25,7 +25,7 @@ class SourceCounts:
         self.over_time: list[Counts] = [self._none() for _ in range(BINS)]
         self.since_log = self._none()
 
-    def of_update(self, batches: Sequence[Any]) -> list[Any]:
+    def take_out_of(self, batches: Sequence[Any]) -> list[Any]:
         """Take this rank's counts out of its micro-batches: the model is not to see them."""
         if not self.names:
             return []

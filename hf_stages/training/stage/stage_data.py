@@ -93,7 +93,7 @@ class StageData:
         self.sampler = StageSampler(n, order, rounds=rounds)
         return self.sampler
 
-    def at(self, epoch: int, done: int) -> None:
+    def go_to(self, epoch: int, done: int) -> None:
         """Go to a place in an epoch: ``done`` of its updates were trained."""
         if self.stream is not None:
             self.stream.start = done * self.size.global_batch

@@ -83,7 +83,7 @@ class StageFeed:
         self.data.replay(events)  # type: ignore[arg-type]
 
     def _go_to_next_update(self) -> None:
-        self.data.at(self.progress.epoch.number, self.progress.epoch.done)
+        self.data.go_to(self.progress.epoch.number, self.progress.epoch.done)
 
     def _renew(self) -> None:
         """Make a loader that stands at the next update."""

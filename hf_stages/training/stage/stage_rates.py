@@ -17,7 +17,7 @@ logger = logging.get_logger(__name__)
 _MODELS = ("params", "model", "optimizer_dict")
 
 
-def take_rate(trainer: Any) -> None:
+def adopt_optimizer_rate(trainer: Any) -> None:
     """Take an lr in ``optimizer_cls_and_kwargs`` as the run's, in place of ``args.learning_rate``, as Trainer does."""
     if trainer.optimizer_cls_and_kwargs is None:
         return
@@ -41,7 +41,7 @@ def take_rate(trainer: Any) -> None:
         )
 
 
-def at_rate(given: tuple[Any, Mapping[str, Any]] | None, rate: float) -> tuple[Any, dict[str, Any]] | None:
+def with_learning_rate(given: tuple[Any, Mapping[str, Any]] | None, rate: float) -> tuple[Any, dict[str, Any]] | None:
     """Copy ``optimizer_cls_and_kwargs`` for one stage, at its rate. Trainer takes things out of the copy."""
     if given is None:
         return None
@@ -70,7 +70,7 @@ def check_rates(trainer: Any, optimizer: Any) -> None:
         )
     found = rates_of(optimizer)
     fits = any(rate is not None and math.isclose(rate, peak, rel_tol=1e-6) for rate in found)
-    if (fits and (len(peaks) == 1 or _stock(trainer))) or _follows(trainer, found, peak):
+    if (fits and (len(peaks) == 1 or _made_as_trainer_does(trainer))) or _follows_the_stage(trainer, found, peak):
         return
     shown = ", ".join(dict.fromkeys("none" if rate is None else f"{rate:g}" for rate in found))
     raise ValueError(
@@ -93,13 +93,13 @@ def group_rates(trainer: Any, peak: float, end: float) -> list[float] | None:
     return [float(base) / peak * end for base in bases]
 
 
-def _stock(trainer: Any) -> bool:
-    """Whether the optimizer is made as Trainer makes it: from the args, or the stage's ``at_rate``."""
+def _made_as_trainer_does(trainer: Any) -> bool:
+    """Whether the optimizer is made as Trainer makes it: from the args, or the stage's ``with_learning_rate``."""
     made = "create_optimizer" not in vars(trainer) and type(trainer).create_optimizer is Trainer.create_optimizer
     return made and trainer.get_optimizer_cls_and_kwargs is Trainer.get_optimizer_cls_and_kwargs
 
 
-def _follows(trainer: Any, found: list[Any], rate: float) -> bool:
+def _follows_the_stage(trainer: Any, found: list[Any], rate: float) -> bool:
     """Whether each group's rate, or at least one that is the stage's, doubles with the stage's."""
     if None in found or not rate:
         return False
@@ -107,7 +107,7 @@ def _follows(trainer: Any, found: list[Any], rate: float) -> bool:
     trainer.optimizer, trainer.args = None, copy.copy(args)
     trainer.args.learning_rate = 2 * rate
     if trainer.optimizer_cls_and_kwargs is not None:
-        trainer.optimizer_cls_and_kwargs = at_rate(trainer.optimizer_cls_and_kwargs, 2 * rate)
+        trainer.optimizer_cls_and_kwargs = with_learning_rate(trainer.optimizer_cls_and_kwargs, 2 * rate)
     given = trainer.optimizer_cls_and_kwargs
     try:
         with torch.random.fork_rng(devices=[]):
@@ -115,7 +115,7 @@ def _follows(trainer: Any, found: list[Any], rate: float) -> bool:
             doubled = rates_of(trainer.optimizer if made is None else made)
     finally:
         trainer.optimizer, trainer.args = held, args
-        trainer.optimizer_cls_and_kwargs = at_rate(given, rate)
+        trainer.optimizer_cls_and_kwargs = with_learning_rate(given, rate)
     return len(doubled) == len(found) and any(
         other is not None and math.isclose(other, 2 * one, rel_tol=1e-6)
         for one, other in zip(found, doubled, strict=True)

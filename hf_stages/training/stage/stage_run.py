@@ -117,7 +117,7 @@ class StageRun:
         assert self.objective is not None
         progress, stopping, drawn = self.progress, self.stopping, self.feed.drawn
         seconds = progress.seconds_now() if self.trainer.args.process_index == 0 else 0.0
-        extras = [seconds, 1.0 if stopping.request.reason else 0.0, *drawn.of_update(batches)]
+        extras = [seconds, 1.0 if stopping.request.reason else 0.0, *drawn.take_out_of(batches)]
         self.set_progress()
         learn_reduction(self.trainer, self.objective, batches)
         tokens, progress.seconds, stop, *counts = self.objective.open_update(batches, self.t, extras).tolist()
