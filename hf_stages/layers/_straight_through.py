@@ -113,8 +113,8 @@ class LinearFunction(torch.autograd.Function):
         latents, scales = tensors[:halves], tensors[halves:]
         measures = group_scales(quantizer, latents, scales, transposed)
         weight = effective_weight(quantizer, latents, scales, strength, transposed, measures).to(x.dtype)
-        entered, kept = _rounded_input(ctx, x, clip, strength, activations)
-        ctx.save_for_backward(bias, clip, _copied(strength), *tensors, *measures, *kept)
+        entered, stored = _rounded_input(ctx, x, clip, strength, activations)
+        ctx.save_for_backward(bias, clip, _copied(strength), *tensors, *measures, *stored)
         ctx.quantizer, ctx.activations, ctx.transposed = quantizer, activations, transposed
         ctx.halves, ctx.count, ctx.dtype = halves, len(tensors), x.dtype
         return F.linear(entered, weight.t() if transposed else weight, None if bias is None else bias.to(x.dtype))
@@ -124,7 +124,7 @@ class LinearFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Any) -> Any:
         bias, clip, strength, *rest = ctx.saved_tensors
         tensors, measures = rest[: ctx.count], rest[ctx.count : ctx.count + 2 * ctx.halves]
-        kept = rest[ctx.count + 2 * ctx.halves :]
+        stored = rest[ctx.count + 2 * ctx.halves :]
         latents, scales = tensors[: ctx.halves], tensors[ctx.halves :]
         x_grad: Any = None
         bias_grad: Any = None
@@ -135,13 +135,13 @@ class LinearFunction(torch.autograd.Function):
             x_grad = grad @ (weight.t() if ctx.transposed else weight)
             del weight
             if clip is not None:
-                within, clip_grad = ctx.activations.gradients(x_grad, kept[0], clip)
+                within, clip_grad = ctx.activations.gradients(x_grad, stored[0], clip)
                 if strength is not None:
                     within, clip_grad = torch.lerp(x_grad, within, strength.to(x_grad.dtype)), clip_grad * strength
                 x_grad = within
         flat = grad.reshape(-1, grad.shape[-1])
         if any(ctx.needs_input_grad[8:]):
-            entered = _rounded_input_again(ctx, kept, clip, strength)
+            entered = _rounded_input_again(ctx, stored, clip, strength)
             entered = entered.reshape(flat.shape[0], entered.shape[-1])
             weight_grad = entered.t() @ flat if ctx.transposed else flat.t() @ entered
             del entered
@@ -165,26 +165,26 @@ def _rounded_input(
     if activations is None:
         return x, (x,) if weights_need_grad else ()
     codes, scale, zero = activations.levels(x, clip)
-    kept: tuple[Any, ...] = ()
+    stored: tuple[Any, ...] = ()
     if clip is not None or strength is not None:
         # Codes show neither what lies beyond the range nor what is blended in.
         if weights_need_grad or (clip is not None and (x_needs_grad or clip_needs_grad)):
-            kept = (x,)
+            stored = (x,)
     elif weights_need_grad:
-        kept = activations.bytes(codes), scale, zero
+        stored = activations.bytes(codes), scale, zero
     entered = activations.values(codes, scale, zero, x.dtype)
-    return entered if strength is None else torch.lerp(x, entered, strength.to(x.dtype)), kept
+    return entered if strength is None else torch.lerp(x, entered, strength.to(x.dtype)), stored
 
 
-def _rounded_input_again(ctx: Any, kept: Sequence[Any], clip: Any, strength: Any) -> Any:
+def _rounded_input_again(ctx: Any, stored: Sequence[Any], clip: Any, strength: Any) -> Any:
     """Compute again what was multiplied with the weight."""
     activations = ctx.activations
     if activations is None:
-        return kept[0]
+        return stored[0]
     if strength is None and clip is None:
-        return activations.decode(tuple(kept), ctx.dtype)
-    entered = activations(kept[0], clip)
-    return entered if strength is None else torch.lerp(kept[0], entered, strength.to(ctx.dtype))
+        return activations.decode(tuple(stored), ctx.dtype)
+    entered = activations(stored[0], clip)
+    return entered if strength is None else torch.lerp(stored[0], entered, strength.to(ctx.dtype))
 
 
 class RoundActivations(torch.autograd.Function):

@@ -228,7 +228,7 @@ def _path_to(model: nn.Module, inner: nn.Module) -> str:
 
 def _name_without_wrappers(module: Any, name: str) -> str | None:
     """Return a tensor's name without wrappers; None where the tensor belongs to a wrapper."""
-    parts, kept = name.split("."), []
+    parts, names = name.split("."), []
     while parts:
         if (wrapped := _inside_wrapper(module)) is not None:
             path, module = wrapped
@@ -236,9 +236,9 @@ def _name_without_wrappers(module: Any, name: str) -> str | None:
                 return None
             parts = parts[len(path) :]
             continue
-        kept.append(parts.pop(0))
-        module = getattr(module, kept[-1], None)
-    return ".".join(kept)
+        names.append(parts.pop(0))
+        module = getattr(module, names[-1], None)
+    return ".".join(names)
 
 
 def _inside_wrapper(module: Any) -> tuple[list[str], Any] | None:

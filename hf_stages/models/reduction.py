@@ -46,10 +46,10 @@ class Count:
             return target.clamp(min=0).lt(token_width(batch)).sum()
         if self.ignore is None:
             return target.numel()
-        kept = target.ne(self.ignore)
+        counted = target.ne(self.ignore)
         if self.weights is None:
-            return kept.sum()
-        return torch.tensor(self.weights, device=target.device)[target[kept].long()].sum()
+            return counted.sum()
+        return torch.tensor(self.weights, device=target.device)[target[counted].long()].sum()
 
 
 @dataclass(frozen=True)
