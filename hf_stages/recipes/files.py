@@ -59,7 +59,7 @@ _LISTS = ("transforms", "monitors", "gates", "exporters")
 _DATASETS = ("train_dataset", "eval_dataset")
 _STAGE_KEYS = [f.name for f in fields(Stage)]
 _RECIPE_KEYS = [f.name for f in fields(Recipe)]
-_Noun = TypeVar("_Noun", Stage, Recipe)
+_RecipeOrStage = TypeVar("_RecipeOrStage", Stage, Recipe)
 
 
 def load(path_or_text: str | Path, *, trust_remote_code: bool = False) -> Recipe:
@@ -120,15 +120,15 @@ def resolve_paths(recipe: Recipe, base: Path) -> Recipe:
             return {name: resolved(item) for name, item in value.items()}
         return resolve_part(value, base)
 
-    def noun(thing: _Noun) -> _Noun:
+    def resolve_in(thing: _RecipeOrStage) -> _RecipeOrStage:
         keys = [f.name for f in fields(thing) if f.name in (*_DATASETS, "model", "teacher")]
         return replace(thing, **{key: resolved(getattr(thing, key)) for key in keys})
 
-    stages = tuple(noun(stage) for stage in recipe.stages)
+    stages = tuple(resolve_in(stage) for stage in recipe.stages)
     tokenizer = recipe.tokenizer
     if isinstance(tokenizer, str) and os.path.exists(base / tokenizer):
         tokenizer = str(base / tokenizer)
-    return replace(noun(recipe), stages=stages, sources=resolved(recipe.sources), tokenizer=tokenizer)
+    return replace(resolve_in(recipe), stages=stages, sources=resolved(recipe.sources), tokenizer=tokenizer)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -277,16 +277,16 @@ def read_metrics(value: Any, where: Where) -> Any:
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
-def to_dict(noun: Recipe | Stage) -> dict[str, Any]:
+def to_dict(recipe_or_stage: Recipe | Stage) -> dict[str, Any]:
     """Return plain data (JSON's types) of a recipe or of one stage. Values equal to their defaults are left out.
 
     >>> from hf_stages.schedules import Resume
     >>> to_dict(Stage("main", "2 epochs", schedule=Resume()))
     {'name': 'main', 'until': '2 epochs', 'schedule': {'use': 'Resume'}}
     """
-    written = {key: _write(key, value) for key, value in arguments_of(noun) if key != "stages"}
-    if isinstance(noun, Recipe):
-        written["stages"] = [to_dict(stage) for stage in noun.stages]
+    written = {key: _write(key, value) for key, value in arguments_of(recipe_or_stage) if key != "stages"}
+    if isinstance(recipe_or_stage, Recipe):
+        written["stages"] = [to_dict(stage) for stage in recipe_or_stage.stages]
     return written
 
 

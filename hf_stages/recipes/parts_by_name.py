@@ -46,7 +46,7 @@ def with_trainer_parts(recipe: Recipe, tokenizer: Any, model: Any) -> Recipe:
     known: dict[str, Any] = {}
     names = [stage.name for stage in recipe.stages]
 
-    def noun(thing: Any, where: str) -> Any:
+    def with_parts_in(thing: Any, where: str) -> Any:
         if isinstance(thing.teacher, str) and thing.teacher in names and not os.path.exists(thing.teacher):
             raise ValueError(f"{where}teacher: {thing.teacher!r} is a stage; did you mean 'stage:{thing.teacher}'?")
         own = {"teacher": _teacher_by_path(thing.teacher, known)}
@@ -55,8 +55,8 @@ def with_trainer_parts(recipe: Recipe, tokenizer: Any, model: Any) -> Recipe:
                 own["data_collator"] = thing.data_collator.build(getattr(tokenizer, "tokenizer", tokenizer), model)
         return replace(thing, **own)
 
-    stages = [noun(stage, f"stage {stage.name!r}: ") for stage in recipe.stages]
-    return replace(noun(recipe, ""), stages=stages)
+    stages = [with_parts_in(stage, f"stage {stage.name!r}: ") for stage in recipe.stages]
+    return replace(with_parts_in(recipe, ""), stages=stages)
 
 
 def _read_if_named(key: str, value: Any, where: Where) -> Any:

@@ -114,9 +114,9 @@ def _frame(x: float, y: float, wide: float, labelled: bool) -> str:
     return "".join(parts)
 
 
-def _dashed(line: Sequence[tuple[float, float]], told: str) -> str:
+def _dashed(line: Sequence[tuple[float, float]], title: str) -> str:
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in line)
     return (
         f'<polyline points="{path}" fill="none" stroke="{INK}" stroke-width="1.4" stroke-dasharray="5 '
-        f'3"><title>{escape(told)}</title></polyline>'
+        f'3"><title>{escape(title)}</title></polyline>'
     )

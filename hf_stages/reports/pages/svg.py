@@ -76,8 +76,8 @@ def _cell(matrix: Matrix, row: str, domain: str, x: float, y: float) -> str:
     home = matrix.homes.get(domain) == row
     frame = f'stroke="{INK}" stroke-width="2"' if home else 'stroke="#cccccc"'
     box = f'<rect x="{x + 2:g}" y="{y + 2:g}" width="{_CELL - 4}" height="{_ROW - 4}" rx="4" fill="{fill}" {frame}/>'
-    told = f"{value:.4g}" + (f"  +{rise:.3g}" if rise else "")
-    return box + text_at(x + _CELL / 2, y + 25, told, anchor="middle")
+    shown = f"{value:.4g}" + (f"  +{rise:.3g}" if rise else "")
+    return box + text_at(x + _CELL / 2, y + 25, shown, anchor="middle")
 
 
 def curves(
@@ -93,8 +93,8 @@ def curves(
 ) -> tuple[str, float, float]:
     """Draw lines over steps, or another unit.
 
-    ``edges`` are where stages begin, with their names; ``marks`` are decisions (``kind: reason``), told on hover and in
-    the legend.
+    ``edges`` are where stages begin, with their names; ``marks`` are decisions (``kind: reason``), shown on hover and
+    in the legend.
     """
     lines = {name: [p for p in points if math.isfinite(p[1])] for name, points in lines.items()}
     lines = {name: points for name, points in lines.items() if points}
@@ -108,8 +108,8 @@ def curves(
     parts = [text_at(0, 14, title, size=14, weight="bold"), _axes(place, is_rate, unit), _edges(place, edges)]
     for (name, points), colour in zip(lines.items(), colour_cycle(len(lines)), strict=True):
         path = " ".join(f"{place.x(x):.1f},{place.y(y):.1f}" for x, y in points)
-        told = f"<title>{escape(name)}</title>"
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8">{told}</polyline>')
+        tooltip = f"<title>{escape(name)}</title>"
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8">{tooltip}</polyline>')
         if not is_rate and len(points) <= _DOTTED:
             parts += [f'<circle cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="2.2" '
                       f'fill="{colour}"><title>{escape(name)}: {y:.4g} after {unit} '
@@ -165,8 +165,8 @@ def _axes(place: _Place, is_rate: bool, unit: str) -> str:
     for step in _multiples(0, place.last, every):
         x = place.x(step)
         parts.append(f'<path d="M{x:.1f},{top + height:g} v4" stroke="{INK}"/>')
-        told = f"{step:,.0f}" if step >= 1000 else f"{step:.6g}"
-        parts.append(text_at(x, top + height + 16, told, anchor="middle", size=11))
+        label = f"{step:,.0f}" if step >= 1000 else f"{step:.6g}"
+        parts.append(text_at(x, top + height + 16, label, anchor="middle", size=11))
     parts.append(text_at(left + width, top + height + 29, f"{unit}s", anchor="end", size=11, colour=FAINT))
     return "".join(parts)
 

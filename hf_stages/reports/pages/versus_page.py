@@ -52,11 +52,11 @@ def _pictures(comparison: Comparison) -> list[tuple[str, float, float]]:
     """Draw for each domain a line for each arm: loss over seconds of training, both means over the seeds."""
     domains = list(dict.fromkeys(domain for run in comparison.runs for domain in run.over_time))
     seeds = len(comparison.seeds)
-    told = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
+    seeds_text = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
     found = []
     for domain in domains:
         lines = {arm: mean_line(comparison.runs_of(arm), domain) for arm in comparison.arms}
-        found.append(curves(lines, f"{domain}: loss over seconds of training ({told})", [], unit="second"))
+        found.append(curves(lines, f"{domain}: loss over seconds of training ({seeds_text})", [], unit="second"))
     return [picture for picture in found if picture[2]]
 
 
