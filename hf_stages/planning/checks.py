@@ -58,18 +58,19 @@ def check_stages(
 
 def check_metrics(recipe: Recipe) -> None:
     """Check that metrics given by name exist: the first evaluation may be an hour away."""
-    nouns: list[tuple[str, Any]] = [
+    holders: list[tuple[str, Any]] = [
         ("compute_metrics", recipe),
         *((f"stage {s.name!r}: compute_metrics", s) for s in recipe.stages),
     ]
-    for where, noun in nouns:
-        check = getattr(noun.compute_metrics, "check", None)  # a part of ours; a function has none
+    for where, holder in holders:
+        check = getattr(holder.compute_metrics, "check", None)  # a part of ours; a function has none
         if check is not None:
             with place_errors(where, ValueError, OSError):
                 check()
 
 
 def check_stage(resolved: ResolvedRecipe, args: Any, stage: Stage) -> None:
+    """Check a stage's args against its data, its losses and its parts."""
     where = f"stage {stage.name!r}"
     context = _context(resolved, args, stage)
     own, evaluated = context.args, context.eval_sets
@@ -118,6 +119,7 @@ def _context(resolved: ResolvedRecipe, args: Any, stage: Stage) -> StageContext:
 
 
 def check_teacher(resolved: ResolvedRecipe, stage: Stage) -> None:
+    """Check that a stage has a teacher where its loss compares with one, and that it is not the student itself."""
     recipe, teacher = resolved.recipe, resolved[stage.name].teacher
     if isinstance(teacher, Teacher) and not isinstance(teacher.model, str):
         teacher = teacher.model

@@ -32,12 +32,12 @@ def describe_teaching(terms: Sequence[Term], teacher: Any) -> Teaching:
 
 def _term(term: Term) -> str:
     loss: Any = getattr(term.loss, "inner", term.loss)  # of one source
-    said = [_ALWAYS[key].format(_short(getattr(loss, key))) for key in _ALWAYS if hasattr(loss, key)]
+    details = [_ALWAYS[key].format(_short(getattr(loss, key))) for key in _ALWAYS if hasattr(loss, key)]
     hidden = {*_ALWAYS, *(("layers",) if getattr(loss, "pairs", ()) else ())}
     own = arguments_of(loss) if is_part(loss) and loss.uses_teacher else ()
-    said += [f"{key}={_short(value)}" for key, value in own if key not in hidden and value is not None]
-    said += ["balanced"] if term.balance is not None else []
-    return " ".join([term.name, *_pairs(getattr(loss, "pairs", ())), *said, *_weight(term)])
+    details += [f"{key}={_short(value)}" for key, value in own if key not in hidden and value is not None]
+    details += ["balanced"] if term.balance is not None else []
+    return " ".join([term.name, *_pairs(getattr(loss, "pairs", ())), *details, *_weight(term)])
 
 
 def _pairs(pairs: Sequence[tuple[int, int]]) -> list[str]:

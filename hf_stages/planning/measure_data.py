@@ -104,6 +104,7 @@ def stage_seed(args: TrainingArguments, name: str) -> int:
 
 
 def sampling_strategy(args: TrainingArguments) -> str:
+    """Return ``train_sampling_strategy`` as text, whether it is an enum or text."""
     return str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
 
 
@@ -142,8 +143,8 @@ def size_of(dataset: Any, args: TrainingArguments, stage: Stage) -> Size:
 
 
 def _rows_per_place(blend: Blend) -> float:
-    held = [(len(leaf.dataset.order), leaf.n) for leaf in blend.leaves if leaf.takes_several]
-    return sum(rows for rows, _ in held) / sum(n or 0 for _, n in held) if len(held) == len(blend.leaves) else 1.0
+    sizes = [(len(leaf.dataset.order), leaf.n) for leaf in blend.leaves if leaf.takes_several]
+    return sum(rows for rows, _ in sizes) / sum(n or 0 for _, n in sizes) if len(sizes) == len(blend.leaves) else 1.0
 
 
 def _tokens_per_example(dataset: Any, examples: int | None) -> float | None:

@@ -115,10 +115,12 @@ class PlannedStage:
 
     @property
     def folder(self) -> str:
+        """Name the stage's folder in the run's, such as ``01-main``."""
         return f"{self.index:02d}-{self.name}"
 
     @property
     def tokens(self) -> float | None:
+        """Estimate the tokens that the stage trains on; None where its examples have no ``input_ids``."""
         if self.stage.until.unit == "tokens":  # type: ignore[union-attr]
             return self.stage.until.amount  # type: ignore[union-attr]
         if self.size.tokens_per_example is None:
@@ -128,9 +130,15 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages in the order they run."""
+    """All stages of a run in absolute numbers.
+
+    >>> plan = make_plan(Recipe([Stage("main", "2 epochs")]), {"main": Size(8, batch=4)}, {"main": Defaults(1e-3)})
+    >>> plan.total_steps, plan["main"].folder
+    (4, '01-main')
+    """
 
     stages: tuple[PlannedStage, ...]
+    """The stages, in the order they run."""
     spans: Mapping[str, Span] = field(repr=False)
     """Learning-rate spans as planned, by the stage that declares them."""
     show: Callable[[Plan], str] | None = field(default=None, repr=False, compare=False)
@@ -145,6 +153,7 @@ class Plan:
 
     @property
     def total_steps(self) -> int:
+        """Count the updates of all stages."""
         return sum(stage.steps for stage in self.stages)
 
     def __getitem__(self, name: str) -> PlannedStage:
@@ -155,10 +164,12 @@ class Plan:
         return tuple(self[one] for one in lineage(name, lambda one: self[one].parent))
 
     def with_teaching(self, found: Mapping[str, Teaching]) -> Plan:
+        """Return the plan with what each stage learns from."""
         stages = [replace(stage, teaching=found.get(stage.name, stage.teaching)) for stage in self.stages]
         return replace(self, stages=tuple(stages))
 
     def with_blends(self, blends: Mapping[str, Any]) -> Plan:
+        """Return the plan with the sources of each curriculum."""
         return replace(self, stages=tuple(replace(stage, blend=blends.get(stage.name)) for stage in self.stages))
 
     def with_recipe(self, recipe: Recipe) -> Plan:
@@ -172,7 +183,7 @@ class Plan:
         return self.spans[stage.span_root].highest(stage.s0, stage.s1)
 
     def piece(self, name: str) -> Piece:
-        """The part of its learning-rate span that a stage runs through."""
+        """Return the part of its learning-rate span that a stage runs through."""
         stage = self[name]
         return Piece(self.spans[stage.span_root], stage.s0, stage.steps)
 
@@ -259,7 +270,7 @@ def span_of(stage: Stage, defaults: Defaults, total: int, parent_lr: float | Non
 
 
 def _span_roots(stages: Sequence[Stage], parents: Mapping[str, str | None]) -> dict[str, str]:
-    """The stage that declares each stage's span: itself, or the one that its schedule resumes."""
+    """Return the stage that declares each stage's span: itself, or the one that its schedule resumes."""
     roots: dict[str, str] = {}
     for stage in stages:
         parent = parents[stage.name]

@@ -59,12 +59,12 @@ def add_earlier_data(
         for called in source_names_in(source):
             look_up(called, known, where)
         return Replayed(declared, source, name)
-    held = [_rows_of(leaf) for leaf in own.leaves] if isinstance(own, Blend) else [own]
+    own_rows = [_rows_of(leaf) for leaf in own.leaves] if isinstance(own, Blend) else [own]
     names = list(own.names) if isinstance(own, Blend) else [name]
     found: dict[str, list[Any]] = {}
     for earlier, data in before.items():
         for called, dataset, count in _sources_drawn(earlier, data, known, read):
-            if any(dataset is one for one in held):
+            if any(dataset is one for one in own_rows):
                 continue
             same = next((entry for entry in found.values() if entry[0] is dataset), None)
             if same is not None:

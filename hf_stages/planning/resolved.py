@@ -28,7 +28,7 @@ class ResolvedStage:
     """One stage with all that it takes from its recipe."""
 
     stage: Stage
-    """As declared."""
+    """The stage as it was declared."""
     own_dataset: Any = field(repr=False)
     """What the stage trains on by itself: a dataset, or a ``Blend`` of a curriculum."""
     dataset: Any = field(repr=False)
@@ -51,12 +51,12 @@ class ResolvedStage:
 
     @property
     def sources(self) -> tuple[Any, ...]:
-        """The datasets that are drawn from: one, or those of a curriculum."""
+        """Return the datasets that are drawn from: one, or those of a curriculum."""
         return tuple(leaf.dataset for leaf in self.dataset.leaves) if self.mixes else (self.dataset,)
 
     @property
     def mixes(self) -> bool:
-        """Whether the stage draws from a curriculum."""
+        """Tell whether the stage draws from a curriculum."""
         return isinstance(self.dataset, Blend)
 
 

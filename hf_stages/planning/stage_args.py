@@ -44,8 +44,8 @@ def stage_args(args: TrainingArguments, stage: Stage) -> TrainingArguments:
         own.eval_steps = own.logging_steps
     if own.load_best_model_at_end and own.metric_for_best_model is None:
         own.metric_for_best_model = "loss"
-    unsaid = "metric_for_best_model" in stage.args and "greater_is_better" not in stage.args
-    if own.metric_for_best_model is not None and (own.greater_is_better is None or unsaid):
+    left_open = "metric_for_best_model" in stage.args and "greater_is_better" not in stage.args
+    if own.metric_for_best_model is not None and (own.greater_is_better is None or left_open):
         own.greater_is_better = not own.metric_for_best_model.endswith("loss")
     with place_errors(where):
         own._validate_args()
