@@ -11,6 +11,7 @@ from hf_stages.evaluation.last_evaluation import LastEvaluation
 from hf_stages.evaluation.per_domain import measured_as
 from hf_stages.evaluation.stage_metrics import StageMetrics
 from hf_stages.planning.domains import domains_of, own_domains, same_task
+from hf_stages.planning.resolved import ResolvedRecipe
 
 
 def final_metrics(trainer: Any, measured: StageMetrics) -> dict[str, float]:
@@ -37,9 +38,8 @@ def _of_these_weights(trainer: Any, last: LastEvaluation) -> dict[str, float]:
     return last.metrics
 
 
-def metrics_of_other_domains(trainer: Any, stage: Stage) -> dict[str, float]:
+def metrics_of_other_domains(trainer: Any, stage: Stage, resolved: ResolvedRecipe) -> dict[str, float]:
     """Measure domains that this stage does not evaluate itself, as the stages that brought them do."""
-    resolved = trainer.run_plan.resolved
     found: dict[str, Any] = {}
     if isinstance(stage.eval_dataset, Mapping) and not stage.eval_dataset:
         return found  # said in so many words: nothing that the run evaluates fits this stage

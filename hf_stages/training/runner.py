@@ -213,7 +213,7 @@ class Runner:
         logs = run.measured.logs(trainer.state)
         if run.gates.decide_at_end([*logs, {**metrics, "step": trainer.state.global_step}]):
             metrics = final_metrics(trainer, run.measured)  # of the weights that a gate went back to
-        metrics |= metrics_of_other_domains(trainer, run.planned.stage)
+        metrics |= metrics_of_other_domains(trainer, run.planned.stage, self.plan.resolved)
         run.losses.remove()
         run.gates.note_silent(run.measured.logs(trainer.state))
         self.lent.end()
