@@ -14,7 +14,8 @@ from transformers.utils import logging
 
 from hf_stages.commands.arm_collators import collators_by_source
 from hf_stages.commands.arm_runs import ARM_FILE, Trainings
-from hf_stages.commands.arms import Sources, own_data, with_replayed_share
+from hf_stages.commands.arm_sources import Sources
+from hf_stages.commands.arms import own_data, with_replayed_share
 from hf_stages.core.errors import LossNotFinite
 from hf_stages.core.folder_lock import lock_folder_on_all_ranks
 from hf_stages.core.sealed_folders import SCHEMA, STAGE_FILE, find_damage, read_json, write_json

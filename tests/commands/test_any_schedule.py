@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from hf_stages.commands import cli
-from hf_stages.commands.arms import Sources, build_arms
+from hf_stages.commands.arm_sources import Sources
+from hf_stages.commands.arms import build_arms
 from hf_stages.commands.lr_trials import plan_trials, trial_stage
 from hf_stages.planning.measure_data import plan_for
 from hf_stages.recipes import files as recipes

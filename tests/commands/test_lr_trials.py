@@ -10,7 +10,7 @@ import pytest
 
 from hf_stages import recipes
 from hf_stages.commands import cli
-from hf_stages.commands.arms import Sources
+from hf_stages.commands.arm_sources import Sources
 from hf_stages.commands.lr_trials import plan_trials, sources_up_to, trial_stage
 from hf_stages.data.curricula.replay import Replay
 from hf_stages.planning.measure_data import plan_for

@@ -10,7 +10,8 @@ import pytest
 
 from hf_stages import recipes
 from hf_stages.commands import cli
-from hf_stages.commands.arms import Sources, build_arms
+from hf_stages.commands.arm_sources import Sources
+from hf_stages.commands.arms import build_arms
 from hf_stages.commands.lr_trials import plan_trials, trial_stage
 from hf_stages.planning.measure_data import plan_for
 from hf_stages.training.from_recipe import prepare
