@@ -1,4 +1,5 @@
-"""Metadata is in setup.cfg. Here: the kernels' library is compiled where a C compiler is there, and left out elsewhere."""
+"""Metadata is in setup.cfg. Here: the kernels' library is compiled where a C compiler is there, and left out
+elsewhere."""
 
 import importlib.util
 import logging

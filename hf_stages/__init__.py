@@ -1,10 +1,11 @@
 """Staged training, distillation and compression inside the Hugging Face Trainer.
 
-The rooms, from the ground up; each builds on those before it: ``core``, ``layers``, ``models``, then the parts of a stage
-(``losses``, ``transforms``, ``schedules``, ``gates``), ``data``, ``teachers``, ``recipes``, ``planning``, ``reports``,
-``packing``, ``evaluation``, ``training``, ``commands``.
+The rooms, from the ground up; each builds on those before it: ``core``, ``layers``, ``models``, then the parts of a
+stage (``losses``, ``transforms``, ``schedules``, ``gates``), ``data``, ``teachers``, ``recipes``, ``planning``,
+``reports``, ``packing``, ``evaluation``, ``training``, ``commands``.
 
-What a script needs is here by its name: ``from hf_stages import Stage, StagedTrainer, LogitKL, Ternarize, Rewarm, pack``.
+What a script needs is here by its name: ``from hf_stages import Stage, StagedTrainer, LogitKL, Ternarize, Rewarm,
+pack``.
 """
 
 from typing import Any

@@ -77,7 +77,8 @@ def class_data() -> Dataset:
 def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     """``run_python(code, *args, check=True, env={}, timeout=120)`` runs code in a process of its own, in ``tmp_path``.
 
-    It sees ``hf_stages``, ``tests.support.tiny`` and the examples of this tree. With ``check``, a failure shows its stderr.
+    It sees ``hf_stages``, ``tests.support.tiny`` and the examples of this tree. With ``check``, a failure shows its
+    stderr.
     """
 
     def run(code: str, *args: str, check: bool = True, timeout: float = 120, env: dict[str, str] | None = None):

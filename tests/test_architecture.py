@@ -16,7 +16,8 @@ from hf_stages.core.registry import list_parts
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_stages"
 
-# The rooms from the ground up, each with what stands on its line: a room imports from earlier lines and from itself, no more.
+# The rooms from the ground up, each with what stands on its line: a room imports from earlier lines and from itself, no
+# more.
 ROOMS = (
     "core",  # nouns, time, names, whole folders
     "layers",  # modules that stand in for a model's own
@@ -48,7 +49,8 @@ each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_
 
 
 def _imports(path: Path) -> list[tuple[int, str, str]]:
-    """(line, module, name) of every import of ours, those inside functions too. ``from a import b`` of a module b is module a.b."""
+    """(line, module, name) of every import of ours, those inside functions too. ``from a import b`` of a module b is
+    module a.b."""
     found = []
     for node in ast.walk(TREES.get(path) or ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -124,7 +126,8 @@ def test_what_is_private_stays_in_its_room(path: Path) -> None:
             assert not _private(module, name), f"{path.relative_to(ROOT)}:{line}: {module}.{name} is another room's own"
 
 
-# Folders of tests that are no room: shared helpers, processes of their own, whole examples, a run of the version before.
+# Folders of tests that are no room: shared helpers, processes of their own, whole examples, a run of the version
+# before.
 TEST_FOLDERS = {"support", "workers", "examples", "version_before"}
 
 

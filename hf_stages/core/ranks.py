@@ -16,10 +16,9 @@ def check_launch(args: TrainingArguments) -> None:
     how = "" if args.use_cpu else "On a CPU set use_cpu=True in TrainingArguments. "
     raise ValueError(
         f"WORLD_SIZE is {started}, so a launcher started {started} processes together, but this trainer is of "
-        f"{args.world_size}: each "
-        f"process would train alone, into the same output_dir. {how}Start it with torchrun or accelerate launch (which "
-        "set RANK and "
-        "LOCAL_RANK too) where the ranks can find each other. To train alone on purpose, unset WORLD_SIZE"
+        f"{args.world_size}: each process would train alone, into the same output_dir. {how}Start it with torchrun or "
+        "accelerate launch (which set RANK and LOCAL_RANK too) where the ranks can find each other. To train alone on "
+        "purpose, unset WORLD_SIZE"
     )
 
 

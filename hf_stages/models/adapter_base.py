@@ -35,10 +35,8 @@ def check_base(model: Any, folder: Path) -> None:
         if len(one) != len(other) or (one - other).norm() > _TOLERANCE * one.norm():
             raise ValueError(
                 f"{folder}: its adapter was trained on another base: {name} was {one[0]:.4g}, ... and is "
-                f"{other[0]:.4g}, ...; "
-                "begin with the same model. Where the adapter's start draws at random and changes the base "
-                "(pissa_niter), call "
-                "set_seed before get_peft_model, or use init_lora_weights='pissa'"
+                f"{other[0]:.4g}, ...; begin with the same model. Where the adapter's start draws at random and "
+                "changes the base (pissa_niter), call set_seed before get_peft_model, or use init_lora_weights='pissa'"
             )
 
 

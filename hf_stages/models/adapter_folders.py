@@ -35,8 +35,7 @@ def check_adapter(model: Any, where: str, *, sharded: bool = False) -> None:
     if sharded and model.active_peft_config.is_prompt_learning:
         raise ValueError(
             f"{where}: {model.active_peft_config.peft_type.value}: expected DDP or one process: PEFT asks the encoder "
-            "of prompts as it "
-            "saves, and FSDP has it in shards then"
+            "of prompts as it saves, and FSDP has it in shards then"
         )
     try:
         plain = plain_copy(model)
@@ -53,9 +52,8 @@ def check_adapter(model: Any, where: str, *, sharded: bool = False) -> None:
     if layout.apart is not None and layout != layout_of(model):
         logger.warning(
             f"{where}: stock from_pretrained could not give this model ({layout.apart}); the stage's folder has base "
-            "and adapter "
-            "apart, in base/ and adapter/. StagedTrainer.from_stage reads it as it is, PeftModel.from_pretrained the "
-            "two"
+            "and adapter apart, in base/ and adapter/. StagedTrainer.from_stage reads it as it is, "
+            "PeftModel.from_pretrained the two"
         )
     note_layout(model, layout)
 
@@ -71,8 +69,7 @@ def _refuse_shared(model: Any, where: str) -> None:
     if shared := next((names for names in places.values() if len(names) > 1), None):
         raise ValueError(
             f"{where}: {' and '.join(shared[:2])} are one weight of the base (layer_replication?), and a folder cannot "
-            "hold that; make the "
-            "deeper model first, then put a plain adapter on it"
+            "hold that; make the deeper model first, then put a plain adapter on it"
         )
 
 

@@ -54,8 +54,8 @@ class Patches:
         if lacking := sorted(self.methods.keys() - _methods(base_of(model)).keys()):
             raise ValueError(
                 f"{where}model: `{lacking[0]}` was replaced on the initial model itself, by the trainer or by hand, "
-                "and a model built "
-                "anew lacks it; override prepare_model(self, model) in the trainer to replace it there too"
+                "and a model built anew lacks it; override prepare_model(self, model) in the trainer to replace it "
+                "there too"
             )
 
 

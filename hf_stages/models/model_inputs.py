@@ -63,8 +63,7 @@ def _decoder_inputs(base: Any) -> Callable[[torch.Tensor], Any]:
     if shift is None:
         raise ValueError(
             f"{type(base).__name__} makes its decoder's inputs from labels in a way of its own, and is run without "
-            "labels here; let "
-            "the data_collator give decoder_input_ids, or the model a method "
+            "labels here; let the data_collator give decoder_input_ids, or the model a method "
             "prepare_decoder_input_ids_from_labels(labels)"
         )
     names = list(inspect.signature(shift).parameters)[1:]

@@ -100,13 +100,11 @@ def _check_names(student: Outputs, teacher: Outputs, where: str) -> None:
     if sorted(mine) == sorted(theirs):
         raise ValueError(
             f"{where}: the same labels in another order: {apart} (config.id2label). Number the data's labels as the "
-            "teacher "
-            f"does and give the student a head in that order: SetTask(..., id2label={list(teacher.labels)})"
+            f"teacher does and give the student a head in that order: SetTask(..., id2label={list(teacher.labels)})"
         )
     raise ValueError(
         f"{where}: the models name different classes: {apart} (config.id2label); expected one task. If they mean the "
-        "same, "
-        "set id2label alike in both configs"
+        "same, set id2label alike in both configs"
     )
 
 

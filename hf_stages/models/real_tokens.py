@@ -49,8 +49,8 @@ class Tokens:
         if shape is not None and shape != (rows, tokens):
             raise ValueError(
                 f"the batch has {shape[0]} rows of {shape[1]} tokens, but the model has states of {rows} x {tokens}: a "
-                "model that "
-                "shortens or lengthens its input (prompt tuning, windows of a fixed size) is not supported by this loss"
+                "model that shortens or lengthens its input (prompt tuning, windows of a fixed size) is not supported "
+                "by this loss"
             )
         if mask is not None:
             return mask.to(torch.float32)

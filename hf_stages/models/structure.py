@@ -83,10 +83,8 @@ class Blueprint:
             self.buildable = False
             logger.warning(
                 f"the {type(outer).__name__} differs from what its config describes ({difference}): its stages can "
-                "only follow one "
-                "another, and their folders cannot be read by from_stage. Let transforms of the first stage change it, "
-                "or "
-                "read it from a stage folder"
+                "only follow one another, and their folders cannot be read by from_stage. Let transforms of the first "
+                "stage change it, or read it from a stage folder"
             )
 
     def _difference_from_config(self, model: nn.Module) -> str | None:
@@ -167,9 +165,8 @@ class Blueprint:
         if not self.buildable:
             raise ValueError(
                 f"cannot build a second {self.kind.__name__}: only an unquantized transformers model that is as its "
-                "config says "
-                "can be built from it; make the trainer anew to resume, and start no stage from an earlier one than "
-                "the last"
+                "config says can be built from it; make the trainer anew to resume, and start no stage from an earlier "
+                "one than the last"
             )
         with preserve_random_state(), torch.device(device):
             model = own_models.build(

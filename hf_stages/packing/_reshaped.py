@@ -31,8 +31,7 @@ def reshaped(model: Any) -> dict[str, Any]:
         if other is None:
             raise ValueError(
                 f"pack: {name}: {type(model).__name__} does not build this module from its config, so that a packed "
-                "file of it could "
-                "not be loaded; pack a model whose structure its config says (or that transforms made)"
+                "file of it could not be loaded; pack a model whose structure its config says (or that transforms made)"
             )
         if isinstance(module, PackedWeight):
             rows, columns = module.scale.shape[-2], module.columns

@@ -40,8 +40,7 @@ def check_packable(model: Any) -> None:
     if not any(isinstance(module, Quantized) for module in model.modules()):
         raise ValueError(
             "the model has no quantized layers to pack; train it with Ternarize or Binarize first (a stage folder "
-            "knows "
-            "them, a model loaded from one by its class does not: give the folder)"
+            "knows them, a model loaded from one by its class does not: give the folder)"
         )
 
 
@@ -152,8 +151,7 @@ def spec_of(name: str, module: Quantized) -> PackedSpec:
     if module.strength is not None and float(module.strength) != 1.0:
         raise ValueError(
             f"pack: {name}: expected weights at full strength, got {float(module.strength):g}; train the stage to its "
-            "end "
-            "(a strength curve should reach 1), or set it with Ternarize(strength=1.0)"
+            "end (a strength curve should reach 1), or set it with Ternarize(strength=1.0)"
         )
     per, columns = module.quantizer.per, module.latents[0].shape[0 if module.transposed else 1]
     group = per if isinstance(per, int) and per != columns else None

@@ -66,8 +66,7 @@ def save_checkpoint(trainer: Any, write: Callable[[], None]) -> None:
             raise
         raise OSError(
             f"{folder} could not be written ({error}); every checkpoint and stage saved before it is whole. Free space "
-            "on "
-            f"{out} and resume with resume_from_checkpoint=True"
+            f"on {out} and resume with resume_from_checkpoint=True"
         ) from error
     finally:
         args.save_total_limit = limit

@@ -75,8 +75,7 @@ class Handover:
         if built and is_peft(change.model) and not trainer.is_fsdp_enabled:
             raise ValueError(
                 f"{checkpoint}: a checkpoint with an adapter holds the adapter alone, and this trainer's model was "
-                "trained "
-                "already; make the model and the trainer anew and resume"
+                "trained already; make the model and the trainer anew and resume"
             )
         check_adapter(change.model, f"stage {planned.name!r}", sharded=trainer.is_fsdp_enabled)
         trainer.adopt(change.model)
@@ -103,8 +102,7 @@ class Handover:
         elif checkpoint is None:
             raise ValueError(
                 "train: this trainer's model was trained already and nothing was saved to go on from; make the model "
-                "and "
-                "the trainer anew"
+                "and the trainer anew"
             )
         return model  # a checkpoint brings its own weights
 

@@ -144,15 +144,14 @@ class Manifest:
             if others:
                 raise ValueError(
                     f"{self.out} holds the run of another recipe (stages {', '.join(old['stages'])}; {others[0]} is "
-                    "done); "
-                    "choose another output_dir"
+                    "done); choose another output_dir"
                 )
         found = [str(self.folder_of(name)) for name in self.done] + held
         if found:
             raise ValueError(
                 f"{self.out} already holds a run ({len(self.done)} of {len(self.plan.stages)} stages done; such as "
-                f"{found[0]}). Resume "
-                "it (resume_from_checkpoint=True, or hf-stages run --resume), or choose another output_dir"
+                f"{found[0]}). Resume it (resume_from_checkpoint=True, or hf-stages run --resume), or choose another "
+                "output_dir"
             )
 
     def _refuse_another_recipe(self) -> None:
@@ -197,8 +196,7 @@ class Manifest:
         if not wanted(read_json(folder / STATE_FILE, "a stage state")):
             raise ValueError(
                 f"resume_from_checkpoint: {folder} belongs to no stage that is still to be trained; pass True to go on "
-                "from "
-                "wherever the run stands"
+                "from wherever the run stands"
             )
         return folder
 

@@ -249,8 +249,7 @@ class Runner:
                 self.manifest.write("stopped", self.ledger)
                 raise StageStopped(
                     f"stage {name!r}: {decision.reason}; the run stops before the next stage. {finished.folder} is "
-                    "whole: "
-                    "change the expectation (or the next stages) and resume",
+                    "whole: change the expectation (or the next stages) and resume",
                     gate,
                 )
 
@@ -295,6 +294,5 @@ def _with_advice(error: Exception, what: str, out: Path) -> Exception:
         return error
     return OSError(
         f"{what} could not be written ({error}); every folder saved before it is whole. Free space on {out} and resume "
-        "with "
-        "resume_from_checkpoint=True"
+        "with resume_from_checkpoint=True"
     )

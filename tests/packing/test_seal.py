@@ -187,11 +187,9 @@ def test_a_folder_that_is_not_packed_is_not_sealed(tmp_path):
 def test_stock_transformers_says_what_to_import(packed):
     """By an Auto class and by the architecture's own."""
     code = (
-        "import sys\n"
-        "from transformers import AutoModelForSequenceClassification, BertModel\n"
-        "for kind in (AutoModelForSequenceClassification, BertModel):\n"
-        "    try:\n        kind.from_pretrained(sys.argv[1])\n"
-        "    except Exception as error:\n        print(error)\n"
+        "import sys\nfrom transformers import AutoModelForSequenceClassification, BertModel\nfor kind in "
+        "(AutoModelForSequenceClassification, BertModel):\n    try:\n        kind.from_pretrained(sys.argv[1])\n    "
+        "except Exception as error:\n        print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(packed)], capture_output=True, text=True, check=True)
     assert [line.endswith(STOP_TEXT) for line in done.stdout.splitlines()] == [True, True]

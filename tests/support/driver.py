@@ -1,7 +1,7 @@
 """Runs that die. A warm parent process forks one child per run, so that each new process costs no imports.
 
-``python -m tests.support.driver`` reads one JSON order per line and answers each with one JSON line. A child dies by SIGKILL at
-a point of the order's choosing, often in the middle of a write; the next child resumes what it left behind.
+``python -m tests.support.driver`` reads one JSON order per line and answers each with one JSON line. A child dies by
+SIGKILL at a point of the order's choosing, often in the middle of a write; the next child resumes what it left behind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# ---- orders: what the tests use ------------------------------------------------------------------------------------------
+# ---- orders: what the tests use
+# ------------------------------------------------------------------------------------------
 
 
 class Driver:
@@ -116,7 +117,8 @@ def _kill_from_outside(child: int, out: Path, updates: int, delay: float) -> Non
     os.kill(child, signal.SIGKILL)
 
 
-# ---- points: where a child dies ------------------------------------------------------------------------------------------
+# ---- points: where a child dies
+# ------------------------------------------------------------------------------------------
 
 
 def die() -> None:
@@ -125,7 +127,8 @@ def die() -> None:
 
 
 def arm(point: str, n: int, pattern: str = "") -> None:
-    """Die at the n-th call of a point whose path holds ``pattern``: instead of it, in the middle of it, or just after."""
+    """Die at the n-th call of a point whose path holds ``pattern``: instead of it, in the middle of it, or just
+    after."""
     name, _, when = point.partition(":")
     for module, attribute, path_of in POINTS[name]():
         _wrap(module, attribute, path_of, when or "before", [n], pattern)

@@ -180,7 +180,9 @@ def main(out: Path, resume: bool, options: dict[str, Any]) -> None:
 
 def generators() -> str:
     numpy = np.random.get_state()
-    return _digest(repr(random.getstate()), numpy[1].tobytes() + bytes([numpy[2] % 256]), torch.get_rng_state().numpy().tobytes())  # fmt: skip
+    return _digest(
+        repr(random.getstate()), numpy[1].tobytes() + bytes([numpy[2] % 256]), torch.get_rng_state().numpy().tobytes()
+    )
 
 
 def _digest(*parts: str | bytes) -> str:

@@ -1,4 +1,5 @@
-"""TRL's SFTTrainer under the mixin, on a tiny model and a few lines of text. What imports this is skipped without TRL."""
+"""TRL's SFTTrainer under the mixin, on a tiny model and a few lines of text. What imports this is skipped without
+TRL."""
 
 from __future__ import annotations
 

@@ -20,8 +20,14 @@ def write(folder: Path, **changes) -> str:
     content = {
         "model": {"config": {"model_type": "llama", **tiny.LLAMA_SIZES}},
         "args": {
-            "output_dir": str(folder / "out"), "per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none",
-            "learning_rate": 1e-2, "logging_steps": 2, "disable_tqdm": True, "dataloader_pin_memory": False,
+            "output_dir": str(folder / "out"),
+            "per_device_train_batch_size": 4,
+            "use_cpu": True,
+            "report_to": "none",
+            "learning_rate": 1e-2,
+            "logging_steps": 2,
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
         },
         "sources": {
             name: {"path": "json", "data_files": str(folder / f"{name}.jsonl")}
@@ -29,10 +35,15 @@ def write(folder: Path, **changes) -> str:
         },
         "eval_dataset": {"language": "language-eval", "code": "code-eval"},
         "stages": [
-            {"name": "language", "until": "6 steps", "train_dataset": "language", "schedule": {"use": "Fresh", "warmup": "2 steps"}},
+            {
+                "name": "language",
+                "until": "6 steps",
+                "train_dataset": "language",
+                "schedule": {"use": "Fresh", "warmup": "2 steps"},
+            },
             {"name": "code", "until": "4 steps", "train_dataset": "code", "schedule": {"use": "Rewarm", "to": 5e-3}},
         ],
-    }  # fmt: skip
+    }
     path = folder / "run.yaml"
     path.write_text(json.dumps({**content, **changes}))  # JSON is YAML
     return str(path)

@@ -92,8 +92,7 @@ def test_data_that_cannot_be_prepared_are_refused_by_the_plan(tmp_path):
 def test_text_is_refused_where_answers_alone_are_trained(tmp_path):
     template = (
         "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% "
-        "endgeneration %}"
-        "{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
+        "endgeneration %}{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
     )
     messages = [[{"role": "user", "content": "one?"}, {"role": "assistant", "content": "two"}]] * 4
     trainer = StagedSFT(

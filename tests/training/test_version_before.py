@@ -22,7 +22,7 @@ from hf_stages.models.stage_models import load_stage
 from hf_stages.packing import pack
 from hf_stages.recipes import dump, load, loads, part_to_dict, stage_from_dict, to_dict
 from hf_stages.training.from_recipe import build_trainer
-from tests.version_before import runs
+from tests.version_before import public_parts, runs
 
 pytestmark = pytest.mark.usefixtures("quick_gc")
 EXPECTED = json.loads((runs.HERE / "expected.json").read_text())
@@ -188,7 +188,7 @@ def test_recipes_read_and_are_written_as_before():
 
 @pytest.mark.parametrize("key", sorted(EXPECTED["parts"]))
 def test_parts_keep_their_names_and_fingerprints(key):
-    parts, known = runs.parts()[key], EXPECTED["parts"][key]
+    parts, known = public_parts.parts()[key], EXPECTED["parts"][key]
     assert [part_to_dict(part, key) for part in parts] == [about["written"] for about in known]
     assert [fingerprint(part) for part in parts] == [about["fingerprint"] for about in known]
 

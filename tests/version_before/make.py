@@ -38,7 +38,7 @@ from hf_stages.packing import pack
 from hf_stages.recipes import dump, load, loads, part_to_dict
 from hf_stages.training.from_recipe import build_trainer, prepare
 from hf_stages.transforms import AddLora, InsertSubLN, Ternarize
-from tests.version_before import runs
+from tests.version_before import public_parts, runs
 
 WORDS = ["the", "a", "cat", "dog", "bird", "sees", "likes", "hears", "finds", "small", "old", "red", "and", "then"]
 SIGNS = ["def", "return", "if", "else", "x", "y", "z", "(", ")", ":", "=", "+", "0", "1", "in"]
@@ -136,8 +136,9 @@ stages:
 CACHED = f"""# A student of a teacher that was asked before.
 model:{LLAMA}
 tokenizer: tokenizer
-args: {{output_dir: out, learning_rate: 5e-3, adam_epsilon: 1e-4, warmup_steps: 1, per_device_train_batch_size: 4, logging_steps: 1, seed: 11,
-  report_to: none, use_cpu: true, disable_tqdm: true, save_strategy: "no"}}
+args: {{output_dir: out, learning_rate: 5e-3, adam_epsilon: 1e-4, warmup_steps: 1,
+  per_device_train_batch_size: 4, logging_steps: 1,
+  seed: 11, report_to: none, use_cpu: true, disable_tqdm: true, save_strategy: "no"}}
 sources:
   prose: {{path: json, data_files: prose.jsonl, text: text, max_length: 10}}
 train_dataset: prose
@@ -276,7 +277,7 @@ def main(to: Path) -> None:
     make_lora(to / "lora", expected)
     expected["parts"] = {
         key: [{"fingerprint": fingerprint(part), "written": part_to_dict(part, key)} for part in parts]
-        for key, parts in runs.parts().items()
+        for key, parts in public_parts.parts().items()
     }
     (to / "expected.json").write_text(json.dumps(expected, sort_keys=True) + "\n")
 

@@ -19,56 +19,25 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, TrainerCallback, TrainingArguments
 
 from hf_stages import CachedTeacher, Stage, StagedTrainer
-from hf_stages.core.curves import WSD, Cosine, Join, Linear, Step
+from hf_stages.core.curves import WSD, Cosine, Linear
 from hf_stages.core.stops import RunInterrupted
 from hf_stages.data import (
-    Augment,
     ByDifficulty,
     ByLength,
-    BySource,
-    Collator,
-    CompletionOnly,
-    DynamicMLM,
     Lengths,
-    Mixture,
-    ModelLoss,
-    Ordered,
-    Packed,
-    Preferences,
     Replay,
-    Source,
-    ToolCallsOnly,
 )
-from hf_stages.evaluation.metrics.metrics import Metrics
-from hf_stages.gates import Above, Below, Budget, Expect, Forgetting, Plateau
 from hf_stages.losses import (
-    DPO,
-    AttentionKL,
-    AttentionMSE,
-    AttentionRelation,
-    Balanced,
-    EmbeddingCosine,
     HiddenMSE,
     LogitKL,
-    LogitMSE,
     TaskLoss,
 )
-from hf_stages.packing.formats import Gguf, Onnx
 from hf_stages.recipes import loads
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.training.from_recipe import build_trainer
 from hf_stages.transforms import (
-    AddLora,
     Binarize,
     Freeze,
-    InsertSubLN,
-    MergeLora,
-    ReduceLayers,
-    ReduceWidth,
-    ResizeVocab,
-    SetTask,
-    SplitTernary,
-    Ternarize,
     Unfreeze,
 )
 
@@ -80,7 +49,8 @@ CUT_AT = {"yaml": ("distil", 3), "python": ("second", 4)}
 BATCH = [[4, 5, 6, 7, 8, 9], [12, 13, 14, 15, 4, 30]]
 """What logits are compared on."""
 
-# ---- the run in Python ---------------------------------------------------------------------------------------------------
+# ---- the run in Python
+# ---------------------------------------------------------------------------------------------------
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -154,17 +124,36 @@ def python_stages() -> list[Stage]:
 
 def python_trainer(out: str) -> StagedTrainer:
     args = TrainingArguments(
-        out, per_device_train_batch_size=4, gradient_accumulation_steps=2, learning_rate=8e-3, adam_beta2=0.95, adam_epsilon=1e-4,
-        max_grad_norm=0.7, logging_steps=1, eval_strategy="steps", eval_steps=3, save_strategy="no", seed=3, data_seed=5,
-        report_to="none", use_cpu=True, disable_tqdm=True,
-    )  # fmt: skip
+        out,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        learning_rate=8e-3,
+        adam_beta2=0.95,
+        adam_epsilon=1e-4,
+        max_grad_norm=0.7,
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=3,
+        save_strategy="no",
+        seed=3,
+        data_seed=5,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
     return StagedTrainer(
-        bert(1), args, stages=python_stages(), teacher=bert(2, num_hidden_layers=2), train_dataset=in_memory(16, 0),
-        eval_dataset=rows(10, 200), data_collator=collate, compute_metrics=right,
-    )  # fmt: skip
+        bert(1),
+        args,
+        stages=python_stages(),
+        teacher=bert(2, num_hidden_layers=2),
+        train_dataset=in_memory(16, 0),
+        eval_dataset=rows(10, 200),
+        data_collator=collate,
+        compute_metrics=right,
+    )
 
 
-# ---- the others ----------------------------------------------------------------------------------------------------------
+# ---- the others -----------------------------------------------------------------------------------------------------
 
 
 def yaml_trainer(out: str) -> StagedTrainer:
@@ -212,7 +201,8 @@ def trained(
     return trainer, watch
 
 
-# ---- what is compared ----------------------------------------------------------------------------------------------------
+# ---- what is compared
+# ----------------------------------------------------------------------------------------------------
 
 
 def machine() -> dict[str, Any]:
@@ -300,39 +290,4 @@ def inside(folder: Path) -> Iterator[Path]:
         os.chdir(before)
 
 
-# ---- names that folders hold ---------------------------------------------------------------------------------------------
-
-
-def parts() -> dict[str, list[Any]]:
-    """One of every public part, by the key that it stands under in a recipe: how it is written and its fingerprint may not change."""
-    return {
-        "data_collator": [
-            Lengths(8), Lengths(Linear(4, 8), longer="split"), Packed(16), Packed(Linear(8, 16), Lengths(8)), CompletionOnly(),
-            ToolCallsOnly(), DynamicMLM(Linear(0.3, 0.1)), Preferences(8), BySource({"a": Lengths(8), "b": None}),
-            Collator("DataCollatorForLanguageModeling", {"mlm": False}), collate,
-        ],
-        "train_dataset": [
-            Mixture({"a": Linear(1, 0), "b": 0.5}), Mixture(["a", "b"], temperature=2.0), Ordered(["a", "b"]), ByLength("a", tokens=32),
-            ByDifficulty("a", by=ModelLoss("out/01-a")), ByDifficulty("a", by=difficulty), Replay("a", 0.1, into="b"),
-            Replay("a", Linear(0.1, 0.2), into=ByLength("b")), Source("json", data_files="a.jsonl", text="text"),
-            Source("a", text="t", augment=Augment(method="embeddings", vectors="v.txt", text="t", cache="c")), rows(3), rows(100),
-        ],
-        "loss": [
-            TaskLoss(), LogitKL(temperature=Linear(2, 1)), 0.5 * LogitMSE() + HiddenMSE(layers={1: 2}), AttentionMSE(), AttentionKL(),
-            AttentionRelation(), EmbeddingCosine(), DPO(), Balanced(TaskLoss() + Cosine(1, 0) * LogitKL()),
-            WSD(decay=0.2) * TaskLoss(), Join((Linear(0, 1), Step(((0, 1), (0.5, 10)))), until=(0.3,)) * TaskLoss(),
-            {"a": TaskLoss(), "b": 2 * LogitKL()},
-        ],
-        "gates": [
-            Plateau(), Below("eval_loss", 1.0), Above("eval_f1", 0.5), Budget("1 hours"), Expect("eval_loss", high=2.0),
-            Forgetting("2%", action="replay", source="a"),
-        ],
-        "schedule": [Fresh(warmup=3, shape=Cosine(1, 0)), Resume(optimizer="reset"), Rewarm(to=1e-3, then=Linear(1, 0))],
-        "transforms": [
-            AddLora(4), MergeLora(), Freeze("a"), Unfreeze("a"), SetTask("AutoModelForMaskedLM"), ResizeVocab(to=40), ReduceLayers([1]),
-            ReduceWidth(0.5), InsertSubLN(), Ternarize(strength=Linear(0, 1)), Binarize("a"), SplitTernary(),
-        ],
-        "exporters": [Gguf(), Onnx()],
-        "compute_metrics": [Metrics(("accuracy", "f1")), Metrics("accuracy", shift=True), right],
-        "teacher": [CachedTeacher("cache")],
-    }  # fmt: skip
+# ---- names that folders hold

@@ -261,7 +261,8 @@ def gradient(name: str, out: Any, batch: int, accumulation: int = 1, *, extra: i
 
 
 def apart(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor], floor: float = 1e-3) -> float:
-    """The largest difference of any tensor, relative to the largest entry of that tensor (or of all, where it is ~0)."""
+    """The largest difference of any tensor, relative to the largest entry of that tensor (or of all, where it is
+    ~0)."""
     assert a.keys() == b.keys(), sorted(a.keys() ^ b.keys())
     largest = max(t.abs().max().item() for t in a.values())
     return max(((a[n] - b[n]).abs().max() / max(a[n].abs().max().item(), floor * largest)).item() for n in a)

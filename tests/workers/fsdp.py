@@ -24,8 +24,12 @@ from tests.workers.ranks import agree, classes, scenario, staged
 
 FSDP = {
     "fsdp": True,
-    "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"], "state_dict_type": "FULL_STATE_DICT"},
-}  # fmt: skip
+    "fsdp_config": {
+        "version": 2,
+        "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
+        "state_dict_type": "FULL_STATE_DICT",
+    },
+}
 ADAM = {**FSDP, **ranks.ADAM, "max_grad_norm": 1.0}
 
 

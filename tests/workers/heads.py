@@ -75,11 +75,25 @@ def drawn(seed: int = 3) -> torch.Generator:
 
 def ctc(reduction: str) -> Callable[[], Any]:
     config = tf.Wav2Vec2Config(
-        **SMALL, vocab_size=12, conv_dim=(8, 8), conv_kernel=(10, 3), conv_stride=(5, 2), num_feat_extract_layers=2,
-        feat_extract_norm="layer", num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, hidden_dropout=0.0,
-        attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0, layerdrop=0.0,
-        apply_spec_augment=False, ctc_loss_reduction=reduction, pad_token_id=0,
-    )  # fmt: skip
+        **SMALL,
+        vocab_size=12,
+        conv_dim=(8, 8),
+        conv_kernel=(10, 3),
+        conv_stride=(5, 2),
+        num_feat_extract_layers=2,
+        feat_extract_norm="layer",
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        feat_proj_dropout=0.0,
+        final_dropout=0.0,
+        layerdrop=0.0,
+        apply_spec_augment=False,
+        ctc_loss_reduction=reduction,
+        pad_token_id=0,
+    )
     return built("Wav2Vec2ForCTC", config)
 
 
@@ -97,10 +111,21 @@ def speech() -> list[dict[str, Any]]:
 def segformer(labels: int) -> Callable[[], Any]:
     def build() -> Any:
         config = tf.SegformerConfig(
-            num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[3, 3], strides=[2, 2],
-            num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=16, num_labels=labels, drop_path_rate=0.0,
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout_prob=0.0,
-        )  # fmt: skip
+            num_encoder_blocks=2,
+            depths=[1, 1],
+            sr_ratios=[2, 1],
+            hidden_sizes=[8, 16],
+            patch_sizes=[3, 3],
+            strides=[2, 2],
+            num_attention_heads=[1, 2],
+            mlp_ratios=[2, 2],
+            decoder_hidden_size=16,
+            num_labels=labels,
+            drop_path_rate=0.0,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            classifier_dropout_prob=0.0,
+        )
         model = built("SegformerForSemanticSegmentation", config)()
         model.decode_head.batch_norm = torch.nn.Identity()  # its statistics are of a micro-batch, whatever the loss
         return model
@@ -162,10 +187,21 @@ def begun(generator: torch.Generator, ids: list[int]) -> list[int]:
 
 def bart(kind: str) -> Callable[[], Any]:
     config = tf.BartConfig(
-        vocab_size=tiny.VOCAB, d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=4, dropout=0.0,
-        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64, is_decoder=True,
-        attention_dropout=0.0, activation_dropout=0.0, is_encoder_decoder=False,
-    )  # fmt: skip
+        vocab_size=tiny.VOCAB,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        dropout=0.0,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=64,
+        is_decoder=True,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        is_encoder_decoder=False,
+    )
     return built(kind, config)
 
 
@@ -229,7 +265,12 @@ def update(
         out, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **head.args, **steps
     )
     trainer = kind(
-        head.model(), args, train_dataset=Rows(head.rows()), data_collator=head.collator(extra), callbacks=[seen], **staged
-    )  # fmt: skip
+        head.model(),
+        args,
+        train_dataset=Rows(head.rows()),
+        data_collator=head.collator(extra),
+        callbacks=[seen],
+        **staged,
+    )
     trainer.train()
     return seen.found

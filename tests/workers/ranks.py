@@ -78,7 +78,8 @@ class Recorded(StagedTrainer):
 
 
 class Watch(TrainerCallback):
-    """After every update the ranks' weights must be equal; by a stage's end every trainable parameter must have moved."""
+    """After every update the ranks' weights must be equal; by a stage's end every trainable parameter must have
+    moved."""
 
     def __init__(self) -> None:
         self.trainer: Any = None

@@ -182,7 +182,8 @@ def quantized(out: Path) -> None:
 
 @scenario
 def evaluation(out: Path) -> None:
-    """Seven ragged rows in batches of two: the rows that fill the last ones count once, in the loss and in teachers' terms."""
+    """Seven ragged rows in batches of two: the rows that fill the last ones count once, in the loss and in teachers'
+    terms."""
     rows = [{**row, "labels": [-100] * i + row["labels"][i:]} for i, row in enumerate(CASES["causal"].rows()[:7])]
     teacher = tiny.llama(pad_token_id=0, seed=3)
     for count, own in ((7, False), (5, False), (3, False), (5, True)):

@@ -150,8 +150,8 @@ class Objective:
                 raise ValueError(
                     f"loss {term.name}: "
                     f"{'its gradient reaches no weight' if part.requires_grad else 'its value has no graph'}, so it "
-                    "would train nothing: all that it reads is frozen, or it was computed under detach() or "
-                    "no_grad(); leave the term out, or unfreeze"
+                    "would train nothing: all that it reads is frozen, or it was computed under detach() or no_grad(); "
+                    "leave the term out, or unfreeze"
                 )
             share = part / self.items[i]
             self.health.note(i, share, term.loss.zero_is_meaningful(batch))

@@ -33,8 +33,7 @@ def write_tokens(writer: Any, folder: Path | None, size: int, arch: str, pre: st
     if (kind == "bert") != (arch == "bert"):
         raise ValueError(
             f"Gguf: tokenizer: expected {'WordPiece' if arch == 'bert' else 'SentencePiece or byte-level BPE'} for "
-            f"{arch}, "
-            f"got {state['model']['type']}; tokenizer=False leaves it out"
+            f"{arch}, got {state['model']['type']}; tokenizer=False leaves it out"
         )
     tokens, types = _token_table(state, size)
     writer.add_tokenizer_model(kind)
@@ -157,8 +156,7 @@ def _pretokenizer(state: Mapping[str, Any], merges: bool) -> str:
         return SPLITS[pattern]
     raise ValueError(
         f"Gguf: pre: expected to know how the tokenizer cuts text, got {', '.join(kinds)} with patterns of its own; "
-        "name "
-        "llama.cpp's word for it (pre='llama-bpe'), or leave the tokenizer out (tokenizer=False)"
+        "name llama.cpp's word for it (pre='llama-bpe'), or leave the tokenizer out (tokenizer=False)"
     )
 
 

@@ -39,8 +39,7 @@ def cached(cache: Cache | None, name: str, sources: tuple[torch.Tensor, ...], ma
 def warn_once() -> None:
     logger.warning(
         "packed layers run on weights unpacked to float32, which take 16 times their packed size and more: the "
-        "kernels' "
-        "library is not built, or left out by %s. To build it: %s",
+        "kernels' library is not built, or left out by %s. To build it: %s",
         library.VARIABLE,
         library.HOW,
     )

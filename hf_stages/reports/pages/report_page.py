@@ -21,13 +21,16 @@ from hf_stages.reports.tables.shares_table import shares_table
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1180px;margin:2em auto;padding:0 1em}"
-    ".wide{overflow-x:auto}svg{display:block}"
-    "pre{background:#f6f6f4;padding:.8em;overflow-x:auto;font-size:13px;line-height:1.4}pre.words{white-space:pre-wrap}"
-    "table{border-collapse:collapse;font-size:13px}th,td{border-bottom:1px solid #ddd;padding:.3em "
-    ".7em;text-align:left;"
-    "vertical-align:top;overflow-wrap:anywhere}th{background:#f6f6f4;white-space:nowrap}.n{text-align:right;white-space:nowrap}"
-    ".problem{background:#fdecea;border-left:4px solid #c0392b;padding:.5em .8em}@media "
-    "print{pre{white-space:pre-wrap;font-size:9px}.wide{overflow:visible}svg{max-width:100%;height:auto}}"
+    ".wide{overflow-x:auto}"
+    "svg{display:block}"
+    "pre{background:#f6f6f4;padding:.8em;overflow-x:auto;font-size:13px;line-height:1.4}"
+    "pre.words{white-space:pre-wrap}"
+    "table{border-collapse:collapse;font-size:13px}"
+    "th,td{border-bottom:1px solid #ddd;padding:.3em .7em;text-align:left;vertical-align:top;overflow-wrap:anywhere}"
+    "th{background:#f6f6f4;white-space:nowrap}"
+    ".n{text-align:right;white-space:nowrap}"
+    ".problem{background:#fdecea;border-left:4px solid #c0392b;padding:.5em .8em}"
+    "@media print{pre{white-space:pre-wrap;font-size:9px}.wide{overflow:visible}svg{max-width:100%;height:auto}}"
 )
 _TITLES = {"loss": "Loss per item", "bits_per_byte": "Bits per byte"}
 _ACTIONS = ("alert", "cut_lr", "rollback", "replay")

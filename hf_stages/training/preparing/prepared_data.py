@@ -41,8 +41,7 @@ class PreparedData:
         if not hasattr(dataset, "map"):
             raise ValueError(
                 f"{where}: the trainer prepares data by datasets.Dataset.map, got {type(dataset).__name__}; make it a "
-                "Dataset "
-                "(Dataset.from_list(rows)), or override stage_dataset and stage_eval_dataset"
+                "Dataset (Dataset.from_list(rows)), or override stage_dataset and stage_eval_dataset"
             )
         _check_kind(trainer, next(iter(dataset), {}), where)
         if getattr(trainer, "_skip_prepare_dataset", False):
@@ -92,8 +91,7 @@ def _check_kind(trainer: Any, row: Mapping[str, Any], where: str) -> None:
     if images and not getattr(trainer, "_is_vision_dataset", True):
         raise ValueError(
             f"{where}: it holds images, and the trainer was made for text, by its train_dataset; make it with a "
-            "train_dataset of "
-            "images"
+            "train_dataset of images"
         )
     by_collator = getattr(trainer, "_is_vision_dataset", False)  # which makes the labels then, as the first data asked
     if (
@@ -103,8 +101,7 @@ def _check_kind(trainer: Any, row: Mapping[str, Any], where: str) -> None:
     ):
         raise ValueError(
             f"{where}: completion_only_loss was set to {trainer.completion_only_loss} by the first data, and these are "
-            "of the other "
-            "kind; say completion_only_loss=True or False in the arguments"
+            "of the other kind; say completion_only_loss=True or False in the arguments"
         )
     if getattr(trainer.args, "assistant_only_loss", False) and "input_ids" not in row and not _is_conversation(row):
         raise ValueError(

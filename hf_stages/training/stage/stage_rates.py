@@ -25,8 +25,8 @@ def adopt_optimizer_rate(trainer: Any) -> None:
     if of_model := [name for name in _MODELS if name in kwargs]:
         raise ValueError(
             f"optimizer_cls_and_kwargs: {of_model[0]!r} holds weights of the model as it is now; each stage makes its "
-            "optimizer for the "
-            "model as it has become: override create_optimizer(), and build the groups of self.model there"
+            "optimizer for the model as it has become: override create_optimizer(), and build the groups of self.model "
+            "there"
         )
     if kwargs.get("lr") is None:
         return
@@ -65,8 +65,7 @@ def check_rates(trainer: Any, optimizer: Any) -> None:
     ):  # accelerate's wrapper taken off
         raise ValueError(
             f"{where}: a layer-wise optimizer steps each weight within the backward pass, past every schedule; use its "
-            "plain form, such "
-            "as optim='galore_adamw'"
+            "plain form, such as optim='galore_adamw'"
         )
     found = rates_of(optimizer)
     fits = any(rate is not None and math.isclose(rate, peak, rel_tol=1e-6) for rate in found)
