@@ -21,8 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# ---- orders: what the tests use
-# ------------------------------------------------------------------------------------------
+# ---- orders: what the tests use ------------------------------------------------------------------------------------
 
 
 class Driver:
@@ -117,8 +116,7 @@ def _kill_from_outside(child: int, out: Path, updates: int, delay: float) -> Non
     os.kill(child, signal.SIGKILL)
 
 
-# ---- points: where a child dies
-# ------------------------------------------------------------------------------------------
+# ---- points: where a child dies ------------------------------------------------------------------------------------
 
 
 def die() -> None:

@@ -49,8 +49,7 @@ CUT_AT = {"yaml": ("distil", 3), "python": ("second", 4)}
 BATCH = [[4, 5, 6, 7, 8, 9], [12, 13, 14, 15, 4, 30]]
 """What logits are compared on."""
 
-# ---- the run in Python
-# ---------------------------------------------------------------------------------------------------
+# ---- the run in Python ---------------------------------------------------------------------------------------------
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -201,8 +200,7 @@ def trained(
     return trainer, watch
 
 
-# ---- what is compared
-# ----------------------------------------------------------------------------------------------------
+# ---- what is compared ----------------------------------------------------------------------------------------------
 
 
 def machine() -> dict[str, Any]:
@@ -288,6 +286,3 @@ def inside(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         os.chdir(before)
-
-
-# ---- names that folders hold
