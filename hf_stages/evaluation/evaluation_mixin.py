@@ -54,7 +54,7 @@ class EvaluationMixin(_Base):
             return inner(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         inputs = self._prepare_inputs(inputs)
         terms, t = self._stage.measured.teacher_terms, self._stage.t
-        with terms.step(self.batch_of(inputs), t, self.accelerator.autocast()):
+        with terms.step(self._staged_batch_of(inputs), t, self.accelerator.autocast()):
             return inner(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):

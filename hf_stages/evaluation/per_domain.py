@@ -12,7 +12,7 @@ from hf_stages.planning.domains import Domain, domains_of, own_domains
 
 def measured_as_its_stage_does(trainer: Any, name: str) -> AbstractContextManager[None]:
     """Evaluate one of a stage's sets. An earlier domain, which a gate watches, may have another kind of rows."""
-    resolved, stage = trainer.run_plan.resolved, trainer._stage.planned.name
+    resolved, stage = trainer._staged_run_plan.resolved, trainer._stage.planned.name
     if name in own_domains(resolved[stage]):
         return nullcontext()
     domain = domains_of(resolved, stage).get(name)
@@ -22,7 +22,7 @@ def measured_as_its_stage_does(trainer: Any, name: str) -> AbstractContextManage
 @contextmanager
 def measured_as(trainer: Any, domain: Domain) -> Iterator[None]:
     """Lend the trainer the domain's collator and metrics. Teacher terms pause: they may need other rows (DPO)."""
-    measured, own = trainer._stage.measured, trainer.own_settings
+    measured, own = trainer._stage.measured, trainer._staged_own_settings
     held = {name: getattr(trainer, name) for name in ("data_collator", "compute_metrics")}
     terms, measured.teacher_terms = measured.teacher_terms, None
     try:

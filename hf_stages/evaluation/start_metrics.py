@@ -62,7 +62,7 @@ def _unchanged(trainer: Any, planned: PlannedStage, before: Mapping[str, float])
     """Find the parent's last metrics of each set (None: the set without a name) that would be measured the same now."""
     if planned.parent is None:
         return {}
-    resolved = trainer.run_plan.resolved
+    resolved = trainer._staged_run_plan.resolved
     parent, stage = resolved[planned.parent], resolved[planned.name]
     if not _same_model(stage.stage) or not _same_args(trainer, stage.stage, parent.stage):
         return {}
@@ -86,7 +86,7 @@ def _same_model(stage: Stage) -> bool:
 
 
 def _same_args(trainer: Any, stage: Stage, parent: Stage) -> bool:
-    whole = trainer.own_settings.args
+    whole = trainer._staged_own_settings.args
 
     def read(of: Stage) -> list[Any]:
         return [of.args.get(key, getattr(whole, key, None)) for key in _READS]

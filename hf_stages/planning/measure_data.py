@@ -44,7 +44,7 @@ def plan_for(recipe: Recipe, args: TrainingArguments, prepare: Callable[[Any, St
             size, rows=size.rows * (2 if find_pair_collator(stage.data_collator) is not None else 1)
         )
     defaults = {stage.name: schedule_defaults(own[stage.name]) for stage in resolved}
-    plan = replace(make_plan(recipe, sizes, defaults), resolved=resolved, made_with=args.to_dict())
+    plan = replace(make_plan(recipe, sizes, defaults), resolved=resolved)
     return plan.with_blends(dict(_blends(plan, resolved, own, datasets, trained)))
 
 

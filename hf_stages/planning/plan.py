@@ -145,8 +145,6 @@ class Plan:
     """Prints the plan as a table. A trainer's plan has one."""
     resolved: ResolvedRecipe = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
     """What each stage works with. Only a plan of bare numbers (``make_plan``) has none."""
-    made_with: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
-    """The TrainingArguments that it was made with, as plain data."""
 
     def __str__(self) -> str:
         return repr(self) if self.show is None else self.show(self)

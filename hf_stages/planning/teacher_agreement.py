@@ -182,7 +182,7 @@ def _batches(trainer: Any, dataset: Any) -> Any:
     collate = trainer._get_collator_with_removed_columns(collator)
     size = min(_BATCH, trainer.args.per_device_train_batch_size)
     for start in range(0, len(rows), size):
-        yield trainer.batch_of(trainer._prepare_inputs(collate(rows[start : start + size]))).columns
+        yield trainer._staged_batch_of(trainer._prepare_inputs(collate(rows[start : start + size]))).columns
 
 
 def _row(dataset: Any, place: int, by_source: bool) -> Any:

@@ -57,13 +57,11 @@ def check_plan(
 
 
 def plan_trainer(trainer: Any) -> Plan:
-    """Plan a trainer's run. What was planned and checked before the trainer was made is taken over."""
-    known = trainer.plan_at_hand
-    same = known is not None and known.made_with == trainer.args.to_dict()
-    if not same or trainer.prepares or trainer.compute_loss_func is not None:
-        plan = _plan_anew(trainer)
-    else:
-        plan = known.with_recipe(trainer.recipe)
+    """Plan a trainer's run. What was planned before the trainer was made is taken over while it holds."""
+    kept = trainer._staged_plan_at_hand
+    holds = kept is not None and kept.holds_for(trainer.recipe, trainer.args, trainer.processing_class)
+    takes_over = holds and not trainer.prepares and trainer.compute_loss_func is None
+    plan = kept.plan if takes_over else _plan_anew(trainer)
     check_rebuilt_model(trainer, plan)
     if not trainer.blueprint.buildable:
         check_no_rebuild(trainer.recipe, plan)

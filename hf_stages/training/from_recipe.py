@@ -34,6 +34,7 @@ from hf_stages.data.source import Source
 from hf_stages.losses.objective.stage_losses import wants_teacher
 from hf_stages.models.model_source import ModelSource
 from hf_stages.planning.args_values import check_ranges, check_types
+from hf_stages.planning.kept_plan import KeptPlan
 from hf_stages.planning.measure_data import plan_for
 from hf_stages.planning.model_shapes import build_skeletons
 from hf_stages.planning.plan import Plan
@@ -73,15 +74,21 @@ class Prepared:
     trust_remote_code: bool = False
     origin: Origin | None = None
     """The text that the recipe was read from."""
-    _plans: list[Plan] = field(default_factory=list, init=False, repr=False, compare=False)
+    _plans: list[KeptPlan] = field(default_factory=list, init=False, repr=False, compare=False)
     """The plan, once it was made."""
 
     @_locate_errors
     def plan(self) -> Plan:
         """Return the recipe in absolute numbers. All that the trainer would refuse is found here, in configs alone."""
-        if not self._plans or self._plans[0].made_with != self.args.to_dict():
-            self._plans[:] = [self._planned()]
-        return self._plans[0]
+        if (plan := self._kept_plan()) is None:
+            plan = self._planned()
+            self._plans[:] = [KeptPlan.of(plan, self.recipe, self.args, self.tokenizer)]
+        return plan
+
+    def _kept_plan(self) -> Plan | None:
+        """Return the plan that was made before, unless something that it was made from has changed."""
+        holds = [kept.plan for kept in self._plans if kept.holds_for(self.recipe, self.args, self.tokenizer)]
+        return holds[0] if holds else None
 
     def _planned(self) -> Plan:
         own = [replace(stage, teacher=self._source(stage.teacher)) for stage in self.recipe.stages]
@@ -141,7 +148,10 @@ class Prepared:
             processing_class=self.tokenizer,
         )
         trainer.trust_remote_code = self.trust_remote_code
-        trainer.plan_at_hand = self._plans[0] if self._plans else None
+        if (plan := self._kept_plan()) is not None:
+            own = plan.with_recipe(trainer.recipe)
+            trainer._staged_plan_at_hand = KeptPlan.of(own, trainer.recipe, trainer.args, trainer.processing_class)
+            self._plans.clear()  # its run changes how the plan's data is drawn; another trainer plans for itself
         return trainer
 
     @_locate_errors

@@ -58,7 +58,7 @@ class Handover:
     def begin(self, planned: PlannedStage, checkpoint: str | None) -> Transition:
         """Bring in the parent's result, apply the stage's transforms, and reset all that belonged to the old model."""
         trainer, built = self.trainer, False
-        fresh = trainer.take_initial_model()
+        fresh = trainer._staged_take_initial_model()
         if planned.parent is not None and planned.parent == self.in_memory and not trainer.is_fsdp_enabled:
             model = trainer.model
         else:
@@ -142,7 +142,7 @@ class Handover:
     def restore(self, name: str) -> None:
         """Leave the trainer with a finished stage's model, as the run that trained it did."""
         self._forget_wrapper()
-        self.trainer.adopt(self.load_stage(name, self.trainer.take_initial_model()))
+        self.trainer.adopt(self.load_stage(name, self.trainer._staged_take_initial_model()))
 
     def keep_initial(self) -> None:
         """Save the initial model where a later stage starts from it."""

@@ -71,7 +71,7 @@ class LentTrainer:
     def set_teacher(self, teacher: Any, collator: Any) -> None:
         """Set the stage's teacher, and the collator as it is with the stage's model."""
         self.trainer.data_collator = collator
-        self.trainer.set_teacher(teacher)
+        self.trainer._staged_set_teacher(teacher)
 
     def begin(self, run: Any) -> None:
         """Hand Trainer's loop and callbacks over to a StageRun."""
@@ -89,9 +89,8 @@ class LentTrainer:
         trainer._train_batch_size = trainer.args.train_batch_size
         self.set_unused_parameters(False)
         trainer._stage = trainer.callback_handler.stage = None
-        trainer._stop_request.reason = None
-        trainer.forget_batch()
-        trainer.set_teacher(None)
+        trainer._staged_forget_batch()
+        trainer._staged_set_teacher(None)
         trainer.__dict__.pop("loss_is_scaled_for_ga", None)
 
     @property

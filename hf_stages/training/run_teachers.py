@@ -72,7 +72,7 @@ def _check_rows(trainer: Any, stage: ResolvedStage, cached: CachedTeacher) -> No
     collator = own_or_shared(stage.stage, "data_collator", trainer)
     if SOURCE in columns_read(collator):
         return  # which collator a row is for, only drawing it tells
-    trainer.set_teacher(cached)
+    trainer._staged_set_teacher(cached)
     try:
         with preserve_random_state():
             if hasattr(dataset, "column_names"):
@@ -85,6 +85,6 @@ def _check_rows(trainer: Any, stage: ResolvedStage, cached: CachedTeacher) -> No
         logger.info(f"stage {stage.name!r}: the first rows were not looked up in the teacher's cache: {error}")
         return
     finally:
-        trainer.set_teacher(None)
+        trainer._staged_set_teacher(None)
     if isinstance(batch, Mapping):
         find_rows(cached.store, rows_of_batch(cached.model, batch), batch)

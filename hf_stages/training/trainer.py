@@ -27,6 +27,7 @@ from hf_stages.models.method_patches import Patches
 from hf_stages.models.stage_models import load_stage
 from hf_stages.models.structure import Blueprint
 from hf_stages.planning.args_values import check_args
+from hf_stages.planning.kept_plan import KeptPlan
 from hf_stages.planning.plan import Plan
 from hf_stages.planning.unused_args import unused_args
 from hf_stages.recipes.parts_by_name import with_parts, with_trainer_parts
@@ -64,8 +65,8 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
     _stage: Any = None
     """The StageRun in progress."""
     _runner: Any = None
-    plan_at_hand: Plan | None = None
-    """Made and checked before the trainer was, from the same data; taken over while the args are the same."""
+    _staged_plan_at_hand: KeptPlan | None = None
+    """Made and checked before the trainer was; the first run takes it over, unless something has changed since."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -107,14 +108,14 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
             teacher=teacher,
             **{k: getattr(self, k) for k in _SHARED},
         )
-        self._set_up(declared)
+        self._staged_set_up(declared)
 
-    def _set_up(self, declared: Recipe) -> None:
+    def _staged_set_up(self, declared: Recipe) -> None:
         """Take the recipe as the trainer's, and replace what serves one training by what serves a run of stages."""
         self.recipe = with_trainer_parts(with_parts(declared), self.processing_class, self.model)
         for key in ("teacher", "data_collator", "compute_metrics"):
             setattr(self, key, getattr(self.recipe, key))
-        self._check_setup()
+        self._staged_check()
         check_args(self.args)
         adopt_optimizer_rate(self)
         self._weighs_items = True
@@ -123,7 +124,7 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
             logger.warning(unused)
         self.model_init = None  # it has made the model; made again for each stage, it would undo the stages
         self.blueprint, self._patches = Blueprint(self.model), Patches.read(self.model)
-        self._is_untrained = True
+        self._staged_is_untrained = True
         self.callback_handler: Any = OneRun.around(self.callback_handler)
         for callback in [c for c in self.callback_handler.callbacks if type(c) is ProgressCallback]:
             place = self.callback_handler.callbacks.index(callback)
@@ -148,6 +149,7 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
         if trial is not None:
             raise ValueError("hyperparameter search: expected a trainer without stages; search one stage at a time")
         self._runner = Runner(self, self.plan())
+        self._staged_plan_at_hand = None  # a run binds the plan's data to itself
         try:
             with lock_folder_on_all_ranks(Path(self.args.output_dir), self.args):
                 return self._runner.run(
@@ -156,6 +158,7 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
                 )
         finally:
             self._runner = None
+            self._stop_request.reason = None  # asked as the run ended, it is not for the next one
 
     def request_stop(self, reason: str) -> None:
         """Ask the run to save a checkpoint after the current update and stop with ``RunInterrupted``.
@@ -176,25 +179,25 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
 
     # ---- what the run calls ------------------------------------------------------------------------------------------
 
-    def take_initial_model(self) -> Any:
+    def _staged_take_initial_model(self) -> Any:
         """Give the initial model, the first time; None once it was trained."""
-        untrained, self._is_untrained = self._is_untrained, False
+        untrained, self._staged_is_untrained = self._staged_is_untrained, False
         return self.model if untrained else None
 
     @property
-    def own_settings(self) -> OwnSettings:
+    def _staged_own_settings(self) -> OwnSettings:
         """What the trainer was made with, while a run sets it to its stages."""
         return self._runner.lent.own
 
     @property
-    def run_plan(self) -> Plan:
+    def _staged_run_plan(self) -> Plan:
         """The plan of the run in progress."""
         return self._runner.plan
 
     def wants_teacher(self, stage: Stage) -> bool:
         return wants_teacher(stage)
 
-    def _check_setup(self) -> None:
+    def _staged_check(self) -> None:
         check_launch(self.args)
         structural = any(t.structural for stage in self.recipe.stages for t in stage.transforms)
         if self.optimizer is not None or self.lr_scheduler is not None:

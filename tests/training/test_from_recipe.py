@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from hf_stages import Mixture, Recipe, Stage, StagedTrainer
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
+from hf_stages.gates import Plateau
 from hf_stages.models.model_source import ModelSource
 from hf_stages.training import checked_plan
 from hf_stages.training.from_recipe import build_trainer, prepare, training_arguments
@@ -173,3 +175,55 @@ def test_a_run_is_the_same_whether_it_was_planned_before_or_not(recipe, tmp_path
         ends.append((trainer.model.state_dict(), summary["declared"], summary["data"]))
     assert all(torch.equal(value, ends[1][0][key]) for key, value in ends[0][0].items())
     assert ends[0][1:] == ends[1][1:]
+
+
+def _with_stage(trainer, **changes):
+    trainer.recipe = replace(trainer.recipe, stages=[replace(trainer.recipe["a"], **changes)])
+
+
+def _with_one_more(trainer):
+    trainer.recipe = replace(trainer.recipe, stages=[trainer.recipe["a"], Stage("b", "2 steps")])
+
+
+def _with_data(trainer):
+    trainer.recipe = replace(trainer.recipe, train_dataset=list(trainer.recipe.train_dataset)[:8])
+
+
+@pytest.mark.parametrize(
+    ("change", "steps"),
+    [
+        (lambda trainer: _with_stage(trainer, until="3 epochs"), 6),
+        (_with_one_more, 4),
+        (_with_data, 1),
+        (lambda trainer: trainer.recipe.train_dataset.extend(trainer.recipe.train_dataset[:8]), 3),
+        (lambda trainer: trainer.recipe["a"].args.update(per_device_train_batch_size=4), 4),
+    ],
+    ids=["another duration", "one more stage", "other data", "more rows", "a stage's other args"],
+)
+def test_what_changes_after_the_plan_is_planned_anew(recipe, change, steps):
+    rows = [{"input_ids": [3, 4, 5], "labels": [3, 4, 5]} for _ in range(16)]
+    prepared = prepare(recipe([Stage("a", "1 epochs")], sources={}, train_dataset=rows))
+    assert prepared.plan().total_steps == 2
+    trainer = prepared.trainer()
+    change(trainer)
+    assert trainer.plan().total_steps == steps
+    trainer.train()
+    assert trainer.state.global_step == steps
+
+
+def test_a_gate_that_is_set_after_the_plan_is_checked(recipe):
+    prepared = prepare(recipe([Stage("a", "2 steps")]))
+    prepared.plan()
+    trainer = prepared.trainer()
+    _with_stage(trainer, gates=[Plateau("eval_nothing")])
+    with pytest.raises(ValueError, match="eval_nothing"):
+        trainer.train()
+
+
+def test_rows_that_are_added_between_two_plans_count(recipe):
+    rows = [{"input_ids": [3, 4, 5], "labels": [3, 4, 5]} for _ in range(8)]
+    prepared = prepare(recipe([Stage("a", "1 epochs")], sources={}, train_dataset=rows))
+    assert prepared.plan().total_steps == 1
+    prepared.recipe.train_dataset.extend(rows[:])
+    assert prepared.plan().total_steps == 2
+    assert prepared.trainer().plan().total_steps == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from transformers import TrainerCallback
 
@@ -11,6 +13,7 @@ from hf_stages.gates import Expect
 from hf_stages.losses import LogitKL
 from hf_stages.reports.finished_stage import FinishedStage
 from hf_stages.training.lent_trainer import OwnSettings
+from hf_stages.training.manifest import Manifest
 from tests.support import tiny
 from tests.support.runs import staged
 
@@ -77,3 +80,39 @@ def test_a_finished_stage_is_the_same_value_in_the_next_process(tmp_path):
     assert [entry.stage for entry in second.ledger.select(kind="end")] == ["a", "b"]
     assert first.schedule_position == 2
     assert 0 <= first.learning_rate <= trainer.args.learning_rate
+
+
+class AsksLate(TrainerCallback):
+    """Asks to stop once, when the run has ended."""
+
+    trainer = None
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.trainer is not None:
+            self.trainer.request_stop("too late")
+            self.trainer = None
+
+
+def test_a_request_to_stop_at_the_very_end_is_not_for_the_next_run(tmp_path):
+    asks = AsksLate()
+    trainer = asks.trainer = staged(tmp_path, [Stage("a", "1 steps"), Stage("b", "3 steps")], callbacks=[asks])
+    trainer.train()
+    assert asks.trainer is None
+    shutil.rmtree(tmp_path / "02-b")
+    trainer.train(resume_from_checkpoint=True)
+    assert (tmp_path / "02-b" / "stage.json").is_file()
+
+
+def test_a_request_to_stop_ends_with_a_run_that_cannot_begin(tmp_path, monkeypatch):
+    trainer = staged(tmp_path, [Stage("a", "3 steps")])
+
+    def fails(*args, **kwargs):
+        trainer.request_stop("while the folder is opened")
+        raise OSError("no such disk")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Manifest, "open", fails)
+        with pytest.raises(OSError, match="no such disk"):
+            trainer.train()
+    trainer.train()
+    assert trainer.state.global_step == 3

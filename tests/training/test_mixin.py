@@ -6,14 +6,15 @@ import inspect
 import json
 
 import pytest
+import torch
 import transformers
-from transformers import PreTrainedTokenizerFast, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import PreTrainedTokenizerFast, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_stages import Stage
 from hf_stages.data.sample_text import byte_tokenizer
 from hf_stages.evaluation.evaluation_mixin import EvaluationMixin
 from hf_stages.schedules import Resume
-from hf_stages.training.trainer import StagedMixin
+from hf_stages.training.trainer import StagedMixin, StagedTrainer
 from hf_stages.transforms import Freeze
 from tests.support import tiny
 
@@ -145,3 +146,29 @@ def test_staged_sft(tmp_path):
     assert all(log["loss"] > 0 for log in logs)
     assert "mean_token_accuracy" in logs[0]  # SFTTrainer's own compute_loss ran
     assert (tmp_path / "02-talk" / "model.safetensors").is_file()
+
+
+class NamesOfItsOwn(StagedTrainer):
+    """Has names that a user may well choose."""
+
+    def __init__(self, *args, **kwargs):
+        self.own_settings, self.run_plan, self.split_batch = {"a": 1}, "mine", 3
+        super().__init__(*args, **kwargs)
+
+    def _set_up(self):
+        raise AssertionError("nobody else calls this")
+
+    set_teacher = batch_of = forget_batch = take_initial_model = _check_setup = _set_up
+
+
+def test_a_subclass_may_have_names_of_its_own(tmp_path):
+    ends = []
+    for kind in (StagedTrainer, NamesOfItsOwn):
+        args = TrainingArguments(str(tmp_path / kind.__name__), per_device_train_batch_size=4, **QUIET)
+        data = tiny.lm_data(16)
+        stages = [Stage("a", "2 steps"), Stage("b", "1 steps", eval_dataset={"x": data.select(range(4))})]
+        trainer = kind(tiny.llama(), args, train_dataset=data, stages=stages)
+        trainer.train()
+        ends.append(trainer.model.state_dict())
+    assert (trainer.own_settings, trainer.run_plan, trainer.split_batch) == ({"a": 1}, "mine", 3)
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())

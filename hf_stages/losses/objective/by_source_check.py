@@ -31,7 +31,7 @@ def own_loss_mismatch(trainer: Any, objective: Any, batch: Mapping[str, Any], *,
     items = term.items(batch)
     if float(items) == 0:
         return None
-    inputs = trainer.split_batch(batch).inputs
+    inputs = trainer._staged_split_batch(batch).inputs
     reduction, values = objective.reduction, dict[int, torch.Tensor]()
     watch = (
         MeanOfParts(reduction, torch.zeros(())).watching(values) if reduction is not None and reduction.adds else None

@@ -56,7 +56,7 @@ def _restore(trainer: Any, held: Any) -> None:
 
 def update_loss(trainer: Any, inner: Any, model: Any, inputs: Any, return_outputs: bool) -> Any:
     """Compute the weighted sum of the terms. ``inner`` is called for the task's loss where a term needs it."""
-    stage, batch = trainer._stage, trainer.batch_of(inputs)
+    stage, batch = trainer._stage, trainer._staged_batch_of(inputs)
     objective = stage.objective
     task = None
     if objective.needs_task_loss:

@@ -80,7 +80,7 @@ def reduction_in_evaluation(trainer: Any, inner: Callable[..., Any], task: TaskL
 
 
 def _kind(trainer: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
-    tensors = {key: value for key, value in trainer.split_batch(batch).inputs.items() if torch.is_tensor(value)}
+    tensors = {key: value for key, value in trainer._staged_split_batch(batch).inputs.items() if torch.is_tensor(value)}
     return tuple(sorted((key, str(value.dtype), value.dim()) for key, value in tensors.items()))
 
 
@@ -108,7 +108,7 @@ def find_reduction(
     """
     if not exactly and _is_known(trainer, inner):
         return None
-    inputs = trainer._prepare_input(trainer.split_batch(batch).inputs)
+    inputs = trainer._prepare_input(trainer._staged_split_batch(batch).inputs)
 
     def loss_of(few: Mapping[str, Any], items: Any) -> torch.Tensor:
         with give_item_count(trainer, items):

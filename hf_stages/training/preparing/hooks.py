@@ -33,7 +33,7 @@ class PreparingMixin(_Base):
     """What the trainer below replaced on the initial model itself."""
     _prepared: Any = None
     """The PreparedData of a trainer that prepares its data itself."""
-    _split_off: Batch = Batch({})
+    _staged_split_off: Batch = Batch({})
     """What stands beside the inputs of the batch at hand. The trainer has the inputs themselves, and frees them."""
     _for_teacher: frozenset[str] = frozenset()
     """Columns that the stage's teacher takes and its student does not."""
@@ -123,22 +123,22 @@ class PreparingMixin(_Base):
         if getattr(model, "config", None) is not None:
             model.config.use_cache = self.args.use_cache
 
-    def set_teacher(self, teacher: Any) -> None:
+    def _staged_set_teacher(self, teacher: Any) -> None:
         """Set the stage's teacher, which may read columns that its student does not take."""
         self.stage_teacher, self._signature_columns = teacher, None
         self._for_teacher = columns_for_teacher(self.model, teacher)
 
-    def split_batch(self, columns: Mapping[str, Any]) -> Batch:
+    def _staged_split_batch(self, columns: Mapping[str, Any]) -> Batch:
         """Split a collated batch into the student's inputs and what only losses and the teacher read."""
         by_source = isinstance(self.data_collator, SourceCollator)
         return Batch.split(columns, by_source=by_source, teacher_only=self._for_teacher)
 
-    def batch_of(self, inputs: Mapping[str, Any]) -> Batch:
+    def _staged_batch_of(self, inputs: Mapping[str, Any]) -> Batch:
         """The whole batch at hand; ``inputs`` are those that ``_prepare_inputs`` gave of it."""
-        return self._split_off.with_inputs(inputs)
+        return self._staged_split_off.with_inputs(inputs)
 
-    def forget_batch(self) -> None:
-        self._split_off = Batch({})
+    def _staged_forget_batch(self) -> None:
+        self._staged_split_off = Batch({})
 
     # ---- Trainer's hooks ---------------------------------------------------------------------------------------------
 
@@ -154,6 +154,6 @@ class PreparingMixin(_Base):
         prepared = super()._prepare_inputs(inputs)
         if not isinstance(prepared, Mapping):
             return prepared
-        batch = self.split_batch(prepared)
-        self._split_off = batch.with_inputs({})
+        batch = self._staged_split_batch(prepared)
+        self._staged_split_off = batch.with_inputs({})
         return batch.inputs if batch.is_split else prepared  # the trainer's own object, where nothing was split off

@@ -61,7 +61,7 @@ class GateActions:
         self.rate, self.stopping, self.feed = rate, stopping, feed
         self.keeps = any(gate.keeps for gate in planned.stage.gates)
         """Whether a gate may go back to the stage's start."""
-        self.earlier = earlier_domains(trainer.run_plan.resolved, planned.name)
+        self.earlier = earlier_domains(trainer._staged_run_plan.resolved, planned.name)
 
     def begin(self) -> None:
         """Before the first update, moments carried: save the state that can always be gone back to."""

@@ -58,7 +58,7 @@ def check_rates(trainer: Any, optimizer: Any) -> None:
     happen to fit a first stage does not hide that they will not fit the next.
     """
     peak = trainer._stage.rate.span.peak
-    peaks = {peak, *(span.peak for span in trainer.run_plan.spans.values())}
+    peaks = {peak, *(span.peak for span in trainer._staged_run_plan.spans.values())}
     where = f"stage {trainer._stage.planned.name!r}: learning rate"
     if isinstance(
         getattr(optimizer, "optimizer", optimizer), LayerWiseDummyOptimizer
