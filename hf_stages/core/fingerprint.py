@@ -11,24 +11,9 @@ from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
-_LONG = 64
-_FIRST_MODULES = {
-    "hf_stages.core.curves": "hf_stages.curves",
-    "hf_stages.core.duration": "hf_stages.duration",
-    "hf_stages.core.stage": "hf_stages.stage",
-    "hf_stages.data.curricula": "hf_stages.data",
-    "hf_stages.data.collators": "hf_stages.data",
-    "hf_stages.data.augmentation": "hf_stages.data",
-    "hf_stages.evaluation.metrics": "hf_stages.metrics",
-    "hf_stages.losses.base": "hf_stages.losses._algebra",
-    "hf_stages.models.model_source": "hf_stages.model_source",
-    "hf_stages.packing.formats": "hf_stages.exporters",
-    "hf_stages.teachers.declared": "hf_stages.teacher_source",
-}
-"""Where the modules of parts were when fingerprints were first written.
+from hf_stages.core.recorded_modules import recorded_module
 
-Fingerprints name classes by these modules, so that moving a file changes no fingerprint: old runs can be resumed.
-"""
+_LONG = 64
 
 
 def fingerprint(value: Any) -> str:
@@ -133,8 +118,4 @@ def _ends(dataset: Any) -> str:
 
 
 def _name(target: Any) -> str:
-    module = str(target.__module__)
-    for now, first in _FIRST_MODULES.items():
-        if f"{module}.".startswith(f"{now}."):
-            module = first + module.removeprefix(now)
-    return f"{module}.{target.__qualname__}"
+    return f"{recorded_module(str(target.__module__))}.{target.__qualname__}"

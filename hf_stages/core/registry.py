@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.did_you_mean import did_you_mean
+from hf_stages.core.recorded_modules import module_recorded_as, recorded_module
 from hf_stages.core.short_values import shorten_message
 from hf_stages.core.source_sketch import dataclass_fields, sketch, sketch_of_anything
 
@@ -207,7 +208,7 @@ def find_custom(use: str, where: Where) -> Any:
     if where.sketched:
         return sketch_of_anything(name)
     try:
-        found: Any = importlib.import_module(module)
+        found: Any = importlib.import_module(module_recorded_as(module))
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
@@ -230,7 +231,7 @@ def importable_as(target: Any) -> str | None:
             found = getattr(found, part)
     except (ImportError, AttributeError):
         return None
-    return f"{module}:{name}" if found is target else None
+    return f"{recorded_module(module)}:{name}" if found is target else None
 
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter]:
