@@ -35,10 +35,12 @@ class Exports:
         return self.more.get(name) or next((module for module in found if module is not None), None)
 
     def load(self, name: str) -> Any:
-        """Import a name: what the package's ``__getattr__`` calls."""
+        """Import a name: what the package's ``__getattr__`` calls. ``import *`` asks for ``__all__``."""
+        if name == "__all__":
+            return self.names()
         module = self.module_of(name) if not name.startswith("_") else None
         if module is None:
-            raise AttributeError(f"module {self.package!r} has no attribute {name!r}")
+            raise AttributeError(f"module {self.package!r} has no attribute {name!r}{self._hint(name)}")
         return getattr(importlib.import_module(module), name)
 
     def names(self) -> list[str]:
@@ -46,3 +48,10 @@ class Exports:
         from hf_stages.core.registry import list_parts
 
         return sorted({*self.more, *(name for kind in self.kinds for _, name in list_parts(kind))})
+
+    def _hint(self, name: str) -> str:
+        """Name the nearest known name where a class may be misspelt; tools that ask for dunders get no hint."""
+        from hf_stages.core.did_you_mean import did_you_mean
+
+        hint = "" if name.startswith("_") else did_you_mean(name, self.names())
+        return f"; {hint}" if hint.startswith("did you mean") else ""

@@ -140,6 +140,9 @@ def read_loss(value: Any, where: Where) -> Any:
         terms = [read_loss(item, where / index) for index, item in enumerate(value)]
         return terms[0] if len(terms) == 1 else where.load(_ALGEBRA, "Sum")(tuple(terms))
     if isinstance(value, Mapping) and not {"use", "in_memory"} & set(value):
+        if set(value) & {"class", "type", "_target_"}:
+            written = next(key for key in ("class", "type", "_target_") if key in value)
+            raise where.error(f"expected {{use: ClassName, ...}}, got {written!r} in the place of 'use'")
         if "weight" in value or not all(isinstance(v, str | list | tuple | Mapping) for v in value.values()):
             raise where.error(f"expected {{use: ClassName, ...}}, got a mapping of {', '.join(value)} without 'use'")
         return {source: read_loss(loss, where / source) for source, loss in value.items()}

@@ -130,7 +130,7 @@ def find_class(name: str, kinds: Iterable[str], where: Where) -> type:
         module = module_of(name, kind)
         if module is not None:
             return where.load(module, name)
-    missing = [kind for kind in kinds if not _files(kind)]
+    missing = [kind for kind in kinds if not list_parts(kind)]
     if len(missing) == len(kinds):
         raise where.error(
             f"unknown part {name!r}: this version of hf_stages has no {' and no '.join(missing)} of its own; "

@@ -5,9 +5,29 @@ which position, ``collators/`` how rows become a batch, and ``augmentation/`` ma
 evaluates.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_stages.core.exports import Exports
+
+if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
+    from hf_stages.data.augmentation.augment import Augment as Augment
+    from hf_stages.data.collators.base import BaseCollator as BaseCollator
+    from hf_stages.data.collators.by_source import BySource as BySource
+    from hf_stages.data.collators.collator import Collator as Collator
+    from hf_stages.data.collators.completion_only import CompletionOnly as CompletionOnly
+    from hf_stages.data.collators.dynamic_mlm import DynamicMLM as DynamicMLM
+    from hf_stages.data.collators.lengths import Lengths as Lengths
+    from hf_stages.data.collators.packed import Packed as Packed
+    from hf_stages.data.collators.preferences import Preferences as Preferences
+    from hf_stages.data.collators.tool_calls_only import ToolCallsOnly as ToolCallsOnly
+    from hf_stages.data.curricula.base import Curriculum as Curriculum
+    from hf_stages.data.curricula.by_difficulty import ByDifficulty as ByDifficulty
+    from hf_stages.data.curricula.by_length import ByLength as ByLength
+    from hf_stages.data.curricula.mixture import Mixture as Mixture
+    from hf_stages.data.curricula.model_loss import ModelLoss as ModelLoss
+    from hf_stages.data.curricula.ordered import Ordered as Ordered
+    from hf_stages.data.curricula.replay import Replay as Replay
+    from hf_stages.data.source import Source as Source
 
 _EXPORTS = Exports(
     __name__,

@@ -1,8 +1,19 @@
 """Gates: from a stage's history to a decision (an alert, its end, a lower rate, a way back) or none. One file each."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_stages.core.exports import Exports
+
+if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
+    from hf_stages.gates.above import Above as Above
+    from hf_stages.gates.base import Decision as Decision
+    from hf_stages.gates.base import Gate as Gate
+    from hf_stages.gates.base import History as History
+    from hf_stages.gates.below import Below as Below
+    from hf_stages.gates.budget import Budget as Budget
+    from hf_stages.gates.expect import Expect as Expect
+    from hf_stages.gates.forgetting import Forgetting as Forgetting
+    from hf_stages.gates.plateau import Plateau as Plateau
 
 _EXPORTS = Exports(
     __name__,

@@ -1,1 +1,4 @@
-"""Hub: what a run shows of itself on the Hugging Face Hub. It reads folders and reports; it trains nothing."""
+"""Hub: what a run puts on the Hugging Face Hub, such as its model card.
+
+It reads folders and reports; it trains nothing.
+"""

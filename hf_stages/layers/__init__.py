@@ -1,8 +1,26 @@
 """Layers: quantized and normed modules that replace a model's own, and where the blocks of a model are."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_stages.core.exports import Exports
+
+if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
+    from hf_stages.layers.activations import Activations as Activations
+    from hf_stages.layers.binary_embedding import BinaryEmbedding as BinaryEmbedding
+    from hf_stages.layers.binary_linear import BinaryLinear as BinaryLinear
+    from hf_stages.layers.bits import stored_size as stored_size
+    from hf_stages.layers.blocks import blocks_of as blocks_of
+    from hf_stages.layers.blocks import stack_of as stack_of
+    from hf_stages.layers.blocks import stacks_of as stacks_of
+    from hf_stages.layers.normed_linear import NormedLinear as NormedLinear
+    from hf_stages.layers.quantized import is_range_parameter as is_range_parameter
+    from hf_stages.layers.quantizers import Quantizer as Quantizer
+    from hf_stages.layers.split_embedding import SplitEmbedding as SplitEmbedding
+    from hf_stages.layers.split_linear import SplitLinear as SplitLinear
+    from hf_stages.layers.storage import StoredBits as StoredBits
+    from hf_stages.layers.storage import StoredSize as StoredSize
+    from hf_stages.layers.ternary_embedding import TernaryEmbedding as TernaryEmbedding
+    from hf_stages.layers.ternary_linear import TernaryLinear as TernaryLinear
 
 _EXPORTS = Exports(
     __name__,

@@ -28,11 +28,28 @@ bit) and ``bitdistill`` (a decoder in ternary weights) take most of these argume
 others.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_stages.core.exports import Exports
 
 _FILES = ("load", "loads", "dump", "from_dict", "to_dict", "stage_from_dict")
+if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
+    from hf_stages.core.parts import part_from_dict as part_from_dict
+    from hf_stages.core.parts import part_to_dict as part_to_dict
+    from hf_stages.core.registry import RecipeError as RecipeError
+    from hf_stages.recipes.files import dump as dump
+    from hf_stages.recipes.files import from_dict as from_dict
+    from hf_stages.recipes.files import load as load
+    from hf_stages.recipes.files import loads as loads
+    from hf_stages.recipes.files import stage_from_dict as stage_from_dict
+    from hf_stages.recipes.files import to_dict as to_dict
+    from hf_stages.recipes.ready.bitdistill import bitdistill as bitdistill
+    from hf_stages.recipes.ready.multi_stage import multi_stage as multi_stage
+    from hf_stages.recipes.ready.one_stage import one_stage as one_stage
+    from hf_stages.recipes.ready.single_stage import single_stage as single_stage
+    from hf_stages.recipes.ready.three_stage import three_stage as three_stage
+    from hf_stages.recipes.ready.two_stage import two_stage as two_stage
+
 _EXPORTS = Exports(
     __name__,
     ("recipes",),

@@ -51,6 +51,7 @@ from hf_stages.core.registry import (
     has_part,
 )
 from hf_stages.core.short_values import describe_value
+from hf_stages.core.source_sketch import dataclass_fields
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.core.type_hints import hints_of
 from hf_stages.recipes import yaml_marks
@@ -193,6 +194,8 @@ def _read_stage(data: Any, where: Where) -> Stage:
 def _check_keys(data: Mapping[str, Any], known: list[str], what: str, where: Where) -> None:
     for key in data:
         if key not in known:
+            if what == "a stage" and key in dataclass_fields("transformers.training_args", "TrainingArguments"):
+                raise (where / key).error(f"{what} has no {key!r}; put fields of TrainingArguments under args")
             raise (where / key).error(f"{what} has no {key!r}; {did_you_mean(key, known)}")
 
 

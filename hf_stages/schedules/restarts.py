@@ -6,14 +6,14 @@ import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Real
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from hf_stages.core.curves import Const, Curve, as_curve
 from hf_stages.core.duration import Duration, as_warmup
 from hf_stages.core.placed_errors import place_errors
-from hf_stages.schedules.base import Defaults, Schedule, Span, check_optimizer, check_rate
+from hf_stages.schedules.base import Defaults, Piece, Schedule, Span, check_optimizer, check_rate
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Restarts(Schedule):
         edges = _edges(self._lengths, total)
         shares = self.warmup if isinstance(self.warmup, tuple) else (self.warmup,) * len(self._lengths)
         tops = [as_curve(self.peaks)(start / total) for start in edges[:-1]]
+        if not any(tops):
+            raise ValueError(f"Restarts: peaks: {self.peaks!r} is 0 where each cycle begins; expected one above 0")
         lengths = [end - start for start, end in itertools.pairwise(edges)]
         warmups = [_warmup_of(share, length) for share, length in zip(shares, lengths, strict=True)]
 
@@ -77,6 +79,24 @@ class Restarts(Schedule):
         peak = self.peak if self.peak is not None else defaults.learning_rate
         later = tuple(float(start + warmup) for start, warmup in zip(edges[:-1], warmups, strict=True))[1:]
         return Span(peak, warmups[0], total, shape, later)
+
+    def squeezed(self, piece: Piece, steps: int, rate: float) -> Restarts:
+        """The first cycles that fit into so few updates, each at least one update long."""
+        count = len(self._lengths)
+        while count > 1 and not _fit(self._lengths[:count], steps):
+            count -= 1
+        cycles = count if isinstance(self.cycles, int) else self._lengths[:count]
+        warmup = self.warmup[:count] if isinstance(self.warmup, tuple) else self.warmup
+        return replace(self, cycles=cycles, warmup=warmup, peak=rate)
+
+
+def _fit(lengths: Sequence[float], total: int) -> bool:
+    """Whether every cycle has a step of its own."""
+    try:
+        _edges(lengths, total)
+    except ValueError:
+        return False
+    return True
 
 
 def _edges(lengths: Sequence[float], total: int) -> list[int]:
@@ -96,9 +116,9 @@ def _warmup_of(share: float | Duration, length: int) -> int:
 
 def _cycles(cycles: Any) -> int | tuple[float, ...]:
     many = cycles if isinstance(cycles, list | tuple) else ()
-    if isinstance(cycles, int) and not isinstance(cycles, bool) and cycles > 0:
-        return cycles
-    if many and all(_is_number(length) and 0 < length < math.inf for length in many):
+    if isinstance(cycles, Integral) and not isinstance(cycles, bool) and int(cycles) > 0:
+        return int(cycles)
+    if many and all(_is_number(length) and length > 0 for length in many) and sum(many) < math.inf:
         return tuple(many)
     raise ValueError(
         f"Restarts: cycles: expected how many there are, or relative lengths such as [1, 2, 4], got {cycles!r}"

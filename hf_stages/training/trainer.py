@@ -101,7 +101,7 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
         if stages is not None and recipe is not None:
             raise ValueError("expected stages or a recipe, got both")
         declared = Recipe(
-            tuple(stages if stages is not None else recipe.stages),  # type: ignore[union-attr]
+            stages if stages is not None else recipe.stages,  # type: ignore[union-attr]
             model=self.model,
             args=recipe.args if recipe else {},
             sources=recipe.sources if recipe else {},

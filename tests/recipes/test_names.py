@@ -1,8 +1,12 @@
 """What ``from hf_stages import recipes`` gives: reading and writing, and the ready recipes."""
 
+import re
+
 import pytest
 
+import hf_stages
 from hf_stages import Recipe, Stage, recipes
+from hf_stages.losses.objective.terms import terms_of
 from hf_stages.schedules import Resume
 
 
@@ -23,3 +27,26 @@ def test_ready_recipes_stand_beside_them():
 def test_other_names_are_no_attributes():
     with pytest.raises(AttributeError, match=r"module 'hf_stages.recipes' has no attribute 'lode'"):
         recipes.lode  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({"loss": {"class": "TaskLoss"}}, "expected {use: ClassName, ...}, got 'class' in the place of 'use'"),
+        ({"learning_rate": 1e-3}, "a stage has no 'learning_rate'; put fields of TrainingArguments under args"),
+        ({"monitors": ["X"]}, "this version of hf_stages has no monitors of its own"),
+    ],
+)  # fmt: skip
+def test_words_of_other_tools_are_answered_by_ours(stage, said):
+    with pytest.raises(recipes.RecipeError, match=re.escape(said)):
+        recipes.from_dict({"stages": [{"name": "a", "until": "1 steps", **stage}]})
+
+
+def test_a_function_is_no_loss():
+    with pytest.raises(ValueError, match=r"expected a loss such as TaskLoss.*compute_loss_func"):
+        terms_of(lambda outputs, labels: 0.0)
+
+
+def test_a_misspelt_name_is_answered_by_the_nearest_one():
+    with pytest.raises(AttributeError, match="'LogitsKL'; did you mean 'LogitKL'"):
+        hf_stages.LogitsKL  # noqa: B018

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from hf_stages import Fresh, Restarts, Resume, Stage
-from hf_stages.core.curves import Linear
+from hf_stages.core.curves import Linear, Step
 from hf_stages.core.parts import part_from_dict, part_to_dict
 from hf_stages.reports.pages.plan_picture import draw_plan
 from hf_stages.reports.tables.plan_table import plan_table
-from hf_stages.schedules import Defaults
+from hf_stages.schedules import Defaults, Piece
 from tests.support.plans import plan_of
 from tests.support.runs import StopAt, rates, staged
 
@@ -118,3 +119,29 @@ def test_a_resumed_run_equals_the_uncut_one(tmp_path):
     assert rates(resumed) == rates(whole)
     for (name, one), other in zip(resumed.model.named_parameters(), whole.model.parameters(), strict=True):
         assert one.equal(other), name
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "cycles"),
+    [
+        (Restarts([1, 50], warmup=[0.0, 0.5]), 4, (1,)),
+        (Restarts(30), 20, 20),
+        (Restarts(3), 20, 3),
+        (Restarts([1, 2, 4]), 7, (1, 2, 4)),
+    ],
+)
+def test_a_short_trial_has_the_first_cycles_that_fit(schedule, steps, cycles):
+    squeezed = schedule.squeezed(Piece(span_of(schedule, 200), 0.0, 200), steps, 1e-3)
+    assert squeezed.cycles == cycles
+    assert span_of(squeezed, steps).peak == 1e-3
+
+
+def test_cycles_may_be_numbers_of_numpy():
+    assert Restarts(np.int64(2)) == Restarts(2)
+
+
+@pytest.mark.parametrize("cycles", [1, 2])
+def test_peaks_that_are_zero_where_cycles_begin_are_refused(cycles):
+    schedule = Restarts(cycles, peaks=Step(((0, 0), (0.9, 1))))
+    with pytest.raises(ValueError, match=r"peaks: .* is 0 where each cycle begins"):
+        span_of(schedule, 20)

@@ -151,7 +151,7 @@ def test_nothing_is_left_where_a_stage_cannot_begin(monkeypatch, tmp_path):
 
     student, teacher = outside_trainer.two(tiny.llama)
     before = _marks(student), _marks(teacher)
-    monkeypatch.setattr("hf_stages.training.stage.stage_start.probe", cut)
+    monkeypatch.setattr("hf_stages.training.stage.stage_start.try_teacher", cut)
     with pytest.raises(KeyboardInterrupt):
         _trainer(tmp_path, [Stage("one", "2 steps", loss=FEATURES + PROJECTED + LogitKL())], student, teacher).train()
     assert (_marks(student), _marks(teacher)) == before

@@ -1,1 +1,4 @@
-"""Collators: how rows become a batch. One file each; ``base`` holds what they share."""
+"""Collators: how rows become a batch. One file each.
+
+``BaseCollator`` in ``base`` is what a new one begins with.
+"""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_stages.core.curves import Const, Curve
+from hf_stages.core.short_values import describe_value
 from hf_stages.losses.base import Leaf, Loss
 from hf_stages.losses.objective.by_source import OnSource
 
@@ -75,6 +76,12 @@ def sources_of(loss: Any) -> tuple[str, ...]:
 
 
 def _leaves(loss: Any, groups: list[Any]) -> Iterator[Leaf]:
+    for part in loss.values() if isinstance(loss, Mapping) else [loss]:
+        if not isinstance(part, Loss):
+            raise ValueError(
+                f"expected a loss such as TaskLoss() or LogitKL(), got {describe_value(part)}; a loss of your own is a "
+                "subclass of hf_stages.losses.Loss, and a function of outputs and labels is Trainer's compute_loss_func"
+            )
     if not isinstance(loss, Mapping):
         yield from loss.leaves((), groups, None)
         return
