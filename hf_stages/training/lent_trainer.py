@@ -38,7 +38,7 @@ class LentTrainer:
         self._finds_unused = getattr(self._ddp, "find_unused_parameters", False)
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
+    def borrowed(self) -> Iterator[None]:
         """Lend the trainer to a run, whose callbacks see one training from its first stage to its last."""
         handler = self.trainer.callback_handler
         began, handler.has_begun = handler.has_begun, False

@@ -72,7 +72,7 @@ class Runner:
             self.handover.keep_initial()
         self._barrier()
         outputs: list[TrainOutput] = []
-        with self.lent.lent():
+        with self.lent.borrowed():
             try:
                 self._run_stages(cut, train, outputs)
             except BaseException as error:
@@ -83,7 +83,7 @@ class Runner:
     def _run_stages(self, cut: CutStage | None, train: _Train, outputs: list[TrainOutput]) -> None:
         for planned in self.plan.stages:
             if planned.name in self.manifest.done:
-                self._pass(planned)
+                self._take_over_finished(planned)
                 continue
             resumed = cut if cut is not None and cut.state["stage"] == planned.name else None
             run, change = self._start(planned, resumed)
@@ -98,7 +98,7 @@ class Runner:
                 logger.warning(f"stage {planned.name!r}: a callback stopped training; the run can be resumed")
                 self.manifest.write("stopped", self.ledger)
                 return
-            self._judge(self.manifest.done[planned.name])
+            self._check_expectations(self.manifest.done[planned.name])
             self._stop_if_asked(planned)
         if not outputs:
             self.handover.restore(self.plan.stages[-1].name)
@@ -182,7 +182,7 @@ class Runner:
             self._finish(planned, run, change)
 
     def _finish(self, planned: PlannedStage, run: StageRun, change: Transition) -> None:
-        """Evaluate, judge nothing yet, and write the folder; only then does the stage count as done."""
+        """Evaluate the model and write the folder; only then does the stage count as done."""
         trainer, folder = self.trainer, self.manifest.folder_of(planned.name)
         metrics = self._measure(run)
         moments = self.handover.keep_result(planned.name)
@@ -200,7 +200,7 @@ class Runner:
         self.manifest.write("running", self.ledger)
         self.carried = trainer.state
         self._barrier()
-        self._settle(finished)
+        self._clean_up_and_export(finished)
 
     def _measure(self, run: StageRun) -> dict[str, float]:
         """Measure the weights that the stage ends with. From here on the model is alone, and no update is counted."""
@@ -219,22 +219,22 @@ class Runner:
         self.lent.end()
         return metrics
 
-    def _pass(self, planned: PlannedStage) -> None:
+    def _take_over_finished(self, planned: PlannedStage) -> None:
         """Take over a stage that an earlier process finished."""
         finished = self.manifest.done[planned.name]
         self.ledger = finished.ledger
-        self._settle(finished)
-        self._judge(finished)
+        self._clean_up_and_export(finished)
+        self._check_expectations(finished)
         self.carried = read_trainer_state(finished.folder)
         restore_counters(self.trainer, finished.summary.get("remembered", {}))
 
-    def _settle(self, finished: FinishedStage) -> None:
+    def _clean_up_and_export(self, finished: FinishedStage) -> None:
         """Remove what the stage no longer needs beside its folder, and write its exports."""
         if self.args.should_save:
             remove_states(rollback_folder(finished.folder.parent, finished.planned.folder))
             write_exports(finished)
 
-    def _judge(self, finished: FinishedStage) -> None:
+    def _check_expectations(self, finished: FinishedStage) -> None:
         """Ask expectations, on the stage's recorded metrics: a resumed run is held to them as the first one was."""
         name, history = finished.name, finished.history
         for gate in self.trainer.recipe[name].gates:
