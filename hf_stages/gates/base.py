@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
 
 from hf_stages.core.ledger import Entry
+from hf_stages.core.part import Derived
 from hf_stages.core.stage_context import StageContext
 
 
@@ -69,14 +70,29 @@ class Gate:
     """When it is asked: after each update, log entry or evaluation of all sets, or once at the stage's end."""
     reads_clock: bool = False
     """True: the answer depends on the wall clock, so a resumed run may differ from an uncut one."""
-    keeps: bool = False
-    """True: it may answer ``rollback``, so the stage stores states to go back to."""
-    replays: bool = False
-    """True: it may answer ``replay``, so the stage's data are planned with what may be replayed."""
-    most_replayed: float = 0.0
-    """The largest share of the examples that it may replay."""
-    replay_source: Any = None
-    """What it replays: a source's name, a curriculum or a dataset. None: what the stages before this one drew."""
+
+    @Derived
+    def keeps(self) -> bool:
+        """True: it may answer ``rollback``, so the stage stores states to go back to. Default: what ``action`` says."""
+        return getattr(self, "action", None) == "rollback"
+
+    @Derived
+    def replays(self) -> bool:
+        """True: it may answer ``replay``, so what may be replayed is planned. Default: what ``action`` says."""
+        return getattr(self, "action", None) == "replay"
+
+    @Derived
+    def most_replayed(self) -> float:
+        """The largest share of the examples that it may replay. Default: ``most``, where ``action`` is to replay."""
+        return getattr(self, "most", 0.0) if getattr(self, "action", None) == "replay" else 0.0
+
+    @Derived
+    def replay_source(self) -> Any:
+        """What it replays: a source's name, a curriculum or a dataset. None: what the stages before this one drew.
+
+        Default: ``source``, where ``action`` is to replay.
+        """
+        return getattr(self, "source", None) if getattr(self, "action", None) == "replay" else None
 
     def __post_init__(self) -> None:
         """Check that numbers are numbers: a limit that is NaN would never be reached, and nobody would notice."""
@@ -95,10 +111,11 @@ class Gate:
 
     @property
     def metric_read(self) -> str | None:
-        """The name in the log that it needs; by default its field ``metric``, if it has one."""
-        return getattr(self, "metric", None)
+        """The name in the log that it needs; by default its field ``metric``, if it has one that is text."""
+        metric = getattr(self, "metric", None)
+        return metric if isinstance(metric, str) else None
 
-    def check(self, context: StageContext) -> None:
+    def check_stage(self, context: StageContext) -> None:
         """Raise ValueError where it could never fire in this stage. Asked before the first step."""
         metric = self.metric_read
         if self.on == "log" and metric is not None and metric.startswith("eval_") and not context.evaluates:
@@ -115,6 +132,28 @@ class Gate:
         if not context.evaluates:
             raise ValueError(
                 'it is asked after evaluations, but eval_strategy is "no"; set eval_strategy="steps" and eval_steps'
+            )
+        self._check_domains(context)
+        if self.keeps and context.args.load_best_model_at_end:
+            raise ValueError(
+                "action: 'rollback' and load_best_model_at_end both choose what the stage ends with; leave one of them "
+                "out"
+            )
+        if self.keeps and context.sharded:
+            raise ValueError("action: 'rollback' is not supported under FSDP; use 'cut_lr' or 'end'")
+
+    def _check_domains(self, context: StageContext) -> None:
+        """Check the evaluation sets that its field ``of`` names; None names those that earlier stages trained on."""
+        if not hasattr(self, "of"):
+            return
+        of, known = self.of, ", ".join(context.domains)
+        names = [of] if isinstance(of, str) else of
+        if isinstance(names, Collection) and (unknown := [name for name in names if name not in context.domains]):
+            raise ValueError(f"of: no evaluation set is called {unknown[0]!r}; there are {known}")
+        if of is None and not context.earlier:
+            raise ValueError(
+                f"of: no evaluation set ({known}) is named as an earlier stage or its data are, so it cannot tell what "
+                "is not to be forgotten; say of=[...]"
             )
 
     def at_end(self, history: History) -> Decision | None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hf_stages.core.stage_context import StageContext
 from hf_stages.gates.base import Decision, Gate, History
 
 _ACTIONS = ("alert", "cut_lr", "rollback", "replay", "end")
@@ -71,40 +70,6 @@ class Forgetting(Gate):
             )
         if self.source is not None and self.action != "replay":
             raise ValueError(f"Forgetting: source: it is what 'replay' draws from; leave it out with {self.action!r}")
-
-    @property
-    def keeps(self) -> bool:  # type: ignore[override]
-        return self.action == "rollback"
-
-    @property
-    def replays(self) -> bool:  # type: ignore[override]
-        return self.action == "replay"
-
-    @property
-    def most_replayed(self) -> float:  # type: ignore[override]
-        return self.most if self.replays else 0.0
-
-    @property
-    def replay_source(self) -> Any:
-        return self.source
-
-    def check(self, context: StageContext) -> None:
-        super().check(context)
-        known = ", ".join(context.domains)
-        if self.of is not None and (unknown := [name for name in self.of if name not in context.domains]):
-            raise ValueError(f"of: no evaluation set is called {unknown[0]!r}; there are {known}")
-        if self.of is None and not context.earlier:
-            raise ValueError(
-                f"of: no evaluation set ({known}) is named as an earlier stage or its data are, so it cannot tell what "
-                "is not to be forgotten; say of=[...]"
-            )
-        if self.keeps and context.args.load_best_model_at_end:
-            raise ValueError(
-                "action: 'rollback' and load_best_model_at_end both choose what the stage ends with; leave one of them "
-                "out"
-            )
-        if self.keeps and context.sharded:
-            raise ValueError("action: 'rollback' is not supported under FSDP; use 'cut_lr' or 'end'")
 
     def __call__(self, history: History) -> Decision | None:
         rounds = self._rounds(history)

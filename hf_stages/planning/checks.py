@@ -97,7 +97,7 @@ def check_stage(resolved: ResolvedRecipe, args: Any, stage: Stage) -> None:
             transform.check_stage(context)
     for index, gate in enumerate(stage.gates):
         with place_errors(f"{where}: gates[{index}] {type(gate).__name__}"):
-            gate.check(context)
+            gate.check_stage(context)
     reads = [t.name for t in terms_of(stage.loss) if t.loss.needs & _LOGITS] if stage.loss is not None else []
     if own.use_liger_kernel and reads:
         raise ValueError(

@@ -17,6 +17,7 @@ from hf_stages.data.curricula.mixture import Mixture
 from hf_stages.data.curricula.replay import Replay
 from hf_stages.data.drawing.blend import Blend, make_blend
 from hf_stages.losses.task_loss import TaskLoss
+from hf_stages.planning.part_kinds import check_part_kinds
 from hf_stages.planning.replay_sources import ExamplesRead, add_earlier_data, replay_gate
 from hf_stages.schedules.of_stage import schedule_of
 
@@ -100,6 +101,7 @@ def resolve(recipe: Recipe) -> ResolvedRecipe:
     sources = {**recipe.sources, **shared}
     stages: list[ResolvedStage] = []
     for stage in recipe.stages:
+        check_part_kinds(stage)
         where = f"stage {stage.name!r}: "
         own = _opened(_train_dataset(recipe, stage, sources), sources, f"{where}train_dataset")
         replays = replay_gate(stage) is not None

@@ -10,7 +10,6 @@ from torch import nn
 
 from hf_stages.core.curves import Const, Curve, as_curve
 from hf_stages.core.placed_errors import place_errors
-from hf_stages.core.stage_context import StageContext
 from hf_stages.layers.activations import Activations
 from hf_stages.layers.experts import QuantizedExperts
 from hf_stages.layers.quantizable import holders_of, kind_of, weights_of
@@ -83,19 +82,6 @@ class Quantize(Transform):
             raise ValueError(
                 f"{name}: strength: expected 1 at the stage's end, so that the weights it leaves are {self.levels}, "
                 f"got {strength(1.0):.3g} from {self.strength!r}; for example Linear(0, 1)"
-            )
-
-    @property
-    def varies(self) -> bool:  # type: ignore[override]
-        return isinstance(self.strength, Curve)
-
-    def check_stage(self, context: StageContext) -> None:
-        """Refuse to choose the best checkpoint of a stage that begins in full precision."""
-        if self.varies and context.args.load_best_model_at_end:
-            raise ValueError(
-                f"load_best_model_at_end: the best checkpoint may be one from before {type(self).__name__} reached "
-                "full strength, when the model was better because it was not quantized yet; set it to False here, or "
-                "go on to a stage without a curve"
             )
 
     def __call__(self, model: Any) -> Any:

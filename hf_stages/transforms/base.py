@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hf_stages.core.curves import Curve
+from hf_stages.core.part import Derived
 from hf_stages.core.stage_context import StageContext
 
 
@@ -32,10 +34,16 @@ class Transform:
     keeps_function: bool = False
     """True: outputs stay equal. The trainer checks it on a real batch and records the deviation."""
 
-    varies: bool = False
-    """True: the model it makes changes with the stage's progress and is complete only at its end (see ``at``)."""
     sets_task: bool = False
     """True: the model gets another task (a new head), so what was measured before cannot be measured after it."""
+
+    @Derived
+    def varies(self) -> bool:
+        """True: the model changes with the stage's progress and is complete only at its end (see ``at``).
+
+        Default: whether a field ``strength`` is a curve.
+        """
+        return isinstance(getattr(self, "strength", None), Curve)
 
     def __call__(self, model: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(model)")
@@ -44,7 +52,16 @@ class Transform:
         """Raise ValueError where it cannot change this model. Asked where no skeleton can be built to try it on."""
 
     def check_stage(self, context: StageContext) -> None:
-        """Raise ValueError where it cannot do its work in this stage. Asked before the first step."""
+        """Raise ValueError where it cannot do its work in this stage. Asked before the first step.
+
+        By default, refuse to choose the best checkpoint of a stage that begins without it.
+        """
+        if self.varies and context.args.load_best_model_at_end:
+            raise ValueError(
+                f"load_best_model_at_end: the best checkpoint may be one from before {type(self).__name__} reached "
+                "full strength, when the model was better because it was not quantized yet; set it to False here, or "
+                "go on to a stage without a curve"
+            )
 
     def at(self, model: Any, t: float) -> None:
         """Set what varies with the stage's progress ``t`` (a quantization strength). At the stage's end it is 1."""

@@ -17,7 +17,7 @@ from tests.support.runs import staged
 
 @dataclass(frozen=True)
 class OnlyOnOneDomain(Gate):
-    def check(self, context):
+    def check_stage(self, context):
         if len(context.domains) != 1:
             raise ValueError(f"expected one evaluation set, got {', '.join(context.domains)}")
 

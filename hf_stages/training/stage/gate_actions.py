@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from hf_stages.core.ranks import from_main_rank
 from hf_stages.evaluation.stage_metrics import StageMetrics
-from hf_stages.gates.base import Decision, History
+from hf_stages.gates.base import Decision, Gate, History
 from hf_stages.planning.domains import earlier_domains
 from hf_stages.planning.plan import PlannedStage
 from hf_stages.training.stage.learning_rate import LearningRate
@@ -82,7 +82,7 @@ class GateActions:
             if decision.action == "end":
                 self.stopping.end(decision.reason, by=type(gate).__name__)
                 return
-            self.apply(decision, type(gate).__name__)
+            self.apply(decision, gate)
             if self.stopping.over is not None:
                 return
 
@@ -94,11 +94,13 @@ class GateActions:
         answers = self._answers([gate.at_end for gate in gates], self.history(logs))
         for gate, decision in zip(gates, answers, strict=True):
             if decision is not None:
-                self.apply(decision, type(gate).__name__)
+                self.apply(decision, gate)
         return any(d is not None and d.action == "rollback" for d in answers)
 
-    def apply(self, decision: Decision, by: str) -> None:
+    def apply(self, decision: Decision, gate: Gate) -> None:
         """Do what a gate decided, but for ``end``, and write it to the ledger."""
+        by = type(gate).__name__
+        _check_announced(decision, gate, f"stage {self.planned.name!r}: gates: {by}")
         if decision.action == "keep":
             self.states.save(self.progress.steps)
             return
@@ -164,3 +166,13 @@ class GateActions:
             advice = "a lower learning rate, a warmup or replay of earlier data keeps it closer"
             self.notes.note("notice", f"{text}: {advice}", by="boundary")
             logger.warning(f"stage {self.planned.name!r}: {text}")
+
+
+def _check_announced(decision: Decision, gate: Gate, where: str) -> None:
+    """Refuse what the stage was not prepared for: it has no state to go back to, or no data to replay."""
+    for action, member, announced in (("rollback", "keeps", gate.keeps), ("replay", "replays", gate.replays)):
+        if decision.action == action and not announced:
+            raise ValueError(
+                f"{where}: it answered {action!r}, but the stage was not prepared for it; expected a gate that says so "
+                f"before: set {member} = True in its class, or give it a field action with the value {action!r}"
+            )
