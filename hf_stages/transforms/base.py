@@ -25,8 +25,8 @@ class Transform:
     ...             parameter.data.mul_(self.by)
     ...         return model
     >>> import torch
-    >>> Scale(0.0)(torch.nn.Linear(1, 1)).bias.item()
-    0.0
+    >>> Scale(2.0)(torch.nn.LayerNorm(1)).weight.item()
+    2.0
     """
 
     structural: bool = True
