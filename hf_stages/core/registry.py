@@ -137,9 +137,17 @@ def find_class(name: str, kinds: Iterable[str], where: Where) -> type:
             f"name your own class as 'module:{name}', or leave it out"
         )
     known = [found for kind in kinds for found in part_names(kind)]
-    raise where.error(
-        f"unknown part {name!r} in {' or '.join(f'hf_stages.{k}' for k in kinds)}; {did_you_mean(name, known)}"
-    )
+    raise where.error(f"unknown part {name!r} in {' or '.join(map(_package_of, kinds))}; {did_you_mean(name, known)}")
+
+
+def _package_of(kind: str) -> str:
+    """Name the package or module that a user may import the parts of a kind from.
+
+    >>> _package_of("losses"), _package_of("data"), _package_of("exporters"), _package_of("curves")
+    ('hf_stages.losses', 'hf_stages.data', 'hf_stages.packing.formats', 'hf_stages.core.curves')
+    """
+    place = PLACES[kind][0].removesuffix(".py").replace("/", ".")
+    return f"hf_stages.{kind if place.split('.')[0] == kind else place}"
 
 
 def find_ready(name: str, where: Where = Where()) -> Any:
