@@ -19,6 +19,7 @@ from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.stage import Stage
 from hf_stages.losses.objective.student_forwards import TaskForward
 from hf_stages.losses.objective.terms import Term, needs_of, terms_of, terms_with_weight
+from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.losses.task_loss import TaskLoss
 from hf_stages.models.capture import WHOLE, Capture, CaptureRequest
 from hf_stages.models.model_inputs import model_inputs
@@ -51,6 +52,9 @@ class StageLosses:
         teacher: Gives signals of a batch (``LiveTeacher``, ``BaseTeacher``, a cache's reader), or None.
         defer_head: Whether the student's output head may be left to the losses, which apply it a chunk at a time.
     """
+
+    objective: Objective | None = None
+    """What the terms are summed in; None until the stage begins to train."""
 
     def __init__(self, terms: tuple[Term, ...], model: nn.Module, teacher: Any, *, defer_head: bool) -> None:
         self.terms, self.model, self.teacher = terms, model, teacher

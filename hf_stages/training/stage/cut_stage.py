@@ -30,7 +30,6 @@ class CutStage:
 def state_of(stage: Any) -> dict[str, Any]:
     """Write down a StageRun. Collective: every rank has a part of the running loss."""
     trainer, progress, stopping, measured = stage.trainer, stage.progress, stage.stopping, stage.measured
-    assert stage.objective is not None
     mine = {"tr_loss": trainer._tr_loss.item(), "objective": stage.objective.state_dict()}
     ranks = from_all_ranks({**mine, "evaluated": measured.last.state_dict()}, trainer.args)
     return {

@@ -47,7 +47,6 @@ class StageRun:
         resumed: Where the stage was cut; None where it begins.
     """
 
-    objective: Objective | None = None
     losses: Any = None
     """The StageLosses in place while the stage trains."""
 
@@ -69,7 +68,7 @@ class StageRun:
         if resumed is not None:
             first_step, start = resumed.state["first_step"], resumed.state["s0"]
         _make_absolute(args, planned, span.peak)
-        self.trainer, self.planned, self.resumed = trainer, planned, resumed
+        self.trainer, self.resumed = trainer, resumed
         self.progress = Progress(planned, first_step, run_steps, args.gradient_accumulation_steps)
         self.notes = StageNotes(ledger, planned.name, self.progress)
         self.rate = LearningRate(span, start, self.progress, ledger, stages_of_schedule(planned, plan))
@@ -90,6 +89,16 @@ class StageRun:
         )
         if resumed is not None:
             restore(self, resumed)
+
+    @property
+    def planned(self) -> PlannedStage:
+        return self.progress.planned
+
+    @property
+    def objective(self) -> Objective:
+        """The sums of the stage's losses. They are there from the moment that the stage begins to train."""
+        assert self.losses.objective is not None
+        return self.losses.objective
 
     @property
     def t(self) -> float:
@@ -114,7 +123,6 @@ class StageRun:
 
     def open_update(self, batches: list[Any]) -> None:
         """Count the update's items over all ranks. The clock is rank 0's, and a request to stop holds for all."""
-        assert self.objective is not None
         progress, stopping, drawn = self.progress, self.stopping, self.feed.drawn
         seconds = progress.seconds_now() if self.trainer.args.process_index == 0 else 0.0
         extras = [seconds, 1.0 if stopping.request.reason else 0.0, *drawn.take_out_of(batches)]
@@ -127,7 +135,6 @@ class StageRun:
 
     def watch(self, model: Any) -> dict[str, float]:
         """Give what a training log adds: the mean of each term, and what the stage's monitors say."""
-        assert self.objective is not None
         seen = {**self.objective.drain_log(), **self.feed.drawn.drain_log()}
         view = {
             "model": model,

@@ -49,7 +49,7 @@ def begin_stage(run: StageRun, lent: LentTrainer) -> None:
     if run.resumed is None:
         _check_teacher_means_the_same(trainer, losses.teacher, where)
     weights = list(trainer.model.parameters())
-    run.objective = Objective(losses.terms, args.device, args.world_size, groups_of(run.planned.stage.loss), weights)
+    losses.objective = Objective(losses.terms, args.device, args.world_size, groups_of(run.planned.stage.loss), weights)
     run.measured.teacher_terms = TeacherTerms(losses, trainer)
     if run.resumed is not None:
         run.objective.load_state_dict(run.resumed.state["objective"][args.process_index])
