@@ -47,6 +47,10 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.evaluation.metrics.pearson import Pearson as Pearson
     from hf_stages.evaluation.metrics.spearman import Spearman as Spearman
     from hf_stages.gates.above import Above as Above
+    from hf_stages.gates.actions.cut_rate import CutRate as CutRate
+    from hf_stages.gates.actions.end_stage import EndStage as EndStage
+    from hf_stages.gates.actions.rollback import Rollback as Rollback
+    from hf_stages.gates.actions.stop_run import StopRun as StopRun
     from hf_stages.gates.below import Below as Below
     from hf_stages.gates.budget import Budget as Budget
     from hf_stages.gates.expect import Expect as Expect
@@ -98,7 +102,7 @@ _EXPORTS = _Exports(
     __name__,
     (
         *("losses", "transforms", "schedules", "gates", "monitors", "data", "metrics", "teachers", "exporters"),
-        *("curves", "recipes"),
+        *("actions", "curves", "recipes"),
     ),
     more={
         "ModelSource": "hf_stages.models.model_source",

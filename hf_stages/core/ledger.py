@@ -16,7 +16,8 @@ class Entry:
     stage: str
     """The stage's name."""
     kind: str
-    """``begin``, ``end``, ``alert``, ``stop``, ``resume``, ``notice``, ``cut_lr``, ``rollback`` or ``replay``."""
+    """``begin``, ``end``, ``alert``, ``stop``, ``resume``, ``notice``, ``cut_lr``, ``rollback``, ``replay``, ``skip``
+    (of an update) or ``incident`` (rows of bad updates were written down)."""
     reason: str
     """Why, in a sentence."""
     by: str = ""

@@ -1,4 +1,7 @@
-"""Gates: from a stage's history to a decision (an alert, its end, a lower rate, a way back) or none. One file each."""
+"""Gates: from a stage's history to a decision (an alert, its end, a lower rate, a way back) or none. One file each.
+
+``detectors`` holds gates that find what is wrong with a run, ``actions`` what they may have done about it.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,19 +9,33 @@ from hf_stages.core.exports import Exports
 
 if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.gates.above import Above as Above
+    from hf_stages.gates.actions.base import Action as Action
+    from hf_stages.gates.actions.cut_rate import CutRate as CutRate
+    from hf_stages.gates.actions.end_stage import EndStage as EndStage
+    from hf_stages.gates.actions.rollback import Rollback as Rollback
+    from hf_stages.gates.actions.stop_run import StopRun as StopRun
     from hf_stages.gates.base import Decision as Decision
     from hf_stages.gates.base import Gate as Gate
     from hf_stages.gates.base import History as History
     from hf_stages.gates.below import Below as Below
     from hf_stages.gates.budget import Budget as Budget
+    from hf_stages.gates.detectors.base import Detector as Detector
+    from hf_stages.gates.detectors.base import Finding as Finding
     from hf_stages.gates.expect import Expect as Expect
     from hf_stages.gates.forgetting import Forgetting as Forgetting
     from hf_stages.gates.plateau import Plateau as Plateau
 
 _EXPORTS = Exports(
     __name__,
-    ("gates",),
-    more={"Decision": "hf_stages.gates.base", "Gate": "hf_stages.gates.base", "History": "hf_stages.gates.base"},
+    ("gates", "actions"),
+    more={
+        "Action": "hf_stages.gates.actions.base",
+        "Decision": "hf_stages.gates.base",
+        "Detector": "hf_stages.gates.detectors.base",
+        "Finding": "hf_stages.gates.detectors.base",
+        "Gate": "hf_stages.gates.base",
+        "History": "hf_stages.gates.base",
+    },
 )
 
 

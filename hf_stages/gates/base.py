@@ -28,10 +28,28 @@ class History:
     earlier: Sequence[str] = ()
     """Names of evaluation sets that stages before this one trained on."""
     entries: Sequence[Entry] = ()
-    """The ledger's entries of this stage."""
+    """The ledger's entries of this stage. Their steps count from the run's start, as those of the log do."""
+    first_step: int = 0
+    """Updates that the run had done before this stage."""
+    since: int = 0
+    """The step of the run up to which the log was acted on already; a detector judges what was logged after it."""
+
+    @property
+    def global_step(self) -> int:
+        """Updates of the whole run so far: what the steps of ``logs`` and ``entries`` compare with."""
+        return self.first_step + self.step
 
     def values(self, metric: str) -> list[float]:
         return [log[metric] for log in self.logs if metric in log]
+
+    def series(self, metric: str) -> list[tuple[int, float]]:
+        """Return (step of the run, value) of each log entry after ``since`` that has the metric.
+
+        >>> logs = [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0}]
+        >>> History(step=20, logs=logs, since=10).series("loss")
+        [(20, 2.0)]
+        """
+        return [(log["step"], log[metric]) for log in self.logs if metric in log and log["step"] > self.since]
 
 
 @dataclass(frozen=True)
@@ -41,8 +59,9 @@ class Decision:
     - ``alert`` writes the reason to the ledger.
     - ``end`` ends the stage, ``stop`` ends the run before the next stage.
     - ``cut_lr`` multiplies the learning rate by ``value`` from here on.
-    - ``keep`` stores this state. ``rollback`` goes back to the last one stored and continues at ``value`` times the
-      rate, or ends the stage where ``value`` is None.
+    - ``keep`` stores this state. ``rollback`` goes back to the last one stored (with ``steps_back``, to a healthy one
+      at least that many updates old) and continues at ``value`` times the rate, or ends the stage where ``value`` is
+      None.
     - ``replay`` takes the share ``value`` of the examples from earlier data from here on.
     """
 
@@ -50,6 +69,10 @@ class Decision:
     reason: str
     """In words, for the ledger and the log."""
     value: float | None = None
+    steps_back: int | None = None
+    """For ``rollback``: how many updates old the state must be at least. None: the last one stored."""
+    skip_data: bool = False
+    """For ``rollback``: go on with the data behind those that were drawn since, instead of drawing them again."""
 
 
 class Gate:

@@ -134,6 +134,7 @@ class GateActions:
             before=self.measured.reference,
             earlier=self.earlier,
             entries=self.notes.entries(),
+            first_step=progress.first_step,
         )
 
     def note_silent(self, logs: _Logs) -> None:
