@@ -14,11 +14,24 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from hf_stages.commands import bench, cache_teacher, doctor, new, pack, plan, probe_lr, recipe, report, run, versus
+from hf_stages.commands import (
+    bench,
+    cache_teacher,
+    compare,
+    doctor,
+    new,
+    pack,
+    plan,
+    probe_lr,
+    recipe,
+    report,
+    run,
+    versus,
+)
 from hf_stages.commands.command_line import BAD, FAILED, SIGINT, SIGNALLED, Mistake, make_parents
 from hf_stages.core.version import __version__
 
-_COMMANDS = (new, plan, run, recipe, cache_teacher, pack, bench, report, versus, probe_lr, doctor)
+_COMMANDS = (new, plan, run, recipe, cache_teacher, pack, bench, report, compare, versus, probe_lr, doctor)
 """In the order in which ``--help`` lists them."""
 
 

@@ -12,6 +12,9 @@ from hf_stages.reports.cards.run_facts import run_facts, settings_of
 from hf_stages.reports.matrix import matrix_of, metrics_of
 from hf_stages.reports.pages.share_panels import share_panels
 from hf_stages.reports.pages.svg import curves, document, heat_map
+from hf_stages.reports.panels.layout import lay_out
+from hf_stages.reports.panels.read_curves import curves_of_run, stages_of
+from hf_stages.reports.panels.svg_panels import draw_panels
 from hf_stages.reports.run_folder import ReadRun
 from hf_stages.reports.run_report import bench_tables, decisions_of
 from hf_stages.reports.shares import read_shares
@@ -43,7 +46,7 @@ def save_report(run: ReadRun, path: str | Path) -> None:
     path = Path(path)
     if path.suffix not in (".html", ".svg"):
         raise ValueError(f"report: expected a file that ends in .html or .svg, got {str(path)!r}")
-    pictures = [p for p in (*_pictures(run), share_panels(read_shares(run))) if p[2]]
+    pictures = [p for p in (*_pictures(run), *_health(run), share_panels(read_shares(run))) if p[2]]
     if path.suffix == ".svg" and not pictures:
         raise ValueError(f"{run.out}: nothing was measured yet that could be drawn")
     text = report_html(run) if path.suffix == ".html" else document(pictures)
@@ -64,6 +67,7 @@ def report_html(run: ReadRun) -> str:
     if pictures := _pictures(run):
         parts.append("<h2>Training and domains</h2>" + "".join(_wide(document([picture])) for picture in pictures))
     parts.append(f"<pre>{escape(domain_table(run))}</pre>")
+    parts += [f"<h2>Health</h2>{_wide(document([picture]))}" for picture in _health(run)]
     if shares := shares_table(run):
         parts.append(f"<h2>Sources</h2>{_wide(document([share_panels(read_shares(run))]))}<pre>{escape(shares)}</pre>")
     if found := decisions_of(run):
@@ -114,15 +118,15 @@ def _pictures(run: ReadRun) -> list[tuple[str, float, float]]:
     return [picture for picture in found if picture[2]]
 
 
+def _health(run: ReadRun) -> list[tuple[str, float, float]]:
+    """Draw the three panels of a run that logged its hidden-state correlation, or was evaluated at recurrences."""
+    curves = curves_of_run(run, run.out.name or str(run.out))
+    recurrent = any(depth is not None for depths in (curves.perplexity or {}).values() for depth in depths)
+    return [draw_panels(lay_out([curves]))] if curves.correlation or recurrent else []
+
+
 def _edges(run: ReadRun) -> list[tuple[float, str]]:
-    """Return the first step of each stage: it is known for finished stages and the one after them."""
-    found, step = [], 0
-    for stage in run.stages:
-        if stage.status in ("waiting", "damaged"):
-            continue
-        found.append((float(step), f"{stage.index} {stage.name}"))
-        step = (stage.summary or {}).get("global_step", step)
-    return found
+    return [(float(mark.step), mark.words) for mark in stages_of(run)]
 
 
 def _lines(run: ReadRun, metric: str) -> dict[str, list[tuple[float, float]]]:

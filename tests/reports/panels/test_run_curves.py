@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from hf_stages.reports.panels.run_curves import curves_of
+
+
+def test_the_raw_loss_shows_where_trainer_hides_nan():
+    found = curves_of("a", [{"step": 1, "loss": 2.0, "raw_loss": 2.1}, {"step": 2, "loss": 0.0, "raw_loss": math.nan}])
+    assert found.loss[0] == (1, 2.0)
+    assert math.isnan(found.loss[1][1])
+    assert curves_of("a", [{"step": 1, "raw_loss": 2.1}]).loss == ((1, 2.1),)
+
+
+def test_the_last_blocks_correlation_is_shown_else_that_of_the_deepest_layer():
+    logs = [{"step": 1, "token_correlation_layer_2": 0.2, "token_correlation_layer_10": 0.3}]
+    assert curves_of("a", logs).correlation == ((1, 0.3),)
+    assert curves_of("a", [{**logs[0], "token_correlation": 0.4}]).correlation == ((1, 0.4),)
+
+
+def test_perplexity_is_read_by_set_and_recurrence():
+    logs = [
+        {"step": 0, "start_prose_ppl_at_4": 9.0, "start_prose_loss_at_4": 1.0},
+        {"step": 5, "eval_prose_ppl_at_4": 8.0, "eval_prose_ppl_at_1": 8.5, "eval_prose_loss": 2.0},
+        {"step": 5, "eval_loss": math.log(7.0), "eval_runtime": 3.0, "eval_code_accuracy": 0.5},
+    ]
+    found = curves_of("a", logs)
+    assert found.sets == ["", "prose"]
+    assert found.perplexity["prose"] == {1: ((5, 8.5),), 4: ((0, 9.0), (5, 8.0))}
+    assert found.perplexity[""][None] == ((5, pytest.approx(7.0)),)
+
+
+@pytest.mark.parametrize(("loss", "shown"), [(1e4, math.inf), (math.inf, math.inf)])
+def test_a_loss_beyond_measure_is_an_infinite_perplexity(loss, shown):
+    assert curves_of("a", [{"step": 1, "eval_loss": loss}]).perplexity[""][None] == ((1, shown),)
+
+
+def test_nan_stays_nan():
+    assert math.isnan(curves_of("a", [{"step": 1, "eval_loss": math.nan}]).perplexity[""][None][0][1])
+
+
+def test_decisions_are_marked_and_plain_ends_of_stages_are_not():
+    kinds = ("begin", "alert", "skip", "cut_lr", "rollback", "end", "notice")
+    ledger = [{"step": 3, "stage": "a", "kind": kind, "reason": "why", "by": "OnSpike"} for kind in kinds]
+    found = curves_of("a", [], ledger)
+    assert [mark.kind for mark in found.marks] == ["alert", "skip", "cut_lr", "rollback"]
+    assert found.marks[0].words == "alert: why [OnSpike]"
