@@ -25,6 +25,11 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
 _EXPORTS = Exports(
     __name__,
     more={
+        "set_depth": "hf_stages.layers.recurrent",
+        "find_recurrence": "hf_stages.layers.recurrent",
+        "carrying_states": "hf_stages.layers.recurrent",
+        "at_depth": "hf_stages.layers.recurrent",
+        "RecurrentCore": "hf_stages.layers.recurrent",
         "Activations": "hf_stages.layers.activations",
         "BinaryEmbedding": "hf_stages.layers.binary_embedding",
         "BinaryLinear": "hf_stages.layers.binary_linear",

@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from hf_stages.layers.recurrent import RecurrentCore
+
 
 def stacks_of(model: Any) -> dict[str, tuple[str, nn.ModuleList]]:
     """Return the dotted name and the blocks of each stack, by the stack's name; PEFT's wrappers are left out of names.
@@ -59,8 +61,10 @@ def base_of(model: Any) -> Any:
 
 
 def _are_blocks(modules: nn.ModuleList, unsplit: set[str]) -> bool:
-    # Models from outside transformers may have plain modules as blocks, which _no_split_modules then names.
-    return all(isinstance(m, GradientCheckpointingLayer) or type(m).__name__ in unsplit for m in modules)
+    # Models from outside transformers may have plain modules as blocks, which _no_split_modules then names. A
+    # recurrent core stands among the blocks as one of them.
+    kinds = (GradientCheckpointingLayer, RecurrentCore)
+    return all(isinstance(m, kinds) or type(m).__name__ in unsplit for m in modules)
 
 
 def _stack_by_depth(base: nn.Module) -> dict[str, nn.ModuleList]:

@@ -26,12 +26,17 @@ checks the types of its config, and its error then shows the text.
 """
 
 
-def mark_own_type(model: Any, transform: Any) -> None:
-    """Note in a model's config that ``transform`` changed it beyond what its architecture's class can build."""
+def mark_own_type(model: Any, transform: Any, built_with: dict[str, Any] | None = None) -> None:
+    """Note in a model's config that ``transform`` changed it beyond what its architecture's class can build.
+
+    ``built_with`` are values of config fields that the plain model is built with, where the transform changes them.
+    """
     if not isinstance(getattr(model, "config", None), PretrainedConfig):
         return
     for config in _configs_in(model):
         record = record_of(config) or {"base_model_type": config.model_type, "transforms": []}
+        if built_with:
+            record = {**record, "built_with": {**record.get("built_with", {}), **built_with}}
         _mark(config, {**record, "transforms": [*record["transforms"], _recorded(transform)]})
 
 
@@ -52,7 +57,9 @@ def unmarked(config: Any) -> Any:
     config = copy.copy(config)
     if isinstance(config, _OwnType):
         object.__setattr__(config, "__class__", _plain_class(type(config)))
-    vars(config).pop(TYPE, None)
+    record = vars(config).pop(TYPE, None) or {}
+    for key, value in record.get("built_with", {}).items():
+        setattr(config, key, value)
     return config
 
 

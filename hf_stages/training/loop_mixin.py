@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
+from hf_stages.core.micro_batch import in_micro_batch
 from hf_stages.layers.quantized import is_range_parameter
 from hf_stages.losses.objective.micro_batch_loss import replace_compute_loss, update_loss
 from hf_stages.training.stage.cut_stage import restore_trainer_state
@@ -64,7 +65,8 @@ class LoopMixin(_Base):
     def training_step(self, *args, **kwargs):
         if self._stage is None:
             return super().training_step(*args, **kwargs)
-        with replace_compute_loss(self, partial(update_loss, self)):
+        place = self._stage.progress.next_micro_batch(self.args.seed)
+        with in_micro_batch(place), replace_compute_loss(self, partial(update_loss, self)):
             loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             self._stage.objective.close_update(loss)

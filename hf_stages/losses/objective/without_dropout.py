@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from hf_stages.layers.recurrent import RecurrentCore
+
 
 class _WithoutDropout(TorchFunctionMode):
     """Drops nothing, in whatever mode a module is."""
@@ -30,12 +32,15 @@ class _WithoutDropout(TorchFunctionMode):
 
 @contextmanager
 def training_without_dropout(model: nn.Module) -> Iterator[None]:
-    """Put the model in training mode without dropout and without moving running statistics; restore it afterwards."""
+    """Put the model in training mode without dropout and without moving running statistics; restore it afterwards.
+
+    A recurrent core, which draws its depth in training, runs as in evaluation.
+    """
     modes = {module: module.training for module in model.modules()}
     model.train()
     for module in modes:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm | RecurrentCore):
+            module.training = False
     try:
         with _WithoutDropout():
             yield

@@ -6,6 +6,8 @@ import time
 
 from transformers.trainer_callback import TrainerState
 
+from hf_stages.core.micro_batch import MicroBatch
+from hf_stages.core.randomness import seed_of
 from hf_stages.planning.plan import PlannedStage
 from hf_stages.training.stage.epoch_position import EpochPosition
 
@@ -23,6 +25,8 @@ class Progress:
     def __init__(self, planned: PlannedStage, first_step: int, run_steps: int, accumulation: int) -> None:
         self.planned, self.first_step, self.run_steps = planned, first_step, run_steps
         self.steps = 0
+        self.micro_batches = 0
+        """Micro-batches of the update in progress that have begun."""
         self.tokens = 0.0
         self.seconds = 0.0
         self.seconds_before = 0.0
@@ -53,6 +57,12 @@ class Progress:
         """Say why the stage is over, where it has reached its cap."""
         over = self.steps >= self.planned.steps if self.planned.exact else self.t >= 1.0
         return f"{self.planned.stage.until} done" if over else None
+
+    def next_micro_batch(self, seed: int) -> MicroBatch:
+        """Begin a micro-batch, and say which it is."""
+        place = MicroBatch(seed_of(seed, self.planned.name), self.steps, self.micro_batches)
+        self.micro_batches += 1
+        return place
 
     def count_update(self, state: TrainerState) -> None:
         """Count an update that has just been made."""

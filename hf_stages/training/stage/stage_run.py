@@ -124,6 +124,7 @@ class StageRun:
     def open_update(self, batches: list[Any]) -> None:
         """Count the update's items over all ranks. The clock is rank 0's, and a request to stop holds for all."""
         progress, stopping, drawn = self.progress, self.stopping, self.feed.drawn
+        progress.micro_batches = 0
         seconds = progress.seconds_now() if self.trainer.args.process_index == 0 else 0.0
         extras = [seconds, 1.0 if stopping.request.reason else 0.0, *drawn.take_out_of(batches)]
         self.set_progress()

@@ -1,0 +1,230 @@
+"""A recurrent core: some of a model's blocks run several times, on a state that each cycle betters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_stages.core.micro_batch import current_micro_batch
+from hf_stages.core.random_depth import draw_depths
+from hf_stages.layers.cycle_cache import CycleCache
+from hf_stages.layers.own_type import TYPE, record_of
+
+ADAPTERS = ("concat", "add")
+STATES = ("normal", "zeros", "input")
+STATE_STD = 0.4**0.5
+"""Standard deviation of the random initial state (Huginn's)."""
+
+
+class RecurrentCore(nn.Module):
+    """The block that stands for a model's looped blocks: from the prelude's output it makes what the coda reads.
+
+    Each cycle computes ``state = blocks(adapter(state, input))``, and starts from a random state. In training the
+    number of cycles is drawn for each micro-batch, and gradients flow through the last ``backprop`` cycles. In
+    evaluation it is ``depth``, and every token starts from the same fixed vector: logits depend neither on padding nor
+    on a cache.
+
+    Args:
+        layers: The looped blocks. Each knows its slot in a cache (``self_attn.layer_idx``).
+        config: The model's config. Its number of layers counts each cycle's, so that caches get as many slots.
+        first: How many blocks come before.
+        total: Blocks of the model, each counted once.
+        adapter: ``"concat"``: a linear layer on [state; input]. ``"add"``: their sum.
+        state_init: Where the state begins: ``"normal"``, ``"zeros"``, or ``"input"``, the prelude's output.
+        mean_depth: The mean of what is drawn in training; one less than the mean number of cycles.
+        depth: Cycles in evaluation.
+        backprop: Cycles that gradients flow through.
+    """
+
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        config: Any,
+        *,
+        first: int,
+        total: int,
+        adapter: str = "concat",
+        state_init: str = "normal",
+        mean_depth: float = 32.0,
+        depth: int = 32,
+        backprop: int = 8,
+    ) -> None:
+        super().__init__()
+        self.layers, self.config = layers, config
+        self.first, self.total = first, total
+        self.state_init, self.mean_depth, self.backprop = state_init, mean_depth, backprop
+        weight = next(layers.parameters())
+        width = config.hidden_size
+        self.adapter = None
+        if adapter == "concat":
+            self.adapter = nn.Linear(2 * width, width, bias=False, device=weight.device, dtype=weight.dtype)
+        self.depth = depth
+        self.last_depth: int | None = None
+        """Cycles of the newest forward."""
+        self.last_states: tuple[torch.Tensor, torch.Tensor] | None = None
+        """The state before the last cycle, and after it. Kept within ``at_depth`` only."""
+        self._is_measured = False
+        self._carried: _Carried | None = None
+        self._vectors: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+    def forward(self, hidden_states: torch.Tensor, past_key_values: Any = None, **kwargs: Any) -> torch.Tensor:
+        depth = self.last_depth = self._choose_depth()
+        if self.training and torch.is_grad_enabled():
+            past_key_values = None  # nobody reads them, and memory would grow with every cycle
+        done, state = 0, None
+        if self._carried is not None:
+            done, state = self._carried.begin(hidden_states, depth)
+        if state is None:
+            state = self._initial_state(hidden_states)
+        before = state
+        free = max(depth - self.backprop, 0) if torch.is_grad_enabled() else 0
+        with torch.no_grad():
+            for cycle in range(done, free):
+                state = self._cycle(state, hidden_states, cycle, past_key_values, kwargs)
+        if free and torch.is_autocast_enabled(hidden_states.device.type):
+            torch.clear_autocast_cache()  # it holds weights that were cast without a graph
+        for cycle in range(max(done, free), depth):
+            before = state
+            state = self._cycle(state, hidden_states, cycle, past_key_values, kwargs)
+        if self._is_measured:
+            self.last_states = (before.detach(), state.detach())
+        if self._carried is not None:
+            self._carried.end(hidden_states, state, depth)
+        return state
+
+    def _cycle(self, state: torch.Tensor, given: torch.Tensor, cycle: int, cache: Any, kwargs: Any) -> torch.Tensor:
+        """Run the looped blocks once."""
+        hidden = self.adapter(torch.cat((state, given), dim=-1)) if self.adapter is not None else state + given
+        if cache is not None and cycle:
+            cache = CycleCache(cache, self.total - self.first + (cycle - 1) * len(self.layers))
+        for layer in self.layers:
+            hidden = layer(hidden, past_key_values=cache, **kwargs)
+        return hidden
+
+    def _choose_depth(self) -> int:
+        if not self.training or self._is_measured:
+            return self.depth
+        place = current_micro_batch()
+        generator = place.generator("depth") if place is not None else None
+        return int(draw_depths(self.mean_depth, generator=generator))
+
+    def _initial_state(self, given: torch.Tensor) -> torch.Tensor:
+        if self.state_init == "input":
+            return given
+        if self.state_init == "zeros":
+            return torch.zeros_like(given)
+        if not self.training or self._is_measured:
+            return self._fixed_vector(given).expand_as(given)
+        place = current_micro_batch()
+        generator = place.generator("state", _rank(), device=given.device) if place is not None else None
+        noise = torch.randn(given.shape, generator=generator, device=given.device, dtype=torch.float32)
+        return (noise * STATE_STD).to(given.dtype)
+
+    def _fixed_vector(self, given: torch.Tensor) -> torch.Tensor:
+        key = (given.device, given.dtype)
+        if key not in self._vectors:
+            noise = torch.randn(given.shape[-1], generator=torch.Generator().manual_seed(0))
+            self._vectors[key] = (noise * STATE_STD).to(given)
+        return self._vectors[key]
+
+    def extra_repr(self) -> str:
+        return f"depth={self.depth}, mean_depth={self.mean_depth:g}, backprop={self.backprop}"
+
+
+class _Carried:
+    """The state that the last forward ended with, for a deeper forward on the same input."""
+
+    def __init__(self) -> None:
+        self.given: torch.Tensor | None = None
+        self.state: torch.Tensor | None = None
+        self.cycles = 0
+
+    def begin(self, given: torch.Tensor, depth: int) -> tuple[int, torch.Tensor | None]:
+        """Return the cycles that are done already, and their state; 0 and None where the input is another one."""
+        same = self.given is not None and self.given.shape == given.shape and torch.equal(self.given, given)
+        return (self.cycles, self.state) if same and self.cycles < depth else (0, None)
+
+    def end(self, given: torch.Tensor, state: torch.Tensor, depth: int) -> None:
+        self.given, self.state, self.cycles = given.detach(), state.detach(), depth
+
+
+def find_recurrence(model: nn.Module) -> RecurrentCore | None:
+    """Return a model's recurrent core; None where it has none."""
+    return next((module for module in model.modules() if isinstance(module, RecurrentCore)), None)
+
+
+def set_depth(model: nn.Module, depth: int) -> None:
+    """Let a model run so many cycles in evaluation and generation, also after it is saved and loaded."""
+    core = _core_of(model, "set_depth")
+    _run_at(core, depth)
+    record = copy.deepcopy(record_of(core.config))
+    if record is not None:
+        for part in record["transforms"]:
+            if part["use"] == "MakeRecurrent":
+                part["depth"] = depth
+        setattr(core.config, TYPE, record)
+
+
+@contextmanager
+def at_depth(model: nn.Module, depth: int) -> Iterator[RecurrentCore]:
+    """Let a model run so many cycles, from the same initial state, within the block; in training mode too.
+
+    The block gets the core, whose ``last_states`` are the states around the last cycle of the newest forward.
+    """
+    core = _core_of(model, "at_depth")
+    before = core.depth, core._is_measured
+    _run_at(core, depth)
+    core._is_measured = True
+    try:
+        yield core
+    finally:
+        core._is_measured, core.last_states = before[1], None
+        _run_at(core, before[0])
+
+
+@contextmanager
+def carrying_states(model: nn.Module) -> Iterator[None]:
+    """Let a forward within the block go on from the state of the last one, where it is deeper and its input is equal.
+
+    The same batch at depths 1, 4 and 16 so takes 16 cycles, not 21.
+    """
+    core = _core_of(model, "carrying_states")
+    core._carried = _Carried()
+    try:
+        yield
+    finally:
+        core._carried = None
+
+
+def set_layer_count(core: RecurrentCore) -> None:
+    """Say in the config how many layers run at the core's depth: a cache has a slot for each."""
+    config = core.config
+    config.num_hidden_layers = core.total + (core.depth - 1) * len(core.layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[0]] * config.num_hidden_layers
+
+
+def _run_at(core: RecurrentCore, depth: int) -> None:
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise ValueError(f"depth: expected a whole number of cycles, 1 or more, got {depth!r}")
+    core.depth = depth
+    set_layer_count(core)
+
+
+def _core_of(model: nn.Module, where: str) -> RecurrentCore:
+    core = find_recurrence(model)
+    if core is None:
+        raise ValueError(
+            f"{where}: {type(model).__name__} has no recurrent core, so it has one depth; MakeRecurrent gives it one"
+        )
+    return core
+
+
+def _rank() -> int:
+    on = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if on else 0

@@ -1,0 +1,194 @@
+"""A model that thinks deeper at will: some of its blocks become a core that runs several times."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_stages.core.curves import Const, Curve, as_curve
+from hf_stages.core.part import Derived
+from hf_stages.core.placed_errors import place_errors
+from hf_stages.layers.blocks import stack_of
+from hf_stages.layers.own_type import mark_own_type
+from hf_stages.layers.recurrent import ADAPTERS, STATES, RecurrentCore, find_recurrence, set_layer_count
+from hf_stages.layers.sandwich import add_sandwich_norms, is_pre_norm_block, remove_gains
+from hf_stages.transforms._peft import refuse_adapters
+from hf_stages.transforms.base import Transform
+
+_NORMS = ("sandwich", "pre")
+
+
+@dataclass(frozen=True)
+class MakeRecurrent(Transform):
+    """The first ``prelude`` blocks read the tokens, the next ``core`` run several times, the last ``coda`` write.
+
+    Recurrent depth as in Huginn (https://arxiv.org/abs/2502.05171): more cycles cost time and no parameters. In
+    training the number of cycles is drawn anew for each micro-batch, the same on all ranks; evaluation and generation
+    run ``depth`` cycles, which ``hf_stages.layers.at_depth`` changes. Blocks may be new or pretrained ones of a
+    Llama- or Qwen-like decoder; drop some before with ``ReduceLayers``. With ``norm="pre"`` and the adapter "concat"
+    a pretrained model computes at first, at every depth, what it did before. No stock architecture has a core: the
+    config gets the project's own ``model_type``, and only hf_stages loads the saved folder.
+
+    >>> MakeRecurrent(prelude=1, core=2, coda=1, mean_depth=8, norm="pre").keeps_function
+    True
+    """
+
+    prelude: int
+    """Blocks before the core."""
+    core: int
+    """Blocks that are looped."""
+    coda: int
+    """Blocks after the core. The three add up to the model's number of blocks."""
+    adapter: str = field(default="concat", kw_only=True)
+    """How a cycle sees the prelude's output beside its state: ``"concat"``, a linear layer on both, which passes on the
+    prelude's output alone at first; or ``"add"``, their sum."""
+    norm: str = field(default="sandwich", kw_only=True)
+    """``"sandwich"``: each block gets a norm on the sums after its two parts, too. ``"pre"``: blocks stay as they are.
+    """
+    learned_norms: bool = field(default=True, kw_only=True)
+    """False: norms of all blocks have no gains. Training then goes wrong more easily; for experiments."""
+    state_init: str = field(default="normal", kw_only=True)
+    """Where a state begins: ``"normal"`` (random), ``"zeros"``, or ``"input"`` (the prelude's output)."""
+    mean_depth: float | Curve = field(default=32.0, kw_only=True)
+    """Cycles are 1 plus a random number of this mean, with a long tail. A curve changes it over the stage."""
+    backprop: int = field(default=8, kw_only=True)
+    """Gradients flow through so many last cycles. Earlier ones take no memory."""
+    depth: int | None = field(default=None, kw_only=True)
+    """Cycles in evaluation and generation. None: the mean depth at the stage's end."""
+
+    def __post_init__(self) -> None:
+        for name in ("prelude", "core", "coda", "backprop"):
+            least = 1 if name in ("core", "backprop") else 0
+            _check_count(name, getattr(self, name), least)
+        if self.depth is not None:
+            _check_count("depth", self.depth, 1)
+        for name, known in (("adapter", ADAPTERS), ("norm", _NORMS), ("state_init", STATES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"MakeRecurrent: {name}: expected {' or '.join(map(repr, known))}, got {getattr(self, name)!r}"
+                )
+        with place_errors("MakeRecurrent", ValueError, TypeError):
+            mean = as_curve(self.mean_depth)
+        if not all(0 <= mean(i / 16) for i in range(17)):
+            raise ValueError(f"MakeRecurrent: mean_depth: expected 0 or more, got {self.mean_depth!r}")
+        object.__setattr__(self, "mean_depth", mean.value if isinstance(mean, Const) else mean)
+
+    @Derived
+    def keeps_function(self) -> bool:
+        """True where the blocks stay as they are, and the core at first ignores its state."""
+        same = self.norm == "pre" and self.learned_norms is True
+        return same and (self.adapter == "concat" or (self.state_init == "zeros" and self.depth == 1))
+
+    varies = False
+
+    def __call__(self, model: Any) -> Any:
+        refuse_adapters(model, where="MakeRecurrent")
+        path, blocks = self._blocks(model)
+        config = model.config
+        built_with = {"num_hidden_layers": len(blocks)}
+        if getattr(config, "layer_types", None):
+            built_with["layer_types"] = list(config.layer_types)
+        for block in blocks:
+            if self.norm == "sandwich":
+                add_sandwich_norms(block)
+            if not self.learned_norms:
+                remove_gains(block)
+        mean = as_curve(self.mean_depth)(1.0)
+        core = RecurrentCore(
+            nn.ModuleList(blocks[self.prelude : self.prelude + self.core]),
+            config,
+            first=self.prelude,
+            total=len(blocks),
+            adapter=self.adapter,
+            state_init=self.state_init,
+            mean_depth=mean,
+            depth=self.depth or max(round(mean), 1),
+            backprop=self.backprop,
+        )
+        _start_from_the_input(core)
+        core.train(model.training)
+        looped = [*blocks[: self.prelude], core, *blocks[self.prelude + self.core :]]
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, nn.ModuleList(looped))
+        mark_own_type(model, replace(self, mean_depth=mean), built_with)
+        set_layer_count(core)
+        return model
+
+    def at(self, model: Any, t: float) -> None:
+        """Set the mean depth of what is drawn in training."""
+        core = find_recurrence(model)
+        if core is not None:
+            core.mean_depth = as_curve(self.mean_depth)(t)
+
+    def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
+        """Moments go from each block to its place before, in, or after the core."""
+        known, moves = set(after), {}
+        for name in before:
+            new = re.sub(r"^(.*?\.)(\d+)\.", lambda found: f"{found[1]}{self._place(int(found[2]))}.", name, count=1)
+            if new in known:
+                moves[name] = [new]
+        return moves
+
+    def _place(self, index: int) -> str:
+        """Return where a block stands afterwards, below the list of blocks."""
+        if index < self.prelude:
+            return str(index)
+        if index < self.prelude + self.core:
+            return f"{self.prelude}.layers.{index - self.prelude}"
+        return str(index - self.core + 1)
+
+    def _blocks(self, model: Any) -> tuple[str, nn.ModuleList]:
+        kind = type(model).__name__
+        if not isinstance(model, PreTrainedModel):
+            raise ValueError(f"MakeRecurrent: expected a transformers model, got a {kind}")
+        if find_recurrence(model) is not None:
+            raise ValueError(f"MakeRecurrent: {kind} has a recurrent core already; leave the second one out")
+        with place_errors(f"MakeRecurrent: {kind}", drop=f"{kind}: "):
+            path, blocks = stack_of(model)
+        parts = (self.prelude, self.core, self.coda)
+        if sum(parts) != len(blocks):
+            raise ValueError(
+                f"MakeRecurrent: {kind} has {len(blocks)} blocks; expected prelude + core + coda to be as many, got "
+                f"{' + '.join(map(str, parts))} = {sum(parts)}. To drop blocks, put ReduceLayers before"
+            )
+        problem = _unknown_layout(model.config, blocks)
+        if problem is not None:
+            raise ValueError(
+                f"MakeRecurrent: {kind}: {problem}; expected a decoder of blocks as Llama's or Qwen's (two norms, "
+                "self_attn, mlp), all of one kind"
+            )
+        return path, blocks
+
+
+def _unknown_layout(config: Any, blocks: nn.ModuleList) -> str | None:
+    """Say why a core cannot be made of these blocks; None where it can."""
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "num_hidden_layers"):
+        return "its config is not of a decoder alone"
+    if len({type(block) for block in blocks}) > 1 or not all(map(is_pre_norm_block, blocks)):
+        return f"its blocks are {', '.join(sorted({type(block).__name__ for block in blocks}))}"
+    if not all(isinstance(getattr(block.self_attn, "layer_idx", None), int) for block in blocks):
+        return "its attention has no layer_idx, by which it would find its cache"
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+    if len(kinds) > 1:
+        return f"its layers attend in several ways ({', '.join(kinds)}), which one core cannot hold"
+    return None
+
+
+@torch.no_grad()
+def _start_from_the_input(core: RecurrentCore) -> None:
+    """Let the adapter pass on the prelude's output, and nothing of the state."""
+    if core.adapter is not None:
+        width = core.adapter.out_features
+        core.adapter.weight.zero_()
+        core.adapter.weight[:, width:].fill_diagonal_(1.0)
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"MakeRecurrent: {name}: expected a whole number, {least} or more, got {value!r}")
