@@ -89,6 +89,7 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.transforms.binarize import Binarize as Binarize
     from hf_stages.transforms.freeze import Freeze as Freeze
     from hf_stages.transforms.insert_subln import InsertSubLN as InsertSubLN
+    from hf_stages.transforms.make_recurrent import MakeRecurrent as MakeRecurrent
     from hf_stages.transforms.merge_lora import MergeLora as MergeLora
     from hf_stages.transforms.reduce_layers import ReduceLayers as ReduceLayers
     from hf_stages.transforms.reduce_width import ReduceWidth as ReduceWidth

@@ -15,6 +15,11 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.layers.normed_linear import NormedLinear as NormedLinear
     from hf_stages.layers.quantized import is_range_parameter as is_range_parameter
     from hf_stages.layers.quantizers import Quantizer as Quantizer
+    from hf_stages.layers.recurrent import RecurrentCore as RecurrentCore
+    from hf_stages.layers.recurrent import at_depth as at_depth
+    from hf_stages.layers.recurrent import carrying_states as carrying_states
+    from hf_stages.layers.recurrent import find_recurrence as find_recurrence
+    from hf_stages.layers.recurrent import set_depth as set_depth
     from hf_stages.layers.split_embedding import SplitEmbedding as SplitEmbedding
     from hf_stages.layers.split_linear import SplitLinear as SplitLinear
     from hf_stages.layers.storage import StoredBits as StoredBits

@@ -21,7 +21,8 @@ def add_sandwich_norms(block: Any) -> None:
     """Put a norm on the sum after attention, and on the sum after the feed-forward part: ``n2(x + Attn(n1(x)))``."""
     width, eps = block.input_layernorm.weight.shape[0], norm_eps(block.input_layernorm)
     like = {"device": block.input_layernorm.weight.device, "dtype": block.input_layernorm.weight.dtype}
-    block.__class__ = _sandwich_class(type(block))
+    kind: Any = type(block)
+    block.__class__ = _sandwich_class(kind)
     block.attention_sum_norm = nn.RMSNorm(width, eps=eps, **like)
     block.mlp_sum_norm = nn.RMSNorm(width, eps=eps, **like)
 
@@ -30,7 +31,7 @@ def remove_gains(block: nn.Module) -> None:
     """Let a block's norms have no parameters."""
     for path, norm in list(block.named_modules()):
         if "RMSNorm" in type(norm).__name__ and getattr(norm, "weight", None) is not None:
-            plain = nn.RMSNorm(norm.weight.shape, eps=norm_eps(norm), elementwise_affine=False)  # type: ignore[arg-type]
+            plain = nn.RMSNorm(norm.weight.shape, eps=norm_eps(norm), elementwise_affine=False)
             block.set_submodule(path, plain)
 
 

@@ -75,7 +75,7 @@ class MakeRecurrent(Transform):
                 )
         with place_errors("MakeRecurrent", ValueError, TypeError):
             mean = as_curve(self.mean_depth)
-        if not all(0 <= mean(i / 16) for i in range(17)):
+        if not all(mean(i / 16) >= 0 for i in range(17)):
             raise ValueError(f"MakeRecurrent: mean_depth: expected 0 or more, got {self.mean_depth!r}")
         object.__setattr__(self, "mean_depth", mean.value if isinstance(mean, Const) else mean)
 
@@ -91,7 +91,7 @@ class MakeRecurrent(Transform):
         refuse_adapters(model, where="MakeRecurrent")
         path, blocks = self._blocks(model)
         config = model.config
-        built_with = {"num_hidden_layers": len(blocks)}
+        built_with: dict[str, Any] = {"num_hidden_layers": len(blocks)}
         if getattr(config, "layer_types", None):
             built_with["layer_types"] = list(config.layer_types)
         for block in blocks:
