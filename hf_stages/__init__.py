@@ -15,13 +15,13 @@ from hf_stages.core.exports import Exports as _Exports
 from hf_stages.core.version import __version__ as __version__
 
 if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
+    from hf_stages.core.curves import WSD as WSD
     from hf_stages.core.curves import Const as Const
     from hf_stages.core.curves import Cosine as Cosine
     from hf_stages.core.curves import Curve as Curve
     from hf_stages.core.curves import Join as Join
     from hf_stages.core.curves import Linear as Linear
     from hf_stages.core.curves import Step as Step
-    from hf_stages.core.curves import WSD as WSD
     from hf_stages.core.stage import Recipe as Recipe
     from hf_stages.core.stage import Stage as Stage
     from hf_stages.data.augmentation.augment import Augment as Augment
