@@ -197,7 +197,7 @@ def write_value(value: Any, key: str = "", folders: Sequence[str] = ()) -> Any:
     if isinstance(value, Mapping):
         return {str(k): write_value(v, key, folders) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        if key in ("source", "sources", "into") and any(isinstance(item, Mapping) for item in value):
+        if key in ("source", "sources", "into", "dataset") and any(isinstance(item, Mapping) for item in value):
             return record_in_memory(value)  # rows
         return [write_value(item, key, folders) for item in value]
     if isinstance(value, set | frozenset):

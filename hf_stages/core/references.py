@@ -24,10 +24,21 @@ class DrawsByName(Protocol):
     def source_names(self) -> tuple[str, ...]: ...
 
 
+@runtime_checkable
+class HoldsDataset(Protocol):
+    """A part that says how a dataset is evaluated, which it may name (``AtDepths``)."""
+
+    dataset: Any
+
+    def around(self, dataset: Any) -> Any: ...
+
+
 def source_names_in(value: Any) -> tuple[str, ...]:
     """Return the sources that are named in the place of a dataset: one, several by name, or those of a curriculum."""
     if isinstance(value, str):
         return (value,)
+    if isinstance(value, HoldsDataset):
+        return source_names_in(value.dataset)
     if type(value) is dict:
         return tuple(name for item in value.values() for name in source_names_in(item))
     return value.source_names() if isinstance(value, DrawsByName) else ()
@@ -72,9 +83,10 @@ def reference_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
             yield path, f"no earlier stage is called {name!r}; {did_you_mean(name, before, there_are='there are')}"
     nouns: list[tuple[Path, Any]] = [((), recipe), *((("stages", i), stage) for i, stage in enumerate(recipe.stages))]
     for path, noun in nouns:
-        if isinstance(noun.eval_dataset, DrawsByName):
-            problem = f"{type(noun.eval_dataset).__name__} is for training; expected a dataset"
-            yield (*path, "eval_dataset"), problem
+        for key, kind, use in (("eval_dataset", DrawsByName, "training"), ("train_dataset", HoldsDataset, "evaluation")):
+            value = getattr(noun, key)
+            if isinstance(value, kind):
+                yield (*path, key), f"{type(value).__name__} is for {use}; expected a dataset"
 
 
 def unknown_sources(recipe: Recipe) -> Iterator[tuple[Path, str]]:
@@ -93,6 +105,8 @@ def no_source(name: str, known: Iterable[str]) -> str:
 
 def look_up(value: Any, sources: Mapping[str, Any], where: str) -> Any:
     """Return the source that a name stands for; what is no name stays as it is."""
+    if isinstance(value, HoldsDataset):
+        return value.around(look_up(value.dataset, sources, where))
     if not isinstance(value, str):
         return value
     if value not in sources:

@@ -51,7 +51,7 @@ PLACES = {
     "monitors": ("monitors",),
     "exporters": ("packing/formats",),
     "metrics": ("evaluation/metrics",),
-    "data": ("data/source.py", "data/curricula", "data/collators", "data/augmentation"),
+    "data": ("data/source.py", "data/at_depths.py", "data/curricula", "data/collators", "data/augmentation"),
     "teachers": ("teachers/declared.py",),
     "models": ("models/model_source.py",),
     "curves": ("core/curves.py",),

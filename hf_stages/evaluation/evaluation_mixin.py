@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer
 from transformers.utils import logging
 
+from hf_stages.data.at_depths import plain_set, plain_sets
 from hf_stages.data.stage_collator import for_source
 from hf_stages.evaluation.loss_over_items import LossOverItems
 from hf_stages.evaluation.per_domain import measured_as_its_stage_does
@@ -67,13 +68,14 @@ class EvaluationMixin(_Base):
         if self._weighs_items:  # before columns that the model does not take are dropped
             self._evaluated = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
             self._evaluated = self.eval_dataset if self._evaluated is None else self._evaluated
-        held = self.data_collator
+        collator, sets = self.data_collator, self.eval_dataset
         try:
             if isinstance(eval_dataset, str) and self.recipe is not None:
-                self.data_collator = for_source(held, eval_dataset)
-            return super().get_eval_dataloader(eval_dataset, **kwargs)
+                self.data_collator = for_source(collator, eval_dataset)
+            self.eval_dataset = plain_sets(sets)
+            return super().get_eval_dataloader(plain_set(eval_dataset), **kwargs)
         finally:
-            self.data_collator = held
+            self.data_collator, self.eval_dataset = collator, sets
 
     def evaluation_loop(self, *args, **kwargs):
         inner = super().evaluation_loop

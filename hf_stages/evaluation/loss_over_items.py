@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from hf_stages.data.at_depths import depths_of, plain_set
+from hf_stages.evaluation.losses_at_depths import losses_at_depths
 from hf_stages.evaluation.padded_rows import count_unread_rows, first_rows
 from hf_stages.evaluation.token_bytes import bytes_per_token
 from hf_stages.losses.objective.mean_of_parts import MeanOfParts
@@ -32,7 +34,8 @@ class LossOverItems:
 
     Args:
         trainer: The trainer that evaluates.
-        dataset: The set as the user gave it; a column ``bytes`` says how many bytes of text each row stands for.
+        dataset: The set as the user gave it, with depths or without; a column ``bytes`` says how many bytes of text
+            each row stands for.
     """
 
     def __init__(self, trainer: Any, dataset: Any) -> None:
@@ -44,16 +47,19 @@ class LossOverItems:
         self.values: dict[int, torch.Tensor] = {}
         """The values of the loss's parts in the batch at hand."""
         self.reduction_is_known = False
-        has_code_length = _is_code_length(trainer)
+        self.is_code_length = _is_code_length(trainer)
         # Rows of a last batch that is dropped would count in their bytes alone.
         self.given_bytes = (
-            _bytes_of_rows(dataset) if has_code_length and not trainer.args.dataloader_drop_last else None
+            _bytes_of_rows(plain_set(dataset))
+            if self.is_code_length and not trainer.args.dataloader_drop_last
+            else None
         )
-        self.bytes_by_token = _bytes_by_token(trainer) if has_code_length and self.given_bytes is None else None
+        self.bytes_by_token = _bytes_by_token(trainer) if self.is_code_length and self.given_bytes is None else None
+        self.at_depths = losses_at_depths(trainer.model, depths_of(dataset), self.totals)
         self.mean_of_unread_rows: torch.Tensor | None = None
         """The mean over those rows of the batch that are read for the first time, where the step in progress has it."""
         self.repeats_rows = False
-        """Whether a batch is run once more only for that mean."""
+        """Whether a batch is run once more only for its loss: over the rows that are new, or at another depth."""
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -78,16 +84,29 @@ class LossOverItems:
         self._find_reduction(batch)
         new, self.mean_of_unread_rows, self.values = count_unread_rows(self.trainer, batch), None, {}
         found = step(model, inputs, loss_only, *args, **kwargs)
-        if new is None or found[0] is None:
-            self._add(found[0], batch)
+        if found[0] is None:
             return found
-        few = first_rows(batch, new)
-        if self.mean_of_unread_rows is None:
-            self.repeats_rows = True
-            self.mean_of_unread_rows = step(model, few, True, *args, **kwargs)[0]
-            self.repeats_rows = False
-        self._add(self.mean_of_unread_rows if new else None, few)
+
+        def loss_of_new(rows: Mapping[str, Any]) -> torch.Tensor | None:
+            loss = self._repeat(step, model, rows, *args, **kwargs)
+            return loss if new != 0 else None  # the one row of a rank without new ones has no say
+
+        loss, rows = found[0], batch
+        if new is not None:
+            rows, loss = first_rows(batch, new), self.mean_of_unread_rows if new else None
+            if self.mean_of_unread_rows is None:
+                loss = loss_of_new(rows)
+        self._add(loss, rows)
+        if self.at_depths is not None:
+            self.at_depths.add(lambda: self._sum(loss_of_new(rows), rows))
         return found
+
+    def _repeat(self, step: Any, model: Any, rows: Mapping[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.repeats_rows = True
+        try:
+            return step(model, dict(rows), True, *args, **kwargs)[0]
+        finally:
+            self.repeats_rows = False
 
     def loss(self, inner: Callable[..., Any], model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         """Answer ``compute_loss`` for one batch. Without a number of items every trainer returns the batch's mean."""
@@ -125,11 +144,18 @@ class LossOverItems:
             return
         if self.parts is not None and self.values:
             self.parts.add(loss, self.values, batch)
-        count = torch.as_tensor(self.task.items(batch)).to(self.totals)
-        # A batch without a target has a mean of 0/0 and no say.
+        self.totals += torch.stack([self._sum(loss, batch), self._count(batch), self._bytes(batch)])
+
+    def _count(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        return torch.as_tensor(self.task.items(batch)).to(self.totals)
+
+    def _sum(self, loss: torch.Tensor | None, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Sum the loss over the batch's items. A batch without a target has a mean of 0/0 and no say."""
+        if loss is None:
+            return self.totals.new_zeros(())
+        count = self._count(batch)
         mean = torch.as_tensor(loss).detach().mean().to(self.totals)
-        value = torch.where(count > 0, mean * (1 if self.task.summed else count), torch.zeros_like(count))
-        self.totals += torch.stack([value, count, self._bytes(batch)])
+        return torch.where(count > 0, mean * (1 if self.task.summed else count), torch.zeros_like(count))
 
     def _mean_of_parts(self) -> tuple[float, float] | None:
         assert self.parts is not None
@@ -162,7 +188,11 @@ class LossOverItems:
             return {}
         found = {f"{prefix}_loss": value / items, f"{prefix}_items": items}
         size = size if self.given_bytes is None else self.given_bytes
-        return {**found, **({f"{prefix}_bits_per_byte": value / math.log(2) / size} if size else {})}
+        if size:
+            found[f"{prefix}_bits_per_byte"] = value / math.log(2) / size
+        if self.at_depths is not None:
+            found |= self.at_depths.metrics(prefix, items, size, is_code_length=self.is_code_length)
+        return found
 
 
 def _bytes_of_rows(dataset: Any) -> float | None:

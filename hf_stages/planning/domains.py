@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_stages.core.stage import Stage, own_or_shared
+from hf_stages.data.at_depths import plain_set
 from hf_stages.data.curricula.base import Curriculum
 from hf_stages.planning.resolved import ResolvedRecipe, ResolvedStage
 from hf_stages.transforms.base import Transform
@@ -45,10 +46,10 @@ def own_domains(stage: ResolvedStage) -> dict[str, Any]:
 
 
 def evaluation_sets(resolved: ResolvedRecipe) -> Iterator[tuple[ResolvedStage, Any]]:
-    """Yield every set that a stage evaluates, its own or the run's."""
+    """Yield every set that a stage evaluates, its own or the run's, as rows."""
     for stage in resolved:
         for dataset in own_domains(stage).values():
-            yield stage, dataset
+            yield stage, plain_set(dataset)
 
 
 def plain_name(stage: ResolvedStage) -> str | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hf_stages.core.depth_metrics import split_depth
 from hf_stages.reports.run_folder import ReadRun
 
 START = "start"
@@ -103,9 +104,9 @@ def matrix_of(run: ReadRun, metric: str = "loss") -> Matrix:
 
 
 def metrics_of(run: ReadRun) -> list[str]:
-    """Return every metric of any domain, the loss and bits per byte first, without counts."""
+    """Return every metric of any domain, the loss and bits per byte first, without counts and what is by depth."""
     found: dict[str, None] = {"loss": None, "bits_per_byte": None}
     for stage in run.done:
         for domain in ((stage.summary or {}).get("domains") or {}).values():
             found.update(dict.fromkeys(domain))
-    return [name for name in found if name != "items"]
+    return [name for name in found if name != "items" and split_depth(name) is None]

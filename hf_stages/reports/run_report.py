@@ -5,6 +5,7 @@ from __future__ import annotations
 from hf_stages.core.sealed_folders import read_json
 from hf_stages.reports.run_folder import ReadRun
 from hf_stages.reports.tables.bench_table import bench_table
+from hf_stages.reports.tables.depth_table import depth_table
 from hf_stages.reports.tables.domain_table import domain_table
 from hf_stages.reports.tables.result_table import stages_table
 from hf_stages.reports.tables.shares_table import shares_table
@@ -14,10 +15,9 @@ _KINDS = ("alert", "cut_lr", "rollback", "replay", "stop", "notice")
 
 
 def run_report(run: ReadRun) -> str:
-    """Report stages, domains, shares of sources, decisions, sizes and speeds, as far as they are there."""
+    """Report stages, domains, depths, shares of sources, decisions, sizes and speeds, as far as they are there."""
     parts = [stages_table(run), *[f"! {problem}" for problem in run.problems], domain_table(run)]
-    if shares := shares_table(run):
-        parts.append(shares)
+    parts += [table for table in (depth_table(run), shares_table(run)) if table]
     if decisions := decisions_of(run):
         parts.append(
             "Decisions and notices\n" + "\n".join(f"  step {step}, {stage}: {text}" for step, stage, text in decisions)

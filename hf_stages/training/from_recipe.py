@@ -27,6 +27,7 @@ from hf_stages.core.references import (
     unknown_sources,
 )
 from hf_stages.core.stage import Recipe, Stage, own_or_shared
+from hf_stages.data.at_depths import AtDepths
 from hf_stages.data.collators.base import build_collator
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.curricula.base import Curriculum
@@ -221,6 +222,8 @@ def prepare(recipe: Recipe, *, trust_remote_code: bool = False, output_dir: str 
             return {key: load(value, f"{where}.{key}") for key, value in source.items()}
         if isinstance(source, Curriculum):
             return source.map_datasets(lambda held: load(held, where))
+        if isinstance(source, AtDepths):
+            return source.around(load(source.dataset, where))
         if not isinstance(source, Source):
             return source
         return _call_loader(where, source.load, tokenizer, trust_remote_code=trust_remote_code)

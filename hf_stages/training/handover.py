@@ -15,6 +15,7 @@ from transformers.utils import logging
 from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.randomness import preserve_random_state, seed_of
 from hf_stages.core.sealed_folders import find_damage, write_sealed_folder
+from hf_stages.data.at_depths import plain_set
 from hf_stages.layers.activations import Activations
 from hf_stages.models import optimizer_moments as moments_file
 from hf_stages.models.adapter_folders import check_adapter
@@ -189,7 +190,7 @@ def transition(trainer: Any, model: Any, planned: PlannedStage) -> Transition:
 
 def _probe(trainer: Any, planned: PlannedStage) -> Any:
     """Take a few real examples, as the model will see them."""
-    dataset = trainer.train_dataset if planned.size.examples is not None else trainer.eval_dataset
+    dataset = trainer.train_dataset if planned.size.examples is not None else plain_set(trainer.eval_dataset)
     if dataset is None or isinstance(dataset, dict) or not hasattr(dataset, "__len__"):
         return None
     few = torch.utils.data.Subset(dataset, range(min(_PROBED, len(dataset))))

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from hf_stages.core.folder_lock import lock_folder_on_all_ranks
 from hf_stages.core.ranks import check_launch
 from hf_stages.core.stage import Recipe, Stage
+from hf_stages.data.at_depths import depths_of
 from hf_stages.data.collators.collator import Collator
 from hf_stages.data.source import Source
 from hf_stages.data.stage_collator import prepare_collator
@@ -96,7 +97,7 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
         if deferred is not None:
             self.train_dataset = deferred
         if not staged:
-            _refuse_without_stages(deferred, teacher)
+            _refuse_without_stages(deferred, teacher, self.eval_dataset)
             return
         if stages is not None and recipe is not None:
             raise ValueError("expected stages or a recipe, got both")
@@ -235,13 +236,18 @@ def _inputs_of_recipe(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any
     return found
 
 
-def _refuse_without_stages(deferred: Any, teacher: Any) -> None:
+def _refuse_without_stages(deferred: Any, teacher: Any, evaluated: Any) -> None:
     if deferred is not None:
         raise ValueError(
             f"train_dataset: {type(deferred).__name__} draws over a stage's length; expected stages=[...] with it"
         )
     if teacher is not None:
         raise ValueError("teacher: expected together with stages, whose losses use it; got a teacher without stages")
+    if any(map(depths_of, evaluated.values() if isinstance(evaluated, Mapping) else [evaluated])):
+        raise ValueError(
+            "eval_dataset: AtDepths is expected together with stages: without them this is Trainer, which knows no "
+            "depths; write stages=[Stage(name, until)], or give the dataset itself"
+        )
 
 
 class StagedTrainer(StagedMixin, Trainer):

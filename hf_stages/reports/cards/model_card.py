@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_stages.core.depth_metrics import split_depth
 from hf_stages.core.lineage import lineage
 from hf_stages.core.sealed_folders import STAGE_FILE, read_json
 from hf_stages.reports.cards.how_to_load import has_adapter, how_to_load, needs_rebuilding
 from hf_stages.reports.markdown import table
+from hf_stages.reports.tables.depth_table import depth_rows
 from hf_stages.reports.text import bits, count, rate, size
 
 _HEADS = (
@@ -141,8 +143,11 @@ def _metrics(stage: Mapping[str, Any], when: str) -> list[str]:
         for name, value in stage["metrics"].items()
         if name.startswith("eval_") and isinstance(value, int | float) and not name.endswith(_QUIET)
     }
-    rows = [[name, f"{value:.4g}"] for name, value in sorted(found.items())]
-    return ["", f"## Metrics{when}", "", *table(("metric", "value"), rows)] if rows else []
+    rows = [[name, f"{value:.4g}"] for name, value in sorted(found.items()) if split_depth(name) is None]
+    lines = ["", f"## Metrics{when}", "", *table(("metric", "value"), rows)] if rows else []
+    if by_depth := depth_rows(found):
+        lines += ["", "By depth (cycles of the recurrent part):", "", *table(by_depth[0], by_depth[1:])]
+    return lines
 
 
 def _trainer_schedule(args: Mapping[str, Any]) -> str:

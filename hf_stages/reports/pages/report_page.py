@@ -18,6 +18,7 @@ from hf_stages.reports.panels.svg_panels import draw_panels
 from hf_stages.reports.run_folder import ReadRun
 from hf_stages.reports.run_report import bench_tables, decisions_of
 from hf_stages.reports.shares import read_shares
+from hf_stages.reports.tables.depth_table import depth_table
 from hf_stages.reports.tables.domain_table import domain_table
 from hf_stages.reports.tables.result_table import run_status, stage_cells
 from hf_stages.reports.tables.shares_table import shares_table
@@ -66,7 +67,7 @@ def report_html(run: ReadRun) -> str:
         parts.append(f"<h2>Settings</h2>{_table(settings)}")
     if pictures := _pictures(run):
         parts.append("<h2>Training and domains</h2>" + "".join(_wide(document([picture])) for picture in pictures))
-    parts.append(f"<pre>{escape(domain_table(run))}</pre>")
+    parts += [f"<pre>{escape(table)}</pre>" for table in (domain_table(run), depth_table(run)) if table]
     parts += [f"<h2>Health</h2>{_wide(document([picture]))}" for picture in _health(run)]
     if shares := shares_table(run):
         parts.append(f"<h2>Sources</h2>{_wide(document([share_panels(read_shares(run))]))}<pre>{escape(shares)}</pre>")

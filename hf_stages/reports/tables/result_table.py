@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_stages.core.depth_metrics import split_depth
 from hf_stages.reports.run_folder import ReadRun, ReadStage, read_run
 from hf_stages.reports.text import bits, count, duration, mebibytes
 
@@ -90,6 +91,7 @@ def _metrics_change(stage: Mapping[str, Any]) -> str:
     before = _without_prefixes(boundary.get("start") or boundary.get("before") or {})
     after = _without_prefixes(stage.get("metrics") or {})
     names = [n for n in after if not n.endswith(_QUIET) and not n.startswith("train_") and n not in _PLACES]
+    names = [n for n in names if split_depth(n) is None]
     names.sort(key=lambda n: n == "loss" or n.endswith("_loss"))
     pieces = []
     for name in names[:_SHOWN_METRICS]:

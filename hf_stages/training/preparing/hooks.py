@@ -12,6 +12,7 @@ from transformers.utils.generic import can_return_loss, find_labels
 
 from hf_stages.core.batch import SOURCE, Batch
 from hf_stages.core.stage import Stage
+from hf_stages.data.at_depths import AtDepths
 from hf_stages.data.collators.base import columns_read
 from hf_stages.data.drawing.blend import Blend
 from hf_stages.data.source_column import SourceCollator
@@ -87,6 +88,8 @@ class PreparingMixin(_Base):
         return self._once("train", dataset, stage, self.stage_dataset)
 
     def eval_data(self, dataset: Any, stage: Stage) -> Any:
+        if isinstance(dataset, AtDepths):
+            return self._once("depths", dataset, stage, lambda d, s: d.around(self.eval_data(d.dataset, s)))
         return dataset if dataset is None else self._once("eval", dataset, stage, self.stage_eval_dataset)
 
     def _once(self, kind: str, dataset: Any, stage: Stage, hook: Any) -> Any:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from hf_stages.data.at_depths import AtDepths
+
 _MADE_OF_IMAGES = ("image", "images")
 
 
@@ -25,6 +27,9 @@ class PreparedData:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self.parameters.bind(*args, **kwargs).arguments
+        if isinstance(given["dataset"], AtDepths):  # an evaluation set as the trainer was given it
+            inner = {**given, "dataset": given["dataset"].dataset}
+            return given["dataset"].around(self(**inner))
         dataset, key = given["dataset"], (id(given["dataset"]), given.get("packing"))
         if isinstance(dataset, str) or any(dataset is made for _, made in self.made.values()):
             return dataset

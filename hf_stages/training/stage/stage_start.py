@@ -14,6 +14,8 @@ from hf_stages.losses.objective.stage_losses import StageLosses, adapted_terms
 from hf_stages.losses.objective.terms import groups_of, teacher_needs_of
 from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.planning.collator_checks import check_teacher
+from hf_stages.planning.depth_checks import check_recurrence
+from hf_stages.planning.domains import own_domains
 from hf_stages.planning.plan import PlannedStage
 from hf_stages.planning.teacher_agreement import try_teacher
 from hf_stages.teachers.live import BaseTeacher, LiveTeacher
@@ -43,6 +45,8 @@ def begin_stage(run: StageRun, lent: LentTrainer) -> None:
     """Set up the collator, the teacher and the objective, and hand Trainer's loop over to the stage."""
     trainer, losses, args = run.trainer, run.losses, run.trainer.args
     where = f"stage {run.planned.name!r}: "
+    own = trainer._staged_run_plan.resolved[run.planned.name]
+    check_recurrence(own_domains(own), trainer.model, where.removesuffix(": "))
     collator = prepare_collator(trainer.data_collator, trainer.processing_class, trainer.model, where)
     check_teacher(collator, losses.teacher, where)
     lent.set_teacher(losses.teacher, collator)
