@@ -68,8 +68,8 @@ def named_sources(recipe: Recipe) -> Iterator[tuple[Path, str]]:
 def reference_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
     """Yield (place, problem) for names of sources and stages that lead nowhere.
 
-    A curriculum in the place of evaluation data, where rows are only measured, is a problem too. A recipe without
-    sources may name them all the same: the trainer may bring its own.
+    A curriculum in the place of evaluation data, where rows are only measured, is a problem too, and so are depths in
+    the place of training data. A recipe without sources may name them all the same: the trainer may bring its own.
     """
     if recipe.sources:
         yield from unknown_sources(recipe)
@@ -83,10 +83,12 @@ def reference_problems(recipe: Recipe) -> Iterator[tuple[Path, str]]:
             yield path, f"no earlier stage is called {name!r}; {did_you_mean(name, before, there_are='there are')}"
     nouns: list[tuple[Path, Any]] = [((), recipe), *((("stages", i), stage) for i, stage in enumerate(recipe.stages))]
     for path, noun in nouns:
-        for key, kind, use in (("eval_dataset", DrawsByName, "training"), ("train_dataset", HoldsDataset, "evaluation")):
-            value = getattr(noun, key)
-            if isinstance(value, kind):
-                yield (*path, key), f"{type(value).__name__} is for {use}; expected a dataset"
+        if isinstance(noun.eval_dataset, DrawsByName):
+            problem = f"{type(noun.eval_dataset).__name__} is for training; expected a dataset"
+            yield (*path, "eval_dataset"), problem
+        if isinstance(noun.train_dataset, HoldsDataset):
+            problem = f"{type(noun.train_dataset).__name__} is for evaluation; expected a dataset"
+            yield (*path, "train_dataset"), problem
 
 
 def unknown_sources(recipe: Recipe) -> Iterator[tuple[Path, str]]:

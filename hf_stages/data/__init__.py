@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hf_stages.core.exports import Exports
 
 if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
+    from hf_stages.data.at_depths import AtDepths as AtDepths
     from hf_stages.data.augmentation.augment import Augment as Augment
     from hf_stages.data.collators.base import BaseCollator as BaseCollator
     from hf_stages.data.collators.by_source import BySource as BySource

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import Trainer
 from transformers.utils import logging
 
-from hf_stages.data.at_depths import plain_set, plain_sets
+from hf_stages.data.evaluation_sets import plain_set, plain_sets
 from hf_stages.data.stage_collator import for_source
 from hf_stages.evaluation.loss_over_items import LossOverItems
 from hf_stages.evaluation.per_domain import measured_as_its_stage_does
@@ -35,6 +35,7 @@ class EvaluationMixin(_Base):
 
     recipe: Any
     data_collator: Any
+    eval_dataset: Any
     _stage: Any
     _sums: Any = None
     """The ``LossOverItems`` of an evaluation in progress."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hf_stages.data.at_depths import depths_of, plain_set
+from hf_stages.data.evaluation_sets import depths_of, plain_set
 from hf_stages.evaluation.losses_at_depths import losses_at_depths
 from hf_stages.evaluation.padded_rows import count_unread_rows, first_rows
 from hf_stages.evaluation.token_bytes import bytes_per_token

@@ -1,4 +1,4 @@
-"""Checks of evaluation at depths before the first step: the model must be recurrent, and gates read what is measured."""
+"""Checks of evaluation at depths before the first step: the model is recurrent, and gates read what is measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from hf_stages.core.depth_metrics import MEASURES, metric_at, split_depth
 from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.stage import Stage
-from hf_stages.data.at_depths import depths_of
+from hf_stages.data.evaluation_sets import depths_of
 from hf_stages.layers.recurrent import at_depth, find_recurrence
 from hf_stages.planning.domains import domains_of, own_domains, plain_name
 from hf_stages.planning.resolved import ResolvedRecipe

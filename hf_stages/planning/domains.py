@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_stages.core.stage import Stage, own_or_shared
-from hf_stages.data.at_depths import plain_set
 from hf_stages.data.curricula.base import Curriculum
+from hf_stages.data.evaluation_sets import plain_set
 from hf_stages.planning.resolved import ResolvedRecipe, ResolvedStage
 from hf_stages.transforms.base import Transform
 

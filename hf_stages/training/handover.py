@@ -15,7 +15,7 @@ from transformers.utils import logging
 from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.randomness import preserve_random_state, seed_of
 from hf_stages.core.sealed_folders import find_damage, write_sealed_folder
-from hf_stages.data.at_depths import plain_set
+from hf_stages.data.evaluation_sets import plain_set
 from hf_stages.layers.activations import Activations
 from hf_stages.models import optimizer_moments as moments_file
 from hf_stages.models.adapter_folders import check_adapter

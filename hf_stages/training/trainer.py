@@ -18,8 +18,8 @@ from transformers.utils import logging
 from hf_stages.core.folder_lock import lock_folder_on_all_ranks
 from hf_stages.core.ranks import check_launch
 from hf_stages.core.stage import Recipe, Stage
-from hf_stages.data.at_depths import depths_of
 from hf_stages.data.collators.collator import Collator
+from hf_stages.data.evaluation_sets import depths_of
 from hf_stages.data.source import Source
 from hf_stages.data.stage_collator import prepare_collator
 from hf_stages.evaluation.evaluation_mixin import EvaluationMixin

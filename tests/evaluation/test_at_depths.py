@@ -1,4 +1,4 @@
-"""Evaluation at several depths of a recurrent model: right numbers, the same ones resumed, refused where they cannot be."""
+"""Evaluation at several depths of a recurrent model: right numbers, resumed too, refused where there is no depth."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_stages.recipes import dump, loads
 from hf_stages.reports.run_folder import read_run
 from hf_stages.reports.run_report import run_report
 from hf_stages.transforms import MakeRecurrent
-from tests.evaluation.test_loss_over_items import padded, ragged
+from tests.evaluation.ragged_rows import padded, ragged
 from tests.support import tiny
 from tests.support.runs import StopAt, staged, summary
 
@@ -127,7 +127,7 @@ def test_a_gate_on_a_depth_that_nobody_measures_is_refused(tmp_path, gate):
 
 def test_a_model_without_recurrence_is_refused_by_the_plan(tmp_path):
     trainer = run_of(tmp_path, {"prose": AtDepths(tiny.lm_data())}, stages=[Stage("a", "2 steps")])
-    with pytest.raises(ValueError, match="stage 'a': eval_dataset: AtDepths: 'prose'.*no recurrent part.*MakeRecurrent"):
+    with pytest.raises(ValueError, match=r"stage 'a': eval_dataset: AtDepths: 'prose'.*no recurrent part"):
         trainer.plan()
 
 
@@ -137,7 +137,7 @@ def test_a_later_stages_depths_do_not_trouble_a_branch_without_recurrence(tmp_pa
         Stage("b", "1 steps", transforms=[LOOPED], eval_dataset={"deep": AtDepths(tiny.lm_data(), (1, 4))}),
         Stage("c", "1 steps", parents="a", eval_dataset={"plain": tiny.lm_data()}),
     ]
-    run_of(tmp_path, None, stages=stages).train()
+    run_of(tmp_path, None, stages=stages, args={"eval_strategy": "no"}).train()
     assert "loss_at_4" in summary(tmp_path, "02-b")["domains"]["deep"]
     deep = summary(tmp_path, "03-c")["domains"]["deep"]
     assert "loss" in deep
@@ -170,9 +170,9 @@ def test_a_recipe_holds_depths():
 
 def test_a_recipe_is_told_where_a_source_is_unknown_or_depths_are_no_data_to_train_on():
     head = "sources: {prose: {path: json, data_files: prose.jsonl}}\nstages: [{name: a, until: 2 steps}]\n"
-    with pytest.raises(ValueError, match="eval_dataset.*no source is called 'prise'"):
+    with pytest.raises(ValueError, match=r"eval_dataset.*no source is called 'prise'"):
         loads(head + "eval_dataset: {use: AtDepths, dataset: prise}\n")
-    with pytest.raises(ValueError, match="train_dataset.*AtDepths is for evaluation"):
+    with pytest.raises(ValueError, match=r"train_dataset.*AtDepths is for evaluation"):
         loads(head + "train_dataset: {use: AtDepths, dataset: prose}\n")
 
 
