@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.core.curves import Step as Step
     from hf_stages.core.stage import Recipe as Recipe
     from hf_stages.core.stage import Stage as Stage
+    from hf_stages.data.at_depths import AtDepths as AtDepths
     from hf_stages.data.augmentation.augment import Augment as Augment
     from hf_stages.data.collators.by_source import BySource as BySource
     from hf_stages.data.collators.collator import Collator as Collator
