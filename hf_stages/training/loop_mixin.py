@@ -69,7 +69,8 @@ class LoopMixin(_Base):
         with in_micro_batch(place), replace_compute_loss(self, partial(update_loss, self)):
             loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
-            self._stage.objective.close_update(loss)
+            with self._stage.gates.incidents.of_a_stop():
+                self._stage.objective.close_update(loss)
         return loss
 
     def log(self, logs, *args, **kwargs):

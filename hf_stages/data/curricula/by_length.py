@@ -93,7 +93,11 @@ class _Groups:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def rows_of_group(self, group: int) -> list[int]:
+        """Return the numbers of a group's rows in the dataset."""
+        return self.order[self.starts[group] : self.starts[group + 1]].tolist()
+
     def __getitem__(self, group: int) -> list[Any]:
-        chosen = self.order[self.starts[group] : self.starts[group + 1]].tolist()
+        chosen = self.rows_of_group(group)
         fetch = getattr(self.dataset, "__getitems__", None)
         return list(fetch(chosen)) if fetch is not None else [self.dataset[row] for row in chosen]

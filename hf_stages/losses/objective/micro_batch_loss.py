@@ -60,7 +60,7 @@ def update_loss(trainer: Any, inner: Any, model: Any, inputs: Any, return_output
     objective = stage.objective
     task = None
     if objective.needs_task_loss:
-        task = _task_forward(trainer, inner, model, inputs, return_outputs, batch.columns)
+        task = task_forward(trainer, inner, model, inputs, return_outputs, batch.columns)
     else:
         _warn_if_unused(trainer)
     student, teacher = stage.losses.signals(model, batch, objective.t, task=task, autocast=trainer.accelerator.autocast)
@@ -68,7 +68,7 @@ def update_loss(trainer: Any, inner: Any, model: Any, inputs: Any, return_output
     return (total, student.outputs) if return_outputs else total
 
 
-def _task_forward(
+def task_forward(
     trainer: Any, inner: Any, model: Any, inputs: Any, return_outputs: bool, columns: Mapping[str, Any]
 ) -> TaskForward:
     """Describe how to run the trainer's own loss of a micro-batch."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hf_stages.core.errors import LossNotFinite
 from hf_stages.losses.balanced import Balanced
 from hf_stages.losses.base import value_and_logged
 from hf_stages.losses.objective.balance import Balance, gradient_norms
@@ -210,7 +211,7 @@ class Objective:
                     "masked); drop such examples or enlarge the batch"
                 )
         self.health.refuse_not_finite(self.t)
-        raise ValueError(f"loss: not finite on another rank at t={self.t:.4g}; its own message says which term")
+        raise LossNotFinite(f"loss: not finite on another rank at t={self.t:.4g}; its own message says which term")
 
     def drain_log(self) -> dict[str, float]:
         """Return the mean of each term since the last log, where there are several, and what the terms log besides."""

@@ -17,6 +17,7 @@ from hf_stages.evaluation.stage_metrics import StageMetrics
 from hf_stages.gates.base import Decision, Gate, History
 from hf_stages.planning.domains import earlier_domains
 from hf_stages.planning.plan import PlannedStage
+from hf_stages.training.incidents.incidents import Incidents
 from hf_stages.training.stage.learning_rate import LearningRate
 from hf_stages.training.stage.progress import Progress
 from hf_stages.training.stage.rollback_states import RollbackStates, remove_states
@@ -41,6 +42,7 @@ class GateActions:
         rate: The stage's learning rate.
         stopping: Ends the stage where a gate says so.
         feed: The stage's data, which a decision to replay changes.
+        incidents: Writes down the rows of bad updates.
     """
 
     def __init__(
@@ -55,10 +57,11 @@ class GateActions:
         rate: LearningRate,
         stopping: Stopping,
         feed: StageFeed,
+        incidents: Incidents,
     ) -> None:
         self.trainer, self.planned, self.states = trainer, planned, states
         self.progress, self.measured, self.notes = progress, measured, notes
-        self.rate, self.stopping, self.feed = rate, stopping, feed
+        self.rate, self.stopping, self.feed, self.incidents = rate, stopping, feed, incidents
         self.keeps = any(gate.keeps for gate in planned.stage.gates)
         """Whether a gate may go back to the stage's start."""
         self.earlier = earlier_domains(trainer._staged_run_plan.resolved, planned.name)
@@ -67,6 +70,7 @@ class GateActions:
         """Before the first update, moments carried: save the state that can always be gone back to."""
         if self.trainer.args.should_save:
             remove_states(self.states.folder)
+        self.incidents.begin()
         if self.keeps:
             self.states.save(self.progress.steps)
         self._notice_rise(self.measured.start_as_evaluated, "at its first step")

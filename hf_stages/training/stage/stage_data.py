@@ -58,7 +58,7 @@ class StageData:
                 return self.stream
             for leaf in blend.leaves:
                 leaf.dataset_for_model = few_columns(leaf.dataset)
-            return DrawnRows(blend, self.seed, self._epoch, SOURCE)
+            return DrawnRows(blend, self.seed, self.epoch_length, SOURCE)
         if self.size.examples is None:
             self.stream = EndlessStream(self.dataset, self.seed)
             return self.stream
@@ -67,7 +67,7 @@ class StageData:
         return self.keyed
 
     @property
-    def _epoch(self) -> int:
+    def epoch_length(self) -> int:
         """How many positions an epoch of a blend has."""
         return (self.size.updates_per_epoch or 0) * self.size.global_batch
 
@@ -75,12 +75,10 @@ class StageData:
         """Make Trainer's sampling strategy a function of (seed, epoch, position)."""
         if (blend := self.blend) is not None:
             if self.sampler is None:  # else it came with the state of a checkpoint
-                every = self.size.global_batch
-                self.sampler = (
-                    OneByOnePositions(self._epoch, blend, every) if blend.one_by_one else Positions(self._epoch)
-                )
+                every, length = self.size.global_batch, self.epoch_length
+                self.sampler = OneByOnePositions(length, blend, every) if blend.one_by_one else Positions(length)
             if blend.replays and not blend.one_by_one:
-                self.sampler = PositionsWithRows(self._epoch, blend)
+                self.sampler = PositionsWithRows(self.epoch_length, blend)
             return self.sampler
         n = self.size.examples
         assert n is not None  # Trainer asks for a sampler only where there is a length

@@ -15,10 +15,14 @@ from typing import Any
 from hf_stages.core.randomness import preserve_random_state
 from hf_stages.data.collators.progress import ProgressDataset, ProgressSampler, ProgressStream
 from hf_stages.data.stage_collator import reads_progress
+from hf_stages.training.stage.kept_updates import KeptUpdates
 from hf_stages.training.stage.progress import Progress
 from hf_stages.training.stage.source_counts import SourceCounts
 from hf_stages.training.stage.stage_data import StageData
 from hf_stages.training.stage.stage_notes import StageNotes
+
+NEWEST = 2
+"""Updates that are held: the one that is being made, and the one before it, which is judged only now."""
 
 
 class StageFeed:
@@ -28,6 +32,8 @@ class StageFeed:
         self.trainer, self.data, self.progress, self.notes = trainer, data, progress, notes
         self.drawn = SourceCounts(data.blend, progress.planned.steps, progress.planned.size.global_batch)
         """How much was drawn of each source."""
+        self.newest = KeptUpdates(NEWEST)
+        """What the newest updates train on, to find the rows of one that was bad."""
         self._loader: Any = None
         """The newest loader that was made here; None while Trainer's is good."""
         self._batches: Iterator[Any] | None = None
@@ -69,7 +75,10 @@ class StageFeed:
                 _close(self._batches if self._batches is not None else theirs)
                 self._renew()
                 self._batches = iter(self._loader)
-            return list(islice(self._batches if self._batches is not None else theirs, count))
+            taken = list(islice(self._batches if self._batches is not None else theirs, count))
+        epoch = self.progress.epoch
+        self.newest.keep(self.progress.steps + 1, epoch.number, epoch.done, self.progress.t, taken)
+        return taken
 
     def replay_from_now(self) -> None:
         """A gate has just decided to replay earlier data. Collective: every rank does it after the same update."""

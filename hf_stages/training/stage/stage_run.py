@@ -17,6 +17,7 @@ from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.planning.measure_data import stage_seed
 from hf_stages.planning.plan import Plan, PlannedStage
 from hf_stages.schedules.base import Span
+from hf_stages.training.incidents.incidents import Incidents
 from hf_stages.training.stage.cut_stage import CutStage, restore, restore_loop
 from hf_stages.training.stage.gate_actions import GateActions
 from hf_stages.training.stage.learning_rate import LearningRate, stages_of_schedule
@@ -86,6 +87,7 @@ class StageRun:
             rate=self.rate,
             stopping=self.stopping,
             feed=self.feed,
+            incidents=Incidents(trainer, planned, self.feed, self.notes),
         )
         if resumed is not None:
             restore(self, resumed)
