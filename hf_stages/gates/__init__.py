@@ -21,6 +21,15 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.gates.budget import Budget as Budget
     from hf_stages.gates.detectors.base import Detector as Detector
     from hf_stages.gates.detectors.base import Finding as Finding
+    from hf_stages.gates.detectors.dead_heads import DeadHeads as DeadHeads
+    from hf_stages.gates.detectors.dead_layers import DeadLayers as DeadLayers
+    from hf_stages.gates.detectors.dead_recurrence import DeadRecurrence as DeadRecurrence
+    from hf_stages.gates.detectors.divergence import Divergence as Divergence
+    from hf_stages.gates.detectors.non_finite import NonFinite as NonFinite
+    from hf_stages.gates.detectors.overthinking import Overthinking as Overthinking
+    from hf_stages.gates.detectors.stalled_loader import StalledLoader as StalledLoader
+    from hf_stages.gates.detectors.token_collapse import TokenCollapse as TokenCollapse
+    from hf_stages.gates.detectors.unshifted_labels import UnshiftedLabels as UnshiftedLabels
     from hf_stages.gates.expect import Expect as Expect
     from hf_stages.gates.forgetting import Forgetting as Forgetting
     from hf_stages.gates.plateau import Plateau as Plateau

@@ -31,7 +31,7 @@ class History:
     """The ledger's entries of this stage. Their steps count from the run's start, as those of the log do."""
     first_step: int = 0
     """Updates that the run had done before this stage."""
-    since: int = 0
+    since: int = -1
     """The step of the run up to which the log was acted on already; a detector judges what was logged after it."""
 
     @property

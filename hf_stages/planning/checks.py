@@ -28,6 +28,7 @@ from hf_stages.planning.domains import domains_of, earlier_domains
 from hf_stages.planning.plan import Plan, Teaching
 from hf_stages.planning.resolved import ResolvedRecipe
 from hf_stages.planning.stage_args import stage_args
+from hf_stages.planning.unlogged_metrics import check_logged
 from hf_stages.teachers.cache_reader import check_needs
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
@@ -100,6 +101,7 @@ def check_stage(resolved: ResolvedRecipe, args: Any, stage: Stage) -> None:
     for index, gate in enumerate(stage.gates):
         with place_errors(f"{where}: gates[{index}] {type(gate).__name__}"):
             gate.check_stage(context)
+            check_logged(stage, gate, own)
     reads = [t.name for t in terms_of(stage.loss) if t.loss.needs & _LOGITS] if stage.loss is not None else []
     if own.use_liger_kernel and reads:
         raise ValueError(

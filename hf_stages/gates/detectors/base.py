@@ -30,6 +30,8 @@ class Finding:
     """What it was seen by."""
     advice: str = ""
     """In words, what to try."""
+    mild: bool = False
+    """True: it is worth an alert, and too early for an action."""
 
     @property
     def text(self) -> str:
@@ -43,9 +45,9 @@ class Finding:
 class Detector(Gate):
     """Base of all detectors: a frozen dataclass with ``find(history)``, which says what is wrong, or None.
 
-    Without ``then`` a detector alerts, once for each incident. With ``then`` each alert within ``cooldown`` updates of
-    the last one takes the next action; the last action stays; after ``cooldown`` updates without an alert it begins
-    with the first again. All of this is computed from the ledger, so a run that is resumed repeats none of it.
+    Without ``then`` a detector alerts, once for each incident. With ``then`` each finding within ``cooldown`` updates
+    of the last one takes the next action; the last action stays; after ``cooldown`` updates without one it begins with
+    the first again. All of this is computed from the ledger, so a run that is resumed repeats none of it.
 
     Detectors of one class in one stage share their ladder and their incidents.
 
@@ -100,23 +102,29 @@ class Detector(Gate):
         """Return the entries of the ledger that this detector's alerts and actions have left, oldest first."""
         return [e for e in history.entries if e.by == type(self).__name__ and e.kind in _DECISIONS]
 
+    def actions_taken(self, history: History) -> list[Entry]:
+        """Return those of its entries that were rungs of its ladder, oldest first."""
+        kinds = {action.decide().action for action in self.then} | {"stop"}  # type: ignore[union-attr]
+        return [entry for entry in self.decisions(history) if entry.kind in kinds]
+
     def decide(self, finding: Finding, history: History) -> Decision:
         """Return what to do about a finding at this step: an alert, or the next action."""
-        if self.ladder is None:
+        if self.ladder is None or finding.mild:
             return Decision("alert", finding.text)
-        taken = [entry.step for entry in self.decisions(history)]
+        taken = [entry.step for entry in self.actions_taken(history)]
         return self.ladder.next(taken, history.global_step)(finding.text)
 
     def __call__(self, history: History) -> Decision | None:
-        own = self.decisions(history)
-        went_back = max((e.step for e in history.entries if e.kind == "rollback"), default=0)
         # What was logged before a rollback speaks of weights that are gone; what was acted on is not acted on again.
-        acted = own[-1].step if own and self.ladder is not None else 0
-        history = replace(history, since=max(history.since, went_back, acted))
+        went_back = [e.step for e in history.entries if e.kind == "rollback"]
+        own = [e.step for e in self.actions_taken(history)] if self.ladder is not None else []
+        history = replace(history, since=max([history.since, *went_back, *own]))
         finding = self.find(history)
-        if finding is None or (self.ladder is None and own and self._is_told(history, own[-1].step)):
+        if finding is None:
             return None
-        return self.decide(finding, history)
+        only_alerts = self.ladder is None or finding.mild
+        told = self.decisions(history)
+        return None if only_alerts and told and self._is_told(history, told[-1].step) else self.decide(finding, history)
 
     def _is_told(self, history: History, told: int) -> bool:
         """Whether the last alert, at step ``told``, was of this same incident: no long stretch between was healthy.

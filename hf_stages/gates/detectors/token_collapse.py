@@ -1,0 +1,68 @@
+"""Find that the hidden states of all tokens have become alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hf_stages.gates.base import History
+from hf_stages.gates.detectors.base import Detector, Finding
+from hf_stages.gates.detectors.stretches import is_flat, last_stretch, length_of
+
+_ADVICE = "a lower learning rate or a longer warmup, norms with weights, a concatenated input of a recurrent core"
+
+
+@dataclass(frozen=True)
+class TokenCollapse(Detector):
+    """Alerts where the token correlation stays high, and acts where it stays higher for longer and the loss is flat.
+
+    Some healthy runs come near 1 in their first 150 updates and recover; they end in an alert and no action.
+
+    >>> logs = [{"step": step, "token_correlation": 0.97, "loss": 6.0} for step in range(0, 310, 10)]
+    >>> TokenCollapse()(History(step=300, logs=logs)).reason[:76]
+    'the hidden states of all tokens have become alike, and the loss no longer fa'
+    """
+
+    metric: str = "token_correlation"
+    """The correlation to read, such as ``token_correlation_layer_3``."""
+    warn: float = 0.9
+    """Above this correlation for ``warn_for`` updates it alerts."""
+    warn_for: int = 20
+    """Updates that the correlation must stay above ``warn``."""
+    collapsed: float = 0.95
+    """Above this correlation for ``collapsed_for`` updates, with a flat loss, the first action is taken."""
+    collapsed_for: int = 300
+    """Updates that the correlation must stay above ``collapsed``."""
+    flat: float = 0.02
+    """The loss is flat where it falls by less than this share from the first half of those updates to the second."""
+    relative: bool = False
+    """True: the limits count from the stage's first value (0.9 is nine tenths of the way from there to 1); for a
+    pretrained model whose correlation is high from the start."""
+    cooldown: int = field(default=1000, kw_only=True)
+    """After this many updates without an alert, ``then`` begins with its first action again."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.warn <= self.collapsed < 1:
+            raise ValueError(
+                f"TokenCollapse: warn: expected 0 < warn <= collapsed < 1, got warn={self.warn}, "
+                f"collapsed={self.collapsed}"
+            )
+
+    def find(self, history: History) -> Finding | None:
+        series = history.series(self.metric)
+        first = history.values(self.metric)[0] if self.relative and series else 0.0
+        high = last_stretch(series, lambda value: value > first + self.collapsed * (1 - first))
+        losses = [loss for step, loss in history.series("loss") if step >= high[0][0]] if high else []
+        numbers = {self.metric: series[-1][1]} if series else {}
+        if len(high) > 2 and length_of(high) >= self.collapsed_for and is_flat(losses, least_fall=self.flat):
+            what = "the hidden states of all tokens have become alike, and the loss no longer falls"
+            return Finding(what, {**numbers, "for updates": length_of(high), **_last(losses)}, _ADVICE)
+        warned = last_stretch(series, lambda value: value > first + self.warn * (1 - first))
+        if len(warned) > 1 and length_of(warned) >= self.warn_for:
+            what = "the hidden states of all tokens are becoming alike"
+            return Finding(what, {**numbers, "for updates": length_of(warned)}, _ADVICE, mild=True)
+        return None
+
+
+def _last(losses: list[float]) -> dict[str, float]:
+    return {"loss": losses[-1]} if losses else {}
