@@ -113,7 +113,7 @@ _EXPORTS = _Exports(
     __name__,
     (
         *("losses", "transforms", "schedules", "gates", "monitors", "data", "metrics", "teachers", "exporters"),
-        *("actions", "curves", "recipes"),
+        *("actions", "curves", "occasions", "recipes"),
     ),
     more={
         "ModelSource": "hf_stages.models.model_source",

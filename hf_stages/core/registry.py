@@ -28,6 +28,7 @@ KIND_OF_KEY = {
     "gates": "gates",
     "then": "actions",
     "monitors": "monitors",
+    "every": "occasions",
     "exporters": "exporters",
     "compute_metrics": "metrics",
     "train_dataset": "data",
@@ -55,6 +56,7 @@ PLACES = {
     "teachers": ("teachers/declared.py",),
     "models": ("models/model_source.py",),
     "curves": ("core/curves.py",),
+    "occasions": ("core/occasions.py",),
     "recipes": ("recipes/ready",),
 }
 """The files of each kind: folders in which each file holds the part of its name, and files with several parts."""

@@ -60,9 +60,21 @@ class OneRun(CallbackHandler):
     def on_train_end(self, args, state, control, **kwargs):
         return super().on_train_end(args, state, control, **kwargs) if self.stage is None else control
 
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        control = super().on_pre_optimizer_step(args, state, control, **kwargs)
+        if self.stage is not None:
+            self.stage.monitors.before_step()
+        return control
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if self.stage is not None:
+            self.stage.monitors.after_step()
+        return super().on_optimizer_step(args, state, control, **kwargs)
+
     def on_step_end(self, args, state, control, **kwargs):
         if self.stage is not None:
             self.stage.progress.count_update(state)
+            self.stage.monitors.end_update()
         control = super().on_step_end(args, state, control, **kwargs)
         return self.stage.after_update(state, control) if self.stage is not None else control
 

@@ -58,20 +58,29 @@ class LoopMixin(_Base):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self._stage is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = self._stage.feed.take(epoch_iterator, num_batches)
+        with self._stage.monitors.reading():
+            batches = self._stage.feed.take(epoch_iterator, num_batches)
         self._stage.open_update(batches)
         return batches, None
 
-    def training_step(self, *args, **kwargs):
+    def training_step(self, model, inputs, *args, **kwargs):
         if self._stage is None:
-            return super().training_step(*args, **kwargs)
+            return super().training_step(model, inputs, *args, **kwargs)
         place = self._stage.progress.next_micro_batch(self.args.seed)
         with in_micro_batch(place), replace_compute_loss(self, partial(update_loss, self)):
-            loss = super().training_step(*args, **kwargs)
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        self._stage.monitors.micro_batch(loss, inputs)
         if self.accelerator.sync_gradients:
             with self._stage.gates.incidents.of_a_stop():
                 self._stage.objective.close_update(loss)
+            self._stage.monitors.end_gradients()
         return loss
+
+    def _get_grad_norm(self, *args, **kwargs):
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if self._stage is not None:
+            self._stage.monitors.gradient_norm(norm)
+        return norm
 
     def log(self, logs, *args, **kwargs):
         if self._stage is not None:

@@ -31,7 +31,8 @@ def state_of(stage: Any) -> dict[str, Any]:
     """Write down a StageRun. Collective: every rank has a part of the running loss."""
     trainer, progress, stopping, measured = stage.trainer, stage.progress, stage.stopping, stage.measured
     mine = {"tr_loss": trainer._tr_loss.item(), "objective": stage.objective.state_dict()}
-    ranks = from_all_ranks({**mine, "evaluated": measured.last.state_dict()}, trainer.args)
+    mine |= {"evaluated": measured.last.state_dict(), "monitors": stage.monitors.state_dict()}
+    ranks = from_all_ranks(mine, trainer.args)
     return {
         "stage": stage.planned.name,
         "index": stage.planned.index,
@@ -55,6 +56,7 @@ def state_of(stage: Any) -> dict[str, Any]:
         },
         "objective": [rank["objective"] for rank in ranks],
         "evaluated": [rank["evaluated"] for rank in ranks],
+        "monitors": [rank["monitors"] for rank in ranks],
         "drawn": stage.feed.drawn.state_dict(),
         "remembered": counters_of(trainer),
         "data": stage.feed.data.state_dict(progress.steps),

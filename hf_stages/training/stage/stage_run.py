@@ -14,6 +14,7 @@ from hf_stages.evaluation.stage_metrics import StageMetrics
 from hf_stages.evaluation.start_metrics import start_metrics
 from hf_stages.losses.objective.task_probe import learn_reduction
 from hf_stages.losses.objective.update_sums import Objective
+from hf_stages.monitors.at_work import Monitoring, logs_at
 from hf_stages.planning.measure_data import stage_seed
 from hf_stages.planning.plan import Plan, PlannedStage
 from hf_stages.schedules.base import Span
@@ -25,6 +26,7 @@ from hf_stages.training.stage.progress import Progress
 from hf_stages.training.stage.rollback_states import RollbackStates, rollback_folder
 from hf_stages.training.stage.stage_data import StageData
 from hf_stages.training.stage.stage_feed import StageFeed
+from hf_stages.training.stage.stage_monitors import begin_monitors, weighted_terms
 from hf_stages.training.stage.stage_notes import StageNotes
 from hf_stages.training.stage.stopping import Stopping
 
@@ -50,6 +52,8 @@ class StageRun:
 
     losses: Any = None
     """The StageLosses in place while the stage trains."""
+    monitors = Monitoring()
+    """The stage's monitors at work; none before its model is in place."""
 
     def __init__(
         self,
@@ -112,6 +116,7 @@ class StageRun:
         """Measure the model at the stage's start, or go on where it was cut. Model and optimizer are ready."""
         self.progress.start_clock()
         self.set_progress()
+        self.monitors = begin_monitors(self)
         if self.resumed is not None:
             restore_loop(self, self.resumed)
             return
@@ -130,6 +135,7 @@ class StageRun:
         seconds = progress.seconds_now() if self.trainer.args.process_index == 0 else 0.0
         extras = [seconds, 1.0 if stopping.request.reason else 0.0, *drawn.take_out_of(batches)]
         self.set_progress()
+        self.monitors.begin_update(progress.steps + 1, logged=logs_at(self.trainer.args, progress.global_step + 1))
         learn_reduction(self.trainer, self.objective, batches)
         tokens, progress.seconds, stop, *counts = self.objective.open_update(batches, self.t, extras).tolist()
         drawn.add(counts, progress.steps)
@@ -145,10 +151,9 @@ class StageRun:
             "t": self.t,
             "tokens": self.progress.tokens,
             "teacher": self.trainer.stage_teacher,
+            "loss_terms": weighted_terms(self, seen),
         }
-        for monitor in self.planned.stage.monitors:
-            seen.update(monitor(view))
-        return seen
+        return {**seen, **self.monitors.log(view)}
 
     # ---- what callbacks are told -------------------------------------------------------------------------------------
 
