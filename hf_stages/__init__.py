@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.core.curves import Join as Join
     from hf_stages.core.curves import Linear as Linear
     from hf_stages.core.curves import Step as Step
+    from hf_stages.core.occasions import EachUpdates as EachUpdates
+    from hf_stages.core.occasions import LogSpaced as LogSpaced
+    from hf_stages.core.occasions import Occasions as Occasions
     from hf_stages.core.stage import Recipe as Recipe
     from hf_stages.core.stage import Stage as Stage
     from hf_stages.data.at_depths import AtDepths as AtDepths
@@ -78,6 +81,10 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.losses.task_loss import TaskLoss as TaskLoss
     from hf_stages.models.model_source import ModelSource as ModelSource
     from hf_stages.models.stage_models import load_stage as load_stage
+    from hf_stages.monitors.gradient_norm import GradientNorm as GradientNorm
+    from hf_stages.monitors.raw_loss import RawLoss as RawLoss
+    from hf_stages.monitors.throughput import Throughput as Throughput
+    from hf_stages.monitors.token_correlation import TokenCorrelation as TokenCorrelation
     from hf_stages.packing.formats.gguf import Gguf as Gguf
     from hf_stages.packing.formats.onnx import Onnx as Onnx
     from hf_stages.packing.pack_folder import pack as pack

@@ -45,7 +45,7 @@ class Stage:
     args: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     """Fields of TrainingArguments that differ in this stage. Fields that cannot differ are refused, with the reason."""
     monitors: Sequence[Any] = field(default=(), kw_only=True)
-    """Parts of your own that add numbers to the training log; hf_stages has none itself."""
+    """Parts that add numbers to the training log: how gradients, hidden states, weights and speed are."""
     gates: Sequence[Any] = field(default=(), kw_only=True)
     """Parts that may end the stage early, go back to an earlier state, or stop the run."""
     exporters: Sequence[Any] = field(default=(), kw_only=True)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 from hf_stages.core.exports import Exports
 
 if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
+    from hf_stages.core.occasions import EachUpdates as EachUpdates
+    from hf_stages.core.occasions import LogSpaced as LogSpaced
+    from hf_stages.core.occasions import Occasions as Occasions
     from hf_stages.monitors.base import Monitor as Monitor
+    from hf_stages.monitors.base import Watcher as Watcher
+    from hf_stages.monitors.gradient_norm import GradientNorm as GradientNorm
+    from hf_stages.monitors.raw_loss import RawLoss as RawLoss
+    from hf_stages.monitors.throughput import Throughput as Throughput
+    from hf_stages.monitors.token_correlation import TokenCorrelation as TokenCorrelation
 
 _EXPORTS = Exports(
     __name__,

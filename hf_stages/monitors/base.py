@@ -19,11 +19,15 @@ class Monitor:
     """Base of all monitors. A monitor changes nothing; it adds numbers to the training log.
 
     The simple way is one method: ``__call__(view)`` is called at every training log (or on the occasions ``every``) and
-    returns numbers to log with the loss. ``view`` holds ``model`` (as it trains), ``step`` (updates done in the
-    stage), ``t`` (progress from 0 to 1), ``tokens``, ``teacher`` (which gives the stage's losses their signals, or
-    None), ``batch`` (the newest micro-batch), ``loss`` (what it adds to the update's loss) and ``loss_terms`` (the weighted mean of each term since
-    the last log). A monitor that remembers something defines ``state_dict`` and ``load_state_dict``, and a resumed
-    run continues with it. Any callable of one argument works.
+    returns numbers to log with the loss. ``view`` holds
+
+    - ``model`` (as it trains), ``step`` (updates done in the stage), ``t`` (progress from 0 to 1), ``tokens``,
+    - ``teacher`` (which gives the stage's losses their signals, or None),
+    - ``batch`` (the newest micro-batch) and ``loss`` (what it adds to the update's loss on this rank),
+    - ``loss_terms`` (the weighted mean of each term since the last log, where there are several).
+
+    A monitor that remembers something defines ``state_dict`` and ``load_state_dict``, and a resumed run continues with
+    it. Any callable of one argument works.
 
     A monitor that looks at updates between two logs defines ``watch(run)`` instead, and returns a ``Watcher``.
 

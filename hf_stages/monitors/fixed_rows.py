@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -45,7 +44,9 @@ class Probe:
         assert run.collated is not None
         self.watched, self.model, self.core = run, run.model, find_recurrence(run.model)
         if depth is not None and self.core is None:
-            raise run.error(monitor, f"depth={depth}: the model has no recurrent core, so it has one depth; leave it out")
+            raise run.error(
+                monitor, f"depth={depth}: the model has no recurrent core, so it has one depth; leave it out"
+            )
         self.depth = depth
         try:
             self.blocks = len(blocks_of(self.model, stack))
@@ -67,7 +68,8 @@ class Probe:
         unknown = [layer for layer in layers if not 1 <= layer <= self.blocks]
         if unknown:
             raise self.watched.error(
-                monitor, f"layers: the model has {self.blocks} blocks, counted from 1; got {', '.join(map(str, unknown))}"
+                monitor,
+                f"layers: the model has {self.blocks} blocks, counted from 1; got {', '.join(map(str, unknown))}",
             )
 
     def look(self, needs: frozenset[str]) -> dict[str, Any]:
