@@ -68,6 +68,8 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.gates.detectors.unshifted_labels import UnshiftedLabels as UnshiftedLabels
     from hf_stages.gates.expect import Expect as Expect
     from hf_stages.gates.forgetting import Forgetting as Forgetting
+    from hf_stages.gates.notify.trackio_alerts import TrackioAlerts as TrackioAlerts
+    from hf_stages.gates.notify.webhook import Webhook as Webhook
     from hf_stages.gates.plateau import Plateau as Plateau
     from hf_stages.losses.attention_kl import AttentionKL as AttentionKL
     from hf_stages.losses.attention_mse import AttentionMSE as AttentionMSE
@@ -120,7 +122,7 @@ _EXPORTS = _Exports(
     __name__,
     (
         *("losses", "transforms", "schedules", "gates", "monitors", "data", "metrics", "teachers", "exporters"),
-        *("actions", "curves", "occasions", "recipes"),
+        *("actions", "notifiers", "curves", "occasions", "recipes"),
     ),
     more={
         "ModelSource": "hf_stages.models.model_source",

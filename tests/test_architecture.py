@@ -172,7 +172,8 @@ def test_no_imports_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["losses", "transforms", "schedules", "gates", "actions", "monitors", "data", "metrics", "exporters"]
+    "kind",
+    ["losses", "transforms", "schedules", "gates", "actions", "notifiers", "monitors", "data", "metrics", "exporters"],
 )
 def test_a_part_has_a_file_of_its_own(kind: str) -> None:
     for module, name in list_parts(kind):

@@ -60,6 +60,7 @@ def recipe_reference() -> str:
         _section("Schedules", *_parts("schedules")),
         _section("Gates", *_parts("gates")),
         _section("Actions of detectors", _ACTIONS, *_parts("actions")),
+        _section("notify", _NOTIFY, *_parts("notifiers")),
         *([_section("Monitors", *_parts("monitors"))] if list_parts("monitors") else []),
         _section("Metrics", _METRICS, _metrics()),
         _section("Exporters", *_parts("exporters")),
@@ -81,6 +82,9 @@ _LOSSES = """A list is a sum. `weight`, a number or a curve, is taken by each of
 mapping gives each source a loss of its own: `{language: TaskLoss, code: {use: TaskLoss, weight: 0.5}}`."""
 _ACTIONS = """A detector (a gate that finds what is wrong with a run) does these one after the other:
 `{use: OnSpike, then: [CutRate, {use: Rollback, steps: 200}]}`."""
+_NOTIFY = """What a run's gates decide (alerts, skipped updates, cut rates, rollbacks, ends) is handed to these as it
+happens, by the main process: `notify: {use: Webhook, url_from: TEAM_WEBHOOK}`, or a list. In Python a function serves
+as well. A message that is not delivered never stops a run."""
 _METRICS = """`compute_metrics: [accuracy, f1]`. These are computed offline, with the extra `metrics`; other names go to
 `evaluate.load`, which needs the network. `{use: Metrics, names: [accuracy], shift: true}` sets what stands below."""
 _READY = "`stages: {use: three_stage, until: 9 epochs}`. `hf-stages recipe NAME` prints the stages, to be edited."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 
 
@@ -37,10 +37,19 @@ class Ledger:
     """
 
     _entries: list[Entry] = field(default_factory=list)
+    listener: Callable[[Entry], None] | None = field(default=None, repr=False, compare=False)
+    """Hears of each new entry, once it is added."""
 
     def note(self, step: int, stage: str, kind: str, reason: str, *, by: str = "", value: float | None = None) -> None:
         """Add an entry."""
         self._entries.append(Entry(step, stage, kind, reason, by, value))
+        if self.listener is not None:
+            self.listener(self._entries[-1])
+
+    def followed_by(self, other: Ledger) -> Ledger:
+        """Return another ledger, which takes this one's place and its listener."""
+        other.listener = self.listener
+        return other
 
     def select(self, stage: str | None = None, kind: str | None = None) -> list[Entry]:
         """Return the entries of one stage, of one kind, or of both; None takes all."""

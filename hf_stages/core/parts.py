@@ -37,7 +37,9 @@ _COLLATORS = "transformers.data.data_collator"
 _COLLATOR_NAMES = re.compile(r"DataCollator(?!Mixin)|^default_data_collator$")
 SUPPLIED_ARGUMENTS = ("tokenizer", "processing_class", "model")
 """Arguments of a collator that the trainer supplies, because a recipe cannot hold them."""
-_CLASS_NAME_KEYS = frozenset({"loss", "losses", "transforms", "schedule", "gates", "then", "monitors", "exporters"})
+_CLASS_NAME_KEYS = frozenset(
+    {"loss", "losses", "transforms", "schedule", "gates", "then", "notify", "monitors", "exporters"}
+)
 """Keys under which text is the name of a class. Under other keys (``teacher``, ``sources``) it may be another name."""
 
 

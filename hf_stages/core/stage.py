@@ -127,6 +127,8 @@ class Recipe:
     """The default of stages."""
     teacher: Any = field(default=None, kw_only=True)
     """The default of stages whose loss reads a teacher."""
+    notify: Any = field(default=(), kw_only=True)
+    """Whom to tell what gates decide: a function of an ``Alert``, ``Webhook()``, ``TrackioAlerts()``, or a list."""
     origin: ClassVar[Any] = None
     """The text that the recipe was read from, if any (``hf_stages.core.origins``): errors name its lines."""
 
@@ -142,11 +144,19 @@ class Recipe:
         object.__setattr__(self, "stages", stages)
         object.__setattr__(self, "args", dict(self.args))
         object.__setattr__(self, "sources", dict(self.sources))
+        object.__setattr__(self, "notify", _told(self.notify))
         _check_names(stages)
         parents_of(stages)
 
     def __getitem__(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
+
+
+def _told(notify: Any) -> tuple[Any, ...]:
+    """Return those whom a run tells what its gates decide as a tuple."""
+    told = tuple(notify) if isinstance(notify, list | tuple) else (() if notify is None else (notify,))
+    _refuse_classes("notify", told)
+    return told
 
 
 def _check_names(stages: Sequence[Stage]) -> None:

@@ -1,6 +1,7 @@
 """Gates: from a stage's history to a decision (an alert, its end, a lower rate, a way back) or none. One file each.
 
-``detectors`` holds gates that find what is wrong with a run, ``actions`` what they may have done about it.
+``detectors`` holds gates that find what is wrong with a run, ``actions`` what they may have done about it, ``notify``
+whom a run tells of all that.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -32,18 +33,24 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.gates.detectors.unshifted_labels import UnshiftedLabels as UnshiftedLabels
     from hf_stages.gates.expect import Expect as Expect
     from hf_stages.gates.forgetting import Forgetting as Forgetting
+    from hf_stages.gates.notify.base import Alert as Alert
+    from hf_stages.gates.notify.base import Notifier as Notifier
+    from hf_stages.gates.notify.trackio_alerts import TrackioAlerts as TrackioAlerts
+    from hf_stages.gates.notify.webhook import Webhook as Webhook
     from hf_stages.gates.plateau import Plateau as Plateau
 
 _EXPORTS = Exports(
     __name__,
-    ("gates", "actions"),
+    ("gates", "actions", "notifiers"),
     more={
         "Action": "hf_stages.gates.actions.base",
+        "Alert": "hf_stages.gates.notify.base",
         "Decision": "hf_stages.gates.base",
         "Detector": "hf_stages.gates.detectors.base",
         "Finding": "hf_stages.gates.detectors.base",
         "Gate": "hf_stages.gates.base",
         "History": "hf_stages.gates.base",
+        "Notifier": "hf_stages.gates.notify.base",
     },
 )
 

@@ -219,6 +219,9 @@ def _read_value(key: str, value: Any, where: Where) -> Any:
         if key == "args" and where.sketched and where.file:  # other text need not be of a run
             check_training_arguments(value, where)
         return dict(value) if key == "args" else {k: _read_source(v, where / k) for k, v in value.items()}
+    if key == "notify":
+        told = value if isinstance(value, list | tuple) else [value]
+        return tuple(read_part(one, [KIND_OF_KEY[key]], where / i) for i, one in enumerate(told))
     readers = {"data_collator": read_collator, "compute_metrics": read_metrics, "model": _read_model}
     readers |= {"teacher": _read_model, "train_dataset": _read_several, "eval_dataset": _read_several}
     if key in readers:

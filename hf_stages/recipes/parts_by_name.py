@@ -34,7 +34,11 @@ def with_parts(recipe: Recipe) -> Recipe:
     own = {
         key: _read_if_named(key, getattr(recipe, key), Where((key,))) for key in ("data_collator", "compute_metrics")
     }
-    return replace(recipe, stages=stages, **own)
+    notify = _read_if_named("notify", recipe.notify, Where(("notify",)))
+    for one in notify:
+        if not callable(one):
+            raise ValueError(f"notify: expected a function of an alert, or Webhook(...); got {type(one).__name__}")
+    return replace(recipe, stages=stages, notify=notify, **own)
 
 
 def with_trainer_parts(recipe: Recipe, tokenizer: Any, model: Any) -> Recipe:
@@ -62,7 +66,7 @@ def with_trainer_parts(recipe: Recipe, tokenizer: Any, model: Any) -> Recipe:
 def _read_if_named(key: str, value: Any, where: Where) -> Any:
     if key == "loss":
         return _read_loss(value, where)
-    if key in _LISTS:
+    if key in (*_LISTS, "notify"):
         read: Callable[..., Any] = lambda part, at: read_part(part, [KIND_OF_KEY[key]], at)  # noqa: E731
         return tuple(read(part, where / i) if _is_named(part) else part for i, part in enumerate(value))
     if key == "compute_metrics":

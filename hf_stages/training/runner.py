@@ -29,6 +29,7 @@ from hf_stages.schedules.base import Span
 from hf_stages.training.handover import Handover, Transition
 from hf_stages.training.lent_trainer import LentTrainer
 from hf_stages.training.manifest import Manifest
+from hf_stages.training.notifications import Notifications
 from hf_stages.training.run_teachers import Teachers
 from hf_stages.training.stage.cut_stage import CutStage
 from hf_stages.training.stage.rollback_states import remove_states, rollback_folder
@@ -55,7 +56,7 @@ class Runner:
     def __init__(self, trainer: Any, plan: Plan) -> None:
         self.trainer, self.args, self.plan = trainer, trainer.args, plan
         self.manifest = Manifest(Path(self.args.output_dir), trainer.recipe, self.args, plan)
-        self.ledger = Ledger()
+        self.ledger = Ledger(listener=self._notifications())
         self.carried = TrainerState()
         """What Trainer knew when the last stage ended."""
         self.handover = Handover(trainer, plan)
@@ -117,7 +118,7 @@ class Runner:
         if resumed is None:
             self._note_start(planned, change)
         else:
-            self.ledger = Ledger.from_list(resumed.state["ledger"])
+            self.ledger = self.ledger.followed_by(Ledger.from_list(resumed.state["ledger"]))
         run = StageRun(
             trainer,
             planned,
@@ -222,7 +223,7 @@ class Runner:
     def _take_over_finished(self, planned: PlannedStage) -> None:
         """Take over a stage that an earlier process finished."""
         finished = self.manifest.done[planned.name]
-        self.ledger = finished.ledger
+        self.ledger = self.ledger.followed_by(finished.ledger)
         self._clean_up_and_export(finished)
         self._check_expectations(finished)
         self.carried = read_trainer_state(finished.folder)
@@ -272,6 +273,15 @@ class Runner:
         except OSError:
             folder = self.manifest.out
             logger.warning(f"{folder}: the manifest could not be updated; resuming does not need it to be")
+
+    def _notifications(self) -> Notifications | None:
+        """Make the listener that tells others what the gates decide; the main process has one, if any has."""
+        told = self.trainer.recipe.notify
+        if not told or self.args.process_index != 0:
+            return None
+        notifications = Notifications(told, run=self.manifest.out.name or str(self.manifest.out))
+        notifications.check()
+        return notifications
 
     def _barrier(self) -> None:
         if self.args.world_size > 1:

@@ -79,6 +79,7 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
         stages: Sequence[Stage] | None = None,
         recipe: Recipe | None = None,
         teacher: Any = None,
+        notify: Any = None,
         **kwargs: Any,
     ) -> None:
         self._stop_request = StopRequest()
@@ -97,7 +98,7 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
         if deferred is not None:
             self.train_dataset = deferred
         if not staged:
-            _refuse_without_stages(deferred, teacher, self.eval_dataset)
+            _refuse_without_stages(deferred, teacher, self.eval_dataset, notify)
             return
         if stages is not None and recipe is not None:
             raise ValueError("expected stages or a recipe, got both")
@@ -107,6 +108,7 @@ class StagedMixin(EvaluationMixin, PreparingMixin, LoopMixin, SavingMixin):
             args=recipe.args if recipe else {},
             sources=recipe.sources if recipe else {},
             teacher=teacher,
+            notify=notify if notify is not None else recipe.notify if recipe is not None else (),
             **{k: getattr(self, k) for k in _SHARED},
         )
         self._staged_set_up(declared)
@@ -236,13 +238,15 @@ def _inputs_of_recipe(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any
     return found
 
 
-def _refuse_without_stages(deferred: Any, teacher: Any, evaluated: Any) -> None:
+def _refuse_without_stages(deferred: Any, teacher: Any, evaluated: Any, notify: Any) -> None:
     if deferred is not None:
         raise ValueError(
             f"train_dataset: {type(deferred).__name__} draws over a stage's length; expected stages=[...] with it"
         )
     if teacher is not None:
         raise ValueError("teacher: expected together with stages, whose losses use it; got a teacher without stages")
+    if notify is not None:
+        raise ValueError("notify: expected together with stages, whose gates it tells of; got it without stages")
     if any(map(depths_of, evaluated.values() if isinstance(evaluated, Mapping) else [evaluated])):
         raise ValueError(
             "eval_dataset: AtDepths is expected together with stages: without them this is Trainer, which knows no "
@@ -257,6 +261,7 @@ class StagedTrainer(StagedMixin, Trainer):
         stages: What the run does, in order, each with a folder in ``args.output_dir``. None: this is ``Trainer``.
         recipe: A ``Recipe`` in their place, which may hold data and arguments as well.
         teacher: The model (or ``Teacher``, ``CachedTeacher``, path) that stages with such losses learn from.
+        notify: Whom to tell what gates decide: a function of an ``Alert``, ``Webhook()``, or several.
 
     All other arguments are ``Trainer``'s own::
 

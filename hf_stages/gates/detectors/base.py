@@ -115,6 +115,9 @@ class Detector(Gate):
         return self.ladder.next(taken, history.global_step)(finding.text)
 
     def __call__(self, history: History) -> Decision | None:
+        told = self.decisions(history)
+        if told and told[-1].step >= history.global_step:  # there may be several logs of one update
+            return None
         # What was logged before a rollback speaks of weights that are gone; what was acted on is not acted on again.
         went_back = [e.step for e in history.entries if e.kind == "rollback"]
         own = [e.step for e in self.actions_taken(history)] if self.ladder is not None else []
@@ -123,7 +126,6 @@ class Detector(Gate):
         if finding is None:
             return None
         only_alerts = self.ladder is None or finding.mild
-        told = self.decisions(history)
         return None if only_alerts and told and self._is_told(history, told[-1].step) else self.decide(finding, history)
 
     def _is_told(self, history: History, told: int) -> bool:

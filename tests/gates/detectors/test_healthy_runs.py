@@ -15,7 +15,11 @@ from hf_stages.gates.spike_window import find_spikes
 from tests.gates.detectors.histories import Story, decisions, healthy
 
 STORIES = [(story, story.logs()) for story in healthy()]
-DETECTORS = [name for module, name in list_parts("gates") if ".detectors." in module]
+DETECTORS = [
+    name
+    for module, name in list_parts("gates")
+    if ".detectors." in module and find_class(name, ["gates"], Where()).on == "log"
+]
 
 
 def test_there_are_fifty() -> None:
