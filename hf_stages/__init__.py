@@ -113,6 +113,7 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.transforms.reduce_layers import ReduceLayers as ReduceLayers
     from hf_stages.transforms.reduce_width import ReduceWidth as ReduceWidth
     from hf_stages.transforms.resize_vocab import ResizeVocab as ResizeVocab
+    from hf_stages.transforms.set_recurrence import SetRecurrence as SetRecurrence
     from hf_stages.transforms.set_task import SetTask as SetTask
     from hf_stages.transforms.split_ternary import SplitTernary as SplitTernary
     from hf_stages.transforms.ternarize import Ternarize as Ternarize

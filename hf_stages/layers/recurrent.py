@@ -12,7 +12,8 @@ from torch import nn
 
 from hf_stages.core.micro_batch import current_micro_batch
 from hf_stages.core.random_depth import draw_depths
-from hf_stages.layers.cycle_cache import CycleCache
+from hf_stages.layers.adaptive_exit import ExitRule, Settling, check_growing
+from hf_stages.layers.cycle_cache import CycleCache, check_cache
 from hf_stages.layers.own_type import TYPE, record_of
 
 ADAPTERS = ("concat", "add")
@@ -39,6 +40,7 @@ class RecurrentCore(nn.Module):
         mean_depth: The mean of what is drawn in training; one less than the mean number of cycles.
         depth: Cycles in evaluation.
         backprop: Cycles that gradients flow through.
+        exit: When a token may leave before the last cycle, in evaluation and generation.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class RecurrentCore(nn.Module):
         mean_depth: float = 32.0,
         depth: int = 32,
         backprop: int = 8,
+        exit: ExitRule | None = None,
     ) -> None:
         super().__init__()
         self.layers, self.config = layers, config
@@ -63,7 +66,12 @@ class RecurrentCore(nn.Module):
         self.adapter = None
         if adapter == "concat":
             self.adapter = nn.Linear(2 * width, width, bias=False, device=weight.device, dtype=weight.dtype)
-        self.depth = depth
+        gated = exit is not None and exit.kind == "gate"
+        self.gate = nn.Linear(width, 1, device=weight.device, dtype=weight.dtype) if gated else None
+        self.depth, self.exit = depth, exit
+        self.read_out: Any = None
+        self.last_cycles: torch.Tensor | None = None
+        """Cycles after which each token left, in the newest forward where tokens may leave."""
         self.last_depth: int | None = None
         """Cycles of the newest forward."""
         self.last_states: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -75,36 +83,68 @@ class RecurrentCore(nn.Module):
     def forward(self, hidden_states: torch.Tensor, past_key_values: Any = None, **kwargs: Any) -> torch.Tensor:
         depth = self.last_depth = self._choose_depth()
         if self.training and torch.is_grad_enabled():
-            past_key_values = None  # nobody reads them, and memory would grow with every cycle
-        done, state = 0, None
-        if self._carried is not None:
-            done, state = self._carried.begin(hidden_states, depth)
-        if state is None:
-            state = self._initial_state(hidden_states)
-        before = state
+            past_key_values = None  # nobody reads it, and memory would grow with every cycle
+        if past_key_values is not None:
+            check_cache(past_key_values, depth, self.total + (depth - 1) * len(self.layers))
+        if self.exit is not None and not self.training and not self._is_measured:
+            return self._run_until_settled(hidden_states, depth, past_key_values, kwargs)
+        return self._run(hidden_states, depth, past_key_values, kwargs)
+
+    def _run(self, given: torch.Tensor, depth: int, cache: Any, kwargs: dict[str, Any]) -> torch.Tensor:
+        """Run all cycles, the last ones with gradients."""
+        done, state = (0, None) if self._carried is None else self._carried.begin(given, depth)
+        state = before = self._initial_state(given) if state is None else state
         free = max(depth - self.backprop, 0) if torch.is_grad_enabled() else 0
         with torch.no_grad():
             for cycle in range(done, free):
-                state = self._cycle(state, hidden_states, cycle, past_key_values, kwargs)
-        if free and torch.is_autocast_enabled(hidden_states.device.type):
-            torch.clear_autocast_cache()  # it holds weights that were cast without a graph
+                state = self._cycle(state, given, self._slots(cache, cycle), kwargs)
+        if free and torch.is_autocast_enabled(given.device.type):
+            torch.clear_autocast_cache()  # older versions of torch keep weights in it that were cast without a graph
         for cycle in range(max(done, free), depth):
             before = state
-            state = self._cycle(state, hidden_states, cycle, past_key_values, kwargs)
+            state = self._cycle(state, given, self._slots(cache, cycle), kwargs)
         if self._is_measured:
             self.last_states = (before.detach(), state.detach())
         if self._carried is not None:
-            self._carried.end(hidden_states, state, depth)
+            self._carried.end(given, state, depth)
         return state
 
-    def _cycle(self, state: torch.Tensor, given: torch.Tensor, cycle: int, cache: Any, kwargs: Any) -> torch.Tensor:
+    def _run_until_settled(self, given: torch.Tensor, depth: int, cache: Any, kwargs: dict[str, Any]) -> torch.Tensor:
+        """Run cycles until every token has left, or all are done. What a token gives later ones no longer changes."""
+        assert self.exit is not None
+        if self.exit.kind == "kl":
+            check_growing(cache)
+        state = self._initial_state(given)
+        tokens = Settling(self.exit, self, state, cache, kwargs)
+        for cycle in range(depth):
+            view = CycleCache(cache, self._offset(cycle), tokens.settled, tokens.slots)
+            state = tokens.step(state, self._cycle(state, given, view, kwargs))
+            if bool(tokens.settled.all()):
+                break
+        for left in range(cycle + 1, depth if cache is not None else 0):
+            for layer_idx, (keys, values) in tokens.slots.items():
+                cache.update(keys, values, layer_idx + self._offset(left))
+        self.last_cycles = tokens.cycles
+        return state
+
+    def _cycle(self, state: torch.Tensor, given: torch.Tensor, cache: Any, kwargs: dict[str, Any]) -> torch.Tensor:
         """Run the looped blocks once."""
         hidden = self.adapter(torch.cat((state, given), dim=-1)) if self.adapter is not None else state + given
-        if cache is not None and cycle:
-            cache = CycleCache(cache, self.total - self.first + (cycle - 1) * len(self.layers))
         for layer in self.layers:
             hidden = layer(hidden, past_key_values=cache, **kwargs)
         return hidden
+
+    def _slots(self, cache: Any, cycle: int) -> Any:
+        return cache if cache is None or cycle == 0 else CycleCache(cache, self._offset(cycle))
+
+    def _offset(self, cycle: int) -> int:
+        """Return how far a layer's slot in a cycle lies behind its slot in the first one."""
+        return 0 if cycle == 0 else self.total - self.first + (cycle - 1) * len(self.layers)
+
+    def gate_probability(self, state: torch.Tensor) -> torch.Tensor:
+        """Return the probability that a token leaves after a state, if it has not before."""
+        assert self.gate is not None
+        return torch.sigmoid(self.gate(state).float()).squeeze(-1)
 
     def _choose_depth(self) -> int:
         if not self.training or self._is_measured:
@@ -160,19 +200,33 @@ def find_recurrence(model: nn.Module) -> RecurrentCore | None:
 
 def set_depth(model: nn.Module, depth: int) -> None:
     """Let a model run so many cycles in evaluation and generation, also after it is saved and loaded."""
-    core = _core_of(model, "set_depth")
-    _run_at(core, depth)
+    _core_of(model, "set_depth")
+    set_training_depth(model, depth=depth)
+
+
+def set_training_depth(
+    model: nn.Module, *, mean_depth: float | None = None, depth: int | None = None, backprop: int | None = None
+) -> None:
+    """Change what a core runs, and note it in the config, so that it holds after the model is saved and loaded."""
+    core = _core_of(model, "set_training_depth")
+    if depth is not None:
+        _run_at(core, depth)
+    core.mean_depth = core.mean_depth if mean_depth is None else mean_depth
+    core.backprop = core.backprop if backprop is None else backprop
     record = copy.deepcopy(record_of(core.config))
-    if record is not None:
-        for part in record["transforms"]:
-            if part["use"] == "MakeRecurrent":
-                part["depth"] = depth
-        setattr(core.config, TYPE, record)
+    if record is None:
+        return
+    for part in record["transforms"]:
+        if part["use"] == "MakeRecurrent":
+            part.update(mean_depth=core.mean_depth, depth=core.depth, backprop=core.backprop)
+    setattr(core.config, TYPE, record)
 
 
 @contextmanager
 def at_depth(model: nn.Module, depth: int) -> Iterator[RecurrentCore]:
     """Let a model run so many cycles, from the same initial state, within the block; in training mode too.
+
+    Every token runs them all, also where the model has a rule by which tokens leave earlier.
 
     The block gets the core, whose ``last_states`` are the states around the last cycle of the newest forward.
     """

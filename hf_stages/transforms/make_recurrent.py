@@ -11,14 +11,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_stages.core.curves import Const, Curve, as_curve
+from hf_stages.core.curves import Curve
 from hf_stages.core.part import Derived
 from hf_stages.core.placed_errors import place_errors
-from hf_stages.layers.blocks import stack_of
+from hf_stages.layers.adaptive_exit import THRESHOLDS, ExitRule, ReadOut
+from hf_stages.layers.blocks import stack_of, stacks_of
 from hf_stages.layers.own_type import mark_own_type
 from hf_stages.layers.recurrent import ADAPTERS, STATES, RecurrentCore, find_recurrence, set_layer_count
 from hf_stages.layers.sandwich import add_sandwich_norms, is_pre_norm_block, remove_gains
 from hf_stages.transforms._peft import refuse_adapters
+from hf_stages.transforms._recurrence import as_mean_depth, check_count, mean_depth_at
 from hf_stages.transforms.base import Transform
 
 _NORMS = ("sandwich", "pre")
@@ -61,23 +63,28 @@ class MakeRecurrent(Transform):
     """Gradients flow through so many last cycles. Earlier ones take no memory."""
     depth: int | None = field(default=None, kw_only=True)
     """Cycles in evaluation and generation. None: the mean depth at the stage's end."""
+    exit: str | None = field(default=None, kw_only=True)
+    """When a token leaves before the last cycle, in evaluation and generation: ``"kl"`` (its prediction hardly moved),
+    ``"change"`` (its state hardly moved), ``"gate"`` (a learned gate opened, as in Ouro); None: never."""
+    exit_threshold: float | None = field(default=None, kw_only=True)
+    """None: 5e-4 nats for ``"kl"``, 0.03 of the state's size for ``"change"``, a probability of 0.5 for ``"gate"``."""
 
     def __post_init__(self) -> None:
         for name in ("prelude", "core", "coda", "backprop"):
             least = 1 if name in ("core", "backprop") else 0
-            _check_count(name, getattr(self, name), least)
+            check_count(f"MakeRecurrent: {name}", getattr(self, name), least)
         if self.depth is not None:
-            _check_count("depth", self.depth, 1)
+            check_count("MakeRecurrent: depth", self.depth, 1)
         for name, known in (("adapter", ADAPTERS), ("norm", _NORMS), ("state_init", STATES)):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"MakeRecurrent: {name}: expected {' or '.join(map(repr, known))}, got {getattr(self, name)!r}"
                 )
-        with place_errors("MakeRecurrent", ValueError, TypeError):
-            mean = as_curve(self.mean_depth)
-        if not all(mean(i / 16) >= 0 for i in range(17)):
-            raise ValueError(f"MakeRecurrent: mean_depth: expected 0 or more, got {self.mean_depth!r}")
-        object.__setattr__(self, "mean_depth", mean.value if isinstance(mean, Const) else mean)
+        if self.exit is None and self.exit_threshold is not None:
+            raise ValueError("MakeRecurrent: exit_threshold: it needs exit=, a rule that it belongs to")
+        with place_errors("MakeRecurrent"):
+            self._exit_rule()
+        object.__setattr__(self, "mean_depth", as_mean_depth(self.mean_depth, where="MakeRecurrent"))
 
     @Derived
     def keeps_function(self) -> bool:
@@ -99,7 +106,7 @@ class MakeRecurrent(Transform):
                 add_sandwich_norms(block)
             if not self.learned_norms:
                 remove_gains(block)
-        mean = as_curve(self.mean_depth)(1.0)
+        mean = mean_depth_at(self.mean_depth, 1.0)
         core = RecurrentCore(
             nn.ModuleList(blocks[self.prelude : self.prelude + self.core]),
             config,
@@ -110,12 +117,16 @@ class MakeRecurrent(Transform):
             mean_depth=mean,
             depth=self.depth or max(round(mean), 1),
             backprop=self.backprop,
+            exit=self._exit_rule(),
         )
         _start_from_the_input(core)
         core.train(model.training)
         looped = [*blocks[: self.prelude], core, *blocks[self.prelude + self.core :]]
         parent, _, leaf = path.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.ModuleList(looped))
+        core.read_out = ReadOut(model, parent, self.prelude)
+        if self.exit == "kl" and (problem := core.read_out.problem()) is not None:
+            raise ValueError(f"MakeRecurrent: exit='kl': {type(model).__name__} {problem}; use exit='change'")
         mark_own_type(model, replace(self, mean_depth=mean), built_with)
         set_layer_count(core)
         return model
@@ -124,7 +135,7 @@ class MakeRecurrent(Transform):
         """Set the mean depth of what is drawn in training."""
         core = find_recurrence(model)
         if core is not None:
-            core.mean_depth = as_curve(self.mean_depth)(t)
+            core.mean_depth = mean_depth_at(self.mean_depth, t)
 
     def moves(self, before: Sequence[str], after: Sequence[str]) -> dict[str, list[str]]:
         """Moments go from each block to its place before, in, or after the core."""
@@ -134,6 +145,12 @@ class MakeRecurrent(Transform):
             if new in known:
                 moves[name] = [new]
         return moves
+
+    def _exit_rule(self) -> ExitRule | None:
+        if self.exit is None:
+            return None
+        default = THRESHOLDS.get(self.exit, 1.0)
+        return ExitRule(self.exit, default if self.exit_threshold is None else self.exit_threshold)
 
     def _place(self, index: int) -> str:
         """Return where a block stands afterwards, below the list of blocks."""
@@ -148,7 +165,14 @@ class MakeRecurrent(Transform):
         if not isinstance(model, PreTrainedModel):
             raise ValueError(f"MakeRecurrent: expected a transformers model, got a {kind}")
         if find_recurrence(model) is not None:
-            raise ValueError(f"MakeRecurrent: {kind} has a recurrent core already; leave the second one out")
+            raise ValueError(
+                f"MakeRecurrent: {kind} has a recurrent core already; SetRecurrence changes its depth in a later stage"
+            )
+        if len(stacks := stacks_of(model)) > 1:
+            raise ValueError(
+                f"MakeRecurrent: {kind} has {len(stacks)} stacks of blocks ({', '.join(stacks)}); expected a decoder "
+                "with one"
+            )
         with place_errors(f"MakeRecurrent: {kind}", drop=f"{kind}: "):
             path, blocks = stack_of(model)
         parts = (self.prelude, self.core, self.coda)
@@ -187,8 +211,3 @@ def _start_from_the_input(core: RecurrentCore) -> None:
         width = core.adapter.out_features
         core.adapter.weight.zero_()
         core.adapter.weight[:, width:].fill_diagonal_(1.0)
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"MakeRecurrent: {name}: expected a whole number, {least} or more, got {value!r}")

@@ -14,6 +14,7 @@ from hf_stages.layers.blocks import stack_of
 from hf_stages.transforms._depth import depth_change
 from hf_stages.transforms._kept_blocks import KeptBlocks, as_indices
 from hf_stages.transforms._peft import refuse_adapters
+from hf_stages.transforms._recurrence import refuse_recurrence
 from hf_stages.transforms.base import Transform
 
 _BIAS = ".relative_attention_bias.weight"
@@ -50,6 +51,7 @@ class ReduceLayers(Transform):
 
     def __call__(self, model: Any) -> Any:
         refuse_adapters(model, where="ReduceLayers")
+        refuse_recurrence(model, where="ReduceLayers")
         if not isinstance(model, PreTrainedModel):
             raise ValueError(f"ReduceLayers: expected a transformers model, got a {type(model).__name__}")
         kind = type(model).__name__

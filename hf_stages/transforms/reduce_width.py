@@ -15,6 +15,7 @@ from hf_stages.transforms import _width_choice as choice
 from hf_stages.transforms import _width_config as configs
 from hf_stages.transforms import _width_parts as parts
 from hf_stages.transforms._peft import refuse_adapters
+from hf_stages.transforms._recurrence import refuse_recurrence
 from hf_stages.transforms._width_cuts import Cut, cut_attention, cut_neurons, refuse_shared, shapes_after
 from hf_stages.transforms.base import Transform
 
@@ -76,6 +77,7 @@ class ReduceWidth(Transform):
 
     def __call__(self, model: Any) -> Any:
         refuse_adapters(model, where="ReduceWidth")
+        refuse_recurrence(model, where="ReduceWidth")
         if not isinstance(model, PreTrainedModel):
             raise ValueError(f"ReduceWidth: expected a transformers model, got a {type(model).__name__}")
         kind = type(model).__name__

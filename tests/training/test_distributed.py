@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.workers import drawing, fsdp, training
+from tests.workers import drawing, fsdp, recurrence, training
 from tests.workers.cases import apart, gradient
 from tests.workers.heads import HEADS, update
 from tests.workers.ranks import chain, staged
@@ -35,6 +35,7 @@ COMPARED = (
     "quantized",
     "forgetting",
     "replaying",
+    "recurrent",
 )
 SLOW = (
     "fused_heads",
@@ -153,6 +154,14 @@ def test_quantized_run_on_two_ranks_equals_one_process(two_ranks, tmp_path):
             load_file(at / folder / "model.safetensors") for at in (tmp_path, two_ranks[0] / "quantized" / "run")
         )
         assert apart(whole, found) < SAME, folder
+
+
+def test_a_recurrent_core_on_two_ranks_trains_as_in_one_process(two_ranks, tmp_path):
+    depths = result(two_ranks, "recurrent")
+    _, alone = recurrence.looped_run(tmp_path, 4, "zeros")
+    assert alone.seen == depths
+    name = "01-looped/model.safetensors"
+    assert apart(load_file(tmp_path / name), load_file(two_ranks[0] / "recurrent" / "zeros" / name)) < SAME
 
 
 @pytest.mark.parametrize("name", training.GRADIENTS)

@@ -1,0 +1,52 @@
+"""Scenarios for two ranks: a recurrent core draws the same depth on both, and its gradient is that of one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+from hf_stages import Stage, StagedTrainer
+from hf_stages.core.curves import Linear
+from hf_stages.layers import find_recurrence
+from hf_stages.transforms import MakeRecurrent
+from tests.support import tiny
+from tests.workers.ranks import same_on_ranks, scenario, staged
+
+
+class Depths(TrainerCallback):
+    """Notes the depth of each micro-batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[int | None] = []
+
+    def on_substep_end(self, args, state, control, model=None, **kwargs):
+        self.seen.append(find_recurrence(model).last_depth)
+
+    on_step_end = on_substep_end
+
+
+def looped_run(out: Path, batch: int, state: str, **changes: Any) -> tuple[StagedTrainer, Depths]:
+    """Two micro-batches an update, four updates, with a core that draws depths of a growing mean."""
+    core = MakeRecurrent(1, 2, 1, norm="pre", mean_depth=Linear(1, 5), backprop=2, state_init=state)
+    depths, model = Depths(), tiny.llama(num_hidden_layers=4, pad_token_id=0)
+    stages = [Stage("looped", "4 steps", transforms=[core])]
+    trainer = staged(out, stages, batch, 2, model=model, callbacks=[depths], max_grad_norm=1.0, **changes)
+    trainer.train()
+    return trainer, depths
+
+
+@scenario
+def recurrent(out: Path) -> list[int | None]:
+    # Without a search for unused parameters, one that a depth leaves without a gradient would end the run.
+    trainer, depths = looped_run(out / "zeros", 2, "zeros", ddp_find_unused_parameters=False)
+    same_on_ranks(trainer.model, "zeros")
+    trainer, random = looped_run(out / "normal", 2, "normal")
+    same_on_ranks(trainer.model, "normal")
+    found: list[Any] = [None, None]
+    dist.all_gather_object(found, depths.seen)
+    assert found[0] == found[1] == random.seen
+    assert len(set(depths.seen)) > 2
+    return depths.seen
