@@ -83,10 +83,17 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.losses.task_loss import TaskLoss as TaskLoss
     from hf_stages.models.model_source import ModelSource as ModelSource
     from hf_stages.models.stage_models import load_stage as load_stage
+    from hf_stages.monitors.attention_entropy import AttentionEntropy as AttentionEntropy
     from hf_stages.monitors.gradient_norm import GradientNorm as GradientNorm
+    from hf_stages.monitors.loss_by_source import LossBySource as LossBySource
+    from hf_stages.monitors.loss_shares import LossShares as LossShares
+    from hf_stages.monitors.quantized_weights import QuantizedWeights as QuantizedWeights
     from hf_stages.monitors.raw_loss import RawLoss as RawLoss
+    from hf_stages.monitors.run_health import RunHealth as RunHealth
+    from hf_stages.monitors.sampled_depth import SampledDepth as SampledDepth
     from hf_stages.monitors.throughput import Throughput as Throughput
     from hf_stages.monitors.token_correlation import TokenCorrelation as TokenCorrelation
+    from hf_stages.monitors.update_ratio import UpdateRatio as UpdateRatio
     from hf_stages.packing.formats.gguf import Gguf as Gguf
     from hf_stages.packing.formats.onnx import Onnx as Onnx
     from hf_stages.packing.pack_folder import pack as pack

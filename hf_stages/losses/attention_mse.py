@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from hf_stages.losses._attention import ScoreLoss
-from hf_stages.losses.attention_scores import both_visible, scores
+from hf_stages.models.attention_scores import both_visible, scores
 from hf_stages.models.signals import Attention
 
 

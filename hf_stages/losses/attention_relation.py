@@ -10,8 +10,8 @@ import torch
 
 from hf_stages.losses import _attention, _layers
 from hf_stages.losses._width import heads_of, size_of
-from hf_stages.losses.attention_scores import without_autocast
 from hf_stages.losses.base import Loss, adapted
+from hf_stages.models.attention_scores import without_autocast
 from hf_stages.models.real_tokens import Tokens
 
 _PARTS = {"Q": "query", "K": "key", "V": "value"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -90,11 +91,19 @@ class Probe:
                 captured["core"] = core.last_states
         return captured
 
+    def loss(self) -> torch.Tensor | None:
+        """Run the whole model on the rows with their labels, and return its own loss; None where it gives none."""
+        model, run = self.model, self.watched
+        with preserve_random_state(), torch.no_grad(), evaluating(model), run.autocast(), self._at_depth():
+            outputs = model(**self.batch)
+        found: Any = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        return found.detach().float().mean() if torch.is_tensor(found) else None
+
     def _at_depth(self) -> AbstractContextManager[RecurrentCore | None]:
         if self.core is None:
             return nullcontext()
         return at_depth(self.model, self.core.depth if self.depth is None else self.depth)
 
     def real(self, states: torch.Tensor) -> torch.Tensor:
-        """Return (rows, tokens): nonzero where a state is of a token that is no padding."""
-        return self.tokens.weights(self.batch, states)
+        """Return (rows, tokens): 1 where a state is of a token that is no padding, else 0."""
+        return self.tokens.weights(self.batch, states).gt(0).to(torch.float32)

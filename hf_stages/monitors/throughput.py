@@ -41,10 +41,13 @@ class _Pace(Watcher):
     def reset(self) -> None:
         self.tokens: Any = torch.zeros((), device=self.device, dtype=torch.float32)
         self.waited, self.took = 0.0, 0.0
+        self.has_tokens = False
+        """False where batches are of images, or of anything else without tokens."""
 
     def micro_batch(self, loss: torch.Tensor, batch: Mapping[str, Any]) -> None:
         real = real_tokens(batch)
         shape = shape_of(batch)
+        self.has_tokens = self.has_tokens or real is not None or shape is not None
         if real is not None:
             self.tokens += real.sum()
         elif shape is not None:
@@ -57,19 +60,19 @@ class _Pace(Watcher):
         if not self.took:
             return {}
         waited = torch.tensor(self.waited / self.took, device=self.device)
-        seen = {
-            "tokens_per_second": sum_over_ranks(self.tokens) / self.took,
-            "memory_gib": max_over_ranks(_memory(self.device)),
-            "data_wait": mean_over_ranks(waited),
-        }
+        seen = {"data_wait": mean_over_ranks(waited), "memory_gib": max_over_ranks(_memory(self.device))}
+        if self.has_tokens:
+            seen["tokens_per_second"] = sum_over_ranks(self.tokens) / self.took
         self.reset()
         return seen
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokens": float(self.tokens), "waited": self.waited, "took": self.took}
+        tokens = float(self.tokens) if self.has_tokens else None
+        return {"tokens": tokens, "waited": self.waited, "took": self.took}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.tokens = torch.tensor(state["tokens"], device=self.device)
+        self.has_tokens = state["tokens"] is not None
+        self.tokens = torch.tensor(state["tokens"] or 0.0, device=self.device)
         self.waited, self.took = state["waited"], state["took"]
 
 

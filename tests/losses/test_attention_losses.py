@@ -7,7 +7,7 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation
-from hf_stages.losses.attention_scores import scores, visible
+from hf_stages.models.attention_scores import scores, visible
 from hf_stages.models.capture import Capture
 from hf_stages.models.model_inputs import model_inputs
 from tests.losses import outside_trainer

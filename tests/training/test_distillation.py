@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from hf_stages import Stage, StagedTrainer
 from hf_stages.core.stops import RunInterrupted
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation, HiddenMSE, LogitKL, TaskLoss
-from hf_stages.losses.attention_scores import scores
+from hf_stages.models.attention_scores import scores
 from hf_stages.models.signals import Attention
 from hf_stages.transforms import Freeze
 from tests.losses import outside_trainer
