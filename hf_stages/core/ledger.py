@@ -24,6 +24,8 @@ class Entry:
     """The part that decided, such as the gate's class."""
     value: float | None = None
     """The factor of the learning rate from here on; for ``replay``, the share of the examples from earlier data."""
+    again_from: int | None = None
+    """For ``rollback``: after how many updates of the stage its data come again from here on; None: they go on."""
 
 
 @dataclass
@@ -40,9 +42,19 @@ class Ledger:
     listener: Callable[[Entry], None] | None = field(default=None, repr=False, compare=False)
     """Hears of each new entry, once it is added."""
 
-    def note(self, step: int, stage: str, kind: str, reason: str, *, by: str = "", value: float | None = None) -> None:
+    def note(
+        self,
+        step: int,
+        stage: str,
+        kind: str,
+        reason: str,
+        *,
+        by: str = "",
+        value: float | None = None,
+        again_from: int | None = None,
+    ) -> None:
         """Add an entry."""
-        self._entries.append(Entry(step, stage, kind, reason, by, value))
+        self._entries.append(Entry(step, stage, kind, reason, by, value, again_from))
         if self.listener is not None:
             self.listener(self._entries[-1])
 
@@ -63,7 +75,10 @@ class Ledger:
 
     def to_list(self) -> list[dict]:
         """Return the entries as plain data, for ``run.json``."""
-        return [{k: v for k, v in asdict(entry).items() if k != "value" or v is not None} for entry in self._entries]
+        often_none = ("value", "again_from")
+        return [
+            {k: v for k, v in asdict(entry).items() if k not in often_none or v is not None} for entry in self._entries
+        ]
 
     def lr_factor(self, stages: Collection[str], step: int) -> float:
         """Return the factor of these stages' learning rates after ``step`` updates of the run.

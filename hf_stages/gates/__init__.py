@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.gates.detectors.dead_recurrence import DeadRecurrence as DeadRecurrence
     from hf_stages.gates.detectors.divergence import Divergence as Divergence
     from hf_stages.gates.detectors.non_finite import NonFinite as NonFinite
+    from hf_stages.gates.detectors.on_spike import OnSpike as OnSpike
     from hf_stages.gates.detectors.overthinking import Overthinking as Overthinking
     from hf_stages.gates.detectors.stalled_loader import StalledLoader as StalledLoader
     from hf_stages.gates.detectors.token_collapse import TokenCollapse as TokenCollapse

@@ -33,6 +33,8 @@ class History:
     """Updates that the run had done before this stage."""
     since: int = -1
     """The step of the run up to which the log was acted on already; a detector judges what was logged after it."""
+    update: Any = None
+    """How the newest update was judged, where a gate judges updates (``OnSpike``)."""
 
     @property
     def global_step(self) -> int:
@@ -89,8 +91,9 @@ class Gate:
     'the loss doubled'
     """
 
-    on: Literal["step", "log", "evaluation", "end"] = "log"
-    """When it is asked: after each update, log entry or evaluation of all sets, or once at the stage's end."""
+    on: Literal["step", "update", "log", "evaluation", "end"] = "log"
+    """When it is asked: after each update, log entry or evaluation of all sets, or once at the stage's end. One that
+    judges updates before the optimizer's step (``update``) is asked about those that it found bad."""
     reads_clock: bool = False
     """True: the answer depends on the wall clock, so a resumed run may differ from an uncut one."""
 

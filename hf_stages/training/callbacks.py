@@ -64,6 +64,7 @@ class OneRun(CallbackHandler):
         control = super().on_pre_optimizer_step(args, state, control, **kwargs)
         if self.stage is not None:
             self.stage.monitors.before_step()
+            self.stage.gates.updates.before_step(self.optimizer)
         return control
 
     def on_optimizer_step(self, args, state, control, **kwargs):

@@ -18,6 +18,7 @@ from hf_stages.planning.measure_data import plan_for
 from hf_stages.planning.model_shapes import build_skeletons
 from hf_stages.planning.plan import Plan
 from hf_stages.planning.raw_rows import check_labels, check_rows, prepares_own_rows
+from hf_stages.planning.rollback_checks import check_rollbacks
 from hf_stages.planning.teacher_agreement import check_teacher_tokenizers
 from hf_stages.training.run_teachers import check_declared
 
@@ -46,6 +47,7 @@ def check_plan(
         own_loss: The trainer has a ``compute_loss_func``.
     """
     resolved = plan.resolved
+    check_rollbacks(plan)
     check_collators(resolved, tokenizer)
     check_teacher_tokenizers(resolved.recipe, tokenizer)
     if not own_rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
@@ -58,9 +59,12 @@ class LoopMixin(_Base):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         if self._stage is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
-        with self._stage.monitors.reading():
-            batches = self._stage.feed.take(epoch_iterator, num_batches)
-        self._stage.open_update(batches)
+        stage = self._stage
+        with stage.monitors.reading():
+            batches = stage.feed.take(epoch_iterator, num_batches)
+        if stage.open_update(batches):
+            batches = stage.feed.take(epoch_iterator, num_batches)
+            stage.open_update(batches)
         return batches, None
 
     def training_step(self, model, inputs, *args, **kwargs):
@@ -74,12 +78,17 @@ class LoopMixin(_Base):
             with self._stage.gates.incidents.of_a_stop():
                 self._stage.objective.close_update(loss)
             self._stage.monitors.end_gradients()
-        return loss
+        if self._stage.gates.updates.guard is None or self.args.logging_nan_inf_filter:
+            return loss
+        # The log would stay NaN for good. Trainer's own filter puts the mean of the others in its place, too.
+        mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
+        return torch.where(torch.isfinite(loss), loss, mean)
 
     def _get_grad_norm(self, *args, **kwargs):
         norm = super()._get_grad_norm(*args, **kwargs)
         if self._stage is not None:
             self._stage.monitors.gradient_norm(norm)
+            self._stage.gates.updates.judge(norm)
         return norm
 
     def log(self, logs, *args, **kwargs):

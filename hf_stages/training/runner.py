@@ -99,6 +99,8 @@ class Runner:
                 logger.warning(f"stage {planned.name!r}: a callback stopped training; the run can be resumed")
                 self.manifest.write("stopped", self.ledger)
                 return
+            if run.stopping.stopped is not None:
+                _stop_by_gate(self, run, f"{planned.folder} is whole; resume to go on with the next stage")
             self._check_expectations(self.manifest.done[planned.name])
             self._stop_if_asked(planned)
         if not outputs:
@@ -171,6 +173,9 @@ class Runner:
     def _end(self, planned: PlannedStage, run: StageRun, change: Transition) -> None:
         """Tell whether the stage is done or only stopped, once Trainer's loop has ended."""
         stopping = run.stopping
+        if stopping.over is None and stopping.stopped is not None:
+            step = self.trainer.state.global_step
+            _stop_by_gate(self, run, f"a checkpoint of step {step} was written; resume to go on from it")
         if stopping.over is None and stopping.interrupted is None:
             stopping.end("a callback asked training to stop", by="callback")
             stopping.interrupted = "callback"
@@ -209,6 +214,7 @@ class Runner:
         if args.load_best_model_at_end and trainer.state.best_model_checkpoint and not args.save_only_model:
             # Trainer hands over the best weights; moments of other weights would not belong to them.
             trainer._load_optimizer_and_scheduler(trainer.state.best_model_checkpoint)
+        run.gates.updates.hear_last()
         run.set_progress(1.0)
         metrics = final_metrics(trainer, run.measured)
         logs = run.measured.logs(trainer.state)
@@ -306,3 +312,10 @@ def _with_advice(error: Exception, what: str, out: Path) -> Exception:
         f"{what} could not be written ({error}); every folder saved before it is whole. Free space on {out} and resume "
         "with resume_from_checkpoint=True"
     )
+
+
+def _stop_by_gate(runner: Runner, run: StageRun, advice: str) -> None:
+    """Stop a run because a gate said so, behind a checkpoint or a stage's folder."""
+    name = run.planned.name
+    runner.manifest.write("stopped", runner.ledger, running=name if name not in runner.manifest.done else None)
+    raise StageStopped(f"stage {name!r}: {run.stopping.stopped}; {advice}")

@@ -41,6 +41,7 @@ class Balance:
         self.means = torch.zeros(n, dtype=exact, device=device)
         """Running means that began at zero and are not yet corrected for it."""
         self.counts = torch.zeros(n, dtype=torch.long, device=device)
+        self._before = (self.means, self.counts)
 
     def due(self, update: int, by: str) -> list[int]:
         """List the terms to measure in this update (counted from 0), by their ``"gradient"`` or their ``"loss"``."""
@@ -52,8 +53,15 @@ class Balance:
         norms = norms.detach().to(self.means)
         valid = torch.isfinite(norms) & (norms > 0)
         mean = self.momentum * self.means + (1 - self.momentum) * norms
+        self._before = (self.means, self.counts)
         self.means = torch.where(valid, mean, self.means)
-        self.counts += valid
+        self.counts = self.counts + valid
+
+    def undo(self, where: torch.Tensor) -> None:
+        """Forget the last update, where that is true (of one number)."""
+        means, counts = self._before
+        self.means = torch.where(where > 0, means, self.means)
+        self.counts = torch.where(where > 0, counts, self.counts)
 
     def norms(self) -> torch.Tensor:
         """Return the running norms, zero where nothing was measured."""

@@ -17,6 +17,7 @@ from hf_stages.losses.balanced import Balanced
 from hf_stages.losses.base import value_and_logged
 from hf_stages.losses.objective.balance import Balance, gradient_norms
 from hf_stages.losses.objective.depends_on_weights import reaches_weights
+from hf_stages.losses.objective.judged_sums import JudgedSums
 from hf_stages.losses.objective.term_health import TermHealth
 from hf_stages.losses.objective.terms import Term, terms_with_weight
 from hf_stages.models.real_tokens import real_tokens
@@ -68,6 +69,8 @@ class Objective:
         self.reduction_is_known = False
         """Whether it has been found out what the task's loss is a mean over."""
         self.part_items = self.items[:0]
+        self.judged: JudgedSums | None = None
+        """What is kept beside, where updates are judged before they are stepped."""
 
     @property
     def needs_task_loss(self) -> bool:
@@ -119,6 +122,8 @@ class Objective:
         self.squared_norms: torch.Tensor | None = None
         self.health.open_update()
         self.scales = self.balance.scales() if self.balance is not None else None
+        if self.judged is not None:
+            self.judged.open_update(self.logged)
         return totals[n + len(parts) :]
 
     def part_shares(self, batch: Mapping[str, Any]) -> list[Any]:
@@ -166,6 +171,8 @@ class Objective:
             raise ValueError(f"loss: every weight is zero at t={self.t:.4g}, so nothing would be trained")
         if self.balance is not None and self.squared_norms is None:
             self._measure(shares)
+        if self.judged is not None:
+            self.judged.add(total / self.world)
         return total
 
     def _measure(self, shares: Mapping[int, torch.Tensor]) -> None:
@@ -187,8 +194,37 @@ class Objective:
         norms[by_loss] = measured[1, by_loss].abs()
         self.balance.update(norms)
 
+    def judge_updates(self, *, forgives: bool) -> None:
+        """Keep what is needed to judge each update before it is stepped.
+
+        Args:
+            forgives: Whether one that is not finite is left to the judge, instead of ending the run.
+        """
+        self.judged = JudgedSums(self.device, self.world, forgives)
+
     def close_update(self, loss: torch.Tensor) -> None:
         """End an update, after its last backward pass: refuse what is not finite, on all ranks together."""
+        forgives = self.judged is not None and self.judged.forgives
+        if self.judged is not None:
+            self.judged.close_update()
+        if not forgives:
+            self._refuse_not_finite(loss)
+        if self.balance is not None:
+            self._rebalance()
+        if self.judged is not None and forgives:
+            self.log_sums, self.logged = self.judged.finite_sums(self.log_sums, self.update_sums, self.logged)
+        else:
+            self.log_sums += self.update_sums
+        self.log_updates += 1
+        self.updates += 1
+        self.health.close_update(self.t, self.updates)
+
+    def leave_out(self, skipped: torch.Tensor) -> None:
+        """Forget what the update has taught the balance of terms, where it is skipped. Nothing waits for the device."""
+        if self.balance is not None:
+            self.balance.undo(skipped)
+
+    def _refuse_not_finite(self, loss: torch.Tensor) -> None:
         finite = torch.isfinite(loss) & self.health.finite()
         if self.world > 1:
             flag = finite.to(torch.int32)
@@ -196,12 +232,6 @@ class Objective:
             finite = flag.bool()
         if not finite:
             self._not_finite()
-        if self.balance is not None:
-            self._rebalance()
-        self.log_sums += self.update_sums
-        self.log_updates += 1
-        self.updates += 1
-        self.health.close_update(self.t, self.updates)
 
     def _not_finite(self) -> None:
         for i, term in enumerate(self.terms):
@@ -217,16 +247,21 @@ class Objective:
         """Return the mean of each term since the last log, where there are several, and what the terms log besides."""
         if len(self.terms) < 2 and not self.logged:
             return {}
-        updates, names = max(self.log_updates, 1), [f"loss_{term.name}" for term in self.terms]
+        names = [f"loss_{term.name}" for term in self.terms]
         names += [f"{self.terms[i].name}_{what}" for i in self.logged for what in self.terms[i].loss.logged_names]
-        sums = torch.cat([self.log_sums, *self.logged.values()])
+        left_out = [self.judged.left_out / self.world] if self.judged is not None else []
+        sums = torch.cat([self.log_sums, *self.logged.values(), *left_out])
         if self.world > 1:
             torch.distributed.all_reduce(sums)
-        logs = {name: value / updates for name, value in zip(names, sums.tolist(), strict=True)}
-        if len(self.terms) < 2:
+        *values, missing = sums.tolist() if left_out else [*sums.tolist(), 0.0]
+        updates = max(self.log_updates, 1) - round(missing)  # 0: of nothing there is no mean
+        logs = {name: value / updates for name, value in zip(names, values, strict=True) if updates}
+        if len(self.terms) < 2 and logs:
             del logs[names[0]]  # the loss itself
         for held in (self.log_sums, *self.logged.values()):
             held.zero_()
+        if self.judged is not None:
+            self.judged.left_out.zero_()
         self.log_updates = 0
         if self.balance is not None:
             scales = zip(self.terms, self.balance.scales().tolist(), strict=True)
@@ -241,6 +276,7 @@ class Objective:
             "health": self.health.state_dict(),
             "updates": self.updates,
             "balance": self.balance.state_dict() if self.balance is not None else None,
+            "left_out": self.judged.left_out.tolist() if self.judged is not None else [0.0],
             "learned": self.reduction_is_known,
             "reduction": self.reduction.to_dict() if self.reduction is not None else None,
         }
@@ -251,6 +287,8 @@ class Objective:
             self.logged[int(i)] = torch.tensor(sums, device=self.device)
         self.health.load_state_dict(state["health"])
         self.log_updates, self.updates = state["log_updates"], state["updates"]
+        if self.judged is not None:
+            self.judged.left_out = torch.tensor(state.get("left_out", [0.0]), device=self.device)
         if state.get("learned"):
             found = state["reduction"]
             self.set_reduction(None if found is None else Reduction.from_dict(found))

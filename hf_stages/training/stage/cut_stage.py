@@ -47,7 +47,7 @@ def state_of(stage: Any) -> dict[str, Any]:
         "history_start": measured.first_log,
         "before": measured.before,
         "start": measured.start,
-        "kept": stage.gates.states.last,
+        **stage.gates.state_dict(),
         "ledger": stage.notes.ledger.to_list(),
         "loop": {
             "tr_loss": [rank["tr_loss"] for rank in ranks],
@@ -74,7 +74,7 @@ def restore(stage: Any, cut: CutStage) -> None:
     stage.stopping.over, stage.stopping.ended_by = state["over"], state["ended_by"]
     measured.first_log, measured.before, measured.start = state["history_start"], state["before"], state["start"]
     measured.last.load_state_dict(state["evaluated"][stage.trainer.args.process_index])
-    stage.gates.states.last = state.get("kept")
+    stage.gates.load_state_dict(state)
     stage.feed.drawn.load_state_dict(state.get("drawn", {}))
     restore_counters(stage.trainer, state.get("remembered", {}))
     stage.feed.data.load_state_dict(state.get("data"), progress.steps)

@@ -1,12 +1,14 @@
 """States of a stage that a rollback may go back to: weights that train, buffers and moments, whole or not there.
 
-They lie beside the stage's folder while it runs. Each checkpoint says which one was the last; that one stays as long as
-the checkpoint does, so that a run that is cut and resumed goes back to the same state.
+They lie beside the stage's folder while it runs. Each checkpoint says which ones it may go back to; these stay as long
+as the checkpoint does, so that a run that is cut and resumed goes back to the same state.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +20,56 @@ _FILE = "kept.pt"
 
 
 class RollbackStates:
-    """Saves states of the stage in progress, and goes back to the last one.
+    """Saves states of the stage in progress, one folder for each, and goes back to one.
 
     Args:
         trainer: Whose model and optimizer are saved.
-        folder: Where the states lie, one folder for each.
+        folder: Where the states lie.
     """
 
     def __init__(self, trainer: Any, folder: Path) -> None:
         self.trainer, self.folder = trainer, folder
-        self.last: int | None = None
-        """After how many of the stage's updates the last state was saved."""
 
-    def save(self, step: int) -> None:
-        """Save the state after ``step`` updates, and remove states that nothing can go back to."""
-        trainer, self.last = self.trainer, step
+    def save(self, step: int, more: Mapping[str, Any], wanted: Collection[int]) -> None:
+        """Save the state after ``step`` updates, and remove states that nothing can go back to.
+
+        Args:
+            step: Updates of the stage; the state's name.
+            more: What is kept beside weights and moments, as plain data.
+            wanted: The states that the run may go back to from here.
+        """
+        trainer = self.trainer
         if trainer.args.should_save:
-            state = {"weights": _weights(trainer.model), "optimizer": trainer.optimizer.state_dict()}
+            state = {**more, "weights": _weights(trainer.model), "optimizer": trainer.optimizer.state_dict()}
             with write_sealed_folder(self.folder / str(step)) as place:
                 torch.save(state, place / _FILE)
-            wanted = {step, *_named_by_checkpoints(self.folder.parent)}
+            held = {step, *wanted, *_named_by_checkpoints(self.folder.parent)}
             for other in self.folder.iterdir():
-                if not other.name.isdecimal() or int(other.name) not in wanted:
+                if not other.name.isdecimal() or int(other.name) not in held:
                     shutil.rmtree(other, ignore_errors=True)
         if trainer.args.world_size > 1:
             trainer.accelerator.wait_for_everyone()
 
-    def go_back(self) -> None:
-        """Put the last state's weights and moments into the trainer's own."""
-        assert self.last is not None
-        place = self.folder / str(self.last)
-        if (problem := find_damage(place)) is not None:
+    def go_back(self, step: int) -> dict[str, Any]:
+        """Put a state's weights and moments into the trainer's own. Gives back what was kept beside them."""
+        place = self.folder / str(step)
+        with ThreadPoolExecutor(1) as pool:  # the checksum is made while torch reads
+            damage = pool.submit(find_damage, place)
+            try:
+                state = torch.load(place / _FILE, map_location="cpu", weights_only=True)
+                problem = damage.result()
+            except Exception as error:
+                problem = damage.result() or str(error)
+        if problem is not None:
             raise ValueError(
                 f"{place}: {problem}; the stage cannot go back to it. Remove its checkpoints and resume: the stage is "
                 "trained again"
             )
-        state = torch.load(place / _FILE, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, tensor in _weights(self.trainer.model).items():
                 tensor.copy_(state["weights"][name])
         self.trainer.optimizer.load_state_dict(state["optimizer"])
+        return {key: value for key, value in state.items() if key not in ("weights", "optimizer")}
 
 
 def rollback_folder(out: Path, stage_folder: str) -> Path:
@@ -77,10 +89,11 @@ def _weights(model: Any) -> dict[str, torch.Tensor]:
 
 def _named_by_checkpoints(out: Path) -> set[int]:
     """Find the states that checkpoints go back to; a checkpoint that cannot be read will not be resumed from."""
-    found = set()
+    found: set[int | None] = set()
     for _, checkpoint in checkpoints(out):
         try:
-            found.add(read_json(checkpoint / STATE_FILE, "a stage state").get("kept"))
+            state = read_json(checkpoint / STATE_FILE, "a stage state")
         except (ValueError, OSError):
             continue
+        found |= {state.get("kept"), *state.get("healthy", ())}
     return {step for step in found if step is not None}

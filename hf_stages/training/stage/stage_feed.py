@@ -15,6 +15,7 @@ from typing import Any
 from hf_stages.core.randomness import preserve_random_state
 from hf_stages.data.collators.progress import ProgressDataset, ProgressSampler, ProgressStream
 from hf_stages.data.stage_collator import reads_progress
+from hf_stages.training.stage.data_position import data_position
 from hf_stages.training.stage.kept_updates import KeptUpdates
 from hf_stages.training.stage.progress import Progress
 from hf_stages.training.stage.source_counts import SourceCounts
@@ -76,9 +77,30 @@ class StageFeed:
                 self._renew()
                 self._batches = iter(self._loader)
             taken = list(islice(self._batches if self._batches is not None else theirs, count))
-        epoch = self.progress.epoch
-        self.newest.keep(self.progress.steps + 1, epoch.number, epoch.done, self.progress.t, taken)
+            if not taken and self._returns:  # rows that come again: their epoch ends before Trainer's
+                self._renew()
+                self._batches = iter(self._loader)
+                taken = list(islice(self._batches, count))
+        self.newest.keep(self.progress.steps + 1, *self.place, self.progress.t, taken)
         return taken
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The epoch that the next update reads from, and how many updates of it come before."""
+        epoch, returns = self.progress.epoch, self._returns
+        if not returns:
+            return epoch.number, epoch.done
+        return divmod(data_position(epoch.number * epoch.updates + epoch.done, returns), epoch.updates)
+
+    @property
+    def _returns(self) -> list[tuple[int, int]]:
+        """After which of the stage's updates its data went back, and to behind which."""
+        first = self.progress.first_step
+        return [(e.step - first, e.again_from) for e in self.notes.entries("rollback") if e.again_from is not None]
+
+    def come_again(self) -> None:
+        """A gate has just gone back, and wants the rows since then again. Collective, as ``replay_from_now``."""
+        self._changed = True
 
     def replay_from_now(self) -> None:
         """A gate has just decided to replay earlier data. Collective: every rank does it after the same update."""
@@ -92,7 +114,7 @@ class StageFeed:
         self.data.replay(events)  # type: ignore[arg-type]
 
     def _go_to_next_update(self) -> None:
-        self.data.go_to(self.progress.epoch.number, self.progress.epoch.done)
+        self.data.go_to(*self.place)
 
     def _renew(self) -> None:
         """Make a loader that stands at the next update."""

@@ -16,8 +16,11 @@ class StageNotes:
     stage: str
     progress: Progress
 
-    def note(self, kind: str, reason: str, *, by: str = "", value: float | None = None) -> None:
-        self.ledger.note(self.progress.global_step, self.stage, kind, reason, by=by, value=value)
+    def note(
+        self, kind: str, reason: str, *, by: str = "", value: float | None = None, again_from: int | None = None
+    ) -> None:
+        step = self.progress.global_step
+        self.ledger.note(step, self.stage, kind, reason, by=by, value=value, again_from=again_from)
 
     def entries(self, kind: str | None = None) -> list[Entry]:
         return self.ledger.select(self.stage, kind)

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
@@ -20,10 +21,12 @@ from hf_stages.planning.plan import Plan, PlannedStage
 from hf_stages.schedules.base import Span
 from hf_stages.training.incidents.incidents import Incidents
 from hf_stages.training.stage.cut_stage import CutStage, restore, restore_loop
+from hf_stages.training.stage.decisions import Decisions
 from hf_stages.training.stage.gate_actions import GateActions
 from hf_stages.training.stage.learning_rate import LearningRate, stages_of_schedule
 from hf_stages.training.stage.progress import Progress
 from hf_stages.training.stage.rollback_states import RollbackStates, rollback_folder
+from hf_stages.training.stage.rollbacks import Rollbacks
 from hf_stages.training.stage.stage_data import StageData
 from hf_stages.training.stage.stage_feed import StageFeed
 from hf_stages.training.stage.stage_monitors import begin_monitors, weighted_terms
@@ -81,16 +84,18 @@ class StageRun:
         data = StageData(trainer.train_dataset, planned, args, stage_seed(args, planned.name))
         self.feed = StageFeed(trainer, data, self.progress, self.notes)
         self.measured = StageMetrics(trainer, before)
+        states = RollbackStates(trainer, rollback_folder(Path(args.output_dir), planned.folder))
+        rollbacks = Rollbacks(states, planned.stage.gates, progress=self.progress, notes=self.notes)
+        decisions = Decisions(
+            trainer, rollbacks, notes=self.notes, rate=self.rate, stopping=self.stopping, feed=self.feed
+        )
         self.gates = GateActions(
             trainer,
             planned,
-            RollbackStates(trainer, rollback_folder(Path(args.output_dir), planned.folder)),
+            decisions,
             progress=self.progress,
             measured=self.measured,
             notes=self.notes,
-            rate=self.rate,
-            stopping=self.stopping,
-            feed=self.feed,
             incidents=Incidents(trainer, planned, self.feed, self.notes),
         )
         if resumed is not None:
@@ -117,6 +122,7 @@ class StageRun:
         self.progress.start_clock()
         self.set_progress()
         self.monitors = begin_monitors(self)
+        self.gates.bind(self.objective)
         if self.resumed is not None:
             restore_loop(self, self.resumed)
             return
@@ -128,19 +134,28 @@ class StageRun:
         for transform in self.planned.stage.transforms:
             transform.at(self.trainer.model, self.t if t is None else t)
 
-    def open_update(self, batches: list[Any]) -> None:
-        """Count the update's items over all ranks. The clock is rank 0's, and a request to stop holds for all."""
+    def open_update(self, batches: list[Any]) -> bool:
+        """Count the update's items over all ranks. The clock is rank 0's, and a request to stop holds for all.
+
+        How the update before was judged comes to the host with these counts. True: it led back, to rows that are to be
+        taken in place of these.
+        """
         progress, stopping, drawn = self.progress, self.stopping, self.feed.drawn
         progress.micro_batches = 0
         seconds = progress.seconds_now() if self.trainer.args.process_index == 0 else 0.0
-        extras = [seconds, 1.0 if stopping.request.reason else 0.0, *drawn.take_out_of(batches)]
+        unheard, counts = self.gates.updates.unheard, drawn.take_out_of(batches)
+        extras = [seconds, 1.0 if stopping.request.reason else 0.0, unheard[1:2].sum(), *counts]
         self.set_progress()
-        self.monitors.begin_update(progress.steps + 1, logged=logs_at(self.trainer.args, progress.global_step + 1))
         learn_reduction(self.trainer, self.objective, batches)
-        tokens, progress.seconds, stop, *counts = self.objective.open_update(batches, self.t, extras).tolist()
-        drawn.add(counts, progress.steps)
+        totals = self.objective.open_update(batches, self.t, extras)
+        tokens, progress.seconds, stop, left_out, *more = torch.cat([totals, unheard.to(totals)]).tolist()
+        if self.gates.updates.open_update(more[len(counts) :], left_out):
+            return True
+        self.monitors.begin_update(progress.steps + 1, logged=logs_at(self.trainer.args, progress.global_step + 1))
+        drawn.add(more[: len(counts)], progress.steps)
         progress.tokens += tokens
         stopping.hear(stop > 0)
+        return False
 
     def watch(self, model: Any) -> dict[str, float]:
         """Give what a training log adds: the mean of each term, and what the stage's monitors say."""
@@ -161,23 +176,23 @@ class StageRun:
         """Decide, after the callbacks, whether the stage is over and whether a save waits for the epoch's end."""
         self.stopping.after_callbacks(state, control)
         if self.stopping.over is None:
-            self.gates.ask("step", state)
+            self.gates.after_update(state)
         return self.stopping.conclude(control)
 
     def after_log(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
         """Ask the gates that read the log."""
-        if self.stopping.over is None and self.progress.steps:
+        if not self.stopping.is_decided and self.progress.steps:
             self.gates.ask("log", state)
-            if self.stopping.over is not None:
-                self.stopping.finish(control)
+            if self.stopping.is_decided:
+                self.stopping.obey(control)
         return control
 
     def after_evaluation(self, state: TrainerState, control: TrainerControl) -> None:
         """Ask the gates after an evaluation of all sets, before a checkpoint of the same step."""
-        if self.stopping.over is None and self.progress.steps:
+        if not self.stopping.is_decided and self.progress.steps:
             self.gates.after_evaluation(state)
-            if self.stopping.over is not None:
-                self.stopping.finish(control)
+            if self.stopping.is_decided:
+                self.stopping.obey(control)
 
 
 def _make_absolute(args: TrainingArguments, planned: PlannedStage, peak: float) -> None:

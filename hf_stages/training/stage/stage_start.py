@@ -54,6 +54,8 @@ def begin_stage(run: StageRun, lent: LentTrainer) -> None:
         _check_teacher_means_the_same(trainer, losses.teacher, where)
     weights = list(trainer.model.parameters())
     losses.objective = Objective(losses.terms, args.device, args.world_size, groups_of(run.planned.stage.loss), weights)
+    if run.gates.updates.guard is not None:
+        losses.objective.judge_updates(forgives=run.gates.updates.guard.gate.non_finite)
     run.measured.teacher_terms = TeacherTerms(losses, trainer)
     if run.resumed is not None:
         run.objective.load_state_dict(run.resumed.state["objective"][args.process_index])

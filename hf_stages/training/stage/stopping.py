@@ -32,6 +32,8 @@ class Stopping:
         self.ended_by = ""
         self.interrupted: str | None = None
         """Why the stage stopped before its end, to be resumed."""
+        self.stopped: str | None = None
+        """Why a gate stopped the run."""
         self._requested = False
         """Whether all ranks know of a request to stop."""
         self._save_after_epoch = False
@@ -40,6 +42,15 @@ class Stopping:
         """End the stage, and write the reason to the ledger."""
         self.over, self.ended_by = reason, by
         self.notes.note("end", reason, by=by)
+
+    def stop(self, reason: str) -> None:
+        """Stop the run behind a checkpoint, once the update in progress is done."""
+        self.stopped = reason
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether no gate has anything left to decide: the stage is over, or the run stops."""
+        return self.over is not None or self.stopped is not None
 
     def hear(self, requested: bool) -> None:
         """Take what all ranks say together. A request that comes later is for the next update, when all know of it."""
@@ -58,10 +69,17 @@ class Stopping:
 
     def conclude(self, control: TrainerControl) -> TrainerControl:
         """Tell Trainer, after the gates were asked: go on, finish, or save and stop."""
+        if not self.is_decided and (self._requested or (self.args.world_size == 1 and self.request.reason is not None)):
+            self.interrupted = self.request.reason
+            control.should_save = control.should_training_stop = True
+        return self.obey(control)
+
+    def obey(self, control: TrainerControl) -> TrainerControl:
+        """Tell Trainer what the gates decided: finish the stage, or save and stop the run."""
         if self.over is not None:
             self.finish(control)
-        elif self._requested or (self.args.world_size == 1 and self.request.reason is not None):
-            self.interrupted = self.request.reason
+        elif self.stopped is not None:
+            self.interrupted = self.stopped
             control.should_save = control.should_training_stop = True
         if control.should_save and self.progress.epoch.is_over and self.over is None:
             # Saved after the epoch's own events, so that a resume need not repeat them.
