@@ -19,6 +19,7 @@ from hf_stages.commands import (
     cache_teacher,
     compare,
     doctor,
+    incident,
     new,
     pack,
     plan,
@@ -31,7 +32,7 @@ from hf_stages.commands import (
 from hf_stages.commands.command_line import BAD, FAILED, SIGINT, SIGNALLED, Mistake, make_parents
 from hf_stages.core.version import __version__
 
-_COMMANDS = (new, plan, run, recipe, cache_teacher, pack, bench, report, compare, versus, probe_lr, doctor)
+_COMMANDS = (new, plan, run, recipe, cache_teacher, pack, bench, report, incident, compare, versus, probe_lr, doctor)
 """In the order in which ``--help`` lists them."""
 
 

@@ -22,8 +22,9 @@ FOLDER = "incidents"
 BATCHES, WEIGHTS = ".batches.safetensors", ".weights.safetensors"
 """What lies beside an incident's file: the micro-batches, and the weights that its rows were measured with."""
 _NAME = re.compile(r"^step-(\d+)\.jsonl$")
-_SIGMAS, _LEAST = 4.0, 0.25
-"""A row stands out that is as many standard deviations above the usual loss, and at least this share of it."""
+_SIGMAS, _LEAST, _OF_WORST = 4.0, 0.25, 0.1
+"""A row stands out that is as many standard deviations above the usual loss, at least by this share of it, and as far
+above it as this share of the way to the worst row: beside a garbage row, a somewhat hard one is none."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,16 @@ def judge_rows(rows: Iterable[IncidentRow], typical: float | None) -> tuple[list
     if not centers:
         return [replace(row, stands_out=not row.is_finite) for row in rows], None
     usual = min(centers)
-    below = [usual - loss for loss in finite if loss <= usual]
-    spread = 1.4826 * median(below) if below else 0.0
-    limit = usual + max(_SIGMAS * spread, _LEAST * abs(usual))
+    limit = _limit(usual, finite)
     return [replace(r, stands_out=r.loss is not None and not r.loss <= limit) for r in rows], usual
+
+
+def _limit(usual: float, losses: Sequence[float]) -> float:
+    """Return the loss above which a row stands out."""
+    below = [usual - loss for loss in losses if loss <= usual]
+    spread = 1.4826 * median(below) if below else 0.0  # from a median of distances to a standard deviation
+    farthest = max(losses, default=usual) - usual
+    return usual + max(_SIGMAS * spread, _LEAST * abs(usual), _OF_WORST * farthest)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from hf_stages.losses import LogitKL, Loss, TaskLoss
 from hf_stages.reports.incidents import read_incident, read_incidents
 from hf_stages.training.incidents.incidents import MOST
 from tests.support import tiny
+from tests.support.poisoned import LEARNS, RecordFrom, check_named, poisoned_data
 from tests.support.runs import staged
 from tests.workers.cases import Pad
 
@@ -167,3 +168,17 @@ def test_the_text_of_a_row_is_the_datasets_own_or_decoded(tmp_path):
         ids = DATA[example["source"]][example["index"]]["input_ids"]
         own = f"row {example['index']}"
         assert row.text == (own if example["source"] == "a" else tiny.tokenizer().decode(ids))
+
+
+def test_poisoned_rows_of_a_mixture_are_named(tmp_path):
+    """Over epochs, in two micro-batches: garbage rows, and rows with other labels."""
+    data, spoilt = poisoned_data()
+    callback = RecordFrom(30)
+    stages = [Stage("one", "40 steps", train_dataset=Mixture({"web": 0.6, "books": 0.4}))]
+    args = {**LEARNS, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    trainer = staged(tmp_path, stages, args=args, callbacks=[callback], train_dataset=data)
+    callback.trainer = trainer
+    trainer.train()
+    incidents = read_incidents(tmp_path)
+    assert len(incidents) == MOST
+    check_named(incidents, spoilt)
