@@ -61,15 +61,17 @@ def _rows(rows: Sequence[IncidentRow], width: int) -> Iterator[str]:
 
 def replay_text(replay: Replay) -> str:
     """Write the loss and the gradient of the update with and without its worst rows."""
-    rows = [("", "loss", "gradient norm", "of the row alone")]
-    rows.append(("the update", f"{replay.loss:.4g}", f"{replay.grad_norm:.4g}", ""))
+    rows = [("", "loss", "gradient norm", "of the row alone"), ("the update", *_numbers(replay.loss, replay.grad_norm))]
     for one in replay.rows:
-        numbers = (f"{value:.4g}" for value in (one.loss_without, one.grad_norm_without, one.grad_norm))
-        rows.append((f"without {shorten(describe_examples(one.row), 60)}", *numbers))
-    if replay.loss_without is not None and replay.grad_norm_without is not None:
-        numbers = (f"{replay.loss_without:.4g}", f"{replay.grad_norm_without:.4g}")
-        rows.append(("without all rows that stand out", *numbers, ""))
+        told = f"without {shorten(describe_examples(one.row), 60)}"
+        rows.append((told, *_numbers(one.loss_without, one.grad_norm_without, one.grad_norm)))
+    if replay.loss_without is not None:
+        rows.append(("without all rows that stand out", *_numbers(replay.loss_without, replay.grad_norm_without)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     notes = [f"  ({note})" for note in replay.notes]
     return "\n".join([f"replayed with {replay.weights}", *notes, "", *lines])
+
+
+def _numbers(loss: float, norm: float | None, alone: float | None = None) -> tuple[str, str, str]:
+    return f"{loss:.4g}", "" if norm is None else f"{norm:.4g}", "" if alone is None else f"{alone:.4g}"

@@ -148,8 +148,9 @@ def _read_rows(out: Path, incident: Incident) -> dict[tuple[int, int, int], dict
         rank, number, column = name.split(".", 2)
         batches.setdefault((int(rank), int(number)), {})[column] = tensor
     pairs = incident.rebuild.get("in_pairs", False)
+    nothing: tuple[None, ...] = ()
     return {
         (rank, number, row.first): dict(row.columns)
         for (rank, number), batch in batches.items()
-        for row in split_rows(batch, (), in_pairs=pairs)
+        for row in split_rows(batch, nothing, in_pairs=pairs)
     }
