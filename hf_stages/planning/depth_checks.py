@@ -9,6 +9,7 @@ from hf_stages.core.depth_metrics import MEASURES, metric_at, split_depth
 from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.stage import Stage
 from hf_stages.data.evaluation_sets import depths_of
+from hf_stages.gates.detectors.base import Detector
 from hf_stages.layers.recurrent import at_depth, find_recurrence
 from hf_stages.planning.domains import domains_of, own_domains, plain_name
 from hf_stages.planning.resolved import ResolvedRecipe
@@ -20,6 +21,7 @@ def check_depths(resolved: ResolvedRecipe, args: Any, stage: Stage, model: Any) 
     check_recurrence(own_domains(resolved[stage.name]), model, f"stage {stage.name!r}")
     unnamed = plain_name(resolved[stage.name])
     own = _measured(own_domains(resolved[stage.name]), unnamed)
+    _check_comparisons(stage, args, own)
     known = domains_of(resolved, stage.name)
     later = own | _measured({name: known[name].dataset for name in known}, unnamed)
     for where, metric, at_end in _metrics_read(stage, args):
@@ -57,6 +59,26 @@ def check_recurrence(sets: Mapping[str, Any], model: Any, where: str) -> None:
             )
         with place_errors(f"{where}: eval_dataset: AtDepths"), at_depth(model, max(depths)):
             pass
+
+
+def _check_comparisons(stage: Stage, args: Any, measured: set[str]) -> None:
+    """Refuse detectors that compare depths where there is nothing to compare."""
+    for index, gate in enumerate(stage.gates):
+        if not isinstance(gate, Detector) or not gate.compares_depths:
+            continue
+        where, of = f"stage {stage.name!r}: gates[{index}] {type(gate).__name__}", getattr(gate, "of", None)
+        if str(getattr((strategy := stage_args(args, stage).eval_strategy), "value", strategy)) == "no":
+            raise ValueError(f'{where}: it reads evaluations, but eval_strategy is "no"; set eval_strategy="steps"')
+        named = "eval_loss" if of is None else f"eval_{of}_loss"
+        depths = [found[1] for found in map(split_depth, measured) if found is not None and found[0] == named]
+        if len(depths) < 2:
+            sets = "the evaluation set" if of is None else f"the evaluation set {of!r}"
+            others = sorted({found[0] for found in map(split_depth, measured) if found is not None} - {named})
+            raise ValueError(
+                f"{where}: it compares depths, but {sets} is not measured at several; set eval_dataset=AtDepths("
+                f"dataset, depths=(1, 4, 8, 16, 32))"
+                + (f", or of=... to read one of {', '.join(others)}" if others else "")
+            )
 
 
 def _measured(sets: Mapping[str, Any], unnamed: str | None) -> set[str]:

@@ -72,7 +72,7 @@ def test_text_has_stages_matrix_transfer_and_decisions(out, capsys):
     assert "The run is done." in text
     assert re.search(r"2 code +2.5 \+0.5 +1.5\* +4.5", text)
     assert re.search(r"mean +-0.2 +\+0.5", text)
-    assert "step 12, code: cut_lr: prose rose & fell [Forgetting]" in text
+    assert "step 12, code: rate cut: prose rose & fell [Forgetting]" in text
     assert "10 steps done" not in text
     assert "Bits per byte (+" in text
     assert "accuracy" in text
@@ -112,7 +112,7 @@ def test_picture_is_wellformed_and_has_every_cell_edge_and_mark(out, tmp_path):
     for wanted in ("before training", "1 prose", "2 code", "3 tools", "3.6  +0.1", "Learning rate"):
         assert wanted in texts
     titles = [node.text for node in ElementTree.parse(picture).iter("{http://www.w3.org/2000/svg}title")]
-    assert "cut_lr: prose rose & fell" in titles
+    assert "rate cut: prose rose & fell [Forgetting]" in titles
     with pytest.raises(ValueError, match=r"ends in .html or .svg, got 'x.pdf'"):
         save_report(read_run(out), "x.pdf")
 

@@ -65,6 +65,8 @@ class Detector(Gate):
 
     then: Action | Sequence[Action] = field(default=(), kw_only=True)
     """What to do at an alert, the mildest first; empty only alerts."""
+    compares_depths = False
+    """True: it compares depths of an evaluation set (its field ``of``), so the stage must evaluate at several."""
     cooldown: int = field(default=50, kw_only=True)
     """After this many updates without an alert, ``then`` begins with its first action again."""
 

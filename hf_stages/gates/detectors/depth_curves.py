@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
+from hf_stages.core.depth_metrics import split_depth
 from hf_stages.gates.base import History
-
-_NAMED = re.compile(r"(ppl|loss)_at_(\d+)")
 
 
 def depth_curves(history: History, of: str | None, *, last: int) -> list[tuple[int, dict[int, float]]]:
@@ -36,7 +34,12 @@ def depth_curves(history: History, of: str | None, *, last: int) -> list[tuple[i
 def _curve(log: Mapping[str, float], prefix: str) -> dict[int, float]:
     found = {}
     for key, value in log.items():
-        named = _NAMED.fullmatch(key.removeprefix(prefix)) if key.startswith(prefix) else None
-        if named is not None and (named[1] == "loss" or value > 0):
-            found[int(named[2])] = value if named[1] == "loss" else math.log(value)
+        measured = split_depth(key) if key.startswith(prefix) and "_at_" in key else None
+        if measured is None:
+            continue
+        what, depth = measured
+        if what == f"{prefix}loss":
+            found[depth] = value
+        elif what == f"{prefix}ppl" and value > 0:
+            found[depth] = math.log(value)
     return {depth: found[depth] for depth in sorted(found)}

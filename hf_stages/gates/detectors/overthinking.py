@@ -28,6 +28,7 @@ class Overthinking(Detector):
     """The evaluation set's name, where there are several."""
     cooldown: int = field(default=1000, kw_only=True)
     """After this many updates without an alert, ``then`` begins with its first action again."""
+    compares_depths = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ from hf_stages.core.depth_metrics import split_depth
 from hf_stages.core.lineage import lineage
 from hf_stages.core.sealed_folders import STAGE_FILE, read_json
 from hf_stages.reports.cards.how_to_load import has_adapter, how_to_load, needs_rebuilding
+from hf_stages.reports.decisions import decisions
 from hf_stages.reports.markdown import table
 from hf_stages.reports.tables.depth_table import depth_rows
 from hf_stages.reports.text import bits, count, rate, size
@@ -20,6 +21,8 @@ _HEADS = (
     *("loss", "teacher", "learning rate", "schedule", "ended by"),
 )
 _QUIET = ("runtime", "per_second", "_items")
+_DECISIONS, _MOST_ROWS = ("alert", "skip", "cut_lr", "rollback", "replay", "stop"), 20
+"""What a card tells of the ledger: decisions of gates, the first twenty of them."""
 _HUB = re.compile(r"[\w.-]*[A-Za-z][\w.-]*(/[\w.-]+)?")
 
 
@@ -83,6 +86,7 @@ def _card(
     lines += ["", "## How to load it", "", "```python", *load, "```"]
     if stages:
         lines += ["", "## Stages", "", *table(_HEADS, map(_row, stages))]
+        lines += _decisions(stages)
         lines += _metrics(stages[-1], " before packing" if says else "")
         lines += ["", "## Versions", "", ", ".join(f"{k} {v}" for k, v in stages[-1]["versions"].items())]
     return "\n".join([_metadata(folder, base, given), *lines, ""])
@@ -148,6 +152,15 @@ def _metrics(stage: Mapping[str, Any], when: str) -> list[str]:
     if by_depth := depth_rows(found):
         lines += ["", "By depth (cycles of the recurrent part):", "", *table(by_depth[0], by_depth[1:])]
     return lines
+
+
+def _decisions(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write what gates decided while the model was trained: which updates were skipped, when it went back."""
+    names = {stage["name"] for stage in stages}
+    own = [entry for entry in stages[-1].get("ledger") or () if entry.get("stage") in names]
+    rows = [[f"{step:,}", stage, words] for step, stage, words in decisions(own, _DECISIONS)]
+    more = [["", "", f"and {len(rows) - _MOST_ROWS} more"]] if len(rows) > _MOST_ROWS else []
+    return ["", "## Decisions", "", *table(("step", "stage", "what"), rows[:_MOST_ROWS] + more)] if rows else []
 
 
 def _trainer_schedule(args: Mapping[str, Any]) -> str:

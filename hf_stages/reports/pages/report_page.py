@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.reports.cards.run_facts import run_facts, settings_of
+from hf_stages.reports.decisions import decisions
 from hf_stages.reports.matrix import matrix_of, metrics_of
 from hf_stages.reports.pages.share_panels import share_panels
 from hf_stages.reports.pages.svg import curves, document, heat_map
@@ -16,7 +17,7 @@ from hf_stages.reports.panels.layout import lay_out
 from hf_stages.reports.panels.read_curves import curves_of_run, stages_of
 from hf_stages.reports.panels.svg_panels import draw_panels
 from hf_stages.reports.run_folder import ReadRun
-from hf_stages.reports.run_report import bench_tables, decisions_of
+from hf_stages.reports.run_report import bench_tables
 from hf_stages.reports.shares import read_shares
 from hf_stages.reports.tables.depth_table import depth_table
 from hf_stages.reports.tables.domain_table import domain_table
@@ -37,7 +38,7 @@ _STYLE = (
     "@media print{pre{white-space:pre-wrap;font-size:9px}.wide{overflow:visible}svg{max-width:100%;height:auto}}"
 )
 _TITLES = {"loss": "Loss per item", "bits_per_byte": "Bits per byte"}
-_ACTIONS = ("alert", "cut_lr", "rollback", "replay")
+_ACTIONS = ("alert", "skip", "cut_lr", "rollback", "replay", "stop")
 """The decisions that pictures mark."""
 _PREFIXES = ("eval_", "start_")
 
@@ -71,7 +72,7 @@ def report_html(run: ReadRun) -> str:
     parts += [f"<h2>Health</h2>{_wide(document([picture]))}" for picture in _health(run)]
     if shares := shares_table(run):
         parts.append(f"<h2>Sources</h2>{_wide(document([share_panels(read_shares(run))]))}<pre>{escape(shares)}</pre>")
-    if found := decisions_of(run):
+    if found := decisions(run.ledger):
         words = "\n".join(f"step {s}, {stage}: {words}" for s, stage, words in found)
         parts.append(f'<h2>Decisions and notices</h2><pre class="words">{escape(words)}</pre>')
     parts += [f"<h2>Size and speed</h2><pre>{escape(text)}</pre>" for text in bench_tables(run)]
@@ -104,7 +105,7 @@ def _pictures(run: ReadRun) -> list[tuple[str, float, float]]:
             found.append(heat_map(matrix, f"{_TITLES[metric]} after each stage"))
     edges, marks = (
         _edges(run),
-        [(e["step"], f"{e['kind']}: {e['reason']}") for e in run.ledger if e["kind"] in _ACTIONS],
+        [(step, words) for step, _, words in decisions(run.ledger, _ACTIONS)],
     )
     losses = [(log["step"], log["loss"]) for log in run.logs if isinstance(log.get("loss"), int | float)]
     if losses:

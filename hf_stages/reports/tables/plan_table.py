@@ -189,6 +189,8 @@ def _details(
         yield from _detail("becomes", parts(stage.transforms), width)
     for label, text in sizes:
         yield from _detail(label, text, width)
+    if stage.monitors:
+        yield from _detail("watches", parts(stage.monitors), width)
     if stage.gates:
         yield from _detail("gates", parts(stage.gates), width)
     exports = [*(["packed"] if stage.pack_on_save else []), *([parts(stage.exporters)] if stage.exporters else [])]
@@ -237,5 +239,7 @@ def _notes(
         notes.append(
             "Time is an estimate from a few steps with random weights, without losses' teachers and evaluation."
         )
+    if plan.resolved is not None and (told := plan.resolved.recipe.notify):
+        notes.append(f"What gates decide is told to {parts(told)}.")
     for note in notes:
         yield from textwrap.wrap(note, width)
