@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.monitors.attention_entropy import AttentionEntropy as AttentionEntropy
     from hf_stages.monitors.base import Monitor as Monitor
     from hf_stages.monitors.base import Watcher as Watcher
+    from hf_stages.monitors.callback import MonitorCallback as MonitorCallback
     from hf_stages.monitors.gradient_norm import GradientNorm as GradientNorm
     from hf_stages.monitors.loss_by_source import LossBySource as LossBySource
     from hf_stages.monitors.loss_shares import LossShares as LossShares
@@ -28,7 +29,11 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
 _EXPORTS = Exports(
     __name__,
     ("monitors", "occasions"),
-    more={"Monitor": "hf_stages.monitors.base", "Watcher": "hf_stages.monitors.base"},
+    more={
+        "Monitor": "hf_stages.monitors.base",
+        "MonitorCallback": "hf_stages.monitors.callback",
+        "Watcher": "hf_stages.monitors.base",
+    },
 )
 
 

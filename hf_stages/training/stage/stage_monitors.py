@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from hf_stages.data.drawing.blend import Blend
+from hf_stages.data.source_column import SourceCollator
 from hf_stages.losses.objective.terms import terms_with_weight
 from hf_stages.monitors.at_work import Monitoring
 from hf_stages.monitors.base import WatchedRun
-from hf_stages.training.stage.probe_rows import probe_batch
+from hf_stages.monitors.probe_batch import probe_batch
 
 
 def begin_monitors(stage: Any) -> Monitoring:
@@ -22,7 +24,7 @@ def begin_monitors(stage: Any) -> Monitoring:
         trainer.model,
         trainer.args,
         where=f"stage {stage.planned.name!r}: monitors",
-        collated=partial(probe_batch, trainer),
+        collated=partial(_collated, trainer),
         sources={leaf.name: leaf.dataset for leaf in blend.leaves} if blend is not None else {},
         terms=tuple(term.name for term in stage.objective.terms),
         autocast=trainer.accelerator.autocast,
@@ -45,3 +47,19 @@ def weighted_terms(stage: Any, logged: Mapping[str, float]) -> dict[str, float]:
         for term in objective.terms
         if term.name in weighted and f"loss_{term.name}" in logged
     }
+
+
+def _collated(trainer: Any, dataset: Any, count: int) -> Mapping[str, Any]:
+    """Make a batch of the first rows of a dataset; None is what is evaluated, else what is trained on."""
+    collator = trainer.data_collator
+    if isinstance(collator, SourceCollator):
+        collator = collator.inner
+    return probe_batch(trainer, collator, _own_dataset(trainer) if dataset is None else dataset, count)
+
+
+def _own_dataset(trainer: Any) -> Any:
+    """Return the evaluation set, the first of several; else what is trained on, of a mixture its first source."""
+    sets = trainer.eval_dataset
+    found = next(iter(sets.values()), None) if isinstance(sets, dict) else sets
+    found = trainer.train_dataset if found is None else found
+    return found.leaves[0].dataset if isinstance(found, Blend) else found
