@@ -12,7 +12,7 @@ from hf_stages.core.randomness import preserve_random_state
 from hf_stages.layers.blocks import blocks_of
 from hf_stages.layers.recurrent import RecurrentCore, at_depth, find_recurrence
 from hf_stages.models.capture import Capture, evaluating
-from hf_stages.models.model_inputs import model_inputs
+from hf_stages.models.model_inputs import columns_of, model_inputs
 from hf_stages.models.real_tokens import tokens_entering
 from hf_stages.monitors.base import Monitor, WatchedRun
 
@@ -51,7 +51,8 @@ class Probe:
         self.depth = depth
         try:
             self.blocks = len(blocks_of(self.model, stack))
-            self.batch = run.collated(dataset, rows)
+            batch, taken = run.collated(dataset, rows), columns_of(self.model)
+            self.batch = {key: value for key, value in batch.items() if key in taken} or dict(batch)
             self.tokens = tokens_entering(self.model, stack)
         except ValueError as error:
             raise run.error(monitor, str(error)) from error

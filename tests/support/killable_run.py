@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from hf_stages import Stage, StagedTrainer
 from hf_stages.core.curves import Cosine, Linear
 from hf_stages.gates import Plateau
+from hf_stages.monitors import GradientNorm, QuantizedWeights, RawLoss, TokenCorrelation, UpdateRatio
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.transforms import AddLora, Binarize, Freeze, MergeLora, ResizeVocab, SplitTernary, Ternarize
 from tests.support import tiny
@@ -92,7 +93,13 @@ def stages(o: dict[str, Any]) -> list[Stage]:
     args = {} if epochs else {"eval_steps": 2, "save_steps": 2}
     if o.get("quantized"):
         return [
-            Stage("ternary", "9 steps", transforms=[Ternarize(strength=Linear(0, 1), clip=2.0)], schedule=Fresh()),
+            Stage(
+                "ternary",
+                "9 steps",
+                transforms=[Ternarize(strength=Linear(0, 1), clip=2.0)],
+                schedule=Fresh(),
+                monitors=[QuantizedWeights()],
+            ),
             Stage("split", "7 steps", transforms=[SplitTernary()], schedule=Fresh(optimizer="carry")),
             Stage("binary", "5 steps", transforms=[Binarize("lm_head", method="learned")], schedule=Resume()),
         ]
@@ -114,6 +121,7 @@ def stages(o: dict[str, Any]) -> list[Stage]:
             "20 steps",
             transforms=[AddLora(r=4, target_modules=["q_proj", "v_proj"], dropout=0.2)],
             schedule=Rewarm(to=2e-3, warmup="2 steps"),
+            monitors=[RawLoss(), GradientNorm(), TokenCorrelation(every=3), UpdateRatio(every=1)],
             gates=[Plateau("eval_loss", patience=2, min_delta=9.0)],  # fires at the third evaluation
         ),
         Stage(
