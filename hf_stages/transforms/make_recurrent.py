@@ -24,6 +24,7 @@ from hf_stages.transforms._recurrence import as_mean_depth, check_count, mean_de
 from hf_stages.transforms.base import Transform
 
 _NORMS = ("sandwich", "pre")
+_STARTS = ("input", "sum")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,11 @@ class MakeRecurrent(Transform):
     coda: int
     """Blocks after the core. The three add up to the model's number of blocks."""
     adapter: str = field(default="concat", kw_only=True)
-    """How a cycle sees the prelude's output beside its state: ``"concat"``, a linear layer on both, which passes on the
-    prelude's output alone at first; or ``"add"``, their sum."""
+    """How a cycle sees the prelude's output beside its state: ``"concat"``, a linear layer on both; or ``"add"``, their
+    sum."""
+    adapter_start: str = field(default="input", kw_only=True)
+    """What the linear layer passes on at first: ``"input"``, the prelude's output alone, as a pretrained model needs;
+    or ``"sum"``, state and output alike, from which a new model learns sooner to use its state."""
     norm: str = field(default="sandwich", kw_only=True)
     """``"sandwich"``: each block gets a norm on the sums after its two parts, too. ``"pre"``: blocks stay as they are.
     """
@@ -75,11 +79,14 @@ class MakeRecurrent(Transform):
             check_count(f"MakeRecurrent: {name}", getattr(self, name), least)
         if self.depth is not None:
             check_count("MakeRecurrent: depth", self.depth, 1)
-        for name, known in (("adapter", ADAPTERS), ("norm", _NORMS), ("state_init", STATES)):
+        choices = {"adapter": ADAPTERS, "adapter_start": _STARTS, "norm": _NORMS, "state_init": STATES}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"MakeRecurrent: {name}: expected {' or '.join(map(repr, known))}, got {getattr(self, name)!r}"
                 )
+        if self.adapter == "add" and self.adapter_start != "input":
+            raise ValueError("MakeRecurrent: adapter_start: it needs adapter='concat'; 'add' has no layer to start")
         if self.exit is None and self.exit_threshold is not None:
             raise ValueError("MakeRecurrent: exit_threshold: it needs exit=, a rule that it belongs to")
         with place_errors("MakeRecurrent"):
@@ -90,7 +97,8 @@ class MakeRecurrent(Transform):
     def keeps_function(self) -> bool:
         """True where the blocks stay as they are, and the core at first ignores its state."""
         same = self.norm == "pre" and self.learned_norms is True
-        return same and (self.adapter == "concat" or (self.state_init == "zeros" and self.depth == 1))
+        ignores_state = self.adapter == "concat" and self.adapter_start == "input"
+        return same and (ignores_state or (self.state_init == "zeros" and self.depth == 1))
 
     varies = False
 
@@ -119,7 +127,7 @@ class MakeRecurrent(Transform):
             backprop=self.backprop,
             exit=self._exit_rule(),
         )
-        _start_from_the_input(core)
+        _start_adapter(core, with_state=self.adapter_start == "sum")
         core.train(model.training)
         looped = [*blocks[: self.prelude], core, *blocks[self.prelude + self.core :]]
         parent, _, leaf = path.rpartition(".")
@@ -205,9 +213,11 @@ def _unknown_layout(config: Any, blocks: nn.ModuleList) -> str | None:
 
 
 @torch.no_grad()
-def _start_from_the_input(core: RecurrentCore) -> None:
-    """Let the adapter pass on the prelude's output, and nothing of the state."""
+def _start_adapter(core: RecurrentCore, *, with_state: bool) -> None:
+    """Let the adapter pass on the prelude's output, and the state or nothing of it."""
     if core.adapter is not None:
         width = core.adapter.out_features
         core.adapter.weight.zero_()
         core.adapter.weight[:, width:].fill_diagonal_(1.0)
+        if with_state:
+            core.adapter.weight[:, :width].fill_diagonal_(1.0)

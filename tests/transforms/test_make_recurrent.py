@@ -54,6 +54,18 @@ def test_an_added_input_keeps_the_function_at_one_cycle_from_zeros_alone():
         assert not torch.allclose(other(llama())(ids).logits, before)
 
 
+def test_an_adapter_that_starts_with_the_sum_computes_what_adding_does():
+    ids = tokens()
+    added = MakeRecurrent(1, 2, 1, norm="pre", adapter="add")(llama())
+    summed = MakeRecurrent(1, 2, 1, norm="pre", adapter_start="sum")
+    assert summed.keeps_function is False
+    model = summed(llama())
+    for depth in (1, 4):
+        set_depth(model, depth)
+        set_depth(added, depth)
+        torch.testing.assert_close(model(ids).logits, added(ids).logits)
+
+
 def test_each_parameter_takes_its_moments_along():
     before = dict(llama().named_parameters())
     transform = MakeRecurrent(1, 2, 1)
@@ -152,6 +164,7 @@ def test_a_model_of_another_layout_is_refused(build, message):
         ({"core": 0}, "core: expected a whole number, 1 or more, got 0"),
         ({"prelude": -1}, "prelude: expected a whole number, 0 or more, got -1"),
         ({"adapter": "gate"}, "adapter: expected 'concat' or 'add', got 'gate'"),
+        ({"adapter": "add", "adapter_start": "sum"}, "adapter_start: it needs adapter='concat'"),
         ({"norm": "post"}, "norm: expected 'sandwich' or 'pre', got 'post'"),
         ({"state_init": "ones"}, "state_init: expected 'normal' or 'zeros' or 'input'"),
         ({"mean_depth": Linear(4, -1)}, "mean_depth: expected 0 or more"),
