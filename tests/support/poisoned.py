@@ -11,6 +11,8 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from hf_stages.core.curves import Step
+from hf_stages.data import Mixture
 from hf_stages.losses.base import Loss
 from hf_stages.reports.incidents import Incident
 
@@ -36,6 +38,25 @@ def poisoned_data(bad: float = 0.12, seed: int = 0) -> tuple[dict[str, Dataset],
             rows.append({"input_ids": ids, "labels": labels})
         found[source] = Dataset.from_list(rows)
     return found, spoilt
+
+
+def late_crawl() -> tuple[dict[str, Dataset], Mixture]:
+    """Clean sources, and a third one of garbage that joins them at 85 % of the stage. Its rows are the bad ones."""
+    data, _ = poisoned_data(bad=0.0)
+    draw = random.Random(5)
+    rows = [[draw.randrange(24, 60) for _ in range(LENGTH)] for _ in range(20)]
+    crawl = Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in rows])
+    joins = Step(((0, 0.0), (0.85, 0.15)))
+    return {**data, "crawl": crawl}, Mixture({"web": 0.6, "books": 0.4, "crawl": joins})
+
+
+def check_crawl_is_named(incidents: list[Incident]) -> None:
+    """At least 90 % of the garbage rows of bad updates stand out, and hardly any other."""
+    check_named(incidents, {("crawl", number) for number in range(20)})
+    for incident in incidents:
+        own = [row for row in incident.rows if row.examples[0]["source"] == "crawl"]
+        assert own, "an update without garbage was found bad"
+        assert sum(row.stands_out for row in own) >= 0.9 * len(own)
 
 
 def with_odd_row(data: dict[str, Dataset], source: str, number: int) -> dict[str, Dataset]:

@@ -10,42 +10,36 @@ import torch.distributed as dist
 
 from hf_stages import Stage
 from hf_stages.data import Mixture
+from hf_stages.gates import OnSpike
 from hf_stages.reports.incidents import read_incidents
 from hf_stages.training.incidents.replay import replay_incident
-from tests.support.poisoned import LEARNS, NanOn, RecordFrom, check_named, poisoned_data, with_odd_row
-from tests.workers.ranks import scenario, staged, weights
+from tests.support.poisoned import LEARNS, NanOn, check_crawl_is_named, late_crawl, poisoned_data, with_odd_row
+from tests.workers.ranks import same_on_ranks, scenario, staged
 
 MIXED = Mixture({"web": 0.6, "books": 0.4})
 
 
-def run(out: Path, steps: int, data: Any, first: int | None, loss: Any = None) -> Any:
-    callback = RecordFrom(first) if first is not None else None
-    trainer = staged(
-        out, [Stage("one", f"{steps} steps", train_dataset=MIXED, loss=loss)], 4, 2,
-        train_dataset=data, callbacks=[callback] if callback else [], **LEARNS,
-    )  # fmt: skip
-    if callback:
-        callback.trainer = trainer
+def run(out: Path, steps: int, data: Any, part: Any = MIXED, **stage: Any) -> Any:
+    stages = [Stage("one", f"{steps} steps", train_dataset=part, **stage)]
+    trainer = staged(out, stages, 4, 2, train_dataset=data, **LEARNS)
     trainer.train()
     return trainer
 
 
 @scenario
 def poisoned_rows(out: Path) -> None:
-    """Over several epochs, in micro-batches of four on each rank."""
-    data, spoilt = poisoned_data()
-    trainer = run(out / "recorded", 34, data, 28)
+    """Over several epochs, in micro-batches of four on each rank: garbage joins a run, is skipped, and is named."""
+    data, part = late_crawl()
+    trainer = run(out, 70, data, part, gates=[OnSpike(skip=50, window=32)])
+    same_on_ranks(trainer.model, "after skipped updates")
     dist.barrier()
-    incidents = read_incidents(out / "recorded")
-    assert [incident.step for incident in incidents] == list(range(29, 35))
+    incidents = read_incidents(out)
+    assert len(incidents) >= 5
     assert {row.rank for incident in incidents for row in incident.rows} == {0, 1}
     assert all(len(incident.rows) == 16 for incident in incidents)
-    check_named(incidents, spoilt)
-    plain = run(out / "plain", 34, data, None)
-    mine, theirs = weights(trainer), weights(plain)
-    assert all(mine[name].equal(theirs[name]) for name in theirs)
-    dist.barrier()
-    replay = replay_incident(out / "recorded", incidents[0])
+    assert all(incident.by == "OnSpike" for incident in incidents)
+    check_crawl_is_named(incidents)
+    replay = replay_incident(out, incidents[0])
     assert replay.loss_without < replay.loss
 
 
@@ -54,7 +48,7 @@ def a_row_that_is_nan_on_one_rank(out: Path) -> None:
     """Both ranks stop together, and the incident names the row."""
     data = with_odd_row(poisoned_data(bad=0.0)[0], "books", 11)
     try:
-        run(out / "run", 30, data, None, loss=NanOn())
+        run(out / "run", 30, data, loss=NanOn())
     except ValueError as error:
         message = str(error)
     else:

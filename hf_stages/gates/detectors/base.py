@@ -69,6 +69,8 @@ class Detector(Gate):
     """True: it compares depths of an evaluation set (its field ``of``), so the stage must evaluate at several."""
     cooldown: int = field(default=50, kw_only=True)
     """After this many updates without an alert, ``then`` begins with its first action again."""
+    rows: bool = field(default=False, kw_only=True)
+    """Whether the rows of the newest update are written down at an alert, for ``hf-stages incident``."""
 
     @Derived
     def keeps(self) -> bool:

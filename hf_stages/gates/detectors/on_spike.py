@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hf_stages.core.ledger import Entry
 from hf_stages.core.stage_context import StageContext
@@ -45,6 +45,8 @@ class OnSpike(Detector):
     """What is watched for spikes: ``loss``, ``grad_norm`` or both."""
     non_finite: bool = True
     """Skip updates with a loss or gradient that is not finite. False: the loss ends the run, as without a gate."""
+    rows: bool = field(default=True, kw_only=True)
+    """Whether the rows of a bad update are written down, for ``hf-stages incident``."""
     on = "update"
 
     def __post_init__(self) -> None:

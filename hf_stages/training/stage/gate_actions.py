@@ -92,6 +92,8 @@ class GateActions:
             return
         for gate, decision in zip(gates, self._answers(gates, self.history(self.measured.logs(state))), strict=True):
             if decision is not None:
+                if getattr(gate, "rows", False):
+                    self.incidents.record(decision.reason, by=type(gate).__name__, before=False)
                 self.decisions.apply(decision, gate)
             if self.decisions.stopping.is_decided:
                 return

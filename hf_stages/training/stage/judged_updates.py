@@ -114,6 +114,8 @@ class JudgedUpdates:
     def _record(self, judged: JudgedUpdate, *, before: bool = True) -> None:
         """Write down the rows of a bad update."""
         assert self.guard is not None
+        if not self.guard.gate.rows:
+            return
         by = type(self.guard.gate).__name__
         self.incidents.record(judged.text, by=by, typical=judged.typical, before=before)
 

@@ -50,9 +50,9 @@ class Compared(StagedTrainer):
         return DATA["a" if source is None else source]
 
 
-def trainer(out, data, *, until="13 steps", sources=DATA, **changes):
+def trainer(out, data, *, until="13 steps", sources=DATA, gates=(), **changes):
     args = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 5, **changes}
-    stages = [Stage("one", until, train_dataset=data)]
+    stages = [Stage("one", until, train_dataset=data, gates=gates)]
     return Compared(tiny.llama(), arguments(out, **args), stages=stages, train_dataset=sources, data_collator=Pad())
 
 
