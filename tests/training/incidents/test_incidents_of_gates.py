@@ -14,15 +14,17 @@ from hf_stages.gates.detectors.base import Detector, Finding
 from hf_stages.reports.incidents import read_incidents
 from hf_stages.training.incidents.replay import replay_incident
 from tests.support import tiny
+from tests.support.compared_rows import MIXED, trainer
 from tests.support.poisoned import LEARNS, check_crawl_is_named, late_crawl
 from tests.support.runs import staged
-from tests.training.incidents.test_row_places import MIXED, trainer
 
 
 def late_run(out, gate, steps=60, **changes):
     data, part = late_crawl()
     args = {**LEARNS, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, **changes}
-    found = staged(out, [Stage("one", f"{steps} steps", train_dataset=part, gates=[gate])], args=args, train_dataset=data)
+    found = staged(
+        out, [Stage("one", f"{steps} steps", train_dataset=part, gates=[gate])], args=args, train_dataset=data
+    )
     found.train()
     return found
 
