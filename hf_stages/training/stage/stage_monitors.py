@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from hf_stages.data.drawing.blend import Blend
+from hf_stages.data.evaluation_sets import plain_set
 from hf_stages.data.source_column import SourceCollator
 from hf_stages.losses.objective.terms import terms_with_weight
 from hf_stages.monitors.at_work import Monitoring
@@ -54,7 +55,8 @@ def _collated(trainer: Any, dataset: Any, count: int) -> Mapping[str, Any]:
     collator = trainer.data_collator
     if isinstance(collator, SourceCollator):
         collator = collator.inner
-    return probe_batch(trainer, collator, _own_dataset(trainer) if dataset is None else dataset, count)
+    rows = plain_set(_own_dataset(trainer) if dataset is None else dataset)
+    return probe_batch(trainer, collator, rows, count)
 
 
 def _own_dataset(trainer: Any) -> Any:
