@@ -11,7 +11,7 @@ import torch
 from hf_stages.core.occasions import LogSpaced, as_occasions
 from hf_stages.models.attention_scores import scores, visible
 from hf_stages.models.signals import Attention, key_of
-from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher
+from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count
 from hf_stages.monitors.fixed_rows import Probe
 
 _QUERIES = 256
@@ -49,6 +49,7 @@ class AttentionEntropy(Monitor):
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         as_occasions(self.every, "AttentionEntropy")
+        check_count(self, "rows")
 
     def watch(self, run: WatchedRun) -> Watcher:
         return _Heads(self, run)

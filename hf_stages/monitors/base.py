@@ -136,3 +136,10 @@ class Asked(Watcher):
 def is_due(every: Occasions | None, before: int, now: int) -> bool:
     """Whether a monitor is asked at a log at the update ``now``, where the log before was at ``before``."""
     return every is None or every.between(before, now)
+
+
+def check_count(monitor: Monitor, name: str) -> None:
+    """Refuse a field that is no whole number of at least 1."""
+    value = getattr(monitor, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{type(monitor).__name__}: {name}: expected a whole number, at least 1, got {value!r}")

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from hf_stages.core.occasions import LogSpaced, as_occasions
-from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher
+from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count
 from hf_stages.monitors.fixed_rows import Probe
 
 
@@ -33,6 +33,7 @@ class LossBySource(Monitor):
 
     def __post_init__(self) -> None:
         as_occasions(self.every, "LossBySource")
+        check_count(self, "rows")
 
     def watch(self, run: WatchedRun) -> Watcher:
         if len(run.sources) < 2:

@@ -83,7 +83,7 @@ class _Levels(Watcher):
             "dead_layers": one_level.sum(),
             "saturated_layers": changed.eq(0).sum(),
         }
-        if bool(self.ternary.any()):
+        if any(layer.levels == "ternary" for layer in self.layers):
             seen["zero_share"] = (zeros * ternary).sum() / (weights * ternary).sum()
         self.reset()
         return seen

@@ -10,7 +10,7 @@ import torch
 
 from hf_stages.core.occasions import LogSpaced, as_occasions
 from hf_stages.models.signals import key_of
-from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher
+from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count
 from hf_stages.monitors.fixed_rows import Probe
 from hf_stages.monitors.state_statistics import effective_rank, state_change, state_norm, token_correlation
 
@@ -48,8 +48,9 @@ class TokenCorrelation(Monitor):
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         as_occasions(self.every, "TokenCorrelation")
-        if isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 1:
-            raise ValueError(f"TokenCorrelation: rows: expected a whole number, at least 1, got {self.rows!r}")
+        check_count(self, "rows")
+        if self.depth is not None:
+            check_count(self, "depth")
 
     def watch(self, run: WatchedRun) -> Watcher:
         return _States(self, run)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from hf_stages.core.occasions import LogSpaced, as_occasions
-from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher
+from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count
 from hf_stages.monitors.blocks import WeightsByBlock, local
 
 
@@ -35,9 +35,8 @@ class UpdateRatio(Monitor):
 
     def __post_init__(self) -> None:
         as_occasions(self.every, "UpdateRatio")
-        whole = isinstance(self.sample, int) and not isinstance(self.sample, bool)
-        if self.sample is not None and not (whole and self.sample > 0):
-            raise ValueError(f"UpdateRatio: sample: expected a number of weights or None, got {self.sample!r}")
+        if self.sample is not None:
+            check_count(self, "sample")
 
     def watch(self, run: WatchedRun) -> Watcher:
         return _Moves(self, run)

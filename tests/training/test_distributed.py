@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT
-from tests.workers import drawing, fsdp, recurrence, training
+from tests.workers import drawing, fsdp, recurrence, training, watching
 from tests.workers.cases import apart, gradient
 from tests.workers.heads import HEADS, update
 from tests.workers.ranks import chain, staged
@@ -36,6 +36,7 @@ COMPARED = (
     "forgetting",
     "replaying",
     "recurrent",
+    "watched_runs",
 )
 SLOW = (
     "fused_heads",
@@ -162,6 +163,15 @@ def test_a_recurrent_core_on_two_ranks_trains_as_in_one_process(two_ranks, tmp_p
     assert alone.seen == depths
     name = "01-looped/model.safetensors"
     assert apart(load_file(tmp_path / name), load_file(two_ranks[0] / "recurrent" / "zeros" / name)) < SAME
+
+
+def test_monitors_on_two_ranks_log_the_numbers_of_one_process(two_ranks, tmp_path):
+    found = result(two_ranks, "watched_runs")
+    for cut, logs in found.items():
+        for log, alone in zip(logs, watching.watched(tmp_path / cut, 8), strict=True):
+            assert log.keys() == alone.keys(), cut
+            for name in alone:
+                assert log[name] == pytest.approx(alone[name], rel=2e-3, abs=1e-6), f"{cut}: {name}"
 
 
 @pytest.mark.parametrize("name", training.GRADIENTS)
