@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,24 @@ class ExitRule:
             raise ValueError(f"exit: expected {', '.join(map(repr, THRESHOLDS))} or None, got {self.kind!r}")
         if not self.threshold > 0:
             raise ValueError(f"exit_threshold: expected more than 0, got {self.threshold!r}")
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """What the cycles of one forward give a loss: those with gradients, or all where there are none."""
+
+    states: tuple[torch.Tensor, ...]
+    """After each cycle, what enters the head, as (batch, tokens, width)."""
+    leaving: tuple[torch.Tensor, ...]
+    """After each cycle, the probability that a token leaves there, if not before, as (batch, tokens)."""
+
+
+@dataclass(frozen=True)
+class CycleWatch:
+    """Takes the cycles of those forwards that somebody wants."""
+
+    is_wanted: Callable[[], bool]
+    take: Callable[[Cycles], None]
 
 
 class Settling:
@@ -90,10 +109,14 @@ class ReadOut:
 
     def __call__(self, state: torch.Tensor, cache: Any, kwargs: dict[str, Any]) -> torch.Tensor:
         model: Any = self.model
+        return model.get_output_embeddings()(self.before_head(state, cache, kwargs))
+
+    def before_head(self, state: torch.Tensor, cache: Any, kwargs: dict[str, Any]) -> torch.Tensor:
+        model: Any = self.model
         inner = model.get_submodule(self.stack)
         for layer in inner.layers[self.first + 1 :]:
             state = layer(state, past_key_values=cache, **kwargs)
-        return model.get_output_embeddings()(inner.norm(state))
+        return inner.norm(state)
 
     def problem(self) -> str | None:
         """Say what it lacks; None where it can read a state out."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from hf_stages.core.micro_batch import current_micro_batch
 from hf_stages.core.random_depth import draw_depths
-from hf_stages.layers.adaptive_exit import ExitRule, Settling, check_growing
+from hf_stages.layers.adaptive_exit import Cycles, CycleWatch, ExitRule, Settling, check_growing
 from hf_stages.layers.cycle_cache import CycleCache, check_cache
 from hf_stages.layers.own_type import TYPE, record_of
 
@@ -70,6 +70,8 @@ class RecurrentCore(nn.Module):
         self.gate = nn.Linear(width, 1, device=weight.device, dtype=weight.dtype) if gated else None
         self.depth, self.exit = depth, exit
         self.read_out: Any = None
+        """A ReadOut: makes of a state what enters the head, and logits."""
+        self.cycle_watch: CycleWatch | None = None
         self.last_cycles: torch.Tensor | None = None
         """Cycles after which each token left, in the newest forward where tokens may leave."""
         self.last_depth: int | None = None
@@ -86,7 +88,8 @@ class RecurrentCore(nn.Module):
             past_key_values = None  # nobody reads it, and memory would grow with every cycle
         if past_key_values is not None:
             check_cache(past_key_values, depth, self.total + (depth - 1) * len(self.layers))
-        if self.exit is not None and not self.training and not self._is_measured:
+        watched = self.cycle_watch is not None and self.cycle_watch.is_wanted()
+        if self.exit is not None and not (self.training or self._is_measured or watched):
             return self._run_until_settled(hidden_states, depth, past_key_values, kwargs)
         return self._run(hidden_states, depth, past_key_values, kwargs)
 
@@ -100,9 +103,14 @@ class RecurrentCore(nn.Module):
                 state = self._cycle(state, given, self._slots(cache, cycle), kwargs)
         if free and torch.is_autocast_enabled(given.device.type):
             torch.clear_autocast_cache()  # older versions of torch keep weights in it that were cast without a graph
+        states = []
         for cycle in range(max(done, free), depth):
             before = state
             state = self._cycle(state, given, self._slots(cache, cycle), kwargs)
+            states.append(state)
+        if self.cycle_watch is not None and self.cycle_watch.is_wanted():
+            finals = tuple(self.read_out.before_head(one, None, kwargs) for one in states)
+            self.cycle_watch.take(Cycles(finals, tuple(map(self.gate_probability, states))))
         if self._is_measured:
             self.last_states = (before.detach(), state.detach())
         if self._carried is not None:

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from hf_stages.core.randomness import preserve_random_state
+from hf_stages.layers.adaptive_exit import CycleWatch
 from hf_stages.layers.blocks import base_of, blocks_of
+from hf_stages.layers.recurrent import find_recurrence
 from hf_stages.models.attention_capture import attention_module, capture_attention
 from hf_stages.models.signals import Attention, Head
 
@@ -160,6 +162,9 @@ class Capture:
 
     def _watch(self, key: str) -> None:
         stack, kind, layer = parse(key)
+        if kind == "cycles":
+            self._watch_cycles(key)
+            return
         blocks = blocks_of(self.model, stack)
         if kind == "hidden" and layer == 0:
             self._add(blocks[0].register_forward_pre_hook(self._keep_input(key), with_kwargs=True))
@@ -168,6 +173,13 @@ class Capture:
         else:
             module = attention_module(blocks[layer - 1], f"{key} of {type(base_of(self.model)).__name__}")
             self._undo.append(capture_attention(module, self._keep_attention(key)))
+
+    def _watch_cycles(self, key: str) -> None:
+        core = find_recurrence(self.model)
+        if core is None:
+            raise ValueError(f"{key}: {type(base_of(self.model)).__name__} has no recurrent core; see MakeRecurrent")
+        core.cycle_watch = CycleWatch(lambda: self._keeps, lambda cycles: self._captured.update({key: cycles}))
+        self._undo.append(lambda: setattr(core, "cycle_watch", None))
 
     def _keep_input(self, key: str) -> Callable[..., None]:
         def hook(module: Any, args: Any, kwargs: Any) -> None:
@@ -252,9 +264,11 @@ def parse(key: str) -> tuple[str | None, str, int]:
     >>> parse("hidden.3"), parse("encoder.attention.1")
     ((None, 'hidden', 3), ('encoder', 'attention', 1))
     """
+    if key == "cycles":
+        return None, key, 0
     *stack, kind, layer = key.split(".") if "." in key else (key, "")
     if kind not in ("hidden", "attention") or not layer.isdecimal():
-        raise ValueError(f"need {key!r}: expected loss, logits, final, outputs, hidden.<i> or attention.<i>")
+        raise ValueError(f"need {key!r}: expected loss, logits, final, outputs, cycles, hidden.<i> or attention.<i>")
     return (".".join(stack) or None), kind, int(layer)
 
 

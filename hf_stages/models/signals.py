@@ -1,9 +1,9 @@
 """What losses read of one forward pass of a model: its outputs, its own loss, and what was captured.
 
 Each signal has a key: ``loss`` (the model's own), ``logits`` (complete), ``final`` (logits, or the head with the states
-that enter it), ``hidden.3`` (what leaves the third block; ``hidden.0`` enters the first) and ``attention.3`` (queries,
-keys and values of the third block). In models of two stacks the stack is named: ``encoder.hidden.3``,
-``decoder.attention.1``.
+that enter it), ``hidden.3`` (what leaves the third block; ``hidden.0`` enters the first), ``attention.3`` (queries,
+keys and values of the third block) and, of a recurrent core, ``cycles`` (what each cycle ends with). In models of two
+stacks the stack is named: ``encoder.hidden.3``, ``decoder.attention.1``.
 """
 
 from __future__ import annotations
