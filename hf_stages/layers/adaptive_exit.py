@@ -95,6 +95,20 @@ class Settling:
         return moved < self.rule.threshold
 
 
+def exit_shares(leaving: torch.Tensor) -> torch.Tensor:
+    """Return with which probability a token leaves after each cycle; whoever is left leaves after the last.
+
+    Args:
+        leaving: The probability of leaving after each cycle, if not before, as (cycles, tokens).
+
+    >>> exit_shares(torch.tensor([[0.5], [0.5], [0.1]])).flatten().tolist()
+    [0.5, 0.25, 0.25]
+    """
+    stays = torch.cumprod(1 - leaving, dim=0)
+    before = torch.cat((torch.ones_like(stays[:1]), stays[:-1]))
+    return torch.cat((before[:-1] * leaving[:-1], before[-1:]))
+
+
 class ReadOut:
     """Makes logits of a state: the blocks after the core, the last norm, the head.
 

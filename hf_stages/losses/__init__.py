@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.losses.base import Loss as Loss
     from hf_stages.losses.dpo import DPO as DPO
     from hf_stages.losses.embedding_cosine import EmbeddingCosine as EmbeddingCosine
+    from hf_stages.losses.halting_loss import HaltingLoss as HaltingLoss
     from hf_stages.losses.hidden_mse import HiddenMSE as HiddenMSE
     from hf_stages.losses.logit_kl import LogitKL as LogitKL
     from hf_stages.losses.logit_mse import LogitMSE as LogitMSE

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from hf_stages.core.curves import Curve, as_curve
-from hf_stages.layers.adaptive_exit import Cycles
+from hf_stages.layers.adaptive_exit import Cycles, exit_shares
 from hf_stages.layers.recurrent import find_recurrence
 from hf_stages.losses.base import Loss, adapted
 from hf_stages.losses.target_logits import Targets
@@ -71,20 +71,6 @@ class HaltingLoss(Loss):
         value = (shares * losses).sum() - as_curve(self.beta)(t) * entropy.sum()
         places = torch.arange(1, len(shares) + 1, device=shares.device)[:, None]
         return value, torch.stack([entropy.sum(), (shares * places).sum()]).detach()
-
-
-def exit_shares(leaving: torch.Tensor) -> torch.Tensor:
-    """Return with which probability a token leaves after each cycle; whoever is left leaves after the last.
-
-    Args:
-        leaving: The probability of leaving after each cycle, if not before, as (cycles, tokens).
-
-    >>> exit_shares(torch.tensor([[0.5], [0.5], [0.1]])).flatten().tolist()
-    [0.5, 0.25, 0.25]
-    """
-    stays = torch.cumprod(1 - leaving, dim=0)
-    before = torch.cat((torch.ones_like(stays[:1]), stays[:-1]))
-    return torch.cat((before[:-1] * leaving[:-1], before[-1:]))
 
 
 def _cross_entropy(head: Any, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hf_stages.core.curves import Curve
 from hf_stages.core.part import Derived
 from hf_stages.core.placed_errors import place_errors
+from hf_stages.core.stage_context import StageContext
 from hf_stages.layers.adaptive_exit import THRESHOLDS, ExitRule, ReadOut
 from hf_stages.layers.blocks import stack_of, stacks_of
 from hf_stages.layers.own_type import mark_own_type
@@ -69,7 +70,8 @@ class MakeRecurrent(Transform):
     """Cycles in evaluation and generation. None: the mean depth at the stage's end."""
     exit: str | None = field(default=None, kw_only=True)
     """When a token leaves before the last cycle, in evaluation and generation: ``"kl"`` (its prediction hardly moved),
-    ``"change"`` (its state hardly moved), ``"gate"`` (a learned gate opened, as in Ouro); None: never."""
+    ``"change"`` (its state hardly moved), ``"gate"`` (a gate opened that ``HaltingLoss`` trains, as in Ouro); None:
+    never."""
     exit_threshold: float | None = field(default=None, kw_only=True)
     """None: 5e-4 nats for ``"kl"``, 0.03 of the state's size for ``"change"``, a probability of 0.5 for ``"gate"``."""
 
@@ -138,6 +140,17 @@ class MakeRecurrent(Transform):
         mark_own_type(model, replace(self, mean_depth=mean), built_with)
         set_layer_count(core)
         return model
+
+    def check_stage(self, context: StageContext) -> None:
+        """Refuse a gate that nothing would train."""
+        loss = context.stage.loss
+        losses = [one for one in (loss.values() if isinstance(loss, Mapping) else (loss,)) if hasattr(one, "leaves")]
+        read = {need for one in losses for _, leaf, _ in one.leaves((), [], None) for need in leaf.needs}
+        if self.exit == "gate" and "cycles" not in read:
+            raise ValueError(
+                "exit='gate': nothing in the stage's loss trains the gate, which would let tokens go at random; set "
+                "loss=HaltingLoss(), or use exit='kl' or 'change', which need no training"
+            )
 
     def at(self, model: Any, t: float) -> None:
         """Set the mean depth of what is drawn in training."""
