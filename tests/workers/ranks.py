@@ -52,7 +52,7 @@ def classes() -> Rows:
 
 
 def staged(out: Path, stages: list[Stage], batch: int, accumulation: int = 1, **changes: Any) -> StagedTrainer:
-    keys = ("callbacks", "compute_metrics", "eval_dataset", "model", "train_dataset", "kind", "teacher")
+    keys = ("callbacks", "compute_metrics", "eval_dataset", "model", "train_dataset", "kind", "teacher", "notify")
     own = {key: changes.pop(key) for key in keys if key in changes}
     args = arguments(out, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **changes)
     kind = own.pop("kind", StagedTrainer)

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from hf_stages import Stage
 from hf_stages.core.folder_lock import lock_folder
 from hf_stages.core.stops import RunInterrupted, StageStopped
-from hf_stages.gates import Above, Budget, Expect
+from hf_stages.gates import Above, Budget, CutRate, Detector, EndStage, Expect, Finding
 from hf_stages.losses import Loss, TaskLoss
 from tests.support import tiny
 from tests.workers.cases import CASES, Rows, text
@@ -138,6 +138,26 @@ def metric_gates(out: Path) -> None:
     trainer.train()
     agree(trainer.state.global_step)
     assert trainer.state.global_step == 4 + 4 + 2  # once before the first update, then at 2 and 4
+
+
+class SoonerOnRank0(Detector):
+    """Finds trouble from the third update on, and on rank 1 two updates later."""
+
+    def find(self, history):
+        return Finding("late") if history.step >= 3 + 2 * dist.get_rank() else None
+
+
+@scenario
+def told_once(out: Path) -> None:
+    """What a detector finds on rank 0 holds on both ranks, and rank 0 alone tells of it."""
+    told: list[Any] = []
+    stage = Stage("a", "9 steps", gates=[SoonerOnRank0(then=[CutRate(0.5), EndStage()])])
+    trainer = staged(out / "run", [stage], 4, notify=told.append, logging_steps=1)
+    trainer.train()
+    agree([log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log])
+    assert trainer.state.global_step == 4
+    decided = [(3, "cut_lr"), (4, "end")] if dist.get_rank() == 0 else []
+    assert [(alert.step, alert.kind) for alert in told] == decided
 
 
 class OneRank(Loss):
