@@ -15,7 +15,8 @@ _ADVICE = "a lower learning rate or a longer warmup, norms with weights, a conca
 class TokenCollapse(Detector):
     """Alerts where the token correlation stays high, and acts where it stays higher for longer and the loss is flat.
 
-    Some healthy runs come near 1 in their first 150 updates and recover; they end in an alert and no action.
+    A model that is new comes near 1 in its first updates, as it learns how often tokens are, and some healthy runs
+    take 150 updates to recover; those end in an alert and no action.
 
     >>> logs = [{"step": step, "token_correlation": 0.97, "loss": 6.0} for step in range(0, 310, 10)]
     >>> TokenCollapse()(History(step=300, logs=logs)).reason[:76]
@@ -26,8 +27,8 @@ class TokenCollapse(Detector):
     """The correlation to read, such as ``token_correlation_layer_3``."""
     warn: float = 0.9
     """Above this correlation for ``warn_for`` updates it alerts."""
-    warn_for: int = 20
-    """Updates that the correlation must stay above ``warn``."""
+    warn_for: int = 100
+    """Updates that the correlation must stay above ``warn``. Small language models pass it by for 30 to 60 updates."""
     collapsed: float = 0.95
     """Above this correlation for ``collapsed_for`` updates, with a flat loss, the first action is taken."""
     collapsed_for: int = 300

@@ -45,7 +45,7 @@ class Story:
 
     def correlation(self, step: int) -> float:
         if self.kind == "late correlation":  # near 1, and back within 150 updates
-            return 0.15 + 0.83 / (1 + math.exp((step - 120) / 12)) + self.random.gauss(0, 0.005)
+            return 0.15 + 0.83 / (1 + math.exp((step - 140) / 12)) + self.random.gauss(0, 0.005)
         return 0.1 + 0.3 * math.exp(-step / 60) + self.random.gauss(0, 0.02)
 
     def perplexities(self, step: int) -> dict[str, float]:
