@@ -1,4 +1,4 @@
-"""Incidents: the rows of an update that went wrong, as ``incidents/step-N.jsonl`` holds them.
+"""Incidents: the rows of an update that went wrong, as ``_private/incidents/step-N.jsonl`` holds them.
 
 The first line says what happened, each further line is a row, the worst first.
 """
@@ -17,8 +17,8 @@ from typing import Any
 
 from hf_stages.core.sealed_folders import SCHEMA, NewerSchema
 
-FOLDER = "incidents"
-"""The folder in a run's that holds them."""
+FOLDER = "_private/incidents"
+"""The folder in a run's that holds them. They hold training data: ``push_to_hub`` leaves out what begins with ``_``."""
 BATCHES, WEIGHTS = ".batches.safetensors", ".weights.safetensors"
 """What lies beside an incident's file: the micro-batches, and the weights that its rows were measured with."""
 _NAME = re.compile(r"^step-(\d+)\.jsonl$")

@@ -7,6 +7,7 @@ import math
 import random
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from hf_stages.reports.incidents import (
     Incident,
@@ -77,7 +78,7 @@ def test_an_incident_reads_back_as_it_was_written(tmp_path):
     ]
     found, _ = judge_rows(made, None)
     path = write_incident(tmp_path, incident(found, rebuild={"loss": None}))
-    assert path == incident_file(tmp_path, 12) == tmp_path / "incidents" / "step-12.jsonl"
+    assert path == incident_file(tmp_path, 12) == tmp_path / "_private" / "incidents" / "step-12.jsonl"
     back = read_incident(path)
     assert math.isnan(back.rows[0].loss)
     assert back.rows[1:] == tuple(found[1:])
@@ -106,3 +107,11 @@ def test_a_summary_names_the_worst_row():
     )
     text = incident(found, usual=usual).summary()
     assert text == "1 of 3 rows stand out; the worst is row 3 of web, loss 9 against 2.1 as usual"
+
+
+def test_incidents_are_not_pushed_to_the_hub(tmp_path):
+    """Trainer pushes a run's folder without what begins with an underscore: rows of the data stay at home."""
+    path = write_incident(tmp_path, incident(rows([2.0])))
+    (tmp_path / "README.md").touch()
+    files = [str(file.relative_to(tmp_path)) for file in (path, tmp_path / "README.md")]
+    assert list(filter_repo_objects(files, ignore_patterns=["_*", "checkpoint-*"])) == ["README.md"]

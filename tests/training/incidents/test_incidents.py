@@ -105,7 +105,9 @@ def test_a_run_that_was_cut_records_what_an_uncut_one_does(tmp_path):
     run(tmp_path / "cut", (3, 6), stop_at=5)
     run(tmp_path / "cut", (3, 6), resume=True)
     for step in (3, 6):
-        mine, theirs = ((tmp_path / name / "incidents" / f"step-{step}.jsonl") for name in ("cut", "whole"))
+        mine, theirs = (
+            (tmp_path / name / "_private" / "incidents" / f"step-{step}.jsonl") for name in ("cut", "whole")
+        )
         assert mine.read_text() == theirs.read_text()
     notes = [
         [e for e in json.loads((tmp_path / name / "run.json").read_text())["ledger"] if e["kind"] == "incident"]
@@ -162,7 +164,7 @@ def test_a_stage_that_begins_anew_removes_what_an_attempt_before_recorded(tmp_pa
 def test_the_text_of_a_row_is_the_datasets_own_or_decoded(tmp_path):
     data = DATA["a"].add_column("text", [f"row {i}" for i in range(30)])
     run(tmp_path / "own", (2,), train_dataset={"a": data, "b": DATA["b"]}, processing_class=tiny.tokenizer())
-    incident = read_incident(tmp_path / "own" / "incidents" / "step-2.jsonl")
+    incident = read_incident(tmp_path / "own" / "_private" / "incidents" / "step-2.jsonl")
     for row in incident.rows:
         example = row.examples[0]
         ids = DATA[example["source"]][example["index"]]["input_ids"]

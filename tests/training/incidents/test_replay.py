@@ -95,7 +95,7 @@ def test_the_gradient_without_a_row_is_that_of_the_other_rows(tmp_path):
 def test_without_kept_weights_the_newest_checkpoint_before_serves(tmp_path):
     stages = [Stage("start", "2 steps", train_dataset=MIXED), Stage("one", "6 steps", train_dataset=MIXED)]
     incident, logged = recorded(tmp_path, stages, 7, save_steps=3)
-    kept = tmp_path / "incidents" / "step-7.weights.safetensors"
+    kept = tmp_path / "_private" / "incidents" / "step-7.weights.safetensors"
     kept.unlink()
     replay = replay_incident(tmp_path, incident)
     assert "checkpoint-6" in replay.weights
@@ -141,7 +141,7 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     recorded(out, [Stage("one", "5 steps", train_dataset=MIXED)], 4)
     assert main(["incident", str(out), "5"]) == 2
     assert "no incident was recorded at step 5; there are 4" in capsys.readouterr().err
-    (out / "incidents" / "step-4.batches.safetensors").unlink()
+    (out / "_private" / "incidents" / "step-4.batches.safetensors").unlink()
     assert main(["incident", str(out), "4"]) == 2
     found = capsys.readouterr()
     assert "row" in found.out, "the rows are shown even where they cannot be replayed"
