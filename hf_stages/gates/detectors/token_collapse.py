@@ -34,7 +34,8 @@ class TokenCollapse(Detector):
     collapsed_for: int = 300
     """Updates that the correlation must stay above ``collapsed``."""
     flat: float = 0.02
-    """The loss is flat where it falls by less than this share from the first half of those updates to the second."""
+    """The loss is flat where it falls by less than this share from the first half of the last ``collapsed_for`` updates
+    to the second."""
     relative: bool = False
     """True: the limits count from the stage's first value (0.9 is nine tenths of the way from there to 1); for a
     pretrained model whose correlation is high from the start."""
@@ -53,7 +54,9 @@ class TokenCollapse(Detector):
         series = history.series(self.metric)
         first = history.values(self.metric)[0] if self.relative and series else 0.0
         high = last_stretch(series, lambda value: value > first + self.collapsed * (1 - first))
-        losses = [loss for step, loss in history.series("loss") if step >= high[0][0]] if high else []
+        # The newest of them alone: a loss that fell as the tokens collapsed would hide for long that it falls no more.
+        since = high[-1][0] - self.collapsed_for if high else 0
+        losses = [loss for step, loss in history.series("loss") if step >= max(since, high[0][0])] if high else []
         numbers = {self.metric: series[-1][1]} if series else {}
         if len(high) > 2 and length_of(high) >= self.collapsed_for and is_flat(losses, least_fall=self.flat):
             what = "the hidden states of all tokens have become alike, and the loss no longer falls"

@@ -65,6 +65,14 @@ def test_a_collapse_while_the_loss_falls_is_only_told(seed):
     assert [entry.kind for entry in decisions(TokenCollapse(then=EndStage()), story.sick)] == ["alert"]
 
 
+def test_a_collapse_is_acted_on_though_the_loss_fell_as_it_began():
+    losses = {step: max(6.0 - 0.05 * step, 3.4) for step in range(0, 410, 10)}
+    logs = [{"step": step, "token_correlation": 0.99, "loss": loss} for step, loss in losses.items()]
+    entries = decisions(TokenCollapse(then=EndStage()), logs)
+    assert [entry.kind for entry in entries] == ["alert", "end"]
+    assert entries[1].step <= 400
+
+
 def test_a_pretrained_models_correlation_counts_from_where_it_began():
     logs = [{"step": step, "token_correlation": 0.96, "loss": 3.0} for step in range(10, 1000, 10)]
     assert decisions(TokenCollapse(), logs)
