@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # written by `python -m tests.support.typed_exports`
     from hf_stages.gates.budget import Budget as Budget
     from hf_stages.gates.detectors.base import Detector as Detector
     from hf_stages.gates.detectors.base import Finding as Finding
+    from hf_stages.gates.detectors.callback import DetectorCallback as DetectorCallback
     from hf_stages.gates.detectors.dead_heads import DeadHeads as DeadHeads
     from hf_stages.gates.detectors.dead_layers import DeadLayers as DeadLayers
     from hf_stages.gates.detectors.dead_recurrence import DeadRecurrence as DeadRecurrence
@@ -48,6 +49,7 @@ _EXPORTS = Exports(
         "Alert": "hf_stages.gates.notify.base",
         "Decision": "hf_stages.gates.base",
         "Detector": "hf_stages.gates.detectors.base",
+        "DetectorCallback": "hf_stages.gates.detectors.callback",
         "Finding": "hf_stages.gates.detectors.base",
         "Gate": "hf_stages.gates.base",
         "History": "hf_stages.gates.base",

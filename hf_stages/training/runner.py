@@ -21,6 +21,7 @@ from hf_stages.core.ranks import from_all_ranks, from_main_rank
 from hf_stages.core.sealed_folders import is_disk_error
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.evaluation.final_metrics import final_metrics, metrics_of_other_domains
+from hf_stages.gates.notify.telling import Notifications
 from hf_stages.planning.cautions import cautions
 from hf_stages.planning.plan import Plan, PlannedStage, schedule_defaults, span_of
 from hf_stages.planning.stage_args import stage_args
@@ -29,7 +30,6 @@ from hf_stages.schedules.base import Span
 from hf_stages.training.handover import Handover, Transition
 from hf_stages.training.lent_trainer import LentTrainer
 from hf_stages.training.manifest import Manifest
-from hf_stages.training.notifications import Notifications
 from hf_stages.training.run_teachers import Teachers
 from hf_stages.training.stage.cut_stage import CutStage
 from hf_stages.training.stage.rollback_states import remove_states, rollback_folder

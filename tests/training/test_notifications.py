@@ -7,7 +7,7 @@ import pytest
 from hf_stages import Recipe, Stage, StagedTrainer, recipes
 from hf_stages.core.ledger import Entry, Ledger
 from hf_stages.gates import Alert, CutRate, Detector, EndStage, Finding, TrackioAlerts, Webhook
-from hf_stages.training.notifications import Notifications
+from hf_stages.gates.notify.telling import Notifications
 from tests.support import tiny
 from tests.support.runs import StopAt, staged
 
@@ -41,10 +41,10 @@ def test_a_resumed_run_tells_only_what_comes_after_its_checkpoint(tmp_path):
 
 def test_a_message_that_is_not_delivered_stops_nothing_and_is_said_once(tmp_path, caplog, monkeypatch):
     monkeypatch.setenv("TEAM_WEBHOOK", "http://127.0.0.1:9/services/SECRET")
-    monkeypatch.setattr("hf_stages.training.notifications.logger.warning", lambda text: caplog.messages.append(text))
+    monkeypatch.setattr("hf_stages.gates.notify.telling.logger.warning", lambda text: caplog.messages.append(text))
     told: list[Alert] = []
     said: list[str] = []
-    monkeypatch.setattr("hf_stages.training.notifications.logger.warning", said.append)
+    monkeypatch.setattr("hf_stages.gates.notify.telling.logger.warning", said.append)
     trainer = staged(tmp_path, [Stage("a", "9 steps", gates=LATE)], notify=[Webhook("TEAM_WEBHOOK"), told.append])
     trainer.train()
     assert len(told) == 2
@@ -57,7 +57,7 @@ def test_a_message_that_is_not_delivered_stops_nothing_and_is_said_once(tmp_path
 
 def test_somebody_who_is_never_reached_is_told_no_more(monkeypatch):
     said, tried = [], []
-    monkeypatch.setattr("hf_stages.training.notifications.logger.warning", said.append)
+    monkeypatch.setattr("hf_stages.gates.notify.telling.logger.warning", said.append)
 
     def dead(alert):
         tried.append(alert)

@@ -1,0 +1,101 @@
+"""Detectors in a plain Trainer: a callback that asks them at each log, warns, tells others, and may stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.utils import logging
+
+from hf_stages.core.ledger import Entry, Ledger
+from hf_stages.core.ranks import from_main_rank
+from hf_stages.gates.actions.end_stage import EndStage
+from hf_stages.gates.actions.stop_run import StopRun
+from hf_stages.gates.base import History
+from hf_stages.gates.detectors.base import Detector
+from hf_stages.gates.notify.base import Alert
+from hf_stages.gates.notify.telling import Notifications
+
+logger = logging.get_logger(__name__)
+
+
+class DetectorCallback(TrainerCallback, ExportableState):
+    """Lets detectors watch a plain ``transformers.Trainer``, or any subclass of it that trains without stages::
+
+        from hf_stages.gates import DetectorCallback, Divergence, TokenCollapse
+        from hf_stages.monitors import MonitorCallback, RunHealth
+
+        health = [MonitorCallback([RunHealth()]), DetectorCallback([TokenCollapse(), Divergence()], notify=print)]
+        trainer = Trainer(model, args, train_dataset=rows, callbacks=health)
+
+    They read ``trainer.state.log_history``. What they find is a warning, and is told to ``notify``. An action may be
+    ``StopRun()``, which ends the training; lower rates and ways back need stages. Its decisions are written with each
+    checkpoint, so a resumed run repeats none.
+
+    Args:
+        detectors: The detectors.
+        notify: Whom to tell: a function of an ``Alert``, ``Webhook()``, or several.
+
+    >>> DetectorCallback([]).state()
+    {'args': {}, 'attributes': {'entries': []}}
+    """
+
+    def __init__(self, detectors: Sequence[Detector] = (), notify: Any = ()) -> None:
+        self.detectors = tuple(detectors) if isinstance(detectors, list | tuple) else (detectors,)
+        told: tuple[Callable[[Alert], Any], ...] = tuple(notify) if isinstance(notify, list | tuple) else (notify,)
+        self.told = tuple(one for one in told if one is not None)
+        self.ledger = Ledger()
+        """What was decided."""
+        for detector in self.detectors:
+            _check(detector)
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, in the form that Trainer expects."""
+        return {"args": {}, "attributes": {"entries": [asdict(entry) for entry in self.ledger]}}
+
+    # ---- Trainer's events --------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ledger = Ledger(_held(state) if state.global_step else [])
+        if self.told and state.is_world_process_zero:
+            notifications = Notifications(self.told, run=Path(args.output_dir).name)
+            notifications.check()
+            self.ledger.listener = notifications
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.global_step:
+            return
+        history = History(step=state.global_step, logs=state.log_history, entries=tuple(self.ledger))
+        answers = [detector(history) for detector in self.detectors] if args.process_index == 0 else None
+        for detector, decision in zip(self.detectors, from_main_rank(answers, args), strict=True):
+            if decision is None:
+                continue
+            self.ledger.note(state.global_step, "train", decision.action, decision.reason, by=type(detector).__name__)
+            logger.warning(f"step {state.global_step}: {type(detector).__name__}: {decision.reason}")
+            if decision.action in ("end", "stop"):
+                control.should_training_stop = True
+
+
+def _check(detector: Any) -> None:
+    """Refuse what a plain Trainer cannot ask, or cannot do."""
+    if not isinstance(detector, Detector):
+        raise ValueError(f"DetectorCallback: expected detectors such as Divergence(), got {detector!r}")
+    name = type(detector).__name__
+    if detector.on != "log":
+        raise ValueError(f"DetectorCallback: {name} judges updates before they are made, which needs stages")
+    for action in detector.then:  # type: ignore[union-attr]
+        if not isinstance(action, StopRun | EndStage):
+            raise ValueError(
+                f"DetectorCallback: {name}: then: {type(action).__name__} needs stages; a plain Trainer can StopRun()"
+            )
+
+
+def _held(state: Any) -> list[Entry]:
+    """Read what the checkpoint that training resumes from holds of this callback."""
+    held = state.stateful_callbacks.get(DetectorCallback.__name__)
+    held = held[0] if isinstance(held, list) and held else held
+    return [Entry(**entry) for entry in held["attributes"]["entries"]] if isinstance(held, Mapping) else []

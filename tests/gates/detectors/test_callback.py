@@ -1,0 +1,97 @@
+"""Detectors in a plain Trainer: they warn, tell and stop; a resumed run repeats none of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from transformers import Trainer, TrainingArguments
+
+from hf_stages.gates import (
+    CutRate,
+    Detector,
+    DetectorCallback,
+    Finding,
+    OnSpike,
+    StopRun,
+    TokenCollapse,
+    UnshiftedLabels,
+    Webhook,
+)
+from hf_stages.monitors import Monitor, MonitorCallback
+from tests.support import tiny
+
+
+@dataclass(frozen=True)
+class From(Detector):
+    """Finds trouble at each log from some step on."""
+
+    step: int = 3
+
+    def find(self, history):
+        return Finding("late") if history.step >= self.step else None
+
+
+def plain(out, callbacks, *, resume=None, **changes):
+    given = {"per_device_train_batch_size": 4, "logging_steps": 1, "max_steps": 8, "save_strategy": "no"}
+    given |= {"report_to": [], "disable_tqdm": True, "use_cpu": True, "learning_rate": 1e-3}
+    args = TrainingArguments(str(out), optim="adamw_torch_fused", **{**given, **changes})
+    trainer = Trainer(tiny.llama(), args, train_dataset=tiny.lm_data(), callbacks=callbacks)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def test_an_incident_is_told_once_and_training_goes_on(tmp_path):
+    told = []
+    trainer = plain(tmp_path, [DetectorCallback([From()], notify=told.append)])
+    assert [(alert.step, alert.kind, alert.by, alert.run) for alert in told] == [(3, "alert", "From", tmp_path.name)]
+    assert trainer.state.global_step == 8
+
+
+class Alike(Monitor):
+    """Says that hidden states are alike."""
+
+    def __call__(self, view):
+        return {"token_correlation": 0.97}
+
+
+def test_it_reads_what_monitors_log(tmp_path):
+    callback = DetectorCallback([TokenCollapse(warn_for=2)])
+    plain(tmp_path, [MonitorCallback([Alike()]), callback])
+    assert [(entry.step, entry.kind) for entry in callback.ledger] == [(3, "alert")]
+
+
+def test_an_action_may_end_the_training(tmp_path):
+    callback = DetectorCallback(From(then=StopRun()))
+    assert plain(tmp_path, [callback]).state.global_step == 3
+    assert [entry.kind for entry in callback.ledger] == ["stop"]
+
+
+def test_a_resumed_run_repeats_no_alert(tmp_path):
+    told = []
+    saving = {"save_strategy": "steps", "save_steps": 4}
+    plain(tmp_path, [DetectorCallback([From()], notify=[told.append])], **saving)
+    assert [alert.step for alert in told] == [3]
+    again = DetectorCallback([From()], notify=[told.append])
+    plain(tmp_path, [again], resume=str(tmp_path / "checkpoint-4"), **saving)
+    assert [alert.step for alert in told] == [3]
+    assert [entry.step for entry in again.ledger] == [3]
+
+
+@pytest.mark.parametrize(
+    ("detectors", "message"),
+    [
+        ([UnshiftedLabels], "expected detectors such as Divergence\\(\\), got <class"),
+        ([OnSpike()], "OnSpike judges updates before they are made, which needs stages"),
+        ([UnshiftedLabels(then=CutRate())], "UnshiftedLabels: then: CutRate needs stages"),
+    ],
+)
+def test_what_needs_stages_is_refused(detectors, message):
+    with pytest.raises(ValueError, match=message):
+        DetectorCallback(detectors)
+
+
+def test_a_variable_that_is_not_set_is_refused_as_training_begins(tmp_path, monkeypatch):
+    monkeypatch.delenv("TEAM_WEBHOOK", raising=False)
+    with pytest.raises(ValueError, match="the environment variable TEAM_WEBHOOK is not set"):
+        plain(tmp_path, [DetectorCallback([From()], notify=Webhook("TEAM_WEBHOOK"))])
