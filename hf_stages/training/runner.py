@@ -214,7 +214,7 @@ class Runner:
         if args.load_best_model_at_end and trainer.state.best_model_checkpoint and not args.save_only_model:
             # Trainer hands over the best weights; moments of other weights would not belong to them.
             trainer._load_optimizer_and_scheduler(trainer.state.best_model_checkpoint)
-        run.gates.updates.hear_last()
+        run.gates.updates.hear()
         run.set_progress(1.0)
         metrics = final_metrics(trainer, run.measured)
         logs = run.measured.logs(trainer.state)

@@ -182,6 +182,10 @@ def _stage(runner: Any, planned: Any, *args: Any, **kwargs: Any) -> str:
     return getattr(planned, "name", planned)
 
 
+def _decision(decisions: Any, decision: Any, gate: Any) -> str:
+    return f"{decision.action} after {decisions.notes.progress.global_step}."
+
+
 def _descriptor(fd: int) -> str:
     return os.readlink(f"/proc/self/fd/{fd}")
 
@@ -235,6 +239,8 @@ POINTS: dict[str, Callable[[], Iterator[tuple]]] = {
     "begin": _method("hf_stages.training.handover", "Handover", "begin", _stage),
     "judge": _method("hf_stages.training.runner", "Runner", "_judge", _stage),
     "finish": _method("hf_stages.training.runner", "Runner", "_finish", _stage),
+    "decide": _method("hf_stages.training.stage.decisions", "Decisions", "apply", _decision),
+    "go_back": _method("hf_stages.training.stage.rollback_states", "RollbackStates", "go_back", _second),
     "torch_save": _torch_save,
     "save_file": _save_file,
     "fsync": lambda: iter([(os, "fsync", _descriptor)]),

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
 from hf_stages.core.curves import Cosine, Linear
-from hf_stages.gates import Plateau
+from hf_stages.gates import CutRate, OnSpike, Plateau, Rollback
 from hf_stages.monitors import GradientNorm, QuantizedWeights, RawLoss, TokenCorrelation, UpdateRatio
 from hf_stages.schedules import Fresh, Resume, Rewarm
 from hf_stages.transforms import AddLora, Binarize, Freeze, MergeLora, ResizeVocab, SplitTernary, Ternarize
@@ -64,6 +64,17 @@ class RecordedTrainer(StagedTrainer):
     """Writes down what each update is about to see, and where the generators stand."""
 
     record: Path
+    poison: dict[str, float]
+    """What gradients are multiplied by after so many updates of the run."""
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        factor = self.poison.get(str(self.state.global_step))
+        if factor is not None and self.accelerator.sync_gradients:
+            for weight in model.parameters():
+                if weight.grad is not None:
+                    weight.grad *= factor
+        return loss
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -102,6 +113,13 @@ def stages(o: dict[str, Any]) -> list[Stage]:
             ),
             Stage("split", "7 steps", transforms=[SplitTernary()], schedule=Fresh(optimizer="carry")),
             Stage("binary", "5 steps", transforms=[Binarize("lm_head", method="learned")], schedule=Resume()),
+        ]
+    if o.get("poison"):
+        again = Rollback(9, skip_data=False, factor=0.9)
+        ladder = OnSpike(skip=1, window=6, cooldown=8, then=[CutRate(0.5), Rollback(4, factor=0.8), again])
+        return [
+            Stage("climb", "33 steps", train_dataset=Dataset.from_list(rows(32, seed=3)), gates=[ladder]),
+            Stage("calm", "5 steps", schedule=Fresh(optimizer="carry"), gates=[OnSpike(window=4)]),
         ]
     if o.get("stream"):
         return [
@@ -157,7 +175,7 @@ def build(out: Path, options: dict[str, Any]) -> RecordedTrainer:
         disable_tqdm=True,
     )
     model = tiny.llama(attention_dropout=0.2, **({"hidden_size": 64} if o.get("wide") else {}))
-    return RecordedTrainer(
+    trainer = RecordedTrainer(
         model,
         args,
         stages=stages(o),
@@ -167,6 +185,8 @@ def build(out: Path, options: dict[str, Any]) -> RecordedTrainer:
         ),  # 14 batches, the last of 1: updates of 4, 4, 4 and 2 batches
         eval_dataset=Dataset.from_list(rows(5, seed=2)),
     )
+    trainer.poison = o.get("poison", {})
+    return trainer
 
 
 def main(out: Path, resume: bool, options: dict[str, Any]) -> None:

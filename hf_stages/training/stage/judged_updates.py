@@ -86,30 +86,33 @@ class JudgedUpdates:
         self.guard.open_update(self.trainer.model)
         return changed
 
-    def hear_last(self) -> None:
-        """Take in how the stage's last update was judged. None follows it, so all that is done is to leave it out."""
+    def hear(self) -> None:
+        """Take in how the newest update was judged before anything else is made of it, such as a checkpoint.
+
+        So a run that is cut there knows of it, and its rows are still at hand. The host waits for the device.
+        """
         if self.guard is not None:
-            judged = self.guard.hear(self.guard.unheard.tolist())
-            self._note(judged)
-            if judged.is_bad:
-                self._record(judged, before=judged.was_skipped)
+            self._act_on(self.guard.unheard.tolist())
 
     def _act_on(self, numbers: Sequence[float]) -> bool:
+        """Note a bad update, and do what the gate says unless the stage ends anyway. True: data come again."""
         assert self.guard is not None
-        judged = self.guard.hear(numbers)
+        judged, gate = self.guard.hear(numbers), self.guard.gate
         if not judged.is_bad:
             return False
-        self._note(judged)
         if judged.was_skipped:  # the weights are those from before it
+            self._note(judged)
             self._record(judged)
-        decision = self.guard.gate(replace(self.history(), update=judged))
+        ends = self.decisions.stopping.is_decided
+        decision = None if ends else gate(replace(self.history(), update=judged))
         if decision is not None:
-            self.decisions.apply(decision, self.guard.gate)
+            self.decisions.apply(decision, gate)
             if decision.action == "alert":
                 self.guard.windows.forget()  # what lasts is no spike
+        went_back = decision is not None and decision.action == "rollback"
         if not judged.was_skipped:
-            self._record(judged, before=decision is not None and decision.action == "rollback")
-        return decision is not None and decision.action == "rollback" and not decision.skip_data
+            self._record(judged, before=went_back)
+        return went_back and decision is not None and not decision.skip_data
 
     def _record(self, judged: JudgedUpdate, *, before: bool = True) -> None:
         """Write down the rows of a bad update."""
@@ -120,11 +123,11 @@ class JudgedUpdates:
         self.incidents.record(judged.text, by=by, typical=judged.typical, before=before)
 
     def _note(self, judged: JudgedUpdate) -> None:
-        if judged.is_bad and judged.was_skipped:
-            assert self.guard is not None
-            notes = self.decisions.notes
-            notes.note("skip", f"{judged.text}; the update was skipped", by=type(self.guard.gate).__name__)
-            logger.warning(f"stage {self._stage!r}: step {notes.progress.global_step}: {judged.text}; skipped")
+        """Note an update that was skipped."""
+        assert self.guard is not None
+        notes = self.decisions.notes
+        notes.note("skip", f"{judged.text}; the update was skipped", by=type(self.guard.gate).__name__)
+        logger.warning(f"stage {self._stage!r}: step {notes.progress.global_step}: {judged.text}; skipped")
 
     @property
     def _stage(self) -> str:

@@ -175,7 +175,9 @@ class StageRun:
     def after_update(self, state: TrainerState, control: TrainerControl) -> TrainerControl:
         """Decide, after the callbacks, whether the stage is over and whether a save waits for the epoch's end."""
         self.stopping.after_callbacks(state, control)
-        if self.stopping.over is None:
+        if self.stopping.pauses(control):
+            self.gates.updates.hear()
+        if not self.stopping.is_decided:
             self.gates.after_update(state)
         return self.stopping.conclude(control)
 

@@ -36,6 +36,8 @@ class Stopping:
         """Why a gate stopped the run."""
         self._requested = False
         """Whether all ranks know of a request to stop."""
+        self._obeys = False
+        """Whether such a request is obeyed after this update."""
         self._save_after_epoch = False
 
     def end(self, reason: str, *, by: str) -> None:
@@ -66,10 +68,17 @@ class Stopping:
             control.should_save = control.should_save or capped is None
         if self.over is None and capped is not None:
             self.end(capped, by="until")
+        # Read once: a signal may come at any moment, and is obeyed after the next update then.
+        self._obeys = self._requested or (self.args.world_size == 1 and self.request.reason is not None)
+
+    def pauses(self, control: TrainerControl) -> bool:
+        """Whether anything but the next update may follow this one: a log, an evaluation, a checkpoint, an end."""
+        asked = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
+        return asked or self._obeys or self.is_decided or self.progress.epoch.is_over
 
     def conclude(self, control: TrainerControl) -> TrainerControl:
         """Tell Trainer, after the gates were asked: go on, finish, or save and stop."""
-        if not self.is_decided and (self._requested or (self.args.world_size == 1 and self.request.reason is not None)):
+        if not self.is_decided and self._obeys:
             self.interrupted = self.request.reason
             control.should_save = control.should_training_stop = True
         return self.obey(control)
