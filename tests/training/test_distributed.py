@@ -37,6 +37,7 @@ COMPARED = (
     "replaying",
     "recurrent",
     "watched_runs",
+    "ladder",
 )
 SLOW = (
     "fused_heads",
@@ -172,6 +173,12 @@ def test_monitors_on_two_ranks_log_the_numbers_of_one_process(two_ranks, tmp_pat
             assert log.keys() == alone.keys(), cut
             for name in alone:
                 assert log[name] == pytest.approx(alone[name], rel=2e-3, abs=1e-6), f"{cut}: {name}"
+
+
+def test_two_ranks_climb_the_ladder_together_whichever_of_them_had_the_trouble(two_ranks):
+    entries = [(step, kind) for step, kind in result(two_ranks, "ladder") if kind not in ("notice", "incident")]
+    skips = [(step, "skip") for step in (10, 12, 13, 14, 15, 16)]
+    assert sorted(entries) == sorted([*skips, (12, "cut_lr"), (14, "rollback"), (16, "rollback"), (24, "end")])
 
 
 @pytest.mark.parametrize("name", training.GRADIENTS)

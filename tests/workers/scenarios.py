@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tests.workers import drawing, fsdp, incidents, ranks, recurrence, stopping, training, watching
+from tests.workers import drawing, fsdp, incidents, ladder, ranks, recurrence, stopping, training, watching
 
 SCENARIOS = {
     name: function
-    for module in (training, drawing, stopping, recurrence, incidents, watching, fsdp)
+    for module in (training, drawing, stopping, recurrence, incidents, watching, ladder, fsdp)
     for name, function in ranks.REGISTERED.items()
     if function.__module__ == module.__name__
 }
