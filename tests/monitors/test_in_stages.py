@@ -11,6 +11,8 @@ from transformers import TrainerCallback
 
 from hf_stages import Stage
 from hf_stages.data import Mixture
+from hf_stages.gates import Gate
+from hf_stages.gates.base import Decision
 from hf_stages.layers.quantized import Quantized
 from hf_stages.losses import LogitMSE, TaskLoss
 from hf_stages.monitors import (
@@ -261,3 +263,22 @@ def test_what_is_not_finite_is_seen(tmp_path):
     assert math.isnan(seen["raw_loss"])
     assert math.isnan(seen["raw_loss_max"])
     assert losses.log({}) == {}
+
+
+class GoesBack(Gate):
+    """Goes back to the stage's start after its third update, and on from there at half the rate."""
+
+    on = "step"
+    keeps = True
+
+    def __call__(self, history):
+        return Decision("rollback", "as asked", value=0.5) if history.step == 3 else None
+
+
+def test_a_rollback_forgets_what_was_gathered_of_the_weights_that_are_gone(tmp_path):
+    trainer = staged(
+        tmp_path, [Stage("a", "4 steps", monitors=[RawLoss()], gates=[GoesBack()])], args={"logging_steps": 4}
+    )
+    trainer.train()
+    (log,) = logs(trainer)
+    assert log["raw_loss"] == log["raw_loss_max"] != pytest.approx(log["loss"], rel=1e-7)

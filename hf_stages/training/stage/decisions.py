@@ -54,6 +54,8 @@ class Decisions:
         reason, went_to = decision.reason, None
         if decision.action == "rollback":
             went_to = self.rollbacks.go_back(decision)
+            if self.trainer._stage is not None:
+                self.trainer._stage.monitors.reset()  # what they gathered is of weights that are gone
             where = "the start of the stage" if not went_to else f"the state after {went_to} updates"
             reason = f"{reason}; went back to {where}"
         again = went_to if decision.steps_back is not None and not decision.skip_data else None

@@ -1,0 +1,160 @@
+"""What watching a run costs: RunHealth's share of a step, the correlation of tokens a layer, and its memory.
+
+Two trainers in two threads take turns, one update each, so that noise on the machine affects both alike. One of them
+is watched and both log every ``--logging`` updates; the first updates count, where monitors are asked most often. On
+a CPU each thread's own time counts, on one core; on a GPU the time on the wall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import threading
+import time
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PrinterCallback, TrainerCallback
+
+from benchmarks.common import arguments, llama, say, spread, tokens
+from hf_stages import Stage, StagedTrainer
+from hf_stages.monitors import RunHealth
+from hf_stages.monitors.state_statistics import effective_rank, state_norm, token_correlation
+
+WARM = 4
+"""Updates that are left out: the first ones fill caches of the allocator."""
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements of any tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if torch.is_tensor(one) and one._base is None:
+                self.elements = max(self.elements, one.numel())
+        return made
+
+
+class Turns(TrainerCallback):
+    """Lets two trainers take turns. A turn lasts from the end of one update, its log included, to that of the next."""
+
+    def __init__(self, mine: threading.Semaphore, theirs: threading.Semaphore) -> None:
+        self.mine, self.theirs = mine, theirs
+        self.now = time.perf_counter if torch.cuda.is_available() else time.thread_time
+        self.seconds: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.mine.acquire()
+        self.began = self.now()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step:
+            self._end()
+            self.mine.acquire()
+            self.began = self.now()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._end()
+
+    def _end(self) -> None:
+        self.seconds.append(self.now() - self.began)
+        self.theirs.release()
+
+
+def statistics_of_states(options: argparse.Namespace, device: str) -> dict[str, float]:
+    """Give milliseconds a layer of each number, and how the largest tensor compares with a matrix of all pairs."""
+    states = torch.randn(1, options.tokens, options.width, device=device)
+    real = torch.ones(1, options.tokens, device=device)
+    found = {}
+    for measure in (token_correlation, effective_rank, state_norm):
+        seconds = []
+        for _ in range(options.rounds * 4):
+            began = time.perf_counter()
+            float(measure(states, real))
+            seconds.append(time.perf_counter() - began)
+        found[f"{measure.__name__}_ms"] = round(1e3 * statistics.median(seconds[2:]), 3)
+        found[f"{measure.__name__}_ms_best"] = round(1e3 * min(seconds[2:]), 3)
+    with LargestTensor() as made:
+        token_correlation(states, real)
+    assert made.elements < options.tokens**2, "a matrix of tokens by tokens was made"
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        token_correlation(states, real)
+        peak = torch.cuda.max_memory_allocated() - before
+        assert peak < 4 * options.tokens**2, "as much memory as a matrix of tokens by tokens was held"
+        found["peak_mib"] = round(peak / 2**20, 2)
+    return {**found, "largest_tensor_of_all_pairs": round(made.elements / options.tokens**2, 5)}
+
+
+def build(watched: bool, turns: Turns, options: argparse.Namespace, out: str) -> StagedTrainer:
+    rows = tokens(512, options.length)
+    stage = Stage("one", f"{options.steps} steps", monitors=[RunHealth()] if watched else [])
+    logs = {"logging_strategy": "steps", "logging_steps": options.logging, "per_device_train_batch_size": options.batch}
+    trainer = StagedTrainer(
+        llama(options.hidden, options.layers),
+        arguments(out, **logs),
+        stages=[stage],
+        train_dataset=rows,
+        callbacks=[turns],
+    )
+    trainer.remove_callback(PrinterCallback)  # a terminal is not what is measured
+    return trainer
+
+
+def pair(watched: tuple[bool, bool], options: argparse.Namespace) -> tuple[float, float]:
+    """Give the seconds of all updates of two trainers that take turns."""
+    first, second = threading.Semaphore(1), threading.Semaphore(0)
+    turns = Turns(first, second), Turns(second, first)
+    with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
+        trainers = [build(kind, turn, options, out) for kind, turn, out in zip(watched, turns, (a, b), strict=True)]
+        threads = [threading.Thread(target=trainer.train) for trainer in trainers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return tuple(sum(turn.seconds[WARM:]) for turn in turns)  # type: ignore[return-value]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=44)
+    parser.add_argument("--logging", type=int, default=10)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--width", type=int, default=2048)
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(1)
+    states = statistics_of_states(options, device)
+    ours, same, plain_seconds = [], [], []
+    for round_ in range(options.rounds):
+        kinds = (False, True) if round_ % 2 else (True, False)
+        seconds = dict(zip(kinds, pair(kinds, options), strict=True))
+        one, other = pair((False, False), options)
+        ours.append(seconds[True] / seconds[False])
+        same.append(one / other)
+        plain_seconds.append(seconds[False] / (options.steps - WARM))
+    say(
+        "monitor_cost",
+        device=device,
+        step_ms=round(1e3 * statistics.median(plain_seconds), 3),
+        logged_every=options.logging,
+        ratio_to_unwatched=spread(ours),
+        unwatched_to_itself=spread(same),
+        target="<= 1.02; token_correlation <= 5 ms a layer",
+        **states,
+    )
+
+
+if __name__ == "__main__":
+    main()
