@@ -30,8 +30,8 @@ def write_portable(model: Any, out: Path, rest: torch.dtype, embeddings: str | N
     specs = pack_in_place(model, rest, None if model.all_tied_weights_keys else embeddings)
     if record_of(model.config) is not None or reshaped(model):
         raise ValueError(
-            "portable: the structure of this model was changed beyond what its config says (InsertSubLN, ReduceWidth); "
-            "stock transformers has no class for it: leave portable out"
+            "portable: the structure of this model was changed beyond what its config says (InsertSubLN, "
+            "MakeRecurrent, ReduceWidth); stock transformers has no class for it: leave portable out"
         )
     fp32 = [*(model._keep_in_fp32_modules or ())]  # the quantizer leaves these out itself, such as T5's wo
     tied = {name.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for name in pair}

@@ -46,6 +46,7 @@ SLOW = (
     "boundary_resume",
     "without_search_for_unused",
     "checkpointed_activations",
+    "sharded_recurrent",
     "sharded_resumed",
 )
 
@@ -179,6 +180,16 @@ def test_two_ranks_climb_the_ladder_together_whichever_of_them_had_the_trouble(t
     entries = [(step, kind) for step, kind in result(two_ranks, "ladder") if kind not in ("notice", "incident")]
     skips = [(step, "skip") for step in (10, 12, 13, 14, 15, 16)]
     assert sorted(entries) == sorted([*skips, (12, "cut_lr"), (14, "rollback"), (16, "rollback"), (24, "end")])
+
+
+@pytest.mark.slow
+def test_a_sharded_recurrent_core_trains_as_in_one_process(two_ranks_longer, tmp_path):
+    depths = result(two_ranks_longer, "sharded_recurrent")
+    _, alone = recurrence.looped_run(tmp_path, 4, "zeros", norm="sandwich")
+    assert alone.seen == depths
+    name = "01-looped/model.safetensors"
+    found = load_file(two_ranks_longer[0] / "sharded_recurrent" / "zeros" / name)
+    assert apart(load_file(tmp_path / name), found) < SAME
 
 
 @pytest.mark.parametrize("name", training.GRADIENTS)

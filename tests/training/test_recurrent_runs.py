@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, HrmTextConfig, HrmTextForCausalLM, TrainerCallback
 
-from hf_stages import Stage, pack
+from hf_stages import Gguf, Stage, pack
 from hf_stages.core.curves import Linear
 from hf_stages.layers import at_depth, find_recurrence
 from hf_stages.transforms import Binarize, MakeRecurrent, SetRecurrence, Ternarize
@@ -85,7 +85,7 @@ def test_that_the_function_is_kept_is_measured_on_the_stage_s_rows(tmp_path):
 
 @pytest.mark.parametrize("quantize", [Ternarize, Binarize])
 def test_a_looped_low_bit_core_is_packed_and_generates_the_same_at_any_depth(tmp_path, quantize):
-    stage = Stage("low", "30 steps", transforms=[MakeRecurrent(1, 2, 1, mean_depth=3), quantize()])
+    stage = Stage("low", "20 steps", transforms=[MakeRecurrent(1, 2, 1, mean_depth=3), quantize()])
     rows = tiny.lm_data(1).select([0] * 16)  # learned by heart, so that no two tokens are about equally likely
     args = {"learning_rate": 1e-2}
     trainer = staged(tmp_path / "out", [stage], model=tiny.llama(num_hidden_layers=4), args=args, train_dataset=rows)
@@ -99,6 +99,10 @@ def test_a_looped_low_bit_core_is_packed_and_generates_the_same_at_any_depth(tmp
             assert torch.equal(packed.generate(ids, **GREEDY), trained.generate(ids, **GREEDY))
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("packed", "out/01-low")]
     assert sizes[0] < sizes[1] / 8
+    with pytest.raises(ValueError, match="stock transformers has no class for it"):
+        pack(tmp_path / "out" / "01-low", tmp_path / "portable", portable=True)
+    with pytest.raises(ValueError, match="Gguf: expected a plain LlamaForCausalLM"):
+        Gguf()(tmp_path / "out" / "01-low", tmp_path / "gguf")
 
 
 def hrm():

@@ -13,6 +13,7 @@ from hf_stages.core.curves import Linear
 from hf_stages.layers import find_recurrence
 from hf_stages.transforms import MakeRecurrent
 from tests.support import tiny
+from tests.workers.fsdp import FSDP
 from tests.workers.ranks import same_on_ranks, scenario, staged
 
 
@@ -30,7 +31,8 @@ class Depths(TrainerCallback):
 
 def looped_run(out: Path, batch: int, state: str, **changes: Any) -> tuple[StagedTrainer, Depths]:
     """Two micro-batches an update, four updates, with a core that draws depths of a growing mean."""
-    core = MakeRecurrent(1, 2, 1, norm="pre", mean_depth=Linear(1, 5), backprop=2, state_init=state)
+    norm = changes.pop("norm", "pre")
+    core = MakeRecurrent(1, 2, 1, norm=norm, mean_depth=Linear(1, 5), backprop=2, state_init=state)
     depths, model = Depths(), tiny.llama(num_hidden_layers=4, pad_token_id=0)
     stages = [Stage("looped", "4 steps", transforms=[core])]
     trainer = staged(out, stages, batch, 2, model=model, callbacks=[depths], max_grad_norm=1.0, **changes)
@@ -49,4 +51,12 @@ def recurrent(out: Path) -> list[int | None]:
     dist.all_gather_object(found, depths.seen)
     assert found[0] == found[1] == random.seen
     assert len(set(depths.seen)) > 2
+    return depths.seen
+
+
+@scenario
+def sharded_recurrent(out: Path) -> list[int | None]:
+    """FSDP2: a block's shards are gathered in each cycle. Compared with a single process by the test."""
+    trainer, depths = looped_run(out / "zeros", 2, "zeros", norm="sandwich", **FSDP)
+    assert trainer.is_fsdp_enabled
     return depths.seen

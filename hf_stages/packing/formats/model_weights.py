@@ -84,7 +84,7 @@ class WeightReader:
         if record_of(self.model.config) is not None:
             raise ValueError(
                 f"{who}: expected a plain {kind}, got one with norms or other parts that its architecture lacks "
-                "(InsertSubLN); no program that reads this format knows it"
+                "(InsertSubLN, MakeRecurrent); no program that reads this format knows it"
             )
         if not any(isinstance(module, Quantized) for module in self.model.modules()):
             raise ValueError(
