@@ -21,6 +21,7 @@ def assert_same(cut: Path, whole: Path) -> None:
     assert folders == sorted(p.name for p in cut.glob("[0-9]*") if p.is_dir())
     for name in folders:
         assert_same_folder(cut / name, whole / name)
+    assert_same_incidents(cut, whole)
     assert_equal(plain(cut / "run.json"), plain(whole / "run.json"), "run.json")
     ends = [plain(out.with_suffix(".end")) for out in (cut, whole)]
     assert_equal(*ends, "end")
@@ -41,6 +42,17 @@ def assert_same_folder(cut: Path, whole: Path) -> None:
         else:
             mine, theirs = (torch.load(folder / name, weights_only=False) for folder in (cut, whole))
             assert_equal(mine, theirs, where)
+
+
+def assert_same_incidents(cut: Path, whole: Path) -> None:
+    """The rows of the same bad updates were written down, with the same losses, batches and weights."""
+    files = [sorted(path.relative_to(out) for path in (out / "_private").rglob("*.*")) for out in (cut, whole)]
+    assert files[0] == files[1]
+    for name in files[1]:
+        if name.suffix == ".safetensors":
+            assert_equal(load_file(cut / name), load_file(whole / name), str(name))
+        else:
+            assert (cut / name).read_text() == (whole / name).read_text(), name
 
 
 def assert_same_updates(cut: Path, whole: Path) -> None:
