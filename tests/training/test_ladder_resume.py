@@ -42,6 +42,7 @@ def decided(out):
 def test_the_ladder_is_climbed_to_its_top(whole_run):
     out = whole_run(**LADDER)
     assert decided(out) == DECIDED
+    assert list((out / "_private" / "incidents").glob("step-*.jsonl"))  # compared as well where a run is cut
     ledger = [e for e in plain(out / "02-calm" / "stage.json")["ledger"] if e["kind"] == "rollback"]
     assert ["after 8 updates" in ledger[0]["reason"], ledger[0].get("again_from")] == [True, None]
     assert ["after 5 updates" in ledger[1]["reason"], ledger[1].get("again_from")] == [True, 5]
