@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -51,7 +51,15 @@ class History:
         >>> History(step=20, logs=logs, since=10).series("loss")
         [(20, 2.0)]
         """
-        return [(log["step"], log[metric]) for log in self.logs if metric in log and log["step"] > self.since]
+        return list(self.newest(metric))[::-1]
+
+    def newest(self, metric: str) -> Iterator[tuple[int, float]]:
+        """Yield what ``series`` returns, the newest first: a long log need not be read to its start."""
+        for log in reversed(self.logs):
+            if log["step"] <= self.since:
+                return
+            if metric in log:
+                yield log["step"], log[metric]
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ class DeadHeads(Detector):
         return "dead_heads"
 
     def find(self, history: History) -> Finding | None:
-        first = next(iter(history.values("dead_heads")), 0.0)
-        more = last_stretch(history.series("dead_heads"), lambda count: count > first + self.more)
+        first = next((log["dead_heads"] for log in history.logs if "dead_heads" in log), 0.0)
+        more = last_stretch(history.newest("dead_heads"), lambda count: count > first + self.more)
         if len(more) < self.logs:
             return None
         return Finding(

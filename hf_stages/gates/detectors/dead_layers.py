@@ -35,7 +35,7 @@ class DeadLayers(Detector):
 
     def find(self, history: History) -> Finding | None:
         for metric, word in (("dead_layers", "dead"), ("saturated_layers", "saturated")):
-            more = last_stretch(history.series(metric), lambda count: count > self.most)
+            more = last_stretch(history.newest(metric), lambda count: count > self.most)
             if len(more) >= self.logs and (self.saturated or metric == "dead_layers"):
                 advice = (
                     "a lower learning rate, another threshold or scale of the layer, more weight on the task's loss"

@@ -44,7 +44,7 @@ rate, a longer warmup, a smaller max_grad_norm'
         if not values or values[-1] < self.ratio * min(values):
             return None
         best = lowest_level(values)
-        high = last_stretch(series, lambda value: not value < self.ratio * best)
+        high = last_stretch(reversed(series), lambda value: not value < self.ratio * best)
         losses = [value for _, value in high]
         if best <= 0 or len(high) < 4 or length_of(high) < self.patience or not is_flat(losses, least_fall=0.02):
             return None

@@ -37,7 +37,7 @@ class StalledLoader(Detector):
         return "data_wait"
 
     def find(self, history: History) -> Finding | None:
-        slow = last_stretch(history.series("data_wait"), lambda share: share > self.share)
+        slow = last_stretch(history.newest("data_wait"), lambda share: share > self.share)
         if len(slow) < self.logs:
             return None
         advice = "more dataloader_num_workers, examples that are tokenized beforehand, a faster disk"

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from statistics import fmean, median
 
 Series = Sequence[tuple[int, float]]
 """(step, value), oldest first."""
 
 
-def last_stretch(series: Series, holds: Callable[[float], bool]) -> list[tuple[int, float]]:
-    """Return the newest values in a row for which something holds; none where it does not hold of the last one.
+def last_stretch(newest: Iterable[tuple[int, float]], holds: Callable[[float], bool]) -> list[tuple[int, float]]:
+    """Return the last values in a row for which something holds, oldest first; none where it does not of the newest.
 
-    >>> last_stretch([(10, 0.99), (20, 0.2), (30, 0.92), (40, 0.95)], lambda value: value > 0.9)
+    >>> last_stretch([(40, 0.95), (30, 0.92), (20, 0.2), (10, 0.99)], lambda value: value > 0.9)
     [(30, 0.92), (40, 0.95)]
+
+    Args:
+        newest: (step, value), the newest first, as ``History.newest`` yields them.
+        holds: Whether it holds of a value.
     """
-    found: list[tuple[int, float]] = []
-    for step, value in reversed(series):
-        if not holds(value):
-            break
-        found.append((step, value))
-    return found[::-1]
+    return list(takewhile(lambda entry: holds(entry[1]), newest))[::-1]
 
 
 def length_of(stretch: Series) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from hf_stages.gates.base import History
 from hf_stages.gates.detectors.base import Detector, Finding
@@ -51,21 +53,26 @@ class TokenCollapse(Detector):
             )
 
     def find(self, history: History) -> Finding | None:
-        series = history.series(self.metric)
-        first = history.values(self.metric)[0] if self.relative and series else 0.0
-        high = last_stretch(series, lambda value: value > first + self.collapsed * (1 - first))
+        warned = last_stretch(history.newest(self.metric), self._is_above(self.warn, history))
+        if len(warned) < 2:
+            return None
+        high = last_stretch(reversed(warned), self._is_above(self.collapsed, history))
         # The newest of them alone: a loss that fell as the tokens collapsed would hide for long that it falls no more.
-        since = high[-1][0] - self.collapsed_for if high else 0
-        losses = [loss for step, loss in history.series("loss") if step >= max(since, high[0][0])] if high else []
-        numbers = {self.metric: series[-1][1]} if series else {}
+        since = max(high[-1][0] - self.collapsed_for, high[0][0]) if high else 0
+        losses = [loss for _, loss in takewhile(lambda log: log[0] >= since, history.newest("loss"))][::-1]
+        numbers = {self.metric: warned[-1][1]}
         if len(high) > 2 and length_of(high) >= self.collapsed_for and is_flat(losses, least_fall=self.flat):
             what = "the hidden states of all tokens have become alike, and the loss no longer falls"
             return Finding(what, {**numbers, "for updates": length_of(high), **_last(losses)}, _ADVICE)
-        warned = last_stretch(series, lambda value: value > first + self.warn * (1 - first))
-        if len(warned) > 1 and length_of(warned) >= self.warn_for:
+        if length_of(warned) >= self.warn_for:
             what = "the hidden states of all tokens are becoming alike"
             return Finding(what, {**numbers, "for updates": length_of(warned)}, _ADVICE, mild=True)
         return None
+
+    def _is_above(self, limit: float, history: History) -> Callable[[float], bool]:
+        values = (log[self.metric] for log in history.logs if self.metric in log)
+        first = next(values, 0.0) if self.relative else 0.0
+        return lambda value: value > first + limit * (1 - first)
 
 
 def _last(losses: list[float]) -> dict[str, float]:

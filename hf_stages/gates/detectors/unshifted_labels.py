@@ -36,8 +36,8 @@ class UnshiftedLabels(Detector):
         return "loss"
 
     def find(self, history: History) -> Finding | None:
-        losses = [loss for _, loss in history.series("loss")]
-        if history.step > self.within or len(losses) < 2:
+        losses = [loss for _, loss in history.series("loss")] if history.step <= self.within else []
+        if len(losses) < 2:
             return None
         if not (losses[-1] < self.below and losses[-1] < self.share * losses[0]):
             return None
