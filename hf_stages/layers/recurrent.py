@@ -86,7 +86,7 @@ class RecurrentCore(nn.Module):
         depth = self.last_depth = self._choose_depth()
         if self.training and torch.is_grad_enabled():
             past_key_values = None  # nobody reads it, and memory would grow with every cycle
-        if past_key_values is not None:
+        if past_key_values is not None and not torch.compiler.is_compiling():
             check_cache(past_key_values, depth, self.total + (depth - 1) * len(self.layers))
         watched = self.cycle_watch is not None and self.cycle_watch.is_wanted()
         if self.exit is not None and not (self.training or self._is_measured or watched):
@@ -176,8 +176,9 @@ class RecurrentCore(nn.Module):
     def _fixed_vector(self, given: torch.Tensor) -> torch.Tensor:
         key = (given.device, given.dtype)
         if key not in self._vectors:
-            noise = torch.randn(given.shape[-1], generator=torch.Generator().manual_seed(0))
-            self._vectors[key] = (noise * STATE_STD).to(given)
+            with torch.inference_mode(False):  # it may be used in training next
+                noise = torch.randn(given.shape[-1], generator=torch.Generator().manual_seed(0))
+                self._vectors[key] = (noise * STATE_STD).to(device=given.device, dtype=given.dtype)
         return self._vectors[key]
 
     def extra_repr(self) -> str:
