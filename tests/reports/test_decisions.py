@@ -18,6 +18,7 @@ LEDGER = [
     _entry(7, "rollback", "loss 7; went back to the state after 2 updates"),
     _entry(8, "alert", "the loss is far above its best", "Divergence"),
     _entry(9, "end", "9 steps done", "until"),
+    _entry(9, "end", "depth makes no difference; the stage ends here", "DeadRecurrence"),
     _entry(9, "notice", "mind the gap", "plan", "b"),
 ]
 
@@ -29,6 +30,7 @@ def test_each_decision_is_told_in_words_and_the_course_of_the_run_is_not():
         (6, "a", "update skipped: loss 7 [OnSpike]"),
         (7, "a", "went back: loss 7; went back to the state after 2 updates [OnSpike]"),
         (8, "a", "alert: the loss is far above its best [Divergence]"),
+        (9, "a", "stage ended: depth makes no difference; the stage ends here [DeadRecurrence]"),
         (9, "b", "notice: mind the gap [plan]"),
     ]
 

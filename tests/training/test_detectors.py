@@ -87,4 +87,6 @@ def test_plan_report_and_card_tell_of_it(tmp_path, capsys):
     assert told in card
     capsys.readouterr()
     assert cli.main(["report", str(tmp_path)]) == 0
-    assert told in capsys.readouterr().out
+    report = capsys.readouterr().out
+    assert told in report
+    assert "stage ended: the hidden states of all tokens have become alike" in report

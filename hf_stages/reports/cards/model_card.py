@@ -21,7 +21,7 @@ _HEADS = (
     *("loss", "teacher", "learning rate", "schedule", "ended by"),
 )
 _QUIET = ("runtime", "per_second", "_items")
-_DECISIONS, _MOST_ROWS = ("alert", "skip", "cut_lr", "rollback", "replay", "stop"), 20
+_DECISIONS, _MOST_ROWS = ("alert", "skip", "cut_lr", "rollback", "replay", "end", "stop"), 20
 """What a card tells of the ledger: decisions of gates, the first twenty of them."""
 _HUB = re.compile(r"[\w.-]*[A-Za-z][\w.-]*(/[\w.-]+)?")
 
