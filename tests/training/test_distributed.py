@@ -165,6 +165,13 @@ def test_a_recurrent_core_on_two_ranks_trains_as_in_one_process(two_ranks, tmp_p
     assert alone.seen == depths
     name = "01-looped/model.safetensors"
     assert apart(load_file(tmp_path / name), load_file(two_ranks[0] / "recurrent" / "zeros" / name)) < SAME
+    measured, expected = (
+        json.loads((at / "01-looped" / "stage.json").read_text())["metrics"]
+        for at in (two_ranks[0] / "recurrent" / "zeros", tmp_path)
+    )
+    assert measured["eval_items"] == expected["eval_items"]
+    for metric in ("eval_loss_at_1", "eval_loss_at_4", "eval_ppl_at_4"):
+        assert measured[metric] == pytest.approx(expected[metric], rel=1e-6)
 
 
 def test_monitors_on_two_ranks_log_the_numbers_of_one_process(two_ranks, tmp_path):

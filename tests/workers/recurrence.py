@@ -1,4 +1,4 @@
-"""Scenarios for two ranks: a recurrent core draws the same depth on both, and its gradient is that of one process."""
+"""Scenarios for two ranks: a recurrent core draws the same depth on both; gradients and losses are one process's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from hf_stages import Stage, StagedTrainer
+from hf_stages import AtDepths, Stage, StagedTrainer
 from hf_stages.core.curves import Linear
 from hf_stages.layers import find_recurrence
 from hf_stages.transforms import MakeRecurrent
 from tests.support import tiny
+from tests.workers.cases import CASES, Rows
 from tests.workers.fsdp import FSDP
 from tests.workers.ranks import same_on_ranks, scenario, staged
 
@@ -30,11 +31,15 @@ class Depths(TrainerCallback):
 
 
 def looped_run(out: Path, batch: int, state: str, **changes: Any) -> tuple[StagedTrainer, Depths]:
-    """Two micro-batches an update, four updates, with a core that draws depths of a growing mean."""
+    """Two micro-batches an update, four updates, with a core that draws depths of a growing mean.
+
+    Seven rows are evaluated, so one rank's last batch is filled up with rows that were read before.
+    """
     norm = changes.pop("norm", "pre")
     core = MakeRecurrent(1, 2, 1, norm=norm, mean_depth=Linear(1, 5), backprop=2, state_init=state)
     depths, model = Depths(), tiny.llama(num_hidden_layers=4, pad_token_id=0)
     stages = [Stage("looped", "4 steps", transforms=[core])]
+    changes |= {"eval_dataset": AtDepths(Rows(CASES["causal"].rows()[:7]), (1, 4)), "per_device_eval_batch_size": 2}
     trainer = staged(out, stages, batch, 2, model=model, callbacks=[depths], max_grad_norm=1.0, **changes)
     trainer.train()
     return trainer, depths
