@@ -44,16 +44,18 @@ def right_answers(model: LlamaForCausalLM, rows: Dataset, group: int, depths: Se
     return found
 
 
-def main(out: Path, steps: int, seed: int = 0, start: str = "sum", asked: int = 512) -> dict[int, list[float]]:
-    # 1. Make a Llama of two small blocks.
+def main(
+    out: Path, steps: int, *, seed: int = 0, start: str = "sum", mean: float = 6, blocks: int = 2, asked: int = 512
+) -> dict[int, list[float]]:
+    # 1. Make a Llama of small blocks.
     set_seed(seed)
     config = LlamaConfig(
-        vocab_size=2, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=2, hidden_size=64, intermediate_size=128, num_hidden_layers=blocks, num_attention_heads=4,
         initializer_range=0.08, pad_token_id=None, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
 
-    # 2. Train it with its second block as a core, which runs seven times on average.
-    looped = MakeRecurrent(prelude=1, core=1, coda=0, mean_depth=6, adapter_start=start)
+    # 2. Train it with its last block as a core, which runs seven times on average.
+    looped = MakeRecurrent(prelude=blocks - 1, core=1, coda=0, mean_depth=mean, adapter_start=start)
     args = training_arguments(
         out, per_device_train_batch_size=64, learning_rate=2e-3, lr_scheduler_type="cosine",
         warmup_steps=min(50, steps // 4), adam_beta2=0.95, seed=seed,
@@ -82,5 +84,7 @@ if __name__ == "__main__":
     parser = command_line(__doc__, out="running-sums-out", steps=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--start", choices=["input", "sum"], default="sum", help="what the adapter does at first")
-    options = parser.parse_args()
-    print(table(main(options.out, options.steps, options.seed, options.start)))
+    parser.add_argument("--mean", type=float, default=6, help="mean depth less one; 0: the core runs once, always")
+    parser.add_argument("--blocks", type=int, default=2, help="blocks of the model, whose last is the core")
+    options = vars(parser.parse_args())
+    print(table(main(options.pop("out"), options.pop("steps"), **options)))
