@@ -111,7 +111,8 @@ class LossOverItems:
     def loss(self, inner: Callable[..., Any], model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         """Answer ``compute_loss`` for one batch. Without a number of items every trainer returns the batch's mean."""
         batch = self.trainer._staged_batch_of(inputs).columns
-        new = count_unread_rows(self.trainer, batch)
+        # Rows that are repeated are chosen already. All ranks run the model equally often, as FSDP needs.
+        new = None if self.repeats_rows else count_unread_rows(self.trainer, batch)
         if new is not None:  # before the forward of all rows, which is the one that others watch
             few = first_rows(batch, new)
             self.mean_of_unread_rows = self._run(inner, model, {key: few[key] for key in inputs}, few)

@@ -165,13 +165,14 @@ def test_a_recurrent_core_on_two_ranks_trains_as_in_one_process(two_ranks, tmp_p
     assert alone.seen == depths
     name = "01-looped/model.safetensors"
     assert apart(load_file(tmp_path / name), load_file(two_ranks[0] / "recurrent" / "zeros" / name)) < SAME
-    measured, expected = (
-        json.loads((at / "01-looped" / "stage.json").read_text())["metrics"]
-        for at in (two_ranks[0] / "recurrent" / "zeros", tmp_path)
-    )
+    assert_same_losses_at_depths(two_ranks[0] / "recurrent" / "zeros", tmp_path, rel=1e-6)
+
+
+def assert_same_losses_at_depths(found: Path, alone: Path, rel: float) -> None:
+    measured, expected = (json.loads((at / "01-looped" / "stage.json").read_text())["metrics"] for at in (found, alone))
     assert measured["eval_items"] == expected["eval_items"]
     for metric in ("eval_loss_at_1", "eval_loss_at_4", "eval_ppl_at_4"):
-        assert measured[metric] == pytest.approx(expected[metric], rel=1e-6)
+        assert measured[metric] == pytest.approx(expected[metric], rel=rel)
 
 
 def test_monitors_on_two_ranks_log_the_numbers_of_one_process(two_ranks, tmp_path):
@@ -195,8 +196,9 @@ def test_a_sharded_recurrent_core_trains_as_in_one_process(two_ranks_longer, tmp
     _, alone = recurrence.looped_run(tmp_path, 4, "zeros", norm="sandwich")
     assert alone.seen == depths
     name = "01-looped/model.safetensors"
-    found = load_file(two_ranks_longer[0] / "sharded_recurrent" / "zeros" / name)
-    assert apart(load_file(tmp_path / name), found) < SAME
+    sharded = two_ranks_longer[0] / "sharded_recurrent" / "zeros"
+    assert apart(load_file(tmp_path / name), load_file(sharded / name)) < SAME
+    assert_same_losses_at_depths(sharded, tmp_path, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", training.GRADIENTS)
