@@ -48,6 +48,7 @@ SLOW = (
     "checkpointed_activations",
     "sharded_recurrent",
     "sharded_resumed",
+    "sharded_incident",
 )
 
 

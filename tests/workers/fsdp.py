@@ -17,8 +17,10 @@ from hf_stages import Stage
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.gates import Expect
 from hf_stages.models import optimizer_moments
+from hf_stages.reports.incidents import read_incidents
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, Unfreeze
+from tests.support.poisoned import RecordFrom, poisoned_data
 from tests.workers import ranks
 from tests.workers.ranks import agree, classes, scenario, staged
 
@@ -171,3 +173,24 @@ def sharded_resumed(out: Path) -> None:
         again.train(resume_from_checkpoint=True)
         end = full(again.model)
         assert all(torch.equal(end[n], wanted[n]) for n in wanted), f"after {name}: not as if never cut"
+
+
+@scenario
+def sharded_incident(out: Path) -> None:
+    """Rows are measured by a sharded model: every rank runs as many forwards, and the training has no trace of them."""
+    data, _ = poisoned_data()
+    found = {}
+    for name, first in (("plain", 99), ("recorded", 2)):
+        callback = RecordFrom(first)
+        options = {"train_dataset": data["web"], "callbacks": [callback], **ADAM}
+        trainer = staged(out / name, [Stage("one", "5 steps")], 4, 2, **options)
+        callback.trainer = trainer
+        trainer.train()
+        found[name] = full(trainer.model)
+    assert all(torch.equal(found["plain"][key], value) for key, value in found["recorded"].items())
+    dist.barrier()
+    incidents = read_incidents(out / "recorded")
+    assert [len(incident.rows) for incident in incidents] == [16, 8, 16]  # the last update of an epoch is smaller
+    assert all(row.loss is not None for incident in incidents for row in incident.rows)
+    assert incidents[0].problem is None
+    assert not list((out / "recorded").rglob("*.weights.safetensors"))

@@ -90,3 +90,12 @@ def _without_a_trace(trainer: Any) -> Iterator[None]:
                 yield
         finally:
             trainer._staged_split_off = held
+            if trainer.is_fsdp_enabled:
+                _reshard(trainer.model)
+
+
+def _reshard(model: Any) -> None:
+    """Let sharded modules drop the weights that they gathered: the next forward must see what a step makes of them."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()

@@ -14,11 +14,13 @@ from hf_stages import Stage
 from hf_stages.core.stops import RunInterrupted
 from hf_stages.data import Mixture
 from hf_stages.losses import LogitKL, Loss, TaskLoss
+from hf_stages.monitors import RunHealth
 from hf_stages.reports.incidents import read_incident, read_incidents
 from hf_stages.training.incidents.incidents import MOST
 from tests.support import tiny
 from tests.support.poisoned import LEARNS, RecordFrom, check_named, poisoned_data
 from tests.support.runs import staged
+from tests.support.sameness import TIMED
 from tests.workers.cases import Pad
 
 DATA = {"a": tiny.lm_data(30, 8), "b": tiny.lm_data(12, 5, seed=1)}
@@ -64,14 +66,23 @@ def same(mine, theirs):
     return all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("taught", [False, True])
-def test_recording_leaves_no_trace_in_the_training(tmp_path, taught):
-    options = {"stage": {"loss": TaskLoss() + LogitKL()}, "teacher": tiny.llama(seed=5)} if taught else {}
+WITHOUT_TRACE = {
+    "watched": {"stage": {"monitors": [RunHealth()]}},
+    "taught": {"stage": {"loss": TaskLoss() + LogitKL()}, "teacher": tiny.llama(seed=5)},
+}
+
+
+@pytest.mark.parametrize("options", WITHOUT_TRACE.values(), ids=WITHOUT_TRACE.keys())
+def test_recording_leaves_no_trace_in_the_training(tmp_path, options):
     plain, recorded = run(tmp_path / "plain", **options), run(tmp_path / "recorded", (1, 4, 5, 9), **options)
     assert same(weights(recorded), weights(plain))
-    losses = [[log["loss"] for log in one.state.log_history if "loss" in log] for one in (recorded, plain)]
-    assert losses[0] == losses[1]
+    assert untimed(recorded) == untimed(plain)
     assert len(read_incidents(tmp_path / "recorded")) == 4
+
+
+def untimed(trainer):
+    timed = (*TIMED, "memory_gib", "data_wait")
+    return [{k: v for k, v in log.items() if not k.endswith(timed)} for log in trainer.state.log_history]
 
 
 def test_rows_have_their_own_losses_and_the_batch_is_their_mean(tmp_path):
@@ -175,12 +186,12 @@ def test_the_text_of_a_row_is_the_datasets_own_or_decoded(tmp_path):
 def test_poisoned_rows_of_a_mixture_are_named(tmp_path):
     """Over epochs, in two micro-batches: garbage rows, and rows with other labels."""
     data, spoilt = poisoned_data()
-    callback = RecordFrom(30)
-    stages = [Stage("one", "40 steps", train_dataset=Mixture({"web": 0.6, "books": 0.4}))]
+    callback = RecordFrom(28)
+    stages = [Stage("one", "34 steps", train_dataset=Mixture({"web": 0.6, "books": 0.4}))]
     args = {**LEARNS, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
     trainer = staged(tmp_path, stages, args=args, callbacks=[callback], train_dataset=data)
     callback.trainer = trainer
     trainer.train()
     incidents = read_incidents(tmp_path)
-    assert len(incidents) == MOST
+    assert len(incidents) == 6
     check_named(incidents, spoilt)

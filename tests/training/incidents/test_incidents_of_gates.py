@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from hf_stages import Stage
+from hf_stages.data import Mixture
 from hf_stages.gates import OnSpike
 from hf_stages.gates.base import Decision, Gate
 from hf_stages.gates.detectors.base import Detector, Finding
@@ -15,11 +16,11 @@ from hf_stages.reports.incidents import read_incidents
 from hf_stages.training.incidents.replay import replay_incident
 from tests.support import tiny
 from tests.support.compared_rows import MIXED, trainer
-from tests.support.poisoned import LEARNS, check_crawl_is_named, late_crawl
+from tests.support.poisoned import LEARNS, NanOn, check_crawl_is_named, late_crawl, poisoned_data, with_odd_row
 from tests.support.runs import staged
 
 
-def late_run(out, gate, steps=60, **changes):
+def late_run(out, gate, steps=50, **changes):
     data, part = late_crawl()
     args = {**LEARNS, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, **changes}
     found = staged(
@@ -47,7 +48,12 @@ def test_on_spike_names_the_rows_of_updates_that_it_skips(tmp_path):
 
 
 def test_on_spike_without_rows_writes_none(tmp_path):
-    late_run(tmp_path, OnSpike(skip=50, window=32, rows=False), steps=45)
+    data = with_odd_row(poisoned_data(bad=0.0)[0], "books", 11)
+    gate = OnSpike(rows=False)
+    part = Mixture({"web": 0.6, "books": 0.4})
+    stages = [Stage("one", "8 steps", train_dataset=part, loss=NanOn(), gates=[gate])]
+    args = {**LEARNS, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    staged(tmp_path, stages, args=args, train_dataset=data).train()
     assert [entry for entry in entries(tmp_path) if entry["kind"] == "skip"]
     assert not read_incidents(tmp_path)
 

@@ -62,7 +62,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+SLOW = ("projected", "lora", "by-source")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=[pytest.mark.slow] if k in SLOW else []) for k in KINDS])
 def test_the_replayed_update_is_the_one_that_was_trained(tmp_path, kind):
     stages = [
         Stage("start", "2 steps", train_dataset=MIXED),

@@ -9,7 +9,7 @@ from hf_stages.data import Mixture
 from tests.support.compared_rows import DATA, MIXED, RAMP, Compared, trainer
 
 
-@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("name", ["ramp", "tokens", "lengths", pytest.param("nested", marks=pytest.mark.slow)])
 def test_rows_of_a_mixture_are_found(tmp_path, name):
     found = trainer(tmp_path, MIXED[name])
     found.train()
