@@ -56,7 +56,8 @@ class RollbackStates:
         with ThreadPoolExecutor(1) as pool:  # the checksum is made while torch reads
             damage = pool.submit(find_damage, place)
             try:
-                state = torch.load(place / _FILE, map_location="cpu", weights_only=True)
+                state = torch.load(place / _FILE, map_location="cpu", weights_only=True, mmap=True)
+                state["optimizer"] = _in_memory(state["optimizer"], self.trainer.args.device)
                 problem = damage.result()
             except Exception as error:
                 problem = damage.result() or str(error)
@@ -70,6 +71,16 @@ class RollbackStates:
                 tensor.copy_(state["weights"][name])
         self.trainer.optimizer.load_state_dict(state["optimizer"])
         return {key: value for key, value in state.items() if key not in ("weights", "optimizer")}
+
+
+def _in_memory(moments: Any, device: torch.device) -> Any:
+    """Copy what an optimizer on the CPU would keep as it is given: the file is only mapped, and may be removed."""
+    if isinstance(moments, dict):
+        return {key: _in_memory(value, device) for key, value in moments.items()}
+    if isinstance(moments, list):
+        return [_in_memory(value, device) for value in moments]
+    own = torch.is_tensor(moments) and (device.type == "cpu" or moments.numel() <= 1)
+    return moments.clone() if own else moments
 
 
 def rollback_folder(out: Path, stage_folder: str) -> Path:
