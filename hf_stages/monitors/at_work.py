@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,9 +31,11 @@ class Monitoring:
         """The update of the log before."""
         self._names: list[str] = []
         self._watchers: list[tuple[Watcher, Occasions | None]] = []
-        for monitor in monitors:
+        declared = tuple(monitors)
+        for monitor in declared:
             assert run is not None
-            for one in _members(monitor, run):
+            for one in _members(monitor, run, declared):
+                check_monitor(one, run)
                 every = as_occasions(getattr(one, "every", None), f"{run.where}: {type(one).__name__}")
                 self._names.append(type(one).__name__)
                 self._watchers.append((one.watch(run) if hasattr(one, "watch") else Asked(one), every))
@@ -143,9 +145,21 @@ def _defines(watcher: Watcher, name: str) -> bool:
     return getattr(type(watcher), name) is not getattr(Watcher, name)
 
 
-def _members(monitor: Any, run: WatchedRun) -> list[Any]:
-    """Return the monitors that a group stands for in this run; any other monitor alone."""
-    return list(monitor.members(run)) if isinstance(monitor, Monitor) and hasattr(monitor, "members") else [monitor]
+def check_monitor(monitor: Any, run: WatchedRun) -> None:
+    """Refuse what is no monitor, and a monitor that cannot work in this run."""
+    if isinstance(monitor, Monitor):
+        monitor.check(run)
+    if not callable(monitor) and not hasattr(monitor, "watch"):
+        raise ValueError(f"{run.where}: expected a monitor or a function of the view, got {monitor!r}")
+    as_occasions(getattr(monitor, "every", None), f"{run.where}: {type(monitor).__name__}")
+
+
+def _members(monitor: Any, run: WatchedRun, declared: Sequence[Any]) -> list[Any]:
+    """Return the monitors that a group stands for in this run, but for those that are declared themselves."""
+    if not isinstance(monitor, Monitor) or not hasattr(monitor, "members"):
+        return [monitor]
+    apart = {type(one) for one in declared}
+    return [one for one in monitor.members(run) if type(one) not in apart]
 
 
 def as_floats(values: Readings) -> dict[str, float]:

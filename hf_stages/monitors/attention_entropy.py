@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 import torch
 
 from hf_stages.core.occasions import LogSpaced, as_occasions
+from hf_stages.layers.blocks import blocks_of
+from hf_stages.models.attention_capture import attention_module
 from hf_stages.models.attention_scores import scores, visible
 from hf_stages.models.signals import Attention, key_of
 from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count
-from hf_stages.monitors.fixed_rows import Probe
+from hf_stages.monitors.fixed_rows import Probe, check_blocks
 
 _QUERIES = 256
 _DEAD = 0.01
@@ -51,6 +53,15 @@ class AttentionEntropy(Monitor):
         as_occasions(self.every, "AttentionEntropy")
         check_count(self, "rows")
 
+    def check(self, run: WatchedRun) -> None:
+        check_blocks(run, self, self.layers, self.stack)
+        blocks = blocks_of(run.model, self.stack)
+        for layer in self.layers or (1,):
+            try:
+                attention_module(blocks[layer - 1], f"block {layer}")
+            except ValueError as error:
+                raise run.error(self, str(error)) from error
+
     def watch(self, run: WatchedRun) -> Watcher:
         return _Heads(self, run)
 
@@ -58,7 +69,6 @@ class AttentionEntropy(Monitor):
 class _Heads(Watcher):
     def __init__(self, declared: AttentionEntropy, run: WatchedRun) -> None:
         self.probe = Probe(run, declared, rows=declared.rows, dataset=declared.probe, stack=declared.stack)
-        self.probe.check_layers(declared, declared.layers)
         last = self.probe.blocks
         layers = declared.layers or tuple(sorted({1, (last + 1) // 2, last}))
         self.keys = {layer: key_of("attention", layer, declared.stack) for layer in layers}

@@ -47,6 +47,12 @@ class Monitor:
     def __call__(self, view: Mapping[str, Any]) -> Readings:
         raise NotImplementedError(f"{type(self).__name__} must define __call__(view), or watch(run)")
 
+    def check(self, run: WatchedRun) -> None:
+        """Refuse a run in which it cannot work, by ``run.error``. It is called before the run's first step.
+
+        The model may lie on the meta device then, and there are no rows to look at.
+        """
+
 
 class Watcher:
     """A monitor at work in one stage: what it has gathered since the last log. Methods that are not needed stay away.

@@ -13,65 +13,66 @@ from hf_stages.layers.blocks import blocks_of
 from hf_stages.layers.recurrent import RecurrentCore, at_depth, find_recurrence
 from hf_stages.models.capture import Capture, evaluating
 from hf_stages.models.model_inputs import columns_of, model_inputs
-from hf_stages.models.real_tokens import tokens_entering
+from hf_stages.models.real_tokens import shape_of, tokens_entering
 from hf_stages.monitors.base import Monitor, WatchedRun
 
 
-class Probe:
-    """A batch of fixed rows, and what a model's blocks make of it.
+class FixedRows:
+    """A batch of fixed rows. The model runs on them without dropout, draws no random number and keeps no graph.
 
-    The model runs without dropout, draws no random number and keeps no graph; a forward ends at the deepest block that
-    is looked at. Every rank runs the same rows.
+    Every rank runs the same rows.
 
     Args:
         run: The run that is watched.
         monitor: The monitor that asks; errors name it.
         rows: How many rows of the dataset.
         dataset: The rows, or a batch of tensors; None: the first rows of the run's own data.
-        stack: Which stack of a model of several.
         depth: Cycles of a recurrent core; None: as many as in evaluation.
     """
 
     def __init__(
-        self,
-        run: WatchedRun,
-        monitor: Monitor,
-        *,
-        rows: int,
-        dataset: Any = None,
-        stack: str | None = None,
-        depth: int | None = None,
+        self, run: WatchedRun, monitor: Monitor, *, rows: int, dataset: Any = None, depth: int | None = None
     ) -> None:
         assert run.collated is not None
-        self.watched, self.model, self.core = run, run.model, find_recurrence(run.model)
-        if depth is not None and self.core is None:
-            raise run.error(
-                monitor, f"depth={depth}: the model has no recurrent core, so it has one depth; leave it out"
-            )
-        self.depth = depth
+        self.watched, self.model, self.core, self.depth = run, run.model, find_recurrence(run.model), depth
         try:
-            self.blocks = len(blocks_of(self.model, stack))
             batch, taken = run.collated(dataset, rows), columns_of(self.model)
-            self.batch = {key: value for key, value in batch.items() if key in taken} or dict(batch)
-            self.tokens = tokens_entering(self.model, stack)
         except ValueError as error:
             raise run.error(monitor, str(error)) from error
-        real = self.tokens.mask(self.batch)
-        lengths = real.sum(-1) if real is not None else None
-        if lengths is not None and int(lengths.max()) < 2:
+        self.batch = {key: value for key, value in batch.items() if key in taken} or dict(batch)
+
+    def loss(self) -> torch.Tensor | None:
+        """Run the whole model on the rows with their labels, and return its own loss; None where it gives none."""
+        model, run = self.model, self.watched
+        with preserve_random_state(), torch.no_grad(), evaluating(model), run.autocast(), self._at_depth():
+            outputs = model(**self.batch)
+        found: Any = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        return found.detach().float().mean() if torch.is_tensor(found) else None
+
+    def _at_depth(self) -> AbstractContextManager[RecurrentCore | None]:
+        if self.core is None:
+            return nullcontext()
+        return at_depth(self.model, self.core.depth if self.depth is None else self.depth)
+
+
+class Probe(FixedRows):
+    """Fixed rows, and what the blocks of one stack make of them. A forward ends at the deepest block looked at.
+
+    Args:
+        stack: Which stack of a model of several.
+    """
+
+    def __init__(self, run: WatchedRun, monitor: Monitor, *, stack: str | None = None, **rows: Any) -> None:
+        super().__init__(run, monitor, **rows)
+        self.blocks = len(blocks_of(self.model, stack))
+        self.tokens = tokens_entering(self.model, stack)
+        real, shape = self.tokens.mask(self.batch), shape_of(self.batch)
+        longest = int(real.sum(-1).max()) if real is not None else shape[-1] if shape is not None else 2
+        if longest < 2:
             raise run.error(
                 monitor,
-                f"its probe has {int(lengths.max())} token(s) in its longest row, and two are needed to compare; give "
-                "probe=, a dataset with longer rows",
-            )
-
-    def check_layers(self, monitor: Monitor, layers: tuple[int, ...]) -> None:
-        """Refuse numbers of blocks that the model does not have."""
-        unknown = [layer for layer in layers if not 1 <= layer <= self.blocks]
-        if unknown:
-            raise self.watched.error(
-                monitor,
-                f"layers: the model has {self.blocks} blocks, counted from 1; got {', '.join(map(str, unknown))}",
+                f"its probe has {longest} token(s) in its longest row, and two are needed to compare; give probe=, a "
+                "dataset with longer rows",
             )
 
     def look(self, needs: frozenset[str]) -> dict[str, Any]:
@@ -92,19 +93,22 @@ class Probe:
                 captured["core"] = core.last_states
         return captured
 
-    def loss(self) -> torch.Tensor | None:
-        """Run the whole model on the rows with their labels, and return its own loss; None where it gives none."""
-        model, run = self.model, self.watched
-        with preserve_random_state(), torch.no_grad(), evaluating(model), run.autocast(), self._at_depth():
-            outputs = model(**self.batch)
-        found: Any = outputs.get("loss") if isinstance(outputs, Mapping) else None
-        return found.detach().float().mean() if torch.is_tensor(found) else None
-
-    def _at_depth(self) -> AbstractContextManager[RecurrentCore | None]:
-        if self.core is None:
-            return nullcontext()
-        return at_depth(self.model, self.core.depth if self.depth is None else self.depth)
-
     def real(self, states: torch.Tensor) -> torch.Tensor:
         """Return (rows, tokens): 1 where a state is of a token that is no padding, else 0."""
         return self.tokens.weights(self.batch, states).gt(0).to(torch.float32)
+
+
+def check_blocks(
+    run: WatchedRun, monitor: Monitor, layers: tuple[int, ...], stack: str | None, depth: int | None = None
+) -> None:
+    """Refuse, by the model's shape, blocks that it does not have, and a depth where it has but one."""
+    try:
+        count = len(blocks_of(run.model, stack))
+    except ValueError as error:
+        raise run.error(monitor, str(error)) from error
+    unknown = [layer for layer in layers if not 1 <= layer <= count]
+    if unknown:
+        got = ", ".join(map(str, unknown))
+        raise run.error(monitor, f"layers: the model has {count} blocks, counted from 1; got {got}")
+    if depth is not None and find_recurrence(run.model) is None:
+        raise run.error(monitor, f"depth={depth}: the model has no recurrent core, so it has one depth; leave it out")

@@ -10,7 +10,7 @@ import torch
 
 from hf_stages.core.occasions import LogSpaced, as_occasions
 from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count
-from hf_stages.monitors.fixed_rows import Probe
+from hf_stages.monitors.fixed_rows import FixedRows
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,18 @@ class LossBySource(Monitor):
         as_occasions(self.every, "LossBySource")
         check_count(self, "rows")
 
-    def watch(self, run: WatchedRun) -> Watcher:
+    def check(self, run: WatchedRun) -> None:
         if len(run.sources) < 2:
             raise run.error(self, "the stage draws from fewer than two sources; leave it out, or train on a Mixture")
+
+    def watch(self, run: WatchedRun) -> Watcher:
         return _Sources(self, run)
 
 
 class _Sources(Watcher):
     def __init__(self, declared: LossBySource, run: WatchedRun) -> None:
         self.probes = {
-            name: Probe(run, declared, rows=declared.rows, dataset=dataset) for name, dataset in run.sources.items()
+            name: FixedRows(run, declared, rows=declared.rows, dataset=dataset) for name, dataset in run.sources.items()
         }
         for name, probe in self.probes.items():
             if not torch.is_tensor(probe.loss()):

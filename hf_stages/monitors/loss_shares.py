@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from hf_stages.monitors.base import Asked, Monitor, Readings, WatchedRun, Watcher
+from hf_stages.monitors.base import Monitor, Readings, WatchedRun
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,9 @@ class LossShares(Monitor):
 
     logs: ClassVar[tuple[str, ...]] = ("loss_share_*",)
 
-    def watch(self, run: WatchedRun) -> Watcher:
+    def check(self, run: WatchedRun) -> None:
         if len(run.terms) < 2:
             raise run.error(self, "the stage's loss has fewer than two terms; leave it out, or add terms")
-        return Asked(self)
 
     def __call__(self, view: Mapping[str, Any]) -> Readings:
         sizes = {name: abs(value) for name, value in view["loss_terms"].items()}

@@ -36,16 +36,17 @@ class QuantizedWeights(Monitor):
     def __post_init__(self) -> None:
         as_occasions(self.every, "QuantizedWeights")
 
-    def watch(self, run: WatchedRun) -> Watcher:
-        layers = quantized_layers(run.model)
-        if not layers:
+    def check(self, run: WatchedRun) -> None:
+        if not quantized_layers(run.model):
             raise run.error(
                 self,
                 "the model has no quantized layers; leave it out, or put Ternarize() into transforms",
             )
         if run.sharded:
             raise run.error(self, "under FSDP each rank holds a part of every weight; leave it out, or use DDP")
-        return _Levels(layers)
+
+    def watch(self, run: WatchedRun) -> Watcher:
+        return _Levels(quantized_layers(run.model))
 
 
 class _Levels(Watcher):

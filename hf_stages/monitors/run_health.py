@@ -59,12 +59,14 @@ class RunHealth(Monitor):
             yield SampledDepth()
         if len(run.terms) > 1:
             yield LossShares()
-        if len(run.sources) > 1:
-            yield LossBySource(rows=self.rows)
+        by_source = LossBySource(rows=self.rows)
+        if len(run.sources) > 1 and _works(by_source, run):
+            yield by_source
 
 
 def _works(monitor: Monitor, run: WatchedRun) -> bool:
     try:
+        monitor.check(run)
         monitor.watch(run)  # type: ignore[attr-defined]
     except ValueError as error:
         logger.warning(f"RunHealth: {error}")

@@ -24,10 +24,13 @@ class SampledDepth(Monitor):
 
     logs: ClassVar[tuple[str, ...]] = ("recurrence",)
 
+    def check(self, run: WatchedRun) -> None:
+        if find_recurrence(run.model) is None:
+            raise run.error(self, "the model has no recurrent core; leave it out, or put MakeRecurrent into transforms")
+
     def watch(self, run: WatchedRun) -> Watcher:
         core = find_recurrence(run.model)
-        if core is None:
-            raise run.error(self, "the model has no recurrent core; leave it out, or put MakeRecurrent into transforms")
+        assert core is not None
         return _Depths(core)
 
 

@@ -71,8 +71,8 @@ def state_norm(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     >>> float(state_norm(torch.tensor([[[3.0, 4.0], [9.0, 9.0]]]), torch.tensor([[1, 0]])))
     5.0
     """
-    norms = torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32)
-    kept = real.to(torch.float32)
+    norms = torch.cat([torch.linalg.vector_norm(some.float(), dim=-1) for some in states.flatten(0, 1).split(_CHUNK)])
+    norms, kept = norms.view(states.shape[:2]), real.to(torch.float32)
     return torch.where(kept > 0, norms, 0.0).sum() / kept.sum()
 
 

@@ -11,7 +11,7 @@ import torch
 from hf_stages.core.occasions import LogSpaced, as_occasions
 from hf_stages.models.signals import key_of
 from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count
-from hf_stages.monitors.fixed_rows import Probe
+from hf_stages.monitors.fixed_rows import Probe, check_blocks
 from hf_stages.monitors.state_statistics import effective_rank, state_change, state_norm, token_correlation
 
 
@@ -52,6 +52,9 @@ class TokenCorrelation(Monitor):
         if self.depth is not None:
             check_count(self, "depth")
 
+    def check(self, run: WatchedRun) -> None:
+        check_blocks(run, self, self.layers, self.stack, self.depth)
+
     def watch(self, run: WatchedRun) -> Watcher:
         return _States(self, run)
 
@@ -66,7 +69,6 @@ class _States(Watcher):
             stack=declared.stack,
             depth=declared.depth,
         )
-        self.probe.check_layers(declared, declared.layers)
         self.last = key_of("hidden", self.probe.blocks, declared.stack)
         self.further = {layer: key_of("hidden", layer, declared.stack) for layer in declared.layers}
         try:

@@ -25,6 +25,7 @@ from hf_stages.models.structure import latent_split_on_disk
 from hf_stages.planning.depth_checks import check_depths
 from hf_stages.planning.describe_teaching import describe_teaching
 from hf_stages.planning.domains import domains_of, earlier_domains
+from hf_stages.planning.monitor_checks import check_monitors
 from hf_stages.planning.plan import Plan, Teaching
 from hf_stages.planning.resolved import ResolvedRecipe
 from hf_stages.planning.stage_args import stage_args
@@ -50,6 +51,7 @@ def check_stages(
         check_teacher(resolved, stage)
         check_stage(resolved, args, stage)
         check_depths(resolved, args, stage, skeletons.get(stage.name))
+        check_monitors(resolved, args, stage, skeletons.get(stage.name))
         if stage.name in skeletons and (name := latent_split_on_disk(skeletons[stage.name])) is not None:
             raise ValueError(
                 f"stage {stage.name!r}: {name}: transformers {transformers.__version__} would store it in pieces and "

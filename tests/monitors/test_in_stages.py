@@ -58,7 +58,7 @@ class Looks(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         moved = sum(
-            float((p - b).double().square().sum()) for p, b in zip(model.parameters(), self.before, strict=True)
+            float((p.detach() - b).double().square().sum()) for p, b in zip(model.parameters(), self.before, strict=True)
         )
         self.moves.append((moved / sum(float(b.double().square().sum()) for b in self.before)) ** 0.5)
 
@@ -282,3 +282,18 @@ def test_a_rollback_forgets_what_was_gathered_of_the_weights_that_are_gone(tmp_p
     trainer.train()
     (log,) = logs(trainer)
     assert log["raw_loss"] == log["raw_loss_max"] != pytest.approx(log["loss"], rel=1e-7)
+
+
+def test_a_group_leaves_out_what_is_declared_itself(tmp_path):
+    trainer = trained(tmp_path, [RunHealth(), TokenCorrelation(layers=(1,), every=2), GradientNorm(blocks=False)])
+    assert ["token_correlation" in log for log in logs(trainer)] == [False, True, False, True]
+    assert "token_correlation_layer_1" in logs(trainer)[1]
+    assert not any("grad_norm_block_1" in log for log in logs(trainer))
+
+
+def test_run_health_fits_models_of_other_kinds(tmp_path):
+    for number, (model, data) in enumerate([(tiny.t5(), tiny.lm_data()), (tiny.vit(), tiny.image_data())]):
+        trainer = trained(tmp_path / str(number), [RunHealth()], model=model, train_dataset=data)
+        assert all(math.isfinite(log["raw_loss"]) and log["update_ratio"] > 0 for log in logs(trainer))
+        assert ("token_correlation" in logs(trainer)[0]) == (number == 1)
+        assert ("tokens_per_second" in logs(trainer)[0]) == (number == 0)

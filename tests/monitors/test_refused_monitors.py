@@ -49,6 +49,18 @@ def test_what_cannot_be_measured_is_refused_before_the_first_step(monitor, said,
     assert not [log for log in trainer.state.log_history if "loss" in log]
 
 
+def test_a_late_stages_monitor_fails_before_the_first_stage(tmp_path):
+    stages = [Stage("a", "2 steps"), Stage("b", "2 steps", monitors=[TokenCorrelation(layers=(9,))])]
+    with pytest.raises(ValueError, match="stage 'b': monitors: TokenCorrelation: layers: the model has 2 blocks"):
+        staged(tmp_path, stages).train()
+    assert not list(tmp_path.glob("01-a"))
+
+
+def test_what_is_no_monitor_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="stage 'a': monitors: expected a monitor or a function of the view, got 3"):
+        staged(tmp_path, [Stage("a", "2 steps", monitors=[3])]).train()
+
+
 def test_several_stacks_ask_which(tmp_path):
     trainer = staged(tmp_path, [Stage("a", "2 steps", monitors=[TokenCorrelation()])], model=tiny.t5())
     with pytest.raises(ValueError, match=r"TokenCorrelation: .*it has 2 stacks of blocks; say which: stack="):
