@@ -30,14 +30,18 @@ WARM = 4
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the most elements of any tensor that is made."""
+    """Notes the most elements of any tensor that is made, but for views of the given one."""
 
     elements = 0
+
+    def __init__(self, given: torch.Tensor) -> None:
+        super().__init__()
+        self.given = given.data_ptr()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
         for one in made if isinstance(made, tuple | list) else (made,):
-            if torch.is_tensor(one) and one._base is None:
+            if torch.is_tensor(one) and one.untyped_storage().data_ptr() != self.given:
                 self.elements = max(self.elements, one.numel())
         return made
 
@@ -115,7 +119,7 @@ def statistics_of_states(options: argparse.Namespace, device: str) -> dict[str, 
             seconds.append(now() - began)
         found[f"{measure.__name__}_ms"] = round(1e3 * statistics.median(seconds[2:]), 3)
         found[f"{measure.__name__}_ms_best"] = round(1e3 * min(seconds[2:]), 3)
-    with LargestTensor() as made:
+    with LargestTensor(states) as made:
         token_correlation(states, real)
     assert made.elements < options.tokens**2, "a matrix of tokens by tokens was made"
     if device == "cuda":

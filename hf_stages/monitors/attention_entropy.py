@@ -14,7 +14,7 @@ from hf_stages.models.attention_capture import attention_module
 from hf_stages.models.attention_scores import scores, visible
 from hf_stages.models.signals import Attention, key_of
 from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count
-from hf_stages.monitors.fixed_rows import Probe, check_blocks
+from hf_stages.monitors.probes import Probe, check_blocks
 
 _QUERIES = 256
 _DEAD = 0.01

@@ -10,7 +10,7 @@ import torch
 
 from hf_stages.core.occasions import LogSpaced, as_occasions
 from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count
-from hf_stages.monitors.fixed_rows import FixedRows
+from hf_stages.monitors.probes import FixedRows
 
 
 @dataclass(frozen=True)

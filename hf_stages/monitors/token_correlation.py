@@ -11,7 +11,7 @@ import torch
 from hf_stages.core.occasions import LogSpaced, as_occasions
 from hf_stages.models.signals import key_of
 from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count
-from hf_stages.monitors.fixed_rows import Probe, check_blocks
+from hf_stages.monitors.probes import Probe, check_blocks
 from hf_stages.monitors.state_statistics import effective_rank, state_change, state_norm, token_correlation
 
 

@@ -57,9 +57,8 @@ class Looks(TrainerCallback):
         self.before = [p.detach().clone() for p in model.parameters()]
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        moved = sum(
-            float((p.detach() - b).double().square().sum()) for p, b in zip(model.parameters(), self.before, strict=True)
-        )
+        pairs = zip(model.parameters(), self.before, strict=True)
+        moved = sum(float((p.detach() - b).double().square().sum()) for p, b in pairs)
         self.moves.append((moved / sum(float(b.double().square().sum()) for b in self.before)) ** 0.5)
 
 
