@@ -106,7 +106,8 @@ def exit_shares(leaving: torch.Tensor) -> torch.Tensor:
     """
     stays = torch.cumprod(1 - leaving, dim=0)
     before = torch.cat((torch.ones_like(stays[:1]), stays[:-1]))
-    return torch.cat((before[:-1] * leaving[:-1], before[-1:]))
+    # The last cycle's gate says nothing, but keeps a place in the graph: DDP waits for a gradient of the gate.
+    return torch.cat((before[:-1] * leaving[:-1], before[-1:] + 0 * leaving[-1:]))
 
 
 class ReadOut:

@@ -56,6 +56,16 @@ def test_the_loss_is_the_expected_one_over_all_depths_and_its_gradient_reaches_a
     torch.testing.assert_close(logged, torch.stack([entropy, cycles]), atol=1e-4, rtol=1e-5)
 
 
+def test_a_single_cycle_gives_the_gate_a_gradient_of_zero():
+    model, rows = looped(exit="gate"), batch()
+    loss = HaltingLoss().for_models(model, None)
+    capture = Capture(model, loss.needs)
+    with at_depth(model, 1), capture.collecting() as captured:
+        capture.run(model, {"input_ids": rows["input_ids"]})
+    loss(Signals(None, captured=captured), None, rows, 0.0)[0].backward()
+    assert find_recurrence(model).gate.weight.grad.eq(0).all()
+
+
 def test_shares_sum_to_one_and_the_last_cycle_takes_whoever_is_left():
     leaving = torch.rand(5, 7, generator=torch.Generator().manual_seed(0))
     shares = exit_shares(leaving)

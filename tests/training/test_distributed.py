@@ -162,11 +162,12 @@ def test_quantized_run_on_two_ranks_equals_one_process(two_ranks, tmp_path):
 
 def test_a_recurrent_core_on_two_ranks_trains_as_in_one_process(two_ranks, tmp_path):
     depths = result(two_ranks, "recurrent")
-    _, alone = recurrence.looped_run(tmp_path, 4, "zeros")
-    assert alone.seen == depths
-    name = "01-looped/model.safetensors"
-    assert apart(load_file(tmp_path / name), load_file(two_ranks[0] / "recurrent" / "zeros" / name)) < SAME
-    assert_same_losses_at_depths(two_ranks[0] / "recurrent" / "zeros", tmp_path, rel=1e-6)
+    for name, gated in (("zeros", False), ("gated", True)):
+        _, alone = recurrence.looped_run(tmp_path / name, 4, "zeros", gated=gated)
+        assert alone.seen == depths
+        file = f"{name}/01-looped/model.safetensors"
+        assert apart(load_file(tmp_path / file), load_file(two_ranks[0] / "recurrent" / file)) < SAME
+        assert_same_losses_at_depths(two_ranks[0] / "recurrent" / name, tmp_path / name, rel=1e-6)
 
 
 def assert_same_losses_at_depths(found: Path, alone: Path, rel: float) -> None:

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from hf_stages import AtDepths, Stage, StagedTrainer
 from hf_stages.core.curves import Linear
 from hf_stages.layers import find_recurrence
+from hf_stages.losses import HaltingLoss
 from hf_stages.transforms import MakeRecurrent
 from tests.support import tiny
 from tests.workers.cases import CASES, Rows
@@ -36,9 +37,10 @@ def looped_run(out: Path, batch: int, state: str, **changes: Any) -> tuple[Stage
     Seven rows are evaluated, so one rank's last batch is filled up with rows that were read before.
     """
     norm = changes.pop("norm", "pre")
-    core = MakeRecurrent(1, 2, 1, norm=norm, mean_depth=Linear(1, 5), backprop=2, state_init=state)
+    gate = {"exit": "gate"} if changes.pop("gated", False) else {}
+    core = MakeRecurrent(1, 2, 1, **gate, norm=norm, mean_depth=Linear(1, 5), backprop=2, state_init=state)
     depths, model = Depths(), tiny.llama(num_hidden_layers=4, pad_token_id=0)
-    stages = [Stage("looped", "4 steps", transforms=[core])]
+    stages = [Stage("looped", "4 steps", transforms=[core], loss=HaltingLoss() if gate else None)]
     changes |= {"eval_dataset": AtDepths(Rows(CASES["causal"].rows()[:7]), (1, 4)), "per_device_eval_batch_size": 2}
     trainer = staged(out, stages, batch, 2, model=model, callbacks=[depths], max_grad_norm=1.0, **changes)
     trainer.train()
@@ -50,6 +52,8 @@ def recurrent(out: Path) -> list[int | None]:
     # Without a search for unused parameters, one that a depth leaves without a gradient would end the run.
     trainer, depths = looped_run(out / "zeros", 2, "zeros", ddp_find_unused_parameters=False)
     same_on_ranks(trainer.model, "zeros")
+    trainer, _ = looped_run(out / "gated", 2, "zeros", gated=True, ddp_find_unused_parameters=False)
+    same_on_ranks(trainer.model, "gated")
     trainer, random = looped_run(out / "normal", 2, "normal")
     same_on_ranks(trainer.model, "normal")
     found: list[Any] = [None, None]
