@@ -161,7 +161,7 @@ def _logs(out: Path, stages: Iterable[ReadStage]) -> list[dict[str, Any]]:
     longest: list[dict[str, Any]] = []
     for place in places:
         try:
-            logs = read_history(place)
+            logs = _history(place)
         except (ValueError, OSError, KeyError, TypeError):
             continue  # half-written by a process that died
         if (_end(logs), len(logs)) > (_end(longest), len(longest)):
@@ -169,7 +169,7 @@ def _logs(out: Path, stages: Iterable[ReadStage]) -> list[dict[str, Any]]:
     return longest
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
+def _history(path: Path) -> list[dict[str, Any]]:
     """Read the log history of a ``trainer_state.json``."""
     return json.loads(path.read_text(encoding="utf-8"))["log_history"]
 

@@ -37,6 +37,15 @@ def test_a_plain_run_is_read_from_its_folder_a_checkpoint_or_the_file(place, run
     assert sorted(map(int, run["perplexity"])) == [1, 4, 8, 16, 32, 64]
 
 
+def test_decisions_of_detectors_in_a_plain_trainer_are_marked(tmp_path, capsys):
+    held = {"args": {}, "attributes": {"entries": [decision(20, "alert", "it collapsed", "TokenCollapse")]}}
+    for number, kept in enumerate((held, [held])):  # Trainer keeps a list where a callback was added twice
+        state = {"log_history": log("good"), "stateful_callbacks": {"TrainerControl": {}, "DetectorCallback": kept}}
+        (tmp_path / f"{number}.json").write_text(json.dumps(state))
+        assert cli.main(["compare", str(tmp_path / f"{number}.json")]) == 0
+        assert "step 20, alert: it collapsed [TokenCollapse]" in capsys.readouterr().out
+
+
 def test_a_stage_alone_is_read_too(runs, capsys):
     assert cli.main(["compare", "staged/out/01-part1", "--json"]) == 0
     (run,) = json.loads(capsys.readouterr().out)["runs"]

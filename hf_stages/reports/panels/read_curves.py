@@ -9,9 +9,11 @@ from typing import Any
 
 from hf_stages.core.sealed_folders import RUN_FILE, STAGE_FILE, TRAINING_STATE, checkpoints
 from hf_stages.reports.panels.run_curves import Mark, RunCurves, curves_of
-from hf_stages.reports.run_folder import ReadRun, read_history, read_run
+from hf_stages.reports.run_folder import ReadRun, read_run
 
 _STATE = "trainer_state.json"
+_DETECTORS = "DetectorCallback"
+"""Under this name a plain Trainer's state holds what detectors decided."""
 
 
 def read_all_curves(given: Sequence[str | Path]) -> list[RunCurves]:
@@ -76,17 +78,21 @@ def _plain(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             f"{path}: expected a run of hf_stages ({RUN_FILE}) or of a plain Trainer ({_STATE}, there or in a "
             "checkpoint-N folder), got neither. A plain Trainer writes it at checkpoints and by trainer.save_state()"
         )
-    histories = [_read(place) for place in places]
-    logs = max(histories, key=lambda logs: (logs[-1].get("step", -1) if logs else -1, len(logs)))
+    logs, ledger = max(map(_read, places), key=lambda found: found[0][-1].get("step", -1) if found[0] else -1)
     stage = path / STAGE_FILE if path.is_dir() else None
-    ledger = json.loads(stage.read_text(encoding="utf-8")).get("ledger", []) if stage and stage.is_file() else []
+    if stage and stage.is_file():
+        ledger = json.loads(stage.read_text(encoding="utf-8")).get("ledger", [])
     return logs, ledger
 
 
-def _read(place: Path) -> list[dict[str, Any]]:
+def _read(place: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Read a Trainer's log, and the decisions of its DetectorCallback if it had one."""
     try:
-        return read_history(place)
-    except (ValueError, KeyError, TypeError) as error:
+        state = json.loads(place.read_text(encoding="utf-8"))
+        held = (state.get("stateful_callbacks") or {}).get(_DETECTORS) or {}
+        held = held[0] if isinstance(held, list) else held
+        return state["log_history"], held.get("attributes", {}).get("entries", [])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{place}: expected the state of a Trainer with its log_history, got {error!r}") from error
 
 
