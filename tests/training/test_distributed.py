@@ -49,6 +49,7 @@ SLOW = (
     "sharded_recurrent",
     "sharded_resumed",
     "sharded_incident",
+    "sharded_skip",
 )
 
 

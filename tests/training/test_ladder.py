@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from hf_stages import Stage, StagedTrainer
@@ -189,6 +190,26 @@ def test_a_detector_of_the_log_goes_back_too(tmp_path):
     rates = [log["learning_rate"] for log in trainer.state.log_history if "loss" in log]
     assert len(rates) == 20
     assert rates[13] < 0.2 * rates[12]
+
+
+def test_of_detectors_that_find_something_together_one_goes_back(tmp_path):
+    class Other(At):
+        pass
+
+    gates = [At(step=13, then=Rollback(5)), Other(step=13, then=Rollback(5))]
+    spoilt(tmp_path, [Stage("a", "20 steps", gates=gates)], {}).train()
+    assert noted(tmp_path) == [(13, "rollback"), (20, "end")]
+
+
+def test_a_detector_of_the_log_stops_the_run_behind_a_checkpoint(tmp_path):
+    stages = [Stage("a", "20 steps", gates=[At(step=16, then=StopRun())])]  # as an epoch ends
+    with pytest.raises(StageStopped, match="it is time; the run stops here; a checkpoint of step 16 was written"):
+        spoilt(tmp_path, stages, {}).train()
+    spoilt(tmp_path, stages, {}).train(resume_from_checkpoint=True)
+    assert noted(tmp_path) == [(16, "stop"), (20, "end")]
+    spoilt(tmp_path / "whole", [Stage("a", "20 steps")], {}).train()
+    ends = [load_file(out / "01-a" / "model.safetensors") for out in (tmp_path, tmp_path / "whole")]
+    assert all(torch.equal(weight, ends[1][name]) for name, weight in ends[0].items())
 
 
 @pytest.mark.parametrize(

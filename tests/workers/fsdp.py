@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, TrainerCallback
 
-from hf_stages import Stage
+from hf_stages import Stage, StagedTrainer
 from hf_stages.core.stops import RunInterrupted, StageStopped
-from hf_stages.gates import Expect
+from hf_stages.gates import Expect, OnSpike
 from hf_stages.models import optimizer_moments
 from hf_stages.reports.incidents import read_incidents
 from hf_stages.schedules import Resume
@@ -194,3 +194,26 @@ def sharded_incident(out: Path) -> None:
     assert all(row.loss is not None for incident in incidents for row in incident.rows)
     assert incidents[0].problem is None
     assert not list((out / "recorded").rglob("*.weights.safetensors"))
+
+
+@scenario
+def sharded_skip(out: Path) -> None:
+    """An update with NaN in the gradient of one rank's shard is left out on both: the run ends as one that had none."""
+    found = []
+    for name, steps, bad in (("short", 6, ()), ("long", 8, (6, 7))):
+        stage = Stage("one", f"{steps} steps", gates=[OnSpike(rows=False)])
+        trainer = staged(out / name, [stage], 4, kind=SpoiltShard, **{**ADAM, "lr_scheduler_type": "constant"})
+        trainer.bad = bad
+        trainer.train()
+        found.append(full(trainer.model))
+    assert all(torch.equal(found[0][key], value) for key, value in found[1].items())
+
+
+class SpoiltShard(StagedTrainer):
+    bad: tuple[int, ...]
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.state.global_step in self.bad and dist.get_rank() == 1:
+            next(weight for weight in model.parameters() if weight.grad is not None).grad.to_local().fill_(float("nan"))
+        return loss

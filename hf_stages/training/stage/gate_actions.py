@@ -95,6 +95,8 @@ class GateActions:
                 if getattr(gate, "rows", False):
                     self.incidents.record(decision.reason, by=type(gate).__name__, before=False)
                 self.decisions.apply(decision, gate)
+                if decision.steps_back is not None:
+                    return  # what the others found speaks of weights that are gone
             if self.decisions.stopping.is_decided:
                 return
 
