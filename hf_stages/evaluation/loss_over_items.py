@@ -7,6 +7,7 @@ once.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -55,6 +56,9 @@ class LossOverItems:
             else None
         )
         self.bytes_by_token = _bytes_by_token(trainer) if self.is_code_length and self.given_bytes is None else None
+        known = trainer.__dict__
+        self.counters = copy.deepcopy({name: known[name] for name in trainer.counter_names if name in known})
+        """What the trainer counted before the evaluation."""
         self.at_depths = losses_at_depths(trainer.model, depths_of(dataset), self.totals)
         self.mean_of_unread_rows: torch.Tensor | None = None
         """The mean over those rows of the batch that are read for the first time, where the step in progress has it."""
@@ -102,11 +106,15 @@ class LossOverItems:
         return found
 
     def _repeat(self, step: Any, model: Any, rows: Mapping[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Run the model once more, without a trace in what the trainer counts by itself (TRL's entropy)."""
+        counted = {name: self.trainer.__dict__[name] for name in self.counters}
+        self.trainer.__dict__.update(copy.deepcopy(self.counters))
         self.repeats_rows = True
         try:
             return step(model, dict(rows), True, *args, **kwargs)[0]
         finally:
             self.repeats_rows = False
+            self.trainer.__dict__.update(counted)
 
     def loss(self, inner: Callable[..., Any], model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         """Answer ``compute_loss`` for one batch. Without a number of items every trainer returns the batch's mean."""

@@ -111,6 +111,28 @@ def test_metrics_by_depth_are_in_starts_logs_boundaries_and_reports(tmp_path):
     assert "| eval_prose_ppl |" in card
 
 
+def test_a_trainer_of_trls_measures_depths_and_counts_its_own_metrics_as_without_them(tmp_path):
+    pytest.importorskip("trl")
+    from tests.support import sft
+
+    found = []
+    for name, evaluated in (("plain", sft.prose()), ("depths", AtDepths(sft.prose(), (1, 4)))):
+        trainer = sft.StagedSFT(
+            sft.model(num_hidden_layers=3),
+            sft.arguments(tmp_path / name, eval_strategy="steps", eval_steps=1),
+            stages=[Stage("a", "1 steps", transforms=[LOOPED])],
+            train_dataset=sft.prose(),
+            eval_dataset=evaluated,
+            processing_class=sft.TOKENIZER,
+        )
+        trainer.train()
+        found.append(next(log for log in trainer.state.log_history if "eval_loss" in log))
+    plain, deep = found
+    assert {"eval_loss_at_1", "eval_loss_at_4"} <= deep.keys()
+    for metric in ("eval_loss", "eval_entropy", "eval_mean_token_accuracy", "eval_num_tokens"):
+        assert plain[metric] == deep[metric]
+
+
 def test_gates_read_a_depth(tmp_path):
     stages = [Stage("a", "8 steps", transforms=[LOOPED], gates=[Below("eval_ppl_at_4", 1e9)])]
     trainer = run_of(tmp_path, AtDepths(tiny.lm_data(), (1, 4)), stages=stages)
