@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from hf_stages.core.errors import LossNotFinite
 from hf_stages.core.ranks import from_all_ranks, from_main_rank
+from hf_stages.core.sealed_folders import is_disk_error
 from hf_stages.planning.plan import PlannedStage
 from hf_stages.reports.incidents import FOLDER, Incident, incident_steps, judge_rows, remove_incident, write_incident
 from hf_stages.training.incidents.measured_rows import measured_rows
@@ -124,6 +125,8 @@ class Incidents:
             try:
                 tensors.write(self.out, incident.step)
                 write_incident(self.out, incident)
-            except OSError as error:
+            except Exception as error:  # torch and safetensors have errors of their own for a full disk
+                if not is_disk_error(error) and not isinstance(error, OSError):
+                    raise
                 problem = f"; it could not be written: {error}"
         return from_main_rank(problem, self.trainer.args)

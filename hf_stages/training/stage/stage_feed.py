@@ -22,9 +22,6 @@ from hf_stages.training.stage.source_counts import SourceCounts
 from hf_stages.training.stage.stage_data import StageData
 from hf_stages.training.stage.stage_notes import StageNotes
 
-NEWEST = 2
-"""Updates that are held: the one that is being made, and the one before it, which is judged only now."""
-
 
 class StageFeed:
     """Gives Trainer's loop the stage's data from the update on that comes next."""
@@ -33,7 +30,8 @@ class StageFeed:
         self.trainer, self.data, self.progress, self.notes = trainer, data, progress, notes
         self.drawn = SourceCounts(data.blend, progress.planned.steps, progress.planned.size.global_batch)
         """How much was drawn of each source."""
-        self.newest = KeptUpdates(NEWEST)
+        # A gate that judges updates hears of one while the next is at hand.
+        self.newest = KeptUpdates(2 if any(gate.on == "update" for gate in progress.planned.stage.gates) else 1)
         """What the newest updates train on, to find the rows of one that was bad."""
         self._loader: Any = None
         """The newest loader that was made here; None while Trainer's is good."""

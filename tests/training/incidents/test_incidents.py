@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from hf_stages import Stage
@@ -136,6 +137,18 @@ def test_at_most_ten_incidents_of_a_stage_are_written_and_the_last_says_so(tmp_p
     assert len(notes) == len(read_incidents(tmp_path)) == 3
     assert "the stage has 3 now" in notes[-1]
     assert MOST == 10
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch, error):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("hf_stages.training.incidents.rebuilding.save_file", full)
+    run(tmp_path, (2,))
+    (note,) = [e for e in json.loads((tmp_path / "run.json").read_text())["ledger"] if e["kind"] == "incident"]
+    assert "it could not be written: " in note["reason"]
+    assert not read_incidents(tmp_path)
 
 
 def test_a_row_that_gives_nan_is_named_with_its_source(tmp_path):
