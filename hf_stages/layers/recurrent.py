@@ -84,12 +84,12 @@ class RecurrentCore(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, past_key_values: Any = None, **kwargs: Any) -> torch.Tensor:
         depth = self.last_depth = self._choose_depth()
-        if self.training and torch.is_grad_enabled():
+        if self._trains:
             past_key_values = None  # nobody reads it, and memory would grow with every cycle
         if past_key_values is not None and not torch.compiler.is_compiling():
             check_cache(past_key_values, depth, self.total + (depth - 1) * len(self.layers))
         watched = self.cycle_watch is not None and self.cycle_watch.is_wanted()
-        if self.exit is not None and not (self.training or self._is_measured or watched):
+        if self.exit is not None and not (self._trains or self._is_measured or watched):
             return self._run_until_settled(hidden_states, depth, past_key_values, kwargs)
         return self._run(hidden_states, depth, past_key_values, kwargs)
 
@@ -154,8 +154,13 @@ class RecurrentCore(nn.Module):
         assert self.gate is not None
         return torch.sigmoid(self.gate(state).float()).squeeze(-1)
 
+    @property
+    def _trains(self) -> bool:
+        """Whether depth and state are random. A forward without gradients, as of a callback that generates, is none."""
+        return self.training and torch.is_grad_enabled()
+
     def _choose_depth(self) -> int:
-        if not self.training or self._is_measured:
+        if not self._trains or self._is_measured:
             return self.depth
         place = current_micro_batch()
         generator = place.generator("depth") if place is not None else None
@@ -166,7 +171,7 @@ class RecurrentCore(nn.Module):
             return given
         if self.state_init == "zeros":
             return torch.zeros_like(given)
-        if not self.training or self._is_measured:
+        if not self._trains or self._is_measured:
             return self._fixed_vector(given).expand_as(given)
         place = current_micro_batch()
         generator = place.generator("state", _rank(), device=given.device) if place is not None else None

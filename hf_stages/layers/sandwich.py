@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 _CHILDREN = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 
@@ -23,16 +24,42 @@ def add_sandwich_norms(block: Any) -> None:
     like = {"device": block.input_layernorm.weight.device, "dtype": block.input_layernorm.weight.dtype}
     kind: Any = type(block)
     block.__class__ = _sandwich_class(kind)
+    # Names in which no rule of transformers for renaming weights on disk (".mlp.", ".block_sparse_moe.") matches.
     block.attention_sum_norm = nn.RMSNorm(width, eps=eps, **like)
-    block.mlp_sum_norm = nn.RMSNorm(width, eps=eps, **like)
+    block.block_sum_norm = nn.RMSNorm(width, eps=eps, **like)
+
+
+def norms_have_gains(block: Any) -> bool:
+    """Tell whether a block's two norms have weights; OLMo's first version has none."""
+    norms = block.input_layernorm, block.post_attention_layernorm
+    return all(torch.is_tensor(getattr(norm, "weight", None)) for norm in norms)
 
 
 def remove_gains(block: nn.Module) -> None:
     """Let a block's norms have no parameters."""
     for path, norm in list(block.named_modules()):
-        if "RMSNorm" in type(norm).__name__ and getattr(norm, "weight", None) is not None:
-            plain = nn.RMSNorm(norm.weight.shape, eps=norm_eps(norm), elementwise_affine=False)
-            block.set_submodule(path, plain)
+        name = type(norm).__name__
+        if ("RMSNorm" in name or "LayerNorm" in name) and getattr(norm, "weight", None) is not None:
+            block.set_submodule(path, GainlessNorm(norm.weight.shape[0], norm_eps(norm), centred="LayerNorm" in name))
+
+
+class GainlessNorm(nn.Module):
+    """A norm without weights. Its name tells no model's ``_init_weights`` that there are some to set.
+
+    >>> GainlessNorm(2, 0.0, centred=False)(torch.tensor([3.0, 3.0])).tolist()
+    [1.0, 1.0]
+    """
+
+    def __init__(self, width: int, eps: float, *, centred: bool) -> None:
+        super().__init__()
+        self.width, self.eps, self.centred = width, eps, centred
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        norm = functional.layer_norm if self.centred else functional.rms_norm
+        return norm(hidden_states, (self.width,), eps=self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.width}, eps={self.eps:g}, centred={self.centred}"
 
 
 def norm_eps(norm: Any) -> float:
@@ -63,7 +90,7 @@ class _Sandwich:
             **kwargs,
         )
         hidden_states = self.attention_sum_norm(hidden_states + mixed)
-        return self.mlp_sum_norm(hidden_states + self.mlp(self.post_attention_layernorm(hidden_states)))
+        return self.block_sum_norm(hidden_states + self.mlp(self.post_attention_layernorm(hidden_states)))
 
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         return _empty_block, (type(self).__mro__[2],), self.__getstate__()

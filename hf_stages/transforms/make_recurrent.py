@@ -19,7 +19,7 @@ from hf_stages.layers.adaptive_exit import THRESHOLDS, ExitRule, ReadOut
 from hf_stages.layers.blocks import stack_of, stacks_of
 from hf_stages.layers.own_type import mark_own_type
 from hf_stages.layers.recurrent import ADAPTERS, STATES, RecurrentCore, find_recurrence, set_layer_count
-from hf_stages.layers.sandwich import add_sandwich_norms, is_pre_norm_block, remove_gains
+from hf_stages.layers.sandwich import add_sandwich_norms, is_pre_norm_block, norms_have_gains, remove_gains
 from hf_stages.transforms._peft import refuse_adapters
 from hf_stages.transforms._recurrence import as_mean_depth, check_count, mean_depth_at
 from hf_stages.transforms.base import Transform
@@ -217,6 +217,8 @@ def _unknown_layout(config: Any, blocks: nn.ModuleList) -> str | None:
         return "its config is not of a decoder alone"
     if len({type(block) for block in blocks}) > 1 or not all(map(is_pre_norm_block, blocks)):
         return f"its blocks are {', '.join(sorted({type(block).__name__ for block in blocks}))}"
+    if not all(map(norms_have_gains, blocks)):
+        return "its norms have no weights"
     if not all(isinstance(getattr(block.self_attn, "layer_idx", None), int) for block in blocks):
         return "its attention has no layer_idx, by which it would find its cache"
     kinds = sorted(set(getattr(config, "layer_types", None) or ()))

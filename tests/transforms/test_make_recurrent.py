@@ -75,7 +75,7 @@ def test_each_parameter_takes_its_moments_along():
     assert all(torch.equal(before[old], after[new]) for old, (new,) in moves.items())
     new = set(after) - {name for (name,) in moves.values()}
     places = ("0", "1.layers.0", "1.layers.1", "2")
-    norms = {f"model.layers.{place}.{part}_sum_norm.weight" for place in places for part in ("attention", "mlp")}
+    norms = {f"model.layers.{place}.{part}_sum_norm.weight" for place in places for part in ("attention", "block")}
     assert new == {"model.layers.1.adapter.weight"} | norms
 
 
