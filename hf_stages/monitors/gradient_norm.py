@@ -52,6 +52,7 @@ class _Gradients(Watcher):
         self.squares: torch.Tensor | None = None
 
     def gradient_norm(self, norm: Any) -> None:
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded, it is a sum over the ranks
         norm = torch.as_tensor(norm, device=self.device).detach().float()
         self.total = self.total + norm
         self.largest = torch.maximum(self.largest, norm)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -43,16 +43,24 @@ class FixedRows:
 
     def loss(self) -> torch.Tensor | None:
         """Run the whole model on the rows with their labels, and return its own loss; None where it gives none."""
-        model, run = self.model, self.watched
-        with preserve_random_state(), torch.no_grad(), evaluating(model), run.autocast(), self._at_depth():
-            outputs = model(**self.batch)
+        with self._evaluating():
+            outputs = self.model(**self.batch)
         found: Any = outputs.get("loss") if isinstance(outputs, Mapping) else None
         return found.detach().float().mean() if torch.is_tensor(found) else None
 
-    def _at_depth(self) -> AbstractContextManager[RecurrentCore | None]:
-        if self.core is None:
-            return nullcontext()
-        return at_depth(self.model, self.core.depth if self.depth is None else self.depth)
+    @contextmanager
+    def _evaluating(self) -> Iterator[RecurrentCore | None]:
+        """Evaluate within the block; afterwards the model is as it was. The block gets the recurrent core, if any."""
+        model, core = self.model, self.core
+        deep = nullcontext() if core is None else at_depth(model, core.depth if self.depth is None else self.depth)
+        try:
+            with preserve_random_state(), torch.no_grad(), evaluating(model), self.watched.autocast(), deep:
+                yield core
+        finally:
+            if self.watched.sharded:
+                for module in model.modules():  # FSDP leaves the outermost weights whole until a backward pass
+                    if hasattr(module, "reshard"):
+                        module.reshard()
 
 
 class Probe(FixedRows):
@@ -80,10 +88,10 @@ class Probe(FixedRows):
 
         Of a recurrent core there is ``core`` too: its states before and after the last cycle.
         """
-        model, run = self.model, self.watched
-        with preserve_random_state(), torch.no_grad(), evaluating(model), run.autocast(), self._at_depth() as core:
+        model = self.model
+        with self._evaluating() as core:
             # A looped block is passed several times, and a sharded model must run to its end.
-            capture = Capture(model, needs, defer_head=False, stop=not run.sharded and core is None)
+            capture = Capture(model, needs, defer_head=False, stop=not self.watched.sharded and core is None)
             try:
                 with capture.collecting() as captured:
                     capture.run(model, model_inputs(model, self.batch))

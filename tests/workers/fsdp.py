@@ -17,12 +17,14 @@ from hf_stages import Stage, StagedTrainer
 from hf_stages.core.stops import RunInterrupted, StageStopped
 from hf_stages.gates import Expect, OnSpike
 from hf_stages.models import optimizer_moments
+from hf_stages.monitors import AttentionEntropy, RunHealth
 from hf_stages.reports.incidents import read_incidents
 from hf_stages.schedules import Resume
 from hf_stages.transforms import AddLora, Freeze, MergeLora, ResizeVocab, SetTask, Unfreeze
 from tests.support.poisoned import RecordFrom, poisoned_data
 from tests.workers import ranks
 from tests.workers.ranks import agree, classes, scenario, staged
+from tests.workers.watching import CLOCKS
 
 FSDP = {
     "fsdp": True,
@@ -217,3 +219,19 @@ class SpoiltShard(StagedTrainer):
         if self.state.global_step in self.bad and dist.get_rank() == 1:
             next(weight for weight in model.parameters() if weight.grad is not None).grad.to_local().fill_(float("nan"))
         return loss
+
+
+@scenario
+def watched_shards(out: Path) -> None:
+    """Where each rank holds a part of every weight, monitors log what they do where it holds the whole."""
+    found = {}
+    for name, kind, options in (("whole", staged, {}), ("sharded", sharded, FSDP)):
+        stages = [Stage("watched", "4 steps", monitors=[RunHealth(), AttentionEntropy()])]
+        made: Any = kind(out / name, stages, 4, 1, logging_steps=2, logging_strategy="steps", **options)
+        trainer = made[0] if kind is sharded else made
+        trainer.train()
+        found[name] = [log for log in trainer.state.log_history if "raw_loss" in log]
+    for log, whole in zip(found["sharded"], found["whole"], strict=True):
+        assert log.keys() == whole.keys()
+        apart = {k: (log[k], whole[k]) for k in whole if abs(log[k] - whole[k]) > 2e-3 * abs(whole[k]) + 1e-6}
+        assert not apart.keys() - set(CLOCKS), apart

@@ -12,7 +12,7 @@ from hf_stages.monitors import AttentionEntropy, QuantizedWeights, RunHealth
 from hf_stages.transforms import Ternarize
 from tests.workers.ranks import scenario, staged
 
-_CLOCKS = ("tokens_per_second", "memory_gib", "data_wait")
+CLOCKS = ("tokens_per_second", "memory_gib", "data_wait")
 
 
 def watched(out: Path, batch: int, accumulation: int = 1) -> list[dict[str, float]]:
@@ -23,9 +23,9 @@ def watched(out: Path, batch: int, accumulation: int = 1) -> list[dict[str, floa
     trainer.train()
     logs = [log for log in trainer.state.log_history if "raw_loss" in log]
     assert len(logs) == 2
-    assert all(name in log for log in logs for name in _CLOCKS)
+    assert all(name in log for log in logs for name in CLOCKS)
     # Latent weights that differ in their last digits may change their level an update earlier or later.
-    left_out = (*_CLOCKS, "sign_flips", "zero_share", "saturated_layers")
+    left_out = (*CLOCKS, "sign_flips", "zero_share", "saturated_layers")
     return [{name: value for name, value in log.items() if name not in left_out} for log in logs]
 
 
