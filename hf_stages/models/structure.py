@@ -300,7 +300,9 @@ def _renamed_as_in_memory(model: PreTrainedModel, state: dict[str, torch.Tensor]
     options = {"dtype": model.dtype, "state_dict": state, "output_loading_info": True}
     made, info = own_models.read(type(model), None, config=config, **options)
     plain, drawn = made.state_dict(), set(info["missing_keys"])  # what is not in the folder was drawn at random
-    merged = {name: tensor for name, tensor in plain.items() if name in known and name not in found and name not in drawn}
+    merged = {
+        name: tensor for name, tensor in plain.items() if name in known and name not in found and name not in drawn
+    }
     own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
     latent = any(name not in plain for name in found)
     return found | {name: tensor for name, tensor in merged.items() if name in own or not latent}
