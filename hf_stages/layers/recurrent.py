@@ -88,8 +88,7 @@ class RecurrentCore(nn.Module):
             past_key_values = None  # nobody reads it, and memory would grow with every cycle
         if past_key_values is not None and not torch.compiler.is_compiling():
             check_cache(past_key_values, depth, self.total + (depth - 1) * len(self.layers))
-        watched = self.cycle_watch is not None and self.cycle_watch.is_wanted()
-        if self.exit is not None and not (self._trains or self._is_measured or watched):
+        if self.exit is not None and not (self._trains or self._is_measured or self._is_watched()):
             return self._run_until_settled(hidden_states, depth, past_key_values, kwargs)
         return self._run(hidden_states, depth, past_key_values, kwargs)
 
@@ -103,12 +102,13 @@ class RecurrentCore(nn.Module):
                 state = self._cycle(state, given, self._slots(cache, cycle), kwargs)
         if free and torch.is_autocast_enabled(given.device.type):
             torch.clear_autocast_cache()  # older versions of torch keep weights in it that were cast without a graph
-        states = []
+        watched, states = self._is_watched(), []
         for cycle in range(max(done, free), depth):
             before = state
             state = self._cycle(state, given, self._slots(cache, cycle), kwargs)
-            states.append(state)
-        if self.cycle_watch is not None and self.cycle_watch.is_wanted():
+            if watched:
+                states.append(state)
+        if self.cycle_watch is not None and watched:
             finals = tuple(self.read_out.before_head(one, None, kwargs) for one in states)
             self.cycle_watch.take(Cycles(finals, tuple(map(self.gate_probability, states))))
         if self._is_measured:
@@ -141,6 +141,9 @@ class RecurrentCore(nn.Module):
         for layer in self.layers:
             hidden = layer(hidden, past_key_values=cache, **kwargs)
         return hidden
+
+    def _is_watched(self) -> bool:
+        return self.cycle_watch is not None and self.cycle_watch.is_wanted()
 
     def _slots(self, cache: Any, cycle: int) -> Any:
         return cache if cache is None or cycle == 0 else CycleCache(cache, self._offset(cycle))

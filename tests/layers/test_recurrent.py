@@ -1,6 +1,7 @@
 """A recurrent core by itself: depths, states, gradients, memory."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -146,6 +147,20 @@ def test_what_backward_keeps_does_not_grow_beyond_the_last_cycles():
         return sum(sizes)
 
     assert kept(1) < kept(2) == kept(4) == kept(16)
+
+
+def test_evaluation_keeps_no_more_states_at_a_greater_depth():
+    model, states, alive = looped(), [], []
+
+    def count(module, args, output):
+        states.append(weakref.ref(output))
+        alive.append(sum(state() is not None for state in states))
+
+    find_recurrence(model).layers[-1].register_forward_hook(count)
+    with at_depth(model, 16), torch.no_grad():
+        model(tokens(), use_cache=False)
+    assert len(alive) == 16
+    assert max(alive) <= 3
 
 
 def test_a_copy_runs_at_a_depth_of_its_own():
