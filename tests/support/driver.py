@@ -237,7 +237,7 @@ POINTS: dict[str, Callable[[], Iterator[tuple]]] = {
     "log": _method("transformers", "Trainer", "log", _step),
     "best": _method("transformers", "Trainer", "_load_best_model", _step),
     "begin": _method("hf_stages.training.handover", "Handover", "begin", _stage),
-    "judge": _method("hf_stages.training.runner", "Runner", "_judge", _stage),
+    "judge": _method("hf_stages.training.runner", "Runner", "_check_expectations", _stage),
     "finish": _method("hf_stages.training.runner", "Runner", "_finish", _stage),
     "decide": _method("hf_stages.training.stage.decisions", "Decisions", "apply", _decision),
     "go_back": _method("hf_stages.training.stage.rollback_states", "RollbackStates", "go_back", _second),
