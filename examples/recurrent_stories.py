@@ -11,11 +11,15 @@ import argparse
 import itertools
 import json
 import math
+import time
+from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer, default_data_collator
 
 from _arguments import command_line, training_arguments
-from hf_stages import AtDepths, Linear, MakeRecurrent, Stage, StagedTrainer, Ternarize
+from hf_stages import AtDepths, Linear, MakeRecurrent, Stage, StagedTrainer, Ternarize, pack
+from hf_stages.layers import at_depth
 from ternary_stories import LOAD, read
 
 DEPTHS = (1, 2, 4, 8, 16, 32)
@@ -39,8 +43,25 @@ def parse(words=None) -> argparse.Namespace:
     for name, value in {"--updates": 300, "--batch": 4, "--length": 256}.items():
         parser.add_argument(name, type=int, default=value)
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (default: 1e-3)")
+    parser.add_argument("--pack", action="store_true", help="pack ternary runs, and let them generate")
     parser.add_argument("--test", action="store_true", help="measure the test text in place of dev")
     return parser.parse_args(words)
+
+
+def tokens_a_second(model, prompt: torch.Tensor, depth: int, count: int) -> float:
+    """Generate greedily at a depth; the time is the processor's."""
+    with at_depth(model, depth):
+        model.generate(prompt, max_new_tokens=2, do_sample=False)
+        began = time.process_time()
+        model.generate(prompt, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+        return count / (time.process_time() - began)
+
+
+def show_packed(folder: Path, tokenizer, count: int = 100) -> None:
+    size = pack(next(folder.glob("01-*")), folder / "packed", overwrite=True)
+    model, prompt = LOAD(folder / "packed"), tokenizer("Once upon a time", return_tensors="pt")["input_ids"]
+    speeds = ", ".join(f"{tokens_a_second(model, prompt, depth, count):.0f} at {depth}" for depth in (1, 4, 8))
+    print(f"{size.bytes / 2**10:.0f} KiB, {size.bits_per_weight:.2f} bits per weight; tokens a second: {speeds}")
 
 
 def main(words=None) -> None:
@@ -70,6 +91,8 @@ def main(words=None) -> None:
 
             # 3. Measure it at every depth; a model without a core has one.
             result.write_text(json.dumps(trainer.evaluate(AtDepths(data[part], DEPTHS))))
+        if options.pack and name == "ternary":
+            show_packed(folder, tokenizer)
         found = json.loads(result.read_text())
         perplexities = [found.get(f"eval_ppl_at_{depth}", math.exp(found["eval_loss"])) for depth in DEPTHS]
         print(f"{name:14} seed {seed}  {part} " + " ".join(f"{value:.3f}" for value in perplexities), flush=True)

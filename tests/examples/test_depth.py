@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 
 import pytest
 from transformers import LlamaForCausalLM
@@ -67,10 +68,12 @@ def test_stories_are_trained_once_and_measured_at_every_depth(tmp_path, capsys):
     words += ["--updates", "2", "--length", "16", "--batch", "2", "--seeds", "0", "--runs", "tuned", "ternary"]
     recurrent_stories.main(words)
     trained = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("out/*/0*/model.safetensors"))]
-    recurrent_stories.main([*words, "--test"])
+    recurrent_stories.main([*words, "--test", "--pack"])
     assert len(trained) == 2
     assert trained == [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("out/*/0*/model.safetensors"))]
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if " seed " in line]
+    said = capsys.readouterr().out.splitlines()
+    assert len([line for line in said if re.match(r"\d+ KiB, .* at 1, \d+ at 4, \d+ at 8", line)]) == 1
+    lines = [line.split() for line in said if " seed " in line]
     assert [line[3] for line in lines] == ["dev", "dev", "test", "test"]
     assert len(set(lines[0][4:])) == 1  # without a core, every depth is the same
     found = json.loads((tmp_path / "out" / "ternary-0.001-0" / "test.json").read_text())
