@@ -24,6 +24,13 @@ def check_depths(resolved: ResolvedRecipe, args: Any, stage: Stage, model: Any) 
     _check_comparisons(stage, args, own)
     known = domains_of(resolved, stage.name)
     later = own | _measured({name: known[name].dataset for name in known}, unnamed)
+    best = stage_args(args, stage).metric_for_best_model or ""
+    if stage_args(args, stage).greater_is_better and split_depth(best) is not None:
+        raise ValueError(
+            f"stage {stage.name!r}: metric_for_best_model={best!r}: less is better, and greater_is_better (which "
+            "Trainer sets for every metric that does not end in 'loss') would keep the worst model; set "
+            "greater_is_better=False"
+        )
     for where, metric, at_end in _metrics_read(stage, args):
         read, measured = split_depth(metric), later if at_end else own
         if read is not None and metric not in measured:

@@ -147,6 +147,21 @@ def test_a_gate_on_a_depth_that_nobody_measures_is_refused(tmp_path, gate):
         run_of(tmp_path, AtDepths(tiny.lm_data(), (1, 4)), stages=stages).plan()
 
 
+def test_the_best_model_is_that_of_the_least_perplexity_at_a_depth(tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "ppl_at_4", "save_strategy": "steps"}
+    best |= {"save_steps": 2}
+    evaluated = AtDepths(tiny.lm_data(), (1, 4))
+    with pytest.raises(ValueError, match=r"'ppl_at_4': less is better.*greater_is_better=False"):
+        run_of(tmp_path / "trap", evaluated, args=best).plan()
+    wrong = {**best, "metric_for_best_model": "ppl_at_8", "greater_is_better": False}
+    with pytest.raises(ValueError, match=r"metric_for_best_model: eval_ppl_at_8 is never measured.*at 1, 4"):
+        run_of(tmp_path / "wrong", evaluated, args=wrong).plan()
+    trainer = run_of(tmp_path / "right", evaluated, args={**best, "greater_is_better": False, "learning_rate": 1e-1})
+    trainer.train()
+    logged = [log["eval_ppl_at_4"] for log in trainer.state.log_history if "eval_ppl_at_4" in log]
+    assert summary(tmp_path / "right", "01-a")["metrics"]["eval_ppl_at_4"] == pytest.approx(min(logged), rel=1e-6)
+
+
 def test_a_model_without_recurrence_is_refused_by_the_plan(tmp_path):
     trainer = run_of(tmp_path, {"prose": AtDepths(tiny.lm_data())}, stages=[Stage("a", "2 steps")])
     with pytest.raises(ValueError, match=r"stage 'a': eval_dataset: AtDepths: 'prose'.*no recurrent part"):
