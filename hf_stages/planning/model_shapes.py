@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
+from hf_stages.core.curves import as_curve
 from hf_stages.core.errors import NeedsWeights
 from hf_stages.core.placed_errors import place_errors
+from hf_stages.core.random_depth import draw_depths
 from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.stage import Recipe, Stage, parents_of
 from hf_stages.layers.bits import stored_bits_of, stored_size_or_none
+from hf_stages.layers.recurrent import find_recurrence
 from hf_stages.layers.storage import StoredSize
 from hf_stages.models.meta_device import report_missing_weights
 
 _ADAM_BYTES = 8  # two fp32 moments
+
+
+@dataclass(frozen=True)
+class LoopCost:
+    """FLOPs per token of a recurrent core's cycles beyond the first."""
+
+    training: float = 0.0
+    """In training, on average over the depths that are drawn in the stage."""
+    forward: float = 0.0
+    """Of a forward pass at the depth of evaluation."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,8 @@ class StageShape:
     Of quantized layers it holds latent and effective weights."""
     stored: StoredSize | None = field(default=None, repr=False)
     """The size when packed, by part; None where another library has packed weights."""
+    loops: LoopCost = field(default=LoopCost(), repr=False)
+    """What cycles of a recurrent core add to what the parameters cost once."""
 
 
 def stage_shapes(recipe: Recipe, skeleton: nn.Module) -> dict[str, StageShape]:
@@ -47,7 +63,8 @@ def stage_shapes(recipe: Recipe, skeleton: nn.Module) -> dict[str, StageShape]:
     >>> stage_shapes(Recipe([Stage("a", "1 steps")]), nn.Linear(4, 2, device="meta"))["a"]
     StageShape(params=10, trainable=10, non_embedding=10, bytes=120)
     """
-    return {name: shape_of(model) for name, model in build_skeletons(recipe, skeleton).items()}
+    models = build_skeletons(recipe, skeleton)
+    return {name: replace(shape_of(model), loops=_loop_cost(model, recipe[name])) for name, model in models.items()}
 
 
 def build_skeletons(recipe: Recipe, skeleton: nn.Module) -> dict[str, Any]:
@@ -81,6 +98,23 @@ def shape_of(model: nn.Module) -> StageShape:
         bytes=sum(p.numel() * p.element_size() for p in parameters) + _effective_bytes(model) + _ADAM_BYTES * trainable,
         stored=stored_size_or_none(model),
     )
+
+
+def _loop_cost(model: nn.Module, stage: Stage) -> LoopCost:
+    """Count the cycles of a recurrent core: gradients flow through the last ``backprop`` of them."""
+    core = find_recurrence(model)
+    if core is None:
+        return LoopCost()
+    declared = [found for t in stage.transforms if (found := getattr(t, "mean_depth", None)) is not None]
+    mean = as_curve(declared[-1] if declared else core.mean_depth)
+    generator = torch.Generator().manual_seed(0)
+    depths = torch.cat([draw_depths(mean((i + 0.5) / 16), 1024, generator=generator) for i in range(16)]).double()
+    trained = depths.clamp(max=core.backprop).mean().item()
+    untrained = depths.mean().item() - trained
+    weights = sum(p.numel() for p in core.parameters())
+    trainable = sum(p.numel() for p in core.parameters() if p.requires_grad)
+    through = 4 * weights + 2 * trainable
+    return LoopCost((trained - 1) * through + untrained * 2 * weights, 2 * weights * (core.depth - 1))
 
 
 def _effective_bytes(model: nn.Module) -> int:

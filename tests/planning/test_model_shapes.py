@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from hf_stages import Recipe, Stage
+from hf_stages import Linear, MakeRecurrent, Recipe, Stage
 from hf_stages.models.structure import save_weights
 from hf_stages.planning.model_shapes import shape_of, stage_shapes
 from hf_stages.transforms import SplitTernary, Ternarize, Transform
@@ -99,3 +99,21 @@ def test_a_checkpoint_holds_latent_and_effective_weights(tmp_path):
     held = sum(tensor.nbytes for tensor in load_file(tmp_path / "model.safetensors").values())
     shape = shape_of(model)
     assert shape.bytes == held + 8 * shape.trainable
+
+
+def test_flops_count_the_cycles_of_a_recurrent_core():
+    def flops(transforms, **more):
+        return stage_shapes(Recipe([Stage("deep", "1 steps", transforms=transforms)]), skeleton(**more))["deep"]
+
+    recurrent = {"prelude": 1, "core": 1, "coda": 0, "norm": "pre", "adapter": "add"}
+    once = flops([MakeRecurrent(**recurrent, mean_depth=0)])
+    assert (once.loops.training, once.loops.forward) == (0, 0)
+    core = sum(p.numel() for p in skeleton().model.layers[1].parameters())
+    deep = flops([MakeRecurrent(**recurrent, mean_depth=32, backprop=8)])
+    assert deep.loops.forward == 2 * core * 31
+    # 33 cycles on average; gradients flow through nearly 8 of them, 7 beyond the first.
+    assert deep.loops.training == pytest.approx(core * (6 * 7 + 2 * 25), rel=0.03)
+    ramp = flops([MakeRecurrent(**recurrent, mean_depth=Linear(0, 64), backprop=1)])
+    assert ramp.loops.training == pytest.approx(core * 2 * 32, rel=0.05)
+    frozen = flops([MakeRecurrent(**recurrent, mean_depth=4, backprop=10**6), Freeze("*", but="lm_head")])
+    assert frozen.loops.training == pytest.approx(core * 4 * 4, rel=0.05)

@@ -102,15 +102,15 @@ def peak_lr(plan: Plan, planned: PlannedStage) -> float:
 def flops_of(planned: PlannedStage, shapes: Mapping[str, StageShape]) -> float | None:
     """Estimate FLOPs (arXiv 2001.08361): 2 per token and weight forward, 2 back through it, 2 for its gradient.
 
-    So it is 6 where all weights are trained and about 4 with LoRA; attention scores, and a teacher given as a model,
-    are not counted.
+    So it is 6 where all weights are trained and about 4 with LoRA; each further cycle of a recurrent core counts again,
+    as 2 where no gradient flows through it. Attention scores, and a teacher given as a model, are not counted.
     """
     shape, tokens = shapes.get(planned.name), planned.tokens
     if shape is None or tokens is None:
         return None
-    flops = tokens * (4 * shape.non_embedding + 2 * min(shape.trainable, shape.non_embedding))
+    flops = tokens * (4 * shape.non_embedding + 2 * min(shape.trainable, shape.non_embedding) + shape.loops.training)
     if other := shapes.get(teaching_stage(planned.stage.teacher) or ""):
-        flops += tokens * 2 * other.non_embedding
+        flops += tokens * (2 * other.non_embedding + other.loops.forward)
     return flops
 
 
