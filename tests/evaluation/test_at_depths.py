@@ -13,9 +13,10 @@ from hf_stages import Above, AtDepths, Below, Expect, Stage, StagedTrainer
 from hf_stages.core.stage import Recipe
 from hf_stages.data.sample_text import byte_tokenizer
 from hf_stages.layers.recurrent import at_depth
-from hf_stages.recipes import dump, loads
+from hf_stages.recipes import dump, load, loads
 from hf_stages.reports.run_folder import read_run
 from hf_stages.reports.run_report import run_report
+from hf_stages.training.from_recipe import build_trainer
 from hf_stages.transforms import MakeRecurrent
 from tests.evaluation.ragged_rows import padded, ragged
 from tests.support import tiny
@@ -203,6 +204,26 @@ def test_a_recipe_holds_depths():
     assert recipe.eval_dataset == {"prose": AtDepths("prose", (1, 8))}
     assert recipe["b"].eval_dataset.depths == (1, 4, 8, 16, 32, 64)
     assert loads(dump(recipe)) == recipe
+
+
+def test_a_recipe_file_is_run_on_the_source_that_it_names(tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    lines = [json.dumps({"text": f"{number} was here, and {number} went."}) for number in range(30)]
+    (tmp_path / "prose.jsonl").write_text("\n".join(lines))
+    sizes = json.dumps({**tiny.LLAMA_SIZES, "model_type": "llama", "vocab_size": 258, "num_hidden_layers": 3})
+    (tmp_path / "run.yaml").write_text(f"""
+    model: {{config: {sizes}, auto_class: AutoModelForCausalLM}}
+    tokenizer: tokenizer
+    args: {{output_dir: {tmp_path / "out"}, use_cpu: true, report_to: none, save_strategy: "no", disable_tqdm: true}}
+    sources: {{prose: {{path: json, data_files: prose.jsonl, text: text, chunk: true, max_length: 16}}}}
+    train_dataset: prose
+    data_collator: {{use: DataCollatorForLanguageModeling, mlm: false}}
+    eval_dataset: {{prose: {{use: AtDepths, dataset: prose, depths: [1, 3]}}}}
+    stages: [{{name: a, until: 2 steps, transforms: [{{use: MakeRecurrent, prelude: 1, core: 1, coda: 1}}]}}]
+    """)
+    build_trainer(load(tmp_path / "run.yaml")).train()
+    measured = json.loads((tmp_path / "out" / "01-a" / "stage.json").read_text())["domains"]["prose"]
+    assert {"loss_at_1", "ppl_at_3", "bits_per_byte_at_3"} <= measured.keys()
 
 
 def test_a_recipe_is_told_where_a_source_is_unknown_or_depths_are_no_data_to_train_on():
