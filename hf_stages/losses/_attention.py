@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
+from hf_stages.layers.blocks import blocks_of
+from hf_stages.layers.recurrent import RecurrentCore, find_recurrence
 from hf_stages.losses import _layers
 from hf_stages.losses._width import heads_of
 from hf_stages.losses.base import Loss, adapted
@@ -71,6 +74,8 @@ def with_layer_pairs(loss: Any, student: Any, teacher: Any, *, same_heads: bool 
     name = type(loss).__name__
     depths = _layers.depth_of(student, loss.stack), _layers.depth_of(teacher, loss.stack)
     found = _layers.pairs(loss.layers, *depths, embeddings=False, where=f"{name}: layers")
+    _refuse_core(name, "student", student, [mine for mine, _ in found], loss.stack)
+    _refuse_core(name, "teacher", teacher, [theirs for _, theirs in found], loss.stack)
     if same_heads and (heads := (heads_of(student, loss.stack), heads_of(teacher, loss.stack)))[0] != heads[1]:
         raise ValueError(
             f"{name}: the student has {heads[0]} attention heads, the teacher {heads[1]}; use AttentionRelation, which "
@@ -85,6 +90,18 @@ def with_layer_pairs(loss: Any, student: Any, teacher: Any, *, same_heads: bool 
         needs=frozenset(key_of("attention", s, loss.stack) for s, _ in found),
         teacher_needs=frozenset(key_of("attention", t, loss.stack) for _, t in found),
     )
+
+
+def _refuse_core(name: str, whose: str, model: Any, layers: list[int], stack: str | None) -> None:
+    """Refuse a recurrent core among the layers: it attends in each of its blocks and cycles."""
+    if not isinstance(model, nn.Module) or find_recurrence(model) is None:
+        return
+    blocks = blocks_of(model, stack)
+    if met := [layer for layer in layers if isinstance(blocks[layer - 1], RecurrentCore)]:
+        raise ValueError(
+            f"{name}: layers: the {whose}'s layer {met[0]} is a recurrent core, which attends anew in each block and "
+            "cycle; say layers={student: teacher} without it"
+        )
 
 
 def tensors_of(loss: Any, captured: Mapping[str, Any], *names: str) -> list[torch.Tensor]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from hf_stages import MakeRecurrent
 from hf_stages.losses import AttentionKL, AttentionMSE, AttentionRelation
 from hf_stages.models.attention_scores import scores, visible
 from hf_stages.models.capture import Capture
@@ -246,3 +249,14 @@ def test_cut_of_the_relation_heads_is_refused_before_a_forward():
 def test_heads_that_differ_are_refused_by_name():
     with pytest.raises(ValueError, match="the student has 4 attention heads, the teacher 2; use AttentionRelation"):
         AttentionKL().for_models(outside_trainer.bert(), outside_trainer.bert(num_attention_heads=2))
+
+
+@pytest.mark.parametrize("loss", [AttentionKL(layers={2: 2}), AttentionRelation(layers={2: 2})])
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_a_recurrent_core_has_no_attention_of_its_own_to_compare(loss, whose):
+    plain, looped = tiny.llama(num_hidden_layers=4), MakeRecurrent(1, 2, 1)(tiny.llama(num_hidden_layers=4))
+    models = (looped, plain) if whose == "student" else (plain, looped)
+    with pytest.raises(ValueError, match=f"the {whose}'s layer 2 is a recurrent core"):
+        loss.for_models(*models)
+    outside = {1: 1} if whose == "student" else {4: 3}
+    assert replace(loss, layers=outside).for_models(*models).pairs == tuple(outside.items())
