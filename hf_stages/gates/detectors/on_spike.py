@@ -20,9 +20,9 @@ class OnSpike(Detector):
 
     Each update is judged after its backward pass, before the optimizer's step, on the device: the step is left out by
     a factor there, and nothing waits for it. Weights, moments and the windows stay as they were. The ladder takes the
-    next action where more than ``skip`` updates in a row (with no more than ``cooldown`` updates between them) were
-    bad; then so many more may be skipped before the one after it. Without ``then``, a loss or norm that stays that
-    high is taken as the new level, and where values stay non-finite the run stops.
+    next action where more than ``skip`` updates in a row were bad, without a good one between them; then so many more
+    may be skipped before the action after it. Without ``then``, a loss or norm that stays that high is taken as the
+    new level, and where values stay non-finite the run stops.
 
     >>> from hf_stages.gates import CutRate, Rollback
     >>> from hf_stages.gates.judged import JudgedUpdate
@@ -36,7 +36,7 @@ class OnSpike(Detector):
     """
 
     skip: int = 3
-    """How many bad updates in a row are skipped and no more; 0 skips only what is not finite."""
+    """How many bad updates, one directly after the other, are skipped and no more; 0 skips only what is not finite."""
     sigma: float = SIGMA
     """How many standard deviations above the mean of the window a value is a spike."""
     window: int = WINDOW
@@ -80,25 +80,19 @@ class OnSpike(Detector):
         return self.decide(often if self.skip else finding, history)
 
     def decide(self, finding: Finding, history: History) -> Decision:
-        """Return the next action. Only pauses longer than the cooldown, without a skip in them, part incidents."""
+        """Return the next action; the first one again where the last lies more than ``cooldown`` updates back."""
         if self.ladder is None:
             stops = history.update is not None and not history.update.is_finite
             return StopRun()(finding.text) if stops else Decision("alert", finding.text)
-        clock, before, taken = 0, None, []
-        for entry in (*self._own(history), Entry(history.global_step, "", "now", "")):
-            if before is not None and entry.step - before > self.cooldown:
-                clock += self.cooldown + 1
-            before = entry.step
-            if entry.kind not in ("skip", "now"):
-                taken.append(clock)
-        return self.ladder.next(taken, clock)(finding.text)
+        taken = [entry.step for entry in self._own(history) if entry.kind != "skip"]
+        return self.ladder.next(taken, history.global_step)(finding.text)
 
     def _may_skip(self, history: History) -> bool:
         """Whether so many bad updates in a row, this one among them, are only skipped."""
         assert history.update is not None
         count, last = 0 if history.update.was_skipped else 1, history.global_step
         for entry in reversed(self._own(history)):
-            if entry.kind != "skip" or last - entry.step > self.cooldown:
+            if entry.kind != "skip" or last - entry.step > 1:
                 break
             count, last = count + 1, entry.step
         return count <= self.skip

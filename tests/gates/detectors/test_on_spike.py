@@ -48,8 +48,9 @@ def test_a_good_update_is_no_matter():
             [(101, "cut_lr"), (103, "rollback"), (105, "end"), (107, "end"), (109, "end"), (111, "end")],
         ),
         (0, [100, 101, 120], [(100, "cut_lr"), (101, "rollback"), (120, "end")]),
-        (1, [100, 151], []),  # the cooldown has passed
-        (1, [100, 150, 200, 250], [(150, "cut_lr"), (250, "rollback")]),  # one incident, for all its length
+        (1, [100, 102, 104, 106], []),  # a good update lies between them
+        (1, [100, 101, 120, 121], [(101, "cut_lr"), (121, "rollback")]),
+        (1, [100, 101, 110, 140, 153, 154], [(101, "cut_lr"), (154, "cut_lr")]),  # single ones prolong nothing
         (1, [100, 101, 152, 153], [(101, "cut_lr"), (153, "cut_lr")]),
         (1, [100, 101, 152, 153, 154, 155], [(101, "cut_lr"), (153, "cut_lr"), (155, "rollback")]),
     ],
