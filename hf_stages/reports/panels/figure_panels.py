@@ -9,7 +9,9 @@ from hf_stages.reports.pages.svg import FAINT, INK
 from hf_stages.reports.panels.layout import Line, Panel, Panels, end_labels, gather, glyph_of, spread, words_of
 from hf_stages.reports.text import shorten, shorten_middle
 
-_MARKERS = {"up": "^", "down": "v", "left": "<", "bar": "|", "square": "s"}
+_MARKERS = {"up": "^", "down": "v", "left": "<", "bar": "|", "dot": "o", "square": "s"}
+_SIZES = {"bar": 9.0, "dot": 4.0}
+"""In points; a bar is longer than the triangles of the same step that stand upon it."""
 _WIDTH, _HEIGHT, _ROW, _LINE = 13.0, 3.4, 0.12, 0.24
 """In inches: the picture's width, a panel's height, that of a run's row of marks, and that of a line of legend."""
 _PER_LINE = 7
@@ -101,8 +103,12 @@ def _draw_marks(axes: Any, panels: Panels, panel: Panel) -> None:
             x = panel.steps.at(mark.step)
             if mark.kind in ("alert", "rollback", "stop"):
                 axes.axvline(x, color=style.colour, linewidth=0.9, alpha=0.35)
-            marker = _MARKERS[glyph_of(mark.kind)]
-            axes.plot([x], [y], marker=marker, markersize=5, color=style.colour, clip_on=False, linestyle="")
+            axes.plot([x], [y], **_look_of(mark.kind), color=style.colour, clip_on=False, linestyle="")
+
+
+def _look_of(kind: str) -> dict[str, Any]:
+    glyph = glyph_of(kind)
+    return {"marker": _MARKERS[glyph], "markersize": _SIZES.get(glyph, 5.0), "markeredgewidth": 1.4}
 
 
 def _handles(panels: Panels) -> list[list[Any]]:
@@ -118,7 +124,7 @@ def _handles(panels: Panels) -> list[list[Any]]:
     ]
     depths = [sign(f"recurrence {depth}", linewidth=1.5, **_dashes(panels, depth)) for depth in panels.depths]
     kinds = dict.fromkeys(mark.kind for _, marks in panels.marks for mark in marks)
-    signs = [sign(words_of(kind), marker=_MARKERS[glyph_of(kind)]) for kind in kinds]
+    signs = [sign(words_of(kind), **_look_of(kind)) for kind in kinds]
     if panels.floored:
         signs.append(sign("on the floor or below", marker="v", markerfacecolor="white"))
     if panels.lost:

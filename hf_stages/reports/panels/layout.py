@@ -18,7 +18,7 @@ LEAST_CORRELATION = 1e-3
 DASHES = ((), (11, 3), (7, 3), (4, 3), (1.5, 2.5), (9, 3, 2, 3), (9, 3, 2, 3, 2, 3), (2, 7))
 """Line styles of the recurrences, from the deepest up: the deeper, the fuller."""
 _BINS = 300
-_GLYPHS = {"alert": "up", "incident": "up", "skip": "bar", "cut_lr": "down", "rollback": "left", "replay": "left"}
+_GLYPHS = {"alert": "up", "incident": "dot", "skip": "bar", "cut_lr": "down", "rollback": "left", "replay": "left"}
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def end_labels(panels: Panels, panel: Panel) -> list[tuple[float, str, str]]:
 
 
 def glyph_of(kind: str) -> str:
-    """Return the shape of a decision's mark: up, down, left, bar or square."""
+    """Return the shape of a decision's mark: up, down, left, bar, dot or square."""
     return _GLYPHS.get(kind, "square")
 
 
@@ -187,10 +187,11 @@ def _panel(
 
 def _line(style: Style, depth: int | None, points: Points, axis: LogAxis, steps: LogAxis) -> Line:
     segments: list[list[tuple[float, float]]] = [[]]
+    known = {x for x, y in points if math.isfinite(y)}
     for x, y in points:
         if math.isfinite(y) and y > axis.floor:
             segments[-1].append((x, y))
-        elif segments[-1]:
+        elif segments[-1] and (math.isfinite(y) or x not in known):
             segments.append([])
     floored = [x for x, y in points if math.isfinite(y) and y <= axis.floor]
     lost = [x for x, y in points if not math.isfinite(y)]
@@ -252,7 +253,8 @@ def gather(marks: Iterable[Mark], steps: LogAxis, bins: int = _BINS // 3) -> lis
 
 def words_of(kind: str) -> str:
     """Return what the legend calls a kind of decision."""
-    return {"skip": "update skipped", "cut_lr": "rate cut", "stop": "stopped"}.get(kind, kind)
+    words = {"skip": "update skipped", "cut_lr": "rate cut", "stop": "stopped", "incident": "rows written down"}
+    return words.get(kind, kind)
 
 
 def check_comparable(runs: Sequence[RunCurves], eval_set: str | None = None) -> None:

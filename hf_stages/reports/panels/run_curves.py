@@ -33,6 +33,7 @@ class RunCurves:
 
     name: str
     loss: Points = ()
+    """A step at which Trainer's filter hid NaN has two: the loss that was logged, and NaN."""
     correlation: Points = ()
     perplexity: Mapping[str, Mapping[int | None, Points]] | None = None
     """For each evaluation set ("" is the one without a name) and each recurrence (None: a model without)."""
@@ -65,19 +66,37 @@ def curves_of(
         stages: Where each stage begins.
     """
     logs = [log for log in logs if isinstance(log.get("step"), int | float)]
-    marks = [Mark(e["step"], e["kind"], _words(e)) for e in ledger if e["kind"] in _MARKED]
-    return RunCurves(name, _losses(logs), _correlations(logs), _perplexities(logs), tuple(marks), tuple(stages))
+    return RunCurves(name, _losses(logs), _correlations(logs), _perplexities(logs), _marks(ledger), tuple(stages))
+
+
+def _marks(ledger: Iterable[Mapping[str, Any]]) -> tuple[Mark, ...]:
+    """Return what is marked. Rows written down because of another decision are told with it, and have no mark."""
+    entries = [entry for entry in ledger if entry["kind"] in _MARKED]
+    rows = {(e["step"], e.get("by")): e["reason"] for e in entries if e["kind"] == "incident"}
+    marks = []
+    for entry in sorted(entries, key=lambda entry: entry["kind"] == "incident"):
+        place = (entry["step"], entry.get("by"))
+        if entry["kind"] != "incident":
+            marks.append(Mark(entry["step"], entry["kind"], "; ".join([_words(entry), *_take(rows, place)])))
+        elif _take(rows, place):
+            marks.append(Mark(entry["step"], "incident", _words(entry)))
+    return tuple(sorted(marks, key=lambda mark: mark.step))
+
+
+def _take(held: dict[Any, str], key: Any) -> list[str]:
+    return [held.pop(key)] if key in held else []
 
 
 def _losses(logs: Sequence[Mapping[str, Any]]) -> Points:
-    """Return the training loss; where the raw loss is not finite, that one, since Trainer's filter hides NaN."""
+    """Return the training loss, and beside it the raw loss where that is not finite: Trainer's filter hides NaN."""
     found = []
     for log in logs:
         loss, raw = (_number(log.get(key)) for key in ("loss", "raw_loss"))
-        if raw is not None and (loss is None or not math.isfinite(raw)):
-            loss = raw
-        if loss is not None:
+        hides = raw is not None and not math.isfinite(raw)
+        if loss is not None and not (hides and (loss == 0 or not math.isfinite(loss))):  # 0: the filter had no others
             found.append((log["step"], loss))
+        if raw is not None and (hides or loss is None):
+            found.append((log["step"], raw))
     return _in_order(found)
 
 

@@ -14,11 +14,12 @@ WIDTH = 1140
 _COLUMN, _LEFT, _RIGHT, _HEIGHT = WIDTH / 3, 50, 34, 270
 _ROW = 11
 """The height of a run's row of marks."""
-_SHAPES = {
+_SHAPES = {  # a bar is longer than a triangle of the same step that stands upon it
     "up": "M{x:.1f},{y:.1f} l-4,7.5 h8 z",
     "down": "M{x:.1f},{bottom:.1f} l-4,-7.5 h8 z",
     "left": "M{left:.1f},{middle:.1f} l7.5,-4 v8 z",
-    "bar": "M{left:.1f},{y:.1f} h2.4 v7.5 h-2.4 z",
+    "bar": "M{left:.1f},{over:.1f} h2.4 v10.5 h-2.4 z",
+    "dot": "M{left:.1f},{middle:.1f} a3,3 0 1 0 6,0 a3,3 0 1 0 -6,0 z",
     "square": "M{left:.1f},{y:.1f} h7 v7 h-7 z",
 }
 
@@ -133,8 +134,8 @@ def _marks(place: _Place) -> str:
 
 def _glyph(kind: str, x: float, y: float, colour: str, words: str) -> str:
     shape = _SHAPES[glyph_of(kind)]
-    half = {"left": 4.0, "bar": 1.2, "square": 3.5}.get(glyph_of(kind), 0.0)
-    path = shape.format(x=x, y=y, left=x - half, middle=y + 4, bottom=y + 7.5)
+    half = {"left": 4.0, "bar": 1.2, "dot": 3.0, "square": 3.5}.get(glyph_of(kind), 0.0)
+    path = shape.format(x=x, y=y, left=x - half, middle=y + 4, bottom=y + 7.5, over=y - 1.5)
     return f'<path d="{path}" fill="{colour}"><title>{escape(words)}</title></path>'
 
 

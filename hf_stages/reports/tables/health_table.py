@@ -66,7 +66,9 @@ def _plain(points: Points) -> list[list[float | None]]:
 
 
 def _last(points: Points) -> str:
-    return f"{points[-1][1]:.4g}" if points else "-"
+    newest = [y for x, y in points if x == points[-1][0]]
+    known = [y for y in newest if math.isfinite(y)]
+    return f"{(known or newest)[-1]:.4g}" if points else "-"
 
 
 def _extreme(points: Points, pick: Any) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_stages.reports.pages.svg import COLOURS
-from hf_stages.reports.panels.layout import DASHES, check_comparable, gather, lay_out, spread, thin
+from hf_stages.reports.panels.layout import DASHES, check_comparable, gather, glyph_of, lay_out, spread, thin
 from hf_stages.reports.panels.log_axis import axis_over
 from hf_stages.reports.panels.run_curves import Mark, RunCurves, curves_of
 from tests.reports.panels.logs import log
@@ -44,6 +44,19 @@ def test_nan_breaks_the_line_and_is_marked():
     assert line.segments == (((1, 3.0), (2, 2.5)), ((5, 2.0),))
     assert panels.lost
     assert not panels.floored
+
+
+def test_nan_beside_a_known_value_of_the_same_step_is_marked_and_breaks_nothing():
+    points = ((1, 3.0), (1, math.nan), (2, 2.5), (2, math.nan), (3, math.nan), (4, 2.0))
+    (line,) = lay_out([RunCurves("a", loss=points)]).panels[0].lines
+    assert line.lost == (1, 2, 3)
+    assert line.segments == (((1, 3.0), (2, 2.5)), ((4, 2.0),))
+    assert line.end == 2.0
+
+
+def test_alerts_skips_and_rows_written_down_look_different():
+    kinds = ("alert", "incident", "skip", "cut_lr", "rollback")
+    assert len({glyph_of(kind) for kind in kinds}) == len(kinds)
 
 
 def test_a_run_of_nan_alone_is_still_there():

@@ -11,6 +11,7 @@ def test_the_raw_loss_shows_where_trainer_hides_nan():
     found = curves_of("a", [{"step": 1, "loss": 2.0, "raw_loss": 2.1}, {"step": 2, "loss": 0.0, "raw_loss": math.nan}])
     assert found.loss[0] == (1, 2.0)
     assert math.isnan(found.loss[1][1])
+    assert len(found.loss) == 2  # a loss of 0 is what the filter puts where all updates were NaN
     assert curves_of("a", [{"step": 1, "raw_loss": 2.1}]).loss == ((1, 2.1),)
 
 
@@ -47,3 +48,29 @@ def test_decisions_are_marked_and_plain_ends_of_stages_are_not():
     found = curves_of("a", [], ledger)
     assert [mark.kind for mark in found.marks] == ["alert", "skip", "cut_lr", "rollback"]
     assert found.marks[0].words == "alert: why [OnSpike]"
+
+
+def test_a_loss_that_trainer_filtered_is_shown_beside_the_nan():
+    logs = [{"step": step, "loss": 3.0 - step / 10, "raw_loss": math.nan} for step in (1, 2)]
+    found = curves_of("a", logs).loss
+    assert [step for step, _ in found] == [1, 1, 2, 2]
+    assert [loss for _, loss in found if math.isfinite(loss)] == [2.9, 2.8]
+
+
+def test_rows_written_down_because_of_a_decision_have_no_mark_of_their_own():
+    def entry(step, kind, by="OnSpike"):
+        return {"step": step, "stage": "a", "kind": kind, "reason": f"{kind} {step}", "by": by}
+
+    ledger = [
+        *(entry(3, kind) for kind in ("skip", "incident", "cut_lr")),
+        *(entry(5, kind, "Divergence") for kind in ("incident", "alert")),
+        *(entry(5, kind) for kind in ("skip",)),
+        entry(9, "incident", "loss"),
+    ]
+    found = curves_of("a", [], ledger).marks
+    assert [(mark.step, mark.kind) for mark in found] == [
+        (3, "skip"), (3, "cut_lr"), (5, "alert"), (5, "skip"), (9, "incident"),
+    ]  # fmt: skip
+    assert found[0].words == "skip: skip 3 [OnSpike]; incident 3"
+    assert found[1].words == "cut_lr: cut_lr 3 [OnSpike]"
+    assert found[2].words == "alert: alert 5 [Divergence]; incident 5"
