@@ -147,6 +147,11 @@ class LossOverItems:
         self.task.set_reduction(found)
         if found is not None and found.split:
             self.parts = MeanOfParts(found, self.totals)
+            if self.at_depths is not None:
+                raise ValueError(
+                    f"eval_dataset: AtDepths: the loss of {type(trainer.model).__name__} has several parts, each a "
+                    "mean over items of its own, and is not measured by depth; evaluate on the dataset itself"
+                )
 
     def _add(self, loss: torch.Tensor | None, batch: Mapping[str, Any]) -> None:
         if loss is None:

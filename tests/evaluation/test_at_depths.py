@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from transformers import LlamaConfig, LlamaForQuestionAnswering
 
 from hf_stages import Above, AtDepths, Below, Expect, Stage, StagedTrainer
 from hf_stages.core.stage import Recipe
@@ -167,6 +168,16 @@ def test_a_model_without_recurrence_is_refused_by_the_plan(tmp_path):
     trainer = run_of(tmp_path, {"prose": AtDepths(tiny.lm_data())}, stages=[Stage("a", "2 steps")])
     with pytest.raises(ValueError, match=r"stage 'a': eval_dataset: AtDepths: 'prose'.*no recurrent part"):
         trainer.plan()
+
+
+def test_a_loss_of_several_means_is_refused_before_the_first_step(tmp_path):
+    model = LlamaForQuestionAnswering(LlamaConfig(**{**tiny.LLAMA_SIZES, "num_hidden_layers": 3}))
+    rows = [{"input_ids": [5, 6, 7, 8], "start_positions": 1, "end_positions": 2 + i % 2} for i in range(6)]
+    data = Dataset.from_list(rows)
+    trainer = run_of(tmp_path, AtDepths(data, (1, 4)), model=model, train_dataset=data)
+    with pytest.raises(ValueError, match=r"LlamaForQuestionAnswering has several parts.*not measured by depth"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def test_a_later_stages_depths_do_not_trouble_a_branch_without_recurrence(tmp_path):
