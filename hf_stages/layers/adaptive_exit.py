@@ -42,6 +42,8 @@ class Cycles:
     """After each cycle, what enters the head, as (batch, tokens, width)."""
     leaving: tuple[torch.Tensor, ...]
     """After each cycle, the probability that a token leaves there, if not before, as (batch, tokens)."""
+    head: nn.Module | None = None
+    """Makes logits of what enters it; None where the model changes these logits (by a scale, a soft cap)."""
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,19 @@ def find_recurrence(model: nn.Module) -> RecurrentCore | None:
     return next((module for module in model.modules() if isinstance(module, RecurrentCore)), None)
 
 
+def freeze_gate(model: nn.Module) -> list[nn.Parameter]:
+    """Let no loss train a core's exit gate. Return what was trainable of it, to be made so again.
+
+    Where nothing reads the gate, DDP would wait for its gradient, and weight decay would shrink it.
+    """
+    core = find_recurrence(model)
+    gate = core.gate if core is not None else None
+    trainable = [parameter for parameter in gate.parameters() if parameter.requires_grad] if gate is not None else []
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    return trainable
+
+
 def set_depth(model: nn.Module, depth: int) -> None:
     """Let a model run so many cycles in evaluation and generation, also after it is saved and loaded."""
     _core_of(model, "set_depth")

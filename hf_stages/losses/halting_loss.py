@@ -58,15 +58,13 @@ class HaltingLoss(Loss):
 
     def __call__(self, student: Any, teacher: Any, batch: Mapping[str, Any], t: float) -> Any:
         cycles: Cycles = student["cycles"]
-        head = student.final
-        if torch.is_tensor(head):
+        head = cycles.head
+        if head is None:
             raise ValueError("HaltingLoss: the model changes its head's output; expected logits as the head gives them")
         index = self._targets.index(batch, cycles.states[0].shape[:-1]).to(cycles.states[0].device)
         labels = _next_labels(batch).to(index.device).flatten()[index]
         shares = exit_shares(torch.stack([gate.flatten()[index] for gate in cycles.leaving]))
-        losses = torch.stack(
-            [_cross_entropy(head.module, state.flatten(0, -2)[index], labels) for state in cycles.states]
-        )
+        losses = torch.stack([_cross_entropy(head, state.flatten(0, -2)[index], labels) for state in cycles.states])
         entropy = torch.special.entr(shares).sum(0)
         value = (shares * losses).sum() - as_curve(self.beta)(t) * entropy.sum()
         places = torch.arange(1, len(shares) + 1, device=shares.device)[:, None]

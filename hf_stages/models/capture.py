@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from hf_stages.core.randomness import preserve_random_state
-from hf_stages.layers.adaptive_exit import CycleWatch
+from hf_stages.layers.adaptive_exit import Cycles, CycleWatch
 from hf_stages.layers.blocks import base_of, blocks_of
 from hf_stages.layers.recurrent import find_recurrence
 from hf_stages.models.attention_capture import attention_module, capture_attention
@@ -74,7 +74,10 @@ class Capture:
         self._head_is_checked = False
         self._undo: list[Callable[[], None]] = []
         # Without a need for whole logits the head runs on one token: for a large vocabulary it is most of the work.
-        self.head = getattr(base_of(model), "get_output_embeddings", lambda: None)() if defer_head else None
+        own_head = getattr(base_of(model), "get_output_embeddings", lambda: None)()
+        self.head = own_head if defer_head else None
+        self._cycles_head = own_head if "cycles" in needs else None
+        """Reads out what each cycle ends with, however the last one's logits are made."""
         try:
             self._install(stop)
         except BaseException:
@@ -101,7 +104,9 @@ class Capture:
         if self._head_is_checked:
             return
         request = request or self._all
-        if self.head is None or request.runs_to_the_end or "final" not in request.needs:
+        deferred = self.head if "final" in request.needs and not request.runs_to_the_end else None
+        head = deferred if deferred is not None or "cycles" not in request.needs else self._cycles_head
+        if head is None:
             return
         self._head_is_checked = True
         planted: list[torch.Tensor] = []
@@ -111,14 +116,14 @@ class Capture:
             planted.append(values.expand_as(output).contiguous())
             return planted[-1].clone()
 
-        handle = self.head.register_forward_hook(plant)
+        handle = head.register_forward_hook(plant)
         try:
             with torch.no_grad(), evaluating(self.model), preserve_random_state(), self.collecting(request):
                 found = _logits(run())
         finally:
             handle.remove()
         if found is None or len(planted) != 1 or not torch.equal(found.float(), planted[0].float()):
-            self.head = None
+            self.head = self._cycles_head = None
 
     @contextmanager
     def collecting(self, request: CaptureRequest | None = None) -> Iterator[dict[str, Any]]:
@@ -178,7 +183,14 @@ class Capture:
         core = find_recurrence(self.model)
         if core is None:
             raise ValueError(f"{key}: {type(base_of(self.model)).__name__} has no recurrent core; see MakeRecurrent")
-        core.cycle_watch = CycleWatch(lambda: self._keeps, lambda cycles: self._captured.update({key: cycles}))
+
+        def is_wanted() -> bool:
+            return self._keeps and self._request is not None and key in self._request.needs
+
+        def keep(cycles: Cycles) -> None:
+            self._captured[key] = replace(cycles, head=self._cycles_head)
+
+        core.cycle_watch = CycleWatch(is_wanted, keep)
         self._undo.append(lambda: setattr(core, "cycle_watch", None))
 
     def _keep_input(self, key: str) -> Callable[..., None]:
@@ -241,7 +253,8 @@ class Capture:
         if request.whole:
             return None
         if request.runs_to_the_end or ("final" in request.needs and "head" not in self._captured):
-            return _Marked(_named(outputs), made_for_losses=tensors_read) if projected else None
+            beside = bool(projected) or "cycles" in request.needs  # the outputs do not hang on these
+            return _Marked(_named(outputs), made_for_losses=tensors_read) if beside else None
         return {"captured": tensors_read, "logits": _logits(outputs) if "final" in request.needs else None}
 
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional
+from transformers import TrainerCallback
 
 from hf_stages import Stage
 from hf_stages.core.curves import Linear
 from hf_stages.layers import at_depth, find_recurrence
 from hf_stages.layers.adaptive_exit import exit_shares
-from hf_stages.losses import HaltingLoss, TaskLoss
+from hf_stages.losses import HaltingLoss, LogitMSE, TaskLoss
 from hf_stages.models.capture import Capture
 from hf_stages.models.signals import Signals
 from hf_stages.transforms import MakeRecurrent
@@ -101,3 +102,56 @@ def test_a_gate_without_its_loss_and_the_loss_without_a_gate_are_refused(tmp_pat
         run(MakeRecurrent(1, 2, 1), HaltingLoss())
     with pytest.raises(ValueError, match="beta: expected 0 or more"):
         HaltingLoss(beta=-0.1)
+
+
+def gated(**options):
+    return MakeRecurrent(1, 2, 1, mean_depth=2, exit="gate", backprop=4, **options)
+
+
+@pytest.mark.parametrize("beside", [TaskLoss(), Linear(1, 0) * TaskLoss(), LogitMSE()])
+def test_it_trains_beside_a_loss_that_reads_the_whole_model(beside, tmp_path):
+    stage = Stage("a", "2 steps", transforms=[gated()], loss=beside + HaltingLoss())
+    options = {"teacher": tiny.llama(seed=1)} if isinstance(beside, LogitMSE) else {}
+    args = {"eval_strategy": "steps", "eval_steps": 1}
+    data = {"train_dataset": tiny.lm_data(8), "eval_dataset": tiny.lm_data(4)}
+    trainer = staged(tmp_path, [stage], model=tiny.llama(num_hidden_layers=4), args=args, **data, **options)
+    trainer.train()
+    assert find_recurrence(trainer.model).gate.bias.item() != 0
+    assert any("HaltingLoss_cycles" in log for log in trainer.state.log_history)
+
+
+def test_a_model_that_changes_its_logits_is_refused_by_that_reason():
+    def halve(module, args, output):
+        output.logits = output.logits / 2
+        return output
+
+    model, rows = looped(exit="gate"), batch()
+    model.register_forward_hook(halve)
+    loss = HaltingLoss().for_models(model, None)
+    capture = Capture(model, loss.needs | {"loss"})
+    capture.check_head(lambda: model(rows["input_ids"]))
+    with capture.collecting() as captured:
+        capture.run(model, {"input_ids": rows["input_ids"]})
+    with pytest.raises(ValueError, match="HaltingLoss: the model changes its head's output"):
+        loss(Signals(None, captured=captured), None, rows, 0.0)
+
+
+def test_a_gate_that_no_loss_of_a_stage_reads_stays_as_it_is_and_trains_again_later(tmp_path):
+    gates = []
+
+    class Gates(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            gate = find_recurrence(model).gate
+            gates.append((gate.weight.requires_grad, gate.weight.sum().item()))
+
+    stages = [
+        Stage("a", "2 steps", transforms=[gated()], loss=HaltingLoss()),
+        Stage("b", "2 steps"),
+        Stage("c", "2 steps", loss=HaltingLoss()),
+    ]
+    args = {"weight_decay": 0.5, "learning_rate": 1e-2}
+    model = tiny.llama(num_hidden_layers=4)
+    staged(tmp_path, stages, model=model, args=args, train_dataset=tiny.lm_data(8), callbacks=[Gates()]).train()
+    assert [trains for trains, _ in gates] == [True, True, False, False, True, True]
+    values = [value for _, value in gates]
+    assert values[1] == values[2] == values[3] != values[5]

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from hf_stages import AtDepths, Stage, StagedTrainer
 from hf_stages.core.curves import Linear
 from hf_stages.layers import find_recurrence
-from hf_stages.losses import HaltingLoss
+from hf_stages.losses import HaltingLoss, TaskLoss
 from hf_stages.transforms import MakeRecurrent
 from tests.support import tiny
 from tests.workers.cases import CASES, Rows
@@ -38,9 +38,10 @@ def looped_run(out: Path, batch: int, state: str, **changes: Any) -> tuple[Stage
     """
     norm = changes.pop("norm", "pre")
     gate = {"exit": "gate"} if changes.pop("gated", False) else {}
+    then = changes.pop("then", [])
     core = MakeRecurrent(1, 2, 1, **gate, norm=norm, mean_depth=Linear(1, 5), backprop=2, state_init=state)
     depths, model = Depths(), tiny.llama(num_hidden_layers=4, pad_token_id=0)
-    stages = [Stage("looped", "4 steps", transforms=[core], loss=HaltingLoss() if gate else None)]
+    stages = [Stage("looped", "4 steps", transforms=[core], loss=HaltingLoss() if gate else None), *then]
     changes |= {"eval_dataset": AtDepths(Rows(CASES["causal"].rows()[:7]), (1, 4)), "per_device_eval_batch_size": 2}
     trainer = staged(out, stages, batch, 2, model=model, callbacks=[depths], max_grad_norm=1.0, **changes)
     trainer.train()
@@ -54,6 +55,10 @@ def recurrent(out: Path) -> list[int | None]:
     same_on_ranks(trainer.model, "zeros")
     trainer, _ = looped_run(out / "gated", 2, "zeros", gated=True, ddp_find_unused_parameters=False)
     same_on_ranks(trainer.model, "gated")
+    # With checkpointing, Trainer itself asks for no such search.
+    later = [Stage("later", "3 steps"), Stage("both", "2 steps", loss=TaskLoss() + HaltingLoss())]
+    trainer, _ = looped_run(out / "later", 2, "zeros", gated=True, then=later, gradient_checkpointing=True)
+    same_on_ranks(trainer.model, "later")
     trainer, random = looped_run(out / "normal", 2, "normal")
     same_on_ranks(trainer.model, "normal")
     found: list[Any] = [None, None]

@@ -17,6 +17,7 @@ from hf_stages.core.batch import Batch
 from hf_stages.core.curves import Const
 from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.stage import Stage
+from hf_stages.layers.recurrent import freeze_gate
 from hf_stages.losses.objective.student_forwards import TaskForward
 from hf_stages.losses.objective.terms import Term, needs_of, terms_of, terms_with_weight
 from hf_stages.losses.objective.update_sums import Objective
@@ -64,7 +65,7 @@ class StageLosses:
         self.capture = Capture(model, needs, defer_head=defer_head) if taught or not needs <= WHOLE else None
         self._requests: dict[Any, CaptureRequest] = {}
         steady = [term for term in terms if len(terms) == 1 or _steady(term)]
-        at_times = any(term.loss.modules is not None for term in terms if term not in steady)
+        at_times = any(t.loss.modules is not None or "cycles" in t.loss.needs for t in terms if t not in steady)
         self.partial = at_times or not needs_of(steady) & (WHOLE | {"final"})
         """Whether some parameters may take no part in the loss, such as the head where features alone are compared."""
         own = {str(i): term.loss.modules for i, term in enumerate(terms) if term.loss.modules is not None}
@@ -72,6 +73,7 @@ class StageLosses:
         if self.modules is not None:
             assert self.capture is not None
             self._attach()
+        self._frozen = [] if "cycles" in needs else freeze_gate(model)
 
     def signals(
         self, model: nn.Module, batch: Batch, t: float, *, task: TaskForward | None = None, autocast: Any = nullcontext
@@ -167,6 +169,8 @@ class StageLosses:
         if self.teacher is not None and hasattr(self.teacher, "remove"):
             self.teacher.remove()
         self.model._modules.pop(NAME, None)
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
 
     # ---- the losses' own weights: trained and checkpointed with the stage, in no saved model -------------------------
 

@@ -37,6 +37,11 @@ def stage_losses(trainer: Any, planned: PlannedStage, teacher: Any) -> StageLoss
     terms = adapted_terms(planned.stage, model, teacher_structure(teacher, model))
     if trainer.is_fsdp_enabled and any(term.loss.modules is not None for term in terms):
         raise ValueError(f"stage {planned.name!r}: loss: projections are not supported under FSDP; use DDP")
+    if trainer.is_fsdp_enabled and any("cycles" in term.loss.needs for term in terms):
+        raise ValueError(
+            f"stage {planned.name!r}: loss: HaltingLoss applies the output head outside of the model's forward, which "
+            "FSDP does not allow; use DDP"
+        )
     ready = start_teacher(teacher, model, teacher_needs_of(terms), args.device)
     return StageLosses(terms, model, ready, defer_head=not trainer.is_fsdp_enabled)
 
