@@ -100,7 +100,8 @@ class Runner:
                 self.manifest.write("stopped", self.ledger)
                 return
             if run.stopping.stopped is not None:
-                _stop_by_gate(self, run, f"{planned.folder} is whole; resume to go on with the next stage")
+                more = "; resume to go on with the next stage" if planned is not self.plan.stages[-1] else ""
+                _stop_by_gate(self, run, f"{planned.folder} is whole{more}")
             self._check_expectations(self.manifest.done[planned.name])
             self._stop_if_asked(planned)
         if not outputs:
@@ -216,10 +217,15 @@ class Runner:
             trainer._load_optimizer_and_scheduler(trainer.state.best_model_checkpoint)
         run.gates.updates.hear()
         run.set_progress(1.0)
+        if run.gates.ask_detectors_at_end(trainer.state):  # by the last log; what it went back to is measured now
+            run.set_progress(1.0)
         metrics = final_metrics(trainer, run.measured)
         logs = run.measured.logs(trainer.state)
         if run.gates.decide_at_end([*logs, {**metrics, "step": trainer.state.global_step}]):
             metrics = final_metrics(trainer, run.measured)  # of the weights that a gate went back to
+        if run.gates.ask_detectors_at_end(trainer.state):
+            run.set_progress(1.0)
+            metrics = final_metrics(trainer, run.measured)
         metrics |= metrics_of_other_domains(trainer, run.planned.stage, self.plan.resolved)
         run.losses.remove()
         run.gates.note_silent(run.measured.logs(trainer.state))

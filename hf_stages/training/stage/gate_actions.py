@@ -7,6 +7,7 @@ holds. So a run that is cut and resumed does what it would have done.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers.trainer_callback import TrainerState
@@ -14,7 +15,8 @@ from transformers.utils import logging
 
 from hf_stages.core.ranks import from_main_rank
 from hf_stages.evaluation.stage_metrics import StageMetrics
-from hf_stages.gates.base import History
+from hf_stages.gates.base import Decision, History
+from hf_stages.gates.detectors.base import Detector
 from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.planning.domains import earlier_domains
 from hf_stages.planning.plan import PlannedStage
@@ -111,6 +113,35 @@ class GateActions:
                 self.decisions.apply(decision, gate)
         return any(d is not None and d.action == "rollback" for d in answers)
 
+    def ask_detectors_at_end(self, state: TrainerState) -> bool:
+        """Ask detectors about what was logged once the stage was over: its last log, and its final evaluation.
+
+        An entry that they were asked about before has its answer in the ledger, and they do not repeat it. True: the
+        stage went back, measure again.
+        """
+        logs, now = self.measured.logs(state), self.progress.global_step
+        for count, log in enumerate(logs, 1):
+            if log["step"] != now or "train_loss" in log:  # that one sums the stage up
+                continue
+            heard = ("log", "evaluation") if count == len(logs) else ("log",)
+            gates = [one for one in self.planned.stage.gates if isinstance(one, Detector) and one.on in heard]
+            if gates and self._act_at_end(gates, logs[:count]):
+                return True
+        return False
+
+    def _act_at_end(self, gates: Sequence[Detector], logs: _Logs) -> bool:
+        """Do what detectors decide of a stage that makes no further update. True: it went back."""
+        for gate, answer in zip(gates, self._answers(gates, self.history(logs)), strict=True):
+            if answer is None or self.decisions.stopping.stopped is not None:
+                continue
+            if gate.rows:
+                self.incidents.record(answer.reason, by=type(gate).__name__, before=False)
+            decision = meaning_at_end(answer)
+            self.decisions.apply(decision, gate)
+            if decision.action == "rollback":
+                return True  # what the others found speaks of weights that are gone
+        return False
+
     def after_evaluation(self, state: TrainerState) -> None:
         """Notice a rise over the parent's losses, and ask the gates that watch evaluations."""
         newest: dict[str, Any] = {}
@@ -140,6 +171,18 @@ class GateActions:
             if gate.on == "log" and metric is not None and not history.values(metric):
                 known = ", ".join(sorted({key for log in history.logs for key in log}))
                 self.notes.note("notice", f"{metric} was never logged; there are {known}", by=type(gate).__name__)
+            elif isinstance(gate, Detector) and gate.on == "log" and self._asked_at_end_alone(gate, logs):
+                text = (
+                    f"it was asked at the stage's end alone: nothing that it reads was logged within the "
+                    f"{self.progress.steps} updates before; set logging_steps (or eval_steps) to less"
+                )
+                self.notes.note("notice", text, by=type(gate).__name__)
+                logger.warning(f"stage {self.planned.name!r}: {type(gate).__name__}: {text}")
+
+    def _asked_at_end_alone(self, gate: Detector, logs: _Logs) -> bool:
+        metric, steps = gate.metric_read, self.progress.steps
+        before = [log for log in logs if log["step"] < self.progress.global_step]
+        return steps > 1 and not any(metric is None or metric in log for log in before)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds of the ways back, and of how updates are judged."""
@@ -166,3 +209,16 @@ class GateActions:
             advice = "a lower learning rate, a warmup or replay of earlier data keeps it closer"
             self.notes.note("notice", f"{text}: {advice}", by="boundary")
             logger.warning(f"stage {self.planned.name!r}: {text}")
+
+
+def meaning_at_end(decision: Decision) -> Decision:
+    """Return what a detector's decision comes to where no update of the stage follows.
+
+    The stage ends anyway, and draws no more data; a lower rate is what later stages go on from.
+
+    >>> meaning_at_end(Decision("end", "the loss is NaN; the stage ends here")).action
+    'alert'
+    """
+    if decision.action in ("end", "replay"):
+        return replace(decision, action="alert", value=None)
+    return replace(decision, skip_data=True) if decision.action == "rollback" else decision
