@@ -107,7 +107,13 @@ class Incident:
         """Say in a sentence what was found."""
         count, measured = len(self.standing_out), [row for row in self.rows if row.loss is not None]
         if not measured:
-            return f"no row of the update could be measured: {self.problem or 'none has a target'}"
+            count = len(self.rows) + self.left_out
+            if self.problem is not None or not count:
+                return f"no row of the update could be measured: {self.problem or 'it has none'}"
+            return (
+                f"no row of the update has a target: {_all_of(count)} only ignored labels (-100), and a mean over "
+                "nothing is no number; drop such rows, or let a longer max_length keep their labels"
+            )
         broken = sum(not row.is_finite for row in self.rows)
         told = f"{count} of {len(self.rows) + self.left_out} rows stand out"
         told += f" ({broken} not finite)" if broken else ""
@@ -118,6 +124,10 @@ class Incident:
     def header(self) -> dict[str, Any]:
         data = {key: value for key, value in asdict(replace(self, rows=())).items() if key != "rows"}
         return {"schema": SCHEMA, **data, "rows": len(self.rows), "stand_out": len(self.standing_out)}
+
+
+def _all_of(count: int) -> str:
+    return "its one row has" if count == 1 else f"all {count} rows have"
 
 
 def describe_examples(row: IncidentRow) -> str:

@@ -95,6 +95,8 @@ def part(value: Any) -> str:
     >>> from hf_stages.losses import TaskLoss
     >>> part(Below("eval_loss", 3.2)), part(TaskLoss() + 0.1 * TaskLoss())
     ("Below('eval_loss', 3.2)", 'TaskLoss() + 0.1 * TaskLoss()')
+    >>> part([print, 5].append), part(print), part(Below)
+    ('append', 'print', 'Below')
     """
     names = {entry.name for entry in fields(value)} if is_dataclass(value) else set()
     if names == {"losses"}:  # a sum
@@ -112,6 +114,8 @@ def part(value: Any) -> str:
         return "[" + ", ".join(part(item) for item in value) + "]"
     if isinstance(value, str | int | float | bool) or value is None:
         return repr(value)
+    if isinstance(name := getattr(value, "__name__", None), str):
+        return name
     return type(value).__name__
 
 

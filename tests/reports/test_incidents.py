@@ -109,6 +109,19 @@ def test_a_summary_names_the_worst_row():
     assert text == "1 of 3 rows stand out; the worst is row 3 of web, loss 9 against 2.1 as usual"
 
 
+@pytest.mark.parametrize(("count", "told"), [(1, "its one row has only"), (3, "all 3 rows have only")])
+def test_a_summary_of_rows_without_labels_says_what_to_do(count, told):
+    text = incident(rows([None] * count)).summary()
+    assert text.startswith("no row of the update has a target: ")
+    assert told in text
+    assert "drop such rows, or let a longer max_length keep their labels" in text
+
+
+def test_a_summary_of_rows_that_could_not_be_measured_says_why():
+    text = incident(rows([None]), problem="ValueError: two rows are needed").summary()
+    assert text == "no row of the update could be measured: ValueError: two rows are needed"
+
+
 def test_incidents_are_not_pushed_to_the_hub(tmp_path):
     """Trainer pushes a run's folder without what begins with an underscore: rows of the data stay at home."""
     path = write_incident(tmp_path, incident(rows([2.0])))

@@ -77,7 +77,7 @@ def test_plan_report_and_card_tell_of_it(tmp_path, capsys):
     collapse = TokenCollapse(warn_for=2, collapsed_for=4, flat=0.9, then=EndStage())
     trainer = staged(tmp_path, [Stage("main", "20 steps", monitors=[Alike()], gates=[collapse])], notify=print)
     table = " ".join(plan_table(trainer.plan()).split())
-    for words in ("watches Alike", "then=[EndStage()]", "What gates decide is told to"):
+    for words in ("watches Alike", "then=[EndStage()]", "What gates decide is told to print."):
         assert words in table
     trainer.train()
     assert summary(tmp_path, "01-main")["ended_by"] == "TokenCollapse"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +35,8 @@ class DetectorCallback(TrainerCallback, ExportableState):
 
     They read ``trainer.state.log_history``. What they find is a warning, and is told to ``notify``. An action may be
     ``StopRun()``, which ends the training; lower rates and ways back need stages. Its decisions are written with each
-    checkpoint, so a resumed run repeats none.
+    checkpoint, so a resumed run repeats none. Where updates were NaN, Trainer logs a loss that is too low; with the
+    monitor ``RawLoss`` detectors pass over it.
 
     Args:
         detectors: The detectors.
@@ -69,7 +71,8 @@ class DetectorCallback(TrainerCallback, ExportableState):
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.global_step:
             return
-        history = History(step=state.global_step, logs=state.log_history, entries=tuple(self.ledger))
+        logs = [_as_measured(log) for log in state.log_history]
+        history = History(step=state.global_step, logs=logs, entries=tuple(self.ledger))
         answers = [detector(history) for detector in self.detectors] if args.process_index == 0 else None
         for detector, decision in zip(self.detectors, from_main_rank(answers, args), strict=True):
             if decision is None:
@@ -78,6 +81,17 @@ class DetectorCallback(TrainerCallback, ExportableState):
             logger.warning(f"step {state.global_step}: {type(detector).__name__}: {decision.reason}")
             if decision.action in ("end", "stop"):
                 control.should_training_stop = True
+
+
+def _as_measured(log: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a log without a loss that Trainer's filter made up: of updates that were NaN it makes values near zero.
+
+    >>> _as_measured({"step": 5, "loss": 0.0, "raw_loss": math.nan}), _as_measured({"step": 9, "loss": 2.5})
+    ({'step': 5, 'raw_loss': nan}, {'step': 9, 'loss': 2.5})
+    """
+    if math.isfinite(log.get("raw_loss", 0.0)) or not math.isfinite(log.get("loss", 0.0)):
+        return log
+    return {key: value for key, value in log.items() if key != "loss"}
 
 
 def _check(detector: Any) -> None:

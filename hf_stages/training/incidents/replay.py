@@ -82,7 +82,8 @@ def replay_incident(out: str | Path, incident: Incident, *, most: int = 5, trust
         replayed = tuple(_without(stage, row, rows, trained, whole, broken, incident.t) for row in worst)
     bad = {_key(row) for row in incident.standing_out}
     told = bool(bad) and whole.items > outstanding.items and set(broken) <= bad
-    loss, norm = (math.nan, math.nan) if broken else whole.without(_Sums.like(trained))
+    no_number = bool(broken) or whole.items <= 0  # the mean over no target is none, as it was in the training
+    loss, norm = (math.nan, math.nan) if no_number else whole.without(_Sums.like(trained))
     loss_without, norm_without = whole.without(outstanding) if told else (None, None)
     rows_run = tuple(one for one in replayed if one is not None)
     return Replay(stage.weights, loss, norm, rows_run, loss_without, norm_without, stage.notes)

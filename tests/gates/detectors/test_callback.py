@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -18,7 +19,7 @@ from hf_stages.gates import (
     UnshiftedLabels,
     Webhook,
 )
-from hf_stages.monitors import Monitor, MonitorCallback
+from hf_stages.monitors import Monitor, MonitorCallback, RawLoss
 from tests.support import tiny
 
 
@@ -32,11 +33,11 @@ class From(Detector):
         return Finding("late") if history.step >= self.step else None
 
 
-def plain(out, callbacks, *, resume=None, **changes):
+def plain(out, callbacks, *, resume=None, trainer=Trainer, **changes):
     given = {"per_device_train_batch_size": 4, "logging_steps": 1, "max_steps": 8, "save_strategy": "no"}
     given |= {"report_to": [], "disable_tqdm": True, "use_cpu": True, "learning_rate": 1e-3}
     args = TrainingArguments(str(out), optim="adamw_torch_fused", **{**given, **changes})
-    trainer = Trainer(tiny.llama(), args, train_dataset=tiny.lm_data(), callbacks=callbacks)
+    trainer = trainer(tiny.llama(), args, train_dataset=tiny.lm_data(), callbacks=callbacks)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -59,6 +60,34 @@ def test_it_reads_what_monitors_log(tmp_path):
     callback = DetectorCallback([TokenCollapse(warn_for=2)])
     plain(tmp_path, [MonitorCallback([Alike()]), callback])
     assert [(entry.step, entry.kind) for entry in callback.ledger] == [(3, "alert")]
+
+
+class TaughtNothing(Trainer):
+    """Its updates are NaN from the fourth on, as where no row has a label."""
+
+    def compute_loss(self, model, inputs, **kwargs):
+        loss = super().compute_loss(model, inputs, **kwargs)
+        return loss * math.nan if self.state.global_step >= 3 else loss
+
+
+@pytest.mark.parametrize("monitors", [(), (RawLoss(),)])
+def test_a_loss_of_0_that_trainers_filter_made_of_nan_is_no_suspect(tmp_path, monitors):
+    callback = DetectorCallback([UnshiftedLabels()])
+    trainer = plain(tmp_path, [MonitorCallback(list(monitors)), callback], trainer=TaughtNothing)
+    assert trainer.state.log_history[-2]["loss"] == 0
+    assert len(callback.ledger) == 0
+
+
+def test_a_loss_that_trainers_filter_made_smaller_is_not_read_where_the_raw_one_is_known(tmp_path):
+    seen = []
+
+    class Reads(Detector):
+        def find(self, history):
+            seen.append([step for step, _ in history.series("loss")])
+
+    callbacks = [MonitorCallback([RawLoss()]), DetectorCallback([Reads()])]
+    plain(tmp_path, callbacks, trainer=TaughtNothing, logging_steps=2)
+    assert seen[-1] == [2]
 
 
 def test_an_action_may_end_the_training(tmp_path):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback
 
-from hf_stages import Stage
+from hf_stages import OnSpike, Stage
 from hf_stages.commands.cli import main
 from hf_stages.data import Mixture
 from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
@@ -93,6 +95,18 @@ def test_the_gradient_without_a_row_is_that_of_the_other_rows(tmp_path):
             (model(input_ids=ids, labels=ids).loss * (len(row) - 1) / items).backward()
         norm = torch.stack([p.grad.square().sum() for p in model.parameters()]).sum().sqrt()
         assert one.grad_norm_without == pytest.approx(norm.item(), rel=1e-3)
+
+
+def test_an_update_without_a_label_is_replayed_as_nan(tmp_path):
+    ids = list(range(1, 9))
+    data = Dataset.from_list([{"input_ids": ids, "labels": ids if i < 4 else [-100] * 8} for i in range(12)])
+    stage = Stage("one", "3 steps", train_dataset=data, gates=[OnSpike(skip=3)])
+    staged(tmp_path, [stage], args={"train_sampling_strategy": "sequential"}).train()
+    incident = read_incidents(tmp_path)[0]
+    assert "no row of the update has a target" in incident.summary()
+    replay = replay_incident(tmp_path, incident)
+    assert math.isnan(replay.loss)
+    assert math.isnan(replay.grad_norm)
 
 
 def test_without_kept_weights_the_newest_checkpoint_before_serves(tmp_path):
