@@ -73,10 +73,23 @@ class PeekingCache:
         return torch.cat((kept.keys, keys), dim=-2), torch.cat((kept.values, values), dim=-2)
 
 
-def check_cache(cache: Any, depth: int, slots: int) -> None:
-    """Refuse a cache that was made or filled for another depth than the core is to run."""
+def check_cache(cache: Any, depth: int, slots: int, config: Any) -> None:
+    """Refuse a cache that was made or filled for another depth than the core is to run.
+
+    Args:
+        cache: The model's cache.
+        depth: How many cycles the core is to run.
+        slots: How many layers run then, each cycle's counted.
+        config: The model's config.
+    """
     size = len(getattr(cache, "layers", ()))
     if size and size < slots and getattr(cache, "layer_class_to_replicate", None) is None:
+        if config.num_hidden_layers < slots:  # put there by transformers, which does not put it back after an error
+            config.num_hidden_layers = slots
+            raise ValueError(
+                "assistant_early_exit: a model with a recurrent core cannot draft tokens with some of its layers; "
+                "generate without it, or with prompt_lookup_num_tokens or a small assistant_model"
+            )
         raise ValueError(
             f"past_key_values: it has slots for {size} layers, and {depth} cycles need {slots}; make the cache from "
             "model.config within the same at_depth(...) that runs it, or after set_depth(model, ...)"

@@ -87,14 +87,14 @@ class RecurrentCore(nn.Module):
         if self._trains:
             past_key_values = None  # nobody reads it, and memory would grow with every cycle
         if past_key_values is not None and not torch.compiler.is_compiling():
-            check_cache(past_key_values, depth, self.total + (depth - 1) * len(self.layers))
+            check_cache(past_key_values, depth, self.total + (depth - 1) * len(self.layers), self.config)
         if self.exit is not None and not (self._trains or self._is_measured or self._is_watched()):
             return self._run_until_settled(hidden_states, depth, past_key_values, kwargs)
         return self._run(hidden_states, depth, past_key_values, kwargs)
 
     def _run(self, given: torch.Tensor, depth: int, cache: Any, kwargs: dict[str, Any]) -> torch.Tensor:
         """Run all cycles, the last ones with gradients."""
-        done, state = (0, None) if self._carried is None else self._carried.begin(given, depth)
+        done, state = (0, None) if self._carried is None else self._carried.begin(given, depth, kwargs)
         state = before = self._initial_state(given) if state is None else state
         free = max(depth - self.backprop, 0) if torch.is_grad_enabled() else 0
         with torch.no_grad():
@@ -114,7 +114,7 @@ class RecurrentCore(nn.Module):
         if self._is_measured:
             self.last_states = (before.detach(), state.detach())
         if self._carried is not None:
-            self._carried.end(given, state, depth)
+            self._carried.end(given, state, depth, kwargs)
         return state
 
     def _run_until_settled(self, given: torch.Tensor, depth: int, cache: Any, kwargs: dict[str, Any]) -> torch.Tensor:
@@ -200,14 +200,27 @@ class _Carried:
         self.given: torch.Tensor | None = None
         self.state: torch.Tensor | None = None
         self.cycles = 0
+        self.kwargs: dict[str, Any] = {}
+        """What the blocks were called with: masks and positions change what a cycle computes."""
 
-    def begin(self, given: torch.Tensor, depth: int) -> tuple[int, torch.Tensor | None]:
+    def begin(self, given: torch.Tensor, depth: int, kwargs: dict[str, Any]) -> tuple[int, torch.Tensor | None]:
         """Return the cycles that are done already, and their state; 0 and None where the input is another one."""
-        same = self.given is not None and self.given.shape == given.shape and torch.equal(self.given, given)
-        return (self.cycles, self.state) if same and self.cycles < depth else (0, None)
+        same = self.cycles < depth and _equal(self.given, given) and _equal(self.kwargs, kwargs)
+        return (self.cycles, self.state) if same else (0, None)
 
-    def end(self, given: torch.Tensor, state: torch.Tensor, depth: int) -> None:
-        self.given, self.state, self.cycles = given.detach(), state.detach(), depth
+    def end(self, given: torch.Tensor, state: torch.Tensor, depth: int, kwargs: dict[str, Any]) -> None:
+        self.given, self.state, self.cycles, self.kwargs = given.detach(), state.detach(), depth, kwargs
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Tell whether two inputs hold equal tensors. What is of an unknown kind equals itself alone."""
+    if torch.is_tensor(one) and torch.is_tensor(other):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return one is other or (isinstance(one, bool | int | float | str) and type(one) is type(other) and one == other)
 
 
 def find_recurrence(model: nn.Module) -> RecurrentCore | None:
@@ -239,6 +252,11 @@ def set_training_depth(
 ) -> None:
     """Change what a core runs, and note it in the config, so that it holds after the model is saved and loaded."""
     core = _core_of(model, "set_training_depth")
+    if core._is_measured:
+        raise ValueError(
+            "set_depth: expected to be called outside of at_depth(...), at whose end the model gets back the depth that "
+            "it had"
+        )
     if depth is not None:
         _run_at(core, depth)
     core.mean_depth = core.mean_depth if mean_depth is None else mean_depth

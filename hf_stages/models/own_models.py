@@ -41,5 +41,6 @@ def read(kind: Any, path: Any, *args: Any, config: Any, **options: Any) -> Any:
 def _replay(model: Any, record: dict[str, Any], trust_remote_code: bool) -> Any:
     with preserve_random_state():
         for part in record["transforms"]:
-            model = part_from_dict(part, "transforms", trust_remote_code=trust_remote_code)(model)
+            transform = part_from_dict(part, "transforms", trust_remote_code=trust_remote_code)
+            model = transform.as_loaded(model)(model)
     return model

@@ -63,6 +63,10 @@ class Transform:
                 "go on to a stage without a curve"
             )
 
+    def as_loaded(self, model: Any) -> Transform:
+        """Return what is applied when a saved model is loaded into ``model``, whose head may be another one."""
+        return self
+
     def at(self, model: Any, t: float) -> None:
         """Set what varies with the stage's progress ``t`` (a quantization strength). At the stage's end it is 1."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_stages.core.curves import Curve
 from hf_stages.core.part import Derived
@@ -24,6 +25,7 @@ from hf_stages.transforms._peft import refuse_adapters
 from hf_stages.transforms._recurrence import as_mean_depth, check_count, mean_depth_at
 from hf_stages.transforms.base import Transform
 
+logger = logging.get_logger(__name__)
 _NORMS = ("sandwich", "pre")
 _STARTS = ("input", "sum")
 
@@ -151,6 +153,17 @@ class MakeRecurrent(Transform):
                 "exit='gate': nothing in the stage's loss trains the gate, which would let tokens go at random; set "
                 "loss=HaltingLoss(), or use exit='kl' or 'change', which need no training"
             )
+
+    def as_loaded(self, model: Any) -> MakeRecurrent:
+        """Leave out an exit that reads predictions where the model is loaded without the head that makes them."""
+        if self.exit != "kl" or model.get_output_embeddings() is not None:
+            return self
+        logger.warning(
+            "MakeRecurrent: exit='kl' is off: a %s has no output head, by which a state could be read out; every token "
+            "runs all cycles",
+            type(model).__name__,
+        )
+        return replace(self, exit=None, exit_threshold=None)
 
     def at(self, model: Any, t: float) -> None:
         """Set the mean depth of what is drawn in training."""

@@ -8,6 +8,7 @@ import torch
 
 from hf_stages.core.micro_batch import MicroBatch, in_micro_batch
 from hf_stages.layers import at_depth, carrying_states, find_recurrence, set_depth
+from hf_stages.transforms import MakeRecurrent
 from tests.support import tiny
 from tests.support.recurrent import looped, tokens
 
@@ -77,6 +78,33 @@ def test_carried_states_give_the_logits_of_each_depth():
         assert len(ran) == 11
     with at_depth(model, 6):
         assert torch.equal(model(ids.flip(0)).logits, other)
+
+
+def test_nothing_is_carried_where_other_tokens_are_hidden():
+    """Without a prelude, a mask changes nothing of what enters the core."""
+    model, ids = (
+        MakeRecurrent(0, 3, 1, mean_depth=4.0, state_init="input")(tiny.llama(num_hidden_layers=4)).eval(),
+        tokens(),
+    )
+    torch.nn.init.normal_(find_recurrence(model).adapter.weight, std=0.15, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[:, :3] = 0
+    positions = torch.arange(ids.shape[1])[None]
+    with torch.no_grad(), at_depth(model, 5):
+        expected = model(ids, attention_mask=mask, position_ids=positions).logits
+    with torch.no_grad(), carrying_states(model):
+        with at_depth(model, 2):
+            model(ids, position_ids=positions)
+        with at_depth(model, 5):
+            assert torch.equal(model(ids, attention_mask=mask, position_ids=positions).logits, expected)
+
+
+def test_a_depth_is_not_set_for_good_within_a_block_that_sets_it_for_a_while():
+    model = looped()
+    with at_depth(model, 6), pytest.raises(ValueError, match=r"set_depth: expected to be called outside of at_depth"):
+        set_depth(model, 9)
+    set_depth(model, 9)
+    assert find_recurrence(model).depth == 9
 
 
 def test_a_micro_batch_draws_the_same_depth_and_state_again_and_another_one_draws_others():

@@ -6,7 +6,9 @@ import sys
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     DynamicCache,
     LlamaForCausalLM,
     MistralConfig,
@@ -19,6 +21,7 @@ from transformers import (
 )
 
 from hf_stages.layers import at_depth, find_recurrence, set_depth
+from hf_stages.transforms import SetTask
 from tests.support import tiny
 from tests.support.recurrent import looped, tokens
 
@@ -124,3 +127,33 @@ def test_hidden_states_and_attentions_are_those_of_every_cycle():
         found = model(tokens(), output_hidden_states=True, output_attentions=True)
         assert len(found.hidden_states) == model.config.num_hidden_layers + 1 == 9
     assert len(found.attentions) == 8
+
+
+def test_drafts_by_an_early_exit_are_refused_and_spoil_no_later_generation():
+    model, ids = looped(), tokens(1)
+    expected = model.generate(ids, **GREEDY)
+    with pytest.raises(ValueError, match="assistant_early_exit: a model with a recurrent core cannot draft"):
+        model.generate(ids, **GREEDY, assistant_early_exit=2)
+    assert torch.equal(model.generate(ids, **GREEDY), expected)
+
+
+@pytest.mark.parametrize("kind", [AutoModel, AutoModelForSequenceClassification])
+def test_a_model_is_loaded_without_its_head_and_then_no_token_leaves_by_its_predictions(kind, tmp_path, caplog):
+    model, ids = looped(tiny.llama(num_hidden_layers=4, pad_token_id=0), exit="kl"), tokens()
+    model.save_pretrained(tmp_path)
+    with caplog.at_level("WARNING", logger="hf_stages"):
+        found = kind.from_pretrained(tmp_path)
+    assert "exit='kl' is off" in caplog.text
+    assert find_recurrence(found).exit is None
+    with at_depth(model, 4):  # where every token runs all cycles
+        states = model.model(ids).last_hidden_state
+    assert torch.allclose(found.base_model(ids).last_hidden_state, states, atol=1e-6)
+    assert find_recurrence(AutoModelForCausalLM.from_pretrained(tmp_path)).exit.kind == "kl"
+
+
+def test_another_task_is_set_on_a_model_whose_tokens_leave_by_its_predictions():
+    model = SetTask("AutoModelForSequenceClassification", num_labels=2)(
+        looped(tiny.llama(num_hidden_layers=4, pad_token_id=0), exit="kl")
+    )
+    assert find_recurrence(model).exit is None
+    assert model.eval()(tokens()).logits.shape == (2, 2)
