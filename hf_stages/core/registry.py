@@ -226,7 +226,9 @@ def find_custom(use: str, where: Where) -> Any:
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        raise where.error(f"use: cannot import {use!r}: {error}") from error
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
+        hint = "; install it, or name its folder: PYTHONPATH=FOLDER hf-stages ..." if absent else ""
+        raise where.error(f"use: cannot import {use!r}: {error}{hint}") from error
     if ours and not (isinstance(found, type) and found.__module__.split(".")[0] == "hf_stages"):
         raise where.error(f"use: {use!r} is no class of hf_stages")
     if not callable(found):

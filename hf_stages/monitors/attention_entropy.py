@@ -13,7 +13,7 @@ from hf_stages.layers.blocks import blocks_of
 from hf_stages.models.attention_capture import attention_module
 from hf_stages.models.attention_scores import scores, visible
 from hf_stages.models.signals import Attention, key_of
-from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count
+from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count, check_layers
 from hf_stages.monitors.probes import Probe, check_blocks
 
 _QUERIES = 256
@@ -49,7 +49,7 @@ class AttentionEntropy(Monitor):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
+        check_layers(self)
         as_occasions(self.every, "AttentionEntropy")
         check_count(self, "rows")
 

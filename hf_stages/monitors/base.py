@@ -149,3 +149,14 @@ def check_count(monitor: Monitor, name: str) -> None:
     value = getattr(monitor, name)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{type(monitor).__name__}: {name}: expected a whole number, at least 1, got {value!r}")
+
+
+def check_layers(monitor: Any) -> None:
+    """Refuse a field ``layers`` that is no list of blocks' numbers, and keep it as a tuple."""
+    layers = monitor.layers
+    whole = isinstance(layers, list | tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in layers)
+    if not whole:
+        raise ValueError(
+            f"{type(monitor).__name__}: layers: expected a list of blocks' numbers such as [4, 8], got {layers!r}"
+        )
+    object.__setattr__(monitor, "layers", tuple(layers))

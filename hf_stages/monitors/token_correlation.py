@@ -10,7 +10,7 @@ import torch
 
 from hf_stages.core.occasions import LogSpaced, as_occasions
 from hf_stages.models.signals import key_of
-from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count
+from hf_stages.monitors.base import Monitor, Readings, WatchedRun, Watcher, check_count, check_layers
 from hf_stages.monitors.probes import Probe, check_blocks
 from hf_stages.monitors.state_statistics import effective_rank, state_change, state_norm, token_correlation
 
@@ -46,7 +46,7 @@ class TokenCorrelation(Monitor):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
+        check_layers(self)
         as_occasions(self.every, "TokenCorrelation")
         check_count(self, "rows")
         if self.depth is not None:

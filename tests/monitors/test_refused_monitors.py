@@ -49,6 +49,14 @@ def test_what_cannot_be_measured_is_refused_before_the_first_step(monitor, said,
     assert not [log for log in trainer.state.log_history if "loss" in log]
 
 
+@pytest.mark.parametrize("monitor", [TokenCorrelation, AttentionEntropy])
+@pytest.mark.parametrize("layers", [9, "9", [True], [1.0], None])
+def test_layers_that_are_no_list_of_numbers_are_refused(monitor, layers):
+    with pytest.raises(ValueError, match=rf"{monitor.__name__}: layers: expected a list .* such as \[4, 8\], got"):
+        monitor(layers=layers)
+    assert monitor(layers=[1, 2]).layers == (1, 2)
+
+
 def test_a_late_stages_monitor_fails_before_the_first_stage(tmp_path):
     stages = [Stage("a", "2 steps"), Stage("b", "2 steps", monitors=[TokenCorrelation(layers=(9,))])]
     with pytest.raises(ValueError, match="stage 'b': monitors: TokenCorrelation: layers: the model has 2 blocks"):

@@ -16,10 +16,11 @@ from transformers import (
 )
 
 from hf_stages.core.curves import Linear
+from hf_stages.layers import at_depth
 from hf_stages.layers.bits import stored_size
 from hf_stages.layers.quantized import Quantized
 from hf_stages.packing import PackedEmbedding, PackedLinear, pack
-from hf_stages.transforms import Binarize, SplitTernary, Ternarize
+from hf_stages.transforms import Binarize, MakeRecurrent, SplitTernary, Ternarize
 from tests.packing.models import IDS, KINDS, inputs, loaded, logits, quantized
 from tests.support import tiny
 
@@ -258,3 +259,14 @@ def test_rows_of_zeros_survive_splitting_and_packing(tmp_path):
     pack(model, tmp_path / "packed", rest="float32")
     own, theirs = weights(model), weights(loaded(tmp_path / "packed"))
     assert all(torch.equal(own[name], theirs[name]) for name in own)
+
+
+def test_a_packed_looped_model_is_the_one_that_was_trained_at_any_depth(tmp_path):
+    model = tiny.llama(num_hidden_layers=3)
+    for transform in (MakeRecurrent(1, 1, 1, mean_depth=2), Ternarize(exclude="*.adapter")):
+        model = transform(model)
+    pack(model.eval(), tmp_path / "packed", rest="float32")
+    packed = loaded(tmp_path / "packed", "llama")
+    for depth in (1, 3, 9):
+        with at_depth(model, depth), at_depth(packed, depth):
+            torch.testing.assert_close(logits(packed), logits(model), rtol=1e-4, atol=1e-5)

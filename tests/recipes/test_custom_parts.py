@@ -82,7 +82,7 @@ def test_custom_parts_need_trust_and_then_read_back():
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        ("no_such_module_x:A", "cannot import 'no_such_module_x:A'"),
+        ("no_such_module_x:A", "cannot import 'no_such_module_x:A': .*; install it, or name its folder: PYTHONPATH="),
         ("json:nothing", "cannot import 'json:nothing'"),
         ("json:__name__", "expected a class or a function"),
         ("a/b:C", "expected 'package.module:Class'"),
