@@ -17,7 +17,7 @@ class Part(Protocol):
     A part is a class whose arguments are plain data or other parts, mostly a frozen dataclass. What it does depends on
     its kind: see the base class of the kind, such as ``Loss`` or ``Gate``. Kinds have checks of their own, which are
     called before the first step: ``check_stage(context)`` of a gate or transform, ``check(model)`` of a transform,
-    ``check(span, steps)`` of a schedule, ``check()`` of metrics.
+    ``check(span, steps)`` of a schedule, ``check()`` of metrics, ``check(model)`` of an exporter.
     """
 
     def to_data(self, write: Writer) -> Any:

@@ -254,8 +254,7 @@ def set_training_depth(
     core = _core_of(model, "set_training_depth")
     if core._is_measured:
         raise ValueError(
-            "set_depth: expected to be called outside of at_depth(...), at whose end the model gets back the depth that "
-            "it had"
+            "set_depth: expected to be called outside of at_depth(...), after which the model has its own depth again"
         )
     if depth is not None:
         _run_at(core, depth)

@@ -52,6 +52,7 @@ def check_stages(
         check_stage(resolved, args, stage)
         check_depths(resolved, args, stage, skeletons.get(stage.name))
         check_monitors(resolved, args, stage, skeletons.get(stage.name))
+        check_exporters(stage, skeletons.get(stage.name))
         if stage.name in skeletons and (name := latent_split_on_disk(skeletons[stage.name])) is not None:
             raise ValueError(
                 f"stage {stage.name!r}: {name}: transformers {transformers.__version__} would store it in pieces and "
@@ -72,6 +73,15 @@ def check_metrics(recipe: Recipe) -> None:
         if check is not None:
             with place_errors(where, ValueError, OSError):
                 check()
+
+
+def check_exporters(stage: Stage, skeleton: Any) -> None:
+    """Check that a stage's model can be exported: else the stage would train in vain."""
+    for index, exporter in enumerate(stage.exporters if skeleton is not None else ()):
+        check = getattr(exporter, "check", None)  # an exporter of a user's need not have it
+        if check is not None:
+            with place_errors(f"stage {stage.name!r}: exporters[{index}]"):
+                check(skeleton)
 
 
 def check_stage(resolved: ResolvedRecipe, args: Any, stage: Stage) -> None:

@@ -10,7 +10,13 @@ from hf_stages.packing.formats import gguf_models as models
 from hf_stages.packing.formats._gguf_writing import RESTS, TensorWriter
 from hf_stages.packing.formats._report import Report
 from hf_stages.packing.formats.gguf_tokens import write_tokens
-from hf_stages.packing.formats.model_weights import WeightReader, check_file_name, new_file_in, require_package
+from hf_stages.packing.formats.model_weights import (
+    WeightReader,
+    check_file_name,
+    check_model,
+    new_file_in,
+    require_package,
+)
 
 _POOLINGS = ("none", "mean", "cls", "rank")
 
@@ -50,6 +56,10 @@ class Gguf:
         if self.pooling not in (None, *_POOLINGS):
             raise ValueError(f"Gguf: pooling: expected one of {', '.join(_POOLINGS)} or None, got {self.pooling!r}")
         require_package("gguf", "Gguf", "gguf")
+
+    def check(self, model: Any) -> None:
+        """Refuse a stage's model that the format cannot hold, before the first step."""
+        check_model(model, "Gguf", tuple(models.ARCHITECTURES))
 
     def __call__(self, folder: str | Path, out: str | Path) -> Report:
         """Write the model of a stage folder to ``out``."""

@@ -77,20 +77,7 @@ class WeightReader:
     def __init__(self, folder: Path, who: str, classes: tuple[str, ...]) -> None:
         self.who = who
         self.model, self.files = read_stage(Path(folder))
-        kind = type(self.model).__name__
-        if kind not in classes:
-            merge = "; merge its adapter first (MergeLora)" if "Peft" in kind else ""
-            raise ValueError(f"{who}: expected one of {', '.join(classes)}, got a {kind}{merge}")
-        if record_of(self.model.config) is not None:
-            raise ValueError(
-                f"{who}: expected a plain {kind}, got one with norms or other parts that its architecture lacks "
-                "(InsertSubLN, MakeRecurrent); no program that reads this format knows it"
-            )
-        if not any(isinstance(module, Quantized) for module in self.model.modules()):
-            raise ValueError(
-                f"{who}: has no quantized layers; train the stage with Ternarize or Binarize, or use the tools of "
-                "the format itself, which convert full-precision models"
-            )
+        check_model(self.model, who, classes)
         self._unread = {id(p): name for name, p in self.model.named_parameters()}
 
     def weight(self, path: str) -> Weight:
@@ -130,6 +117,24 @@ class WeightReader:
     def _mark_read(self, *parameters: Any) -> None:
         for parameter in parameters:
             self._unread.pop(id(parameter), None)
+
+
+def check_model(model: Any, who: str, classes: tuple[str, ...]) -> None:
+    """Refuse a model that a format cannot hold, as far as its structure tells: it may be on the meta device."""
+    kind = type(model).__name__
+    if kind not in classes:
+        merge = "; merge its adapter first (MergeLora)" if "Peft" in kind else ""
+        raise ValueError(f"{who}: expected one of {', '.join(classes)}, got a {kind}{merge}")
+    if record_of(model.config) is not None:
+        raise ValueError(
+            f"{who}: expected a plain {kind}, got one with norms or other parts that its architecture lacks "
+            "(InsertSubLN, MakeRecurrent); no program that reads this format knows it"
+        )
+    if not any(isinstance(module, Quantized) for module in model.modules()):
+        raise ValueError(
+            f"{who}: has no quantized layers; train the stage with Ternarize or Binarize, or use the tools of "
+            "the format itself, which convert full-precision models"
+        )
 
 
 def levels_of(path: str, module: Quantized) -> Levels:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hf_stages.packing.formats import _onnx_models as models
 from hf_stages.packing.formats._report import Report
-from hf_stages.packing.formats.model_weights import WeightReader, check_file_name, new_file_in, require_package
+from hf_stages.packing.formats.model_weights import (
+    WeightReader,
+    check_file_name,
+    check_model,
+    new_file_in,
+    require_package,
+)
 from hf_stages.packing.formats.onnx_graph import Graph
 from hf_stages.packing.formats.onnx_layers import Layers
 
@@ -45,6 +52,10 @@ class Onnx:
         if self.rest not in _RESTS:
             raise ValueError(f"Onnx: rest: expected one of {', '.join(_RESTS)}, got {self.rest!r}")
         require_package("onnx", "Onnx", "onnx")
+
+    def check(self, model: Any) -> None:
+        """Refuse a stage's model that the format cannot hold, before the first step."""
+        check_model(model, "Onnx", tuple(models.ARCHITECTURES))
 
     def __call__(self, folder: str | Path, out: str | Path) -> Report:
         """Write the model of a stage folder to ``out``."""

@@ -16,9 +16,10 @@ from hf_stages.packing.formats import Gguf, model_weights
 from hf_stages.packing.formats.gguf_blocks import block_type, to_blocks
 from hf_stages.packing.formats.gguf_models import rope_order
 from hf_stages.packing.formats.model_weights import levels_of
-from hf_stages.transforms import Binarize, InsertSubLN, SplitTernary, Ternarize
+from hf_stages.transforms import Binarize, InsertSubLN, MakeRecurrent, SplitTernary, Ternarize
 from tests.packing.formats.folders import loaded, sentencepiece, trained
 from tests.support import tiny
+from tests.support.runs import staged
 
 gguf = pytest.importorskip("gguf", reason="the GGUF exporter needs gguf: pip install 'hf_stages[gguf]'")
 pytestmark = pytest.mark.usefixtures("quick_gc")
@@ -208,6 +209,22 @@ def test_a_split_model_is_written_without_loss(tmp_path):
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
         torch.testing.assert_close(other(ids).logits, loaded(folder)(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "message"),
+    [
+        ([MakeRecurrent(1, 1, 0), Ternarize()], "expected a plain LlamaForCausalLM"),
+        ([InsertSubLN(), Ternarize()], "expected a plain LlamaForCausalLM"),
+        ([], "has no quantized layers"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_before_the_first_step(transforms, message, tmp_path):
+    stages = [Stage("first", "1 steps"), Stage("low", "1 steps", transforms=transforms, exporters=[Gguf()])]
+    trainer = staged(tmp_path, stages, model=tiny.llama(num_hidden_layers=2))
+    with pytest.raises(ValueError, match=f"stage 'low': exporters\\[0\\]: Gguf: {message}"):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 @pytest.mark.parametrize(
