@@ -10,6 +10,8 @@ import torch
 _CHUNK = 256
 _TOKENS = 256
 """At most so many tokens, spread evenly, enter the effective rank."""
+_SMALLEST = 1e-18
+"""States that are shorter have no direction: their squares are below what float32 can hold."""
 
 
 def token_correlation(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
@@ -35,8 +37,9 @@ def token_correlation(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
             # Centred into one small buffer: a copy of all states takes longer than all else here.
             centred = buffer[: len(tokens)]
             torch.sub(tokens, tokens.mean(-1, keepdim=True, dtype=torch.float32), out=centred)
+            centred.masked_fill_(some[:, None] == 0, 0.0)  # a weight of 0 would not hide NaN in padding
             norms = torch.linalg.vector_norm(centred, dim=-1)
-            weights = some / norms.clamp(min=1e-30)
+            weights = torch.where(norms < _SMALLEST, 0.0, some / norms)
             summed = summed + weights @ centred
             squares = squares + (weights * norms).square().sum()  # their number, but for rounding
         n = kept.sum()
@@ -59,8 +62,9 @@ def effective_rank(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     flat, kept = states.flatten(0, 1), real.flatten().to(torch.float32)
     step = -(-len(flat) // _TOKENS)
     flat, kept = flat[::step].float(), kept[::step]
-    flat = flat - flat.mean(-1, keepdim=True)
-    unit = flat * (flat.square().sum(-1).clamp(min=1e-30).rsqrt() * kept)[:, None]
+    flat = (flat - flat.mean(-1, keepdim=True)).masked_fill(kept[:, None] == 0, 0.0)
+    norms = torch.linalg.vector_norm(flat, dim=-1)
+    unit = flat * torch.where(norms < _SMALLEST, 0.0, 1.0 / norms)[:, None]
     smaller = unit @ unit.t() if unit.shape[0] <= unit.shape[1] else unit.t() @ unit
     return unit.square().sum().square() / smaller.square().sum()
 

@@ -37,9 +37,16 @@ def test_opposite_tokens_correlate_negatively():
 def test_padding_does_not_count_whatever_is_there():
     states = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(0))
     real = torch.arange(40).expand(2, 40) < torch.tensor([[25], [31]])
-    spoilt = torch.where(real[..., None], states, torch.full_like(states, 1e6))
-    for number in (token_correlation, state_norm, effective_rank):
-        assert float(number(spoilt, real)) == pytest.approx(float(number(states, real)), rel=1e-5)
+    for there in (1e6, float("nan"), float("inf")):
+        spoilt = torch.where(real[..., None], states, torch.full_like(states, there))
+        for number in (token_correlation, state_norm, effective_rank):
+            assert float(number(spoilt, real)) == pytest.approx(float(number(states, real)), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-25, 1e-19])
+def test_states_too_small_to_have_a_direction_correlate_with_nothing(size):
+    states = size * torch.randn(1, 1, 8, generator=torch.Generator().manual_seed(0)).expand(1, 6, 8)
+    assert float(token_correlation(states, torch.ones(1, 6))) == 0.0
 
 
 def test_rows_of_less_than_two_tokens_do_not_count():

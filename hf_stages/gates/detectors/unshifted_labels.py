@@ -39,8 +39,11 @@ class UnshiftedLabels(Detector):
         losses = [loss for _, loss in history.series("loss")] if history.step <= self.within else []
         if len(losses) < 2:
             return None
-        # Exactly 0 is what Trainer's filter leaves of updates that were all NaN; no model learns it.
-        if losses[-1] == 0 or not (losses[-1] < self.below and losses[-1] < self.share * losses[0]):
+        # Below 0 it is no language model's cross-entropy, but a reward's or a margin's. Exactly 0 is what Trainer's
+        # filter leaves of updates that were all NaN; no model learns it.
+        if min(losses) < 0 or losses[-1] == 0:
+            return None
+        if not (losses[-1] < self.below and losses[-1] < self.share * losses[0]):
             return None
         return Finding(
             "the loss is implausibly low so early",

@@ -39,6 +39,7 @@ class RollbackStates:
             wanted: The states that the run may go back to from here.
         """
         trainer = self.trainer
+        _refuse_objects(trainer.optimizer)
         if trainer.args.should_save:
             state = {**more, "weights": _weights(trainer.model), "optimizer": trainer.optimizer.state_dict()}
             with write_sealed_folder(self.folder / str(step)) as place:
@@ -81,6 +82,18 @@ def _in_memory(moments: Any, device: torch.device) -> Any:
         return [_in_memory(value, device) for value in moments]
     own = torch.is_tensor(moments) and (device.type == "cpu" or moments.numel() <= 1)
     return moments.clone() if own else moments
+
+
+def _refuse_objects(optimizer: Any) -> None:
+    """Refuse what torch would write and not read again, before a state that is needed proves to be unreadable."""
+    for state in optimizer.state_dict()["state"].values():
+        for name, value in state.items() if isinstance(state, Mapping) else ():
+            if not (value is None or isinstance(value, torch.Tensor | int | float | str | list | tuple | dict)):
+                raise ValueError(
+                    f"Rollback: the optimizer keeps an object ({name!r}: {type(value).__name__}) in its state, with "
+                    "which no state on disk can be read back; expected tensors and numbers. Use another optimizer, or "
+                    "a ladder of CutRate and StopRun"
+                )
 
 
 def rollback_folder(out: Path, stage_folder: str) -> Path:

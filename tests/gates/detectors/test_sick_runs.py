@@ -128,6 +128,9 @@ def test_labels_that_are_not_shifted_are_found_while_it_is_early():
     assert decisions(UnshiftedLabels(), copies)[0].step <= 90
     slow = [{"step": step, "loss": 7.0 * math.exp(-step / 250)} for step in range(10, 2000, 10)]
     assert not decisions(UnshiftedLabels(), slow)
+    rewards = [{"step": step, "loss": 0.2 - step / 1000} for step in range(10, 300, 10)]
+    assert not decisions(UnshiftedLabels(), rewards[19:])
+    assert not decisions(UnshiftedLabels(), [{"step": 10, "loss": 0.2}, {"step": 20, "loss": -0.1}])
 
 
 @pytest.mark.parametrize(
