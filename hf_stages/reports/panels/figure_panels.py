@@ -15,6 +15,8 @@ _SIZES = {"bar": 9.0, "dot": 4.0}
 _WIDTH, _HEIGHT, _ROW, _LINE = 13.0, 3.4, 0.12, 0.24
 """In inches: the picture's width, a panel's height, that of a run's row of marks, and that of a line of legend."""
 _PER_LINE = 7
+_LABELS = 23
+"""How many labels there is room for at the end of a panel's lines."""
 
 
 def save_figure(panels: Panels, path: str | Path) -> None:
@@ -68,8 +70,8 @@ def _draw(axes: Any, panels: Panels, panel: Panel) -> None:
         axes.text(0.5, 0.5, panel.note, ha="center", va="center", fontsize=9, color=FAINT)
     for line in panel.lines:
         _draw_line(axes, panels, panel, line)
-    ends = end_labels(panels, panel)
-    placed = spread([panel.axis.at(value) for value, _, _ in ends], 0.045, 0.0, 0.99)
+    ends = end_labels(panels, panel, _LABELS)
+    placed = spread([panel.axis.at(value) for value, _, _ in ends], 0.99 / (_LABELS - 1), 0.0, 0.99)
     for y, (_, words, colour) in zip(placed, ends, strict=True):
         axes.text(1.012, y, words, color=colour, fontsize=8.5, fontweight="bold", va="center", clip_on=False)
     _draw_marks(axes, panels, panel)

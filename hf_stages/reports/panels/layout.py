@@ -27,7 +27,7 @@ class Style:
 
     name: str
     letter: str
-    """Stands at the end of its lines: they are told apart without colours too."""
+    """Stands at the end of its lines: they are told apart without colours too. After Z comes AA."""
     colour: str
 
 
@@ -95,7 +95,7 @@ def lay_out(runs: Sequence[RunCurves], eval_set: str | None = None) -> Panels:
         eval_set: The evaluation set whose perplexity is shown; one that all runs have if left out.
     """
     chosen = choose_set(runs) if eval_set is None else eval_set
-    styles = [Style(run.name, chr(ord("A") + i % 26), COLOURS[i % len(COLOURS)]) for i, run in enumerate(runs)]
+    styles = [Style(run.name, letters_of(i), COLOURS[i % len(COLOURS)]) for i, run in enumerate(runs)]
     losses = [[(None, run.loss)] for run in runs]
     correlations = [[(None, run.correlation)] for run in runs]
     perplexities = [list(((run.perplexity or {}).get(chosen or "") or {}).items()) for run in runs]
@@ -140,15 +140,33 @@ def choose_set(runs: Sequence[RunCurves]) -> str | None:
     return max(names, key=rank, default=None)
 
 
-def end_labels(panels: Panels, panel: Panel) -> list[tuple[float, str, str]]:
-    """Return (value, words, colour) of the labels at lines' ends: the run's letter, and its outermost recurrences."""
-    found = []
+def letters_of(number: int) -> str:
+    """Return what a run is called at its lines' ends.
+
+    >>> [letters_of(number) for number in (0, 25, 26, 27, 701, 702)]
+    ['A', 'Z', 'AA', 'AB', 'ZZ', 'AAA']
+    """
+    rest, last = divmod(number, 26)
+    return (letters_of(rest - 1) if rest else "") + chr(ord("A") + last)
+
+
+def end_labels(panels: Panels, panel: Panel, room: int) -> list[tuple[float, str, str]]:
+    """Return (value, words, colour) of the labels at lines' ends: the run's letter, and its outermost recurrences.
+
+    Where there is no room for so many, each run has one label, and of too many runs only some do, evenly chosen by
+    their values: the lowest and the highest are among them.
+    """
+    found, alone = [], []
     for style in panels.runs:
         lines = [line for line in panel.lines if line.style == style and math.isfinite(line.end)]
         for line in dict.fromkeys(lines[:1] + lines[-1:]):
             depth = "" if line.depth is None else f" {line.depth}"
             found.append((line.end, style.letter + depth, style.colour))
-    return found
+        alone += [(line.end, style.letter, style.colour) for line in lines[-1:]]
+    if len(found) <= room:
+        return found
+    alone.sort(key=lambda label: label[0])
+    return alone if len(alone) <= room else [alone[i * (len(alone) - 1) // (room - 1)] for i in range(room)]
 
 
 def glyph_of(kind: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_stages.core.sealed_folders import RUN_FILE, STAGE_FILE, TRAINING_STATE, checkpoints
+from hf_stages.core.short_values import describe_value
 from hf_stages.reports.panels.run_curves import Mark, RunCurves, curves_of
 from hf_stages.reports.run_folder import ReadRun, read_run
 
@@ -91,7 +92,10 @@ def _read(place: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         state = json.loads(place.read_text(encoding="utf-8"))
         held = (state.get("stateful_callbacks") or {}).get(_DETECTORS) or {}
         held = held[0] if isinstance(held, list) else held
-        return state["log_history"], held.get("attributes", {}).get("entries", [])
+        logs, entries = state["log_history"], held.get("attributes", {}).get("entries", [])
+        if not isinstance(logs, list) or not all(isinstance(log, dict) for log in logs):
+            raise ValueError(f"log_history: expected a list of what was logged, got {describe_value(logs)}")
+        return logs, entries
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{place}: expected the state of a Trainer with its log_history, got {error!r}") from error
 

@@ -65,7 +65,7 @@ def curves_of(
         ledger: The run's decisions; a plain Trainer has none.
         stages: Where each stage begins.
     """
-    logs = [log for log in logs if isinstance(log.get("step"), int | float)]
+    logs = [log for log in logs if math.isfinite(_number(log.get("step"), math.nan))]
     return RunCurves(name, _losses(logs), _correlations(logs), _perplexities(logs), _marks(ledger), tuple(stages))
 
 
@@ -130,8 +130,14 @@ def _perplexities(logs: Sequence[Mapping[str, Any]]) -> dict[str, dict[int | Non
     return kept
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _number(value: Any, otherwise: Any = None) -> Any:
+    """Return a logged value as a float; an integer that none can hold is infinite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return otherwise
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _exp(value: float) -> float:

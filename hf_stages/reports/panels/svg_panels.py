@@ -14,6 +14,8 @@ WIDTH = 1140
 _COLUMN, _LEFT, _RIGHT, _HEIGHT = WIDTH / 3, 50, 34, 270
 _ROW = 11
 """The height of a run's row of marks."""
+_LABELS = 25
+"""How many labels there is room for at the end of a panel's lines."""
 _SHAPES = {  # a bar is longer than a triangle of the same step that stands upon it
     "up": "M{x:.1f},{y:.1f} l-4,7.5 h8 z",
     "down": "M{x:.1f},{bottom:.1f} l-4,-7.5 h8 z",
@@ -101,7 +103,7 @@ def _name_of(line: Line) -> str:
 
 def _end_labels(place: _Place) -> str:
     """Write each run's letter where its line ends: beside the deepest and the shallowest of its recurrences."""
-    ends = [(place.y(value), words, colour) for value, words, colour in end_labels(place.panels, place.panel)]
+    ends = [(place.y(value), words, colour) for value, words, colour in end_labels(place.panels, place.panel, _LABELS)]
     placed = spread([y for y, _, _ in ends], 11, place.top + 4, place.top + _HEIGHT)
     x = place.left + place.width + 4
     return "".join(

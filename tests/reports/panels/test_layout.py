@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_stages.reports.pages.svg import COLOURS
-from hf_stages.reports.panels.layout import DASHES, check_comparable, gather, glyph_of, lay_out, spread, thin
+from hf_stages.reports.panels.layout import (
+    DASHES,
+    check_comparable,
+    end_labels,
+    gather,
+    glyph_of,
+    lay_out,
+    spread,
+    thin,
+)
 from hf_stages.reports.panels.log_axis import axis_over
 from hf_stages.reports.panels.run_curves import Mark, RunCurves, curves_of
 from tests.reports.panels.logs import log
@@ -111,3 +120,22 @@ def test_marks_upon_each_other_are_one_and_those_beyond_the_axis_none():
     found = gather(marks, steps)
     assert [(mark.step, mark.kind) for mark in found] == [(5000, "skip"), (5000, "alert")]
     assert found[0].words == "skip: 0; skip: 1; skip: 2; ..."
+
+
+def many(count):
+    return [RunCurves(f"run{i}", perplexity={"": {1: ((1, 9.0 + i),), 4: ((1, 2.0 + i),)}}) for i in range(count)]
+
+
+def test_runs_have_letters_of_their_own_however_many_there_are():
+    letters = [style.letter for style in lay_out(many(100)).runs]
+    assert letters[:3] + letters[25:28] == ["A", "B", "C", "Z", "AA", "AB"]
+    assert len(set(letters)) == 100
+
+
+@pytest.mark.parametrize(("count", "labels", "last"), [(3, 6, 11.0), (12, 24, 20.0), (13, 13, 14.0), (100, 24, 101.0)])
+def test_there_are_no_more_labels_than_room_and_the_outermost_stay(count, labels, last):
+    panels = lay_out(many(count))
+    found = end_labels(panels, panels.panels[2], 24)
+    assert len(found) == len({words for _, words, _ in found}) == labels
+    assert min(value for value, _, _ in found) == 2.0
+    assert max(value for value, _, _ in found) == last

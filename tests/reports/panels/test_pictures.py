@@ -66,6 +66,27 @@ def test_nothing_is_drawn_outside_the_picture():
     assert max(float(re.search(r",([\d.]+)\)", place)[1]) for place in legend) < height
 
 
+def crowd():
+    return [RunCurves(f"run{i}", loss=((1, 3.0), (9, 2.0 + 0.001 * i))) for i in range(100)]
+
+
+def test_labels_of_many_runs_stay_beside_their_panel():
+    root, _, _ = drawn(crowd())
+    places = [float(text.get("y")) for text in root.iter(f"{SVG}text") if text.get("font-weight") == "bold"]
+    assert len(places) > 20
+    assert max(places) < 40 + 270 + 10  # the panel's lower end
+
+
+def test_labels_of_many_runs_stay_beside_their_panel_in_a_figure(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    seen = []
+    monkeypatch.setattr(figure, "savefig", lambda self, path: seen.extend(self.axes))
+    save_panels(crowd(), tmp_path / "many.png")
+    places = [text.get_position()[1] for text in seen[0].texts]
+    assert len(places) > 20
+    assert min(places) >= -1e-9
+
+
 def test_floored_and_lost_values_are_in_the_legend_only_where_they_are():
     clean, floored = (RunCurves("a", loss=((1, 2.0), (9, y))) for y in (1.0, float("nan")))
     assert "NaN or infinite" not in texts(drawn([clean])[0])

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 
+from hf_stages.reports.panels.read_curves import read_curves
 from hf_stages.reports.panels.run_curves import curves_of
 
 
@@ -74,3 +76,19 @@ def test_rows_written_down_because_of_a_decision_have_no_mark_of_their_own():
     assert found[0].words == "skip: skip 3 [OnSpike]; incident 3"
     assert found[1].words == "cut_lr: cut_lr 3 [OnSpike]"
     assert found[2].words == "alert: alert 5 [Divergence]; incident 5"
+
+
+def test_a_number_that_no_float_holds_is_infinite_and_a_step_like_that_none():
+    found = curves_of(
+        "a", [{"step": 1, "loss": 10**400}, {"step": 10**400, "loss": 2.0}, {"step": 2, "loss": -(10**400)}]
+    )
+    assert found.loss == ((1, math.inf), (2, -math.inf))
+
+
+@pytest.mark.parametrize("history", [None, "logs", [3], {"loss": 2.0}])
+def test_a_state_without_a_list_of_logs_is_refused(history, tmp_path):
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    with pytest.raises(
+        ValueError, match=r"trainer_state.json: expected the state of a Trainer.*log_history: expected a"
+    ):
+        read_curves(tmp_path)
