@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -109,7 +110,7 @@ class MakeRecurrent(Transform):
     def __call__(self, model: Any) -> Any:
         refuse_adapters(model, where="MakeRecurrent")
         path, blocks = self._blocks(model)
-        config = model.config
+        config = _own_config(model)
         built_with: dict[str, Any] = {"num_hidden_layers": len(blocks)}
         if getattr(config, "layer_types", None):
             built_with["layer_types"] = list(config.layer_types)
@@ -238,6 +239,15 @@ def _unknown_layout(config: Any, blocks: nn.ModuleList) -> str | None:
     if len(kinds) > 1:
         return f"its layers attend in several ways ({', '.join(kinds)}), which one core cannot hold"
     return None
+
+
+def _own_config(model: Any) -> Any:
+    """Give a model a config of its own: another model that is built from the one it came with stays as it was."""
+    shared, own = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own
+    return own
 
 
 @torch.no_grad()

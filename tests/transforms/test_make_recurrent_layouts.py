@@ -48,3 +48,13 @@ def test_a_model_in_training_mode_generates_at_its_depth():
     assert torch.equal(model.train().generate(ids, max_new_tokens=4, do_sample=False), expected)
     with torch.no_grad():
         assert torch.equal(model(ids).logits, model.eval()(ids).logits)
+
+
+def test_a_config_that_built_the_model_builds_the_same_again():
+    config = tf.LlamaConfig(**SIZES)
+    before = config.to_dict()
+    model = MakeRecurrent(1, 2, 1, mean_depth=8.0)(tf.LlamaForCausalLM(config))
+    assert config.to_dict() == before
+    assert len(tf.LlamaForCausalLM(config).model.layers) == 4
+    assert model.config is model.model.config is model.model.layers[0].self_attn.config
+    assert model.config.num_hidden_layers == 4 + 7 * 2
