@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from hf_stages.core.calling_trainer import calling_trainer
 from hf_stages.monitors.at_work import Monitoring, logs_at
 from hf_stages.monitors.base import WatchedRun
 from hf_stages.monitors.probe_batch import probe_batch
@@ -48,7 +48,7 @@ class MonitorCallback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stop()
-        trainer = _calling_trainer()
+        trainer = calling_trainer(self)
         if getattr(trainer, "recipe", None) is not None:
             raise ValueError("MonitorCallback: this trainer runs stages; give monitors to them: Stage(monitors=[...])")
         if self.remembered is not None:
@@ -148,17 +148,6 @@ def _view(trainer: Any) -> dict[str, Any]:
         "teacher": None,
         "loss_terms": {},
     }
-
-
-def _calling_trainer() -> Any:
-    """Find the Trainer that calls: it tells callbacks everything but itself."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        own = frame.f_locals.get("self")
-        if isinstance(own, Trainer):
-            return own
-        frame = frame.f_back
-    raise ValueError("MonitorCallback: expected to be called by a transformers Trainer, and found none")
 
 
 def _collated(trainer: Any, dataset: Any, count: int) -> Mapping[str, Any]:

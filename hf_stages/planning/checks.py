@@ -15,6 +15,7 @@ from hf_stages.core.randomness import preserve_random_state
 from hf_stages.core.references import teaching_stage
 from hf_stages.core.stage import Recipe, Stage
 from hf_stages.core.stage_context import StageContext, is_sharded
+from hf_stages.gates.logged_metrics import check_logged
 from hf_stages.losses.objective.by_source import OnSource
 from hf_stages.losses.objective.stage_losses import adapted_terms, wants_teacher
 from hf_stages.losses.objective.terms import Term, groups_of, teacher_needs_of, terms_of
@@ -29,7 +30,6 @@ from hf_stages.planning.monitor_checks import check_monitors
 from hf_stages.planning.plan import Plan, Teaching
 from hf_stages.planning.resolved import ResolvedRecipe
 from hf_stages.planning.stage_args import stage_args
-from hf_stages.planning.unlogged_metrics import check_logged
 from hf_stages.teachers.cache_reader import check_needs
 from hf_stages.teachers.declared import CachedTeacher, Teacher
 from hf_stages.teachers.live import BASE
@@ -113,7 +113,7 @@ def check_stage(resolved: ResolvedRecipe, args: Any, stage: Stage) -> None:
     for index, gate in enumerate(stage.gates):
         with place_errors(f"{where}: gates[{index}] {type(gate).__name__}"):
             gate.check_stage(context)
-            check_logged(stage, gate, own)
+            check_logged(gate, stage.monitors, own, here="stage", add="monitors=[{}]")
     reads = [t.name for t in terms_of(stage.loss) if t.loss.needs & _LOGITS] if stage.loss is not None else []
     if own.use_liger_kernel and reads:
         raise ValueError(

@@ -12,12 +12,15 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
+from hf_stages.core.calling_trainer import calling_trainer
 from hf_stages.core.ledger import Entry, Ledger
+from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.ranks import from_main_rank
 from hf_stages.gates.actions.end_stage import EndStage
 from hf_stages.gates.actions.stop_run import StopRun
 from hf_stages.gates.base import History
 from hf_stages.gates.detectors.base import Detector
+from hf_stages.gates.logged_metrics import check_logged
 from hf_stages.gates.notify.base import Alert
 from hf_stages.gates.notify.telling import Notifications
 
@@ -36,7 +39,8 @@ class DetectorCallback(TrainerCallback, ExportableState):
     They read ``trainer.state.log_history``. What they find is a warning, and is told to ``notify``. An action may be
     ``StopRun()``, which ends the training; lower rates and ways back need stages. Its decisions are written with each
     checkpoint, so a resumed run repeats none. Where updates were NaN, Trainer logs a loss that is too low; with the
-    monitor ``RawLoss`` detectors pass over it.
+    monitor ``RawLoss`` detectors pass over it. A detector that reads what no monitor here logs is refused as training
+    begins, and so are those that compare depths, which stages measure.
 
     Args:
         detectors: The detectors.
@@ -62,6 +66,7 @@ class DetectorCallback(TrainerCallback, ExportableState):
     # ---- Trainer's events --------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        _check_readable(self.detectors, calling_trainer(self), args)
         self.ledger = Ledger(_held(state) if state.global_step else [])
         if self.told and state.is_world_process_zero:
             notifications = Notifications(self.told, run=Path(args.output_dir).name)
@@ -106,6 +111,24 @@ def _check(detector: Any) -> None:
             raise ValueError(
                 f"DetectorCallback: {name}: then: {type(action).__name__} needs stages; a plain Trainer can StopRun()"
             )
+
+
+def _check_readable(detectors: Sequence[Detector], trainer: Any, args: Any) -> None:
+    """Refuse detectors that read what this trainer does not log: they would find nothing, whatever happens."""
+    if getattr(trainer, "recipe", None) is not None:
+        raise ValueError("DetectorCallback: this trainer runs stages; give detectors to them: Stage(gates=[...])")
+    # MonitorCallback is a part of a room that this one does not import, so it is known by what it holds.
+    held = [getattr(callback, "monitors", ()) for callback in trainer.callback_handler.callbacks]
+    monitors = [monitor for several in held if isinstance(several, tuple) for monitor in several]
+    for detector in detectors:
+        with place_errors(f"DetectorCallback: {type(detector).__name__}"):
+            check_logged(detector, monitors, args, here="trainer", add="MonitorCallback([{}]) to its callbacks")
+            evaluates_itself = type(trainer).evaluate.__module__.split(".")[0] not in ("transformers", "hf_stages")
+            if detector.compares_depths and not evaluates_itself:
+                raise ValueError(
+                    "it compares depths of an evaluation set (eval_ppl_at_<depth>), which a plain Trainer does not "
+                    "measure; use it in a stage: Stage(gates=[...], eval_dataset=AtDepths(dataset))"
+                )
 
 
 def _held(state: Any) -> list[Entry]:

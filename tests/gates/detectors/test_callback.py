@@ -6,21 +6,26 @@ import math
 from dataclasses import dataclass
 
 import pytest
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from hf_stages import Stage
 from hf_stages.gates import (
     CutRate,
+    DeadHeads,
+    DeadRecurrence,
     Detector,
     DetectorCallback,
     Finding,
     OnSpike,
+    Overthinking,
     StopRun,
     TokenCollapse,
     UnshiftedLabels,
     Webhook,
 )
-from hf_stages.monitors import Monitor, MonitorCallback, RawLoss
+from hf_stages.monitors import AttentionEntropy, Monitor, MonitorCallback, RawLoss
 from tests.support import tiny
+from tests.support.runs import staged
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,9 @@ def plain(out, callbacks, *, resume=None, trainer=Trainer, **changes):
     given = {"per_device_train_batch_size": 4, "logging_steps": 1, "max_steps": 8, "save_strategy": "no"}
     given |= {"report_to": [], "disable_tqdm": True, "use_cpu": True, "learning_rate": 1e-3}
     args = TrainingArguments(str(out), optim="adamw_torch_fused", **{**given, **changes})
-    trainer = trainer(tiny.llama(), args, train_dataset=tiny.lm_data(), callbacks=callbacks)
+    trainer = trainer(
+        tiny.llama(), args, train_dataset=tiny.lm_data(), eval_dataset=tiny.lm_data(8), callbacks=callbacks
+    )
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -124,3 +131,72 @@ def test_a_variable_that_is_not_set_is_refused_as_training_begins(tmp_path, monk
     monkeypatch.delenv("TEAM_WEBHOOK", raising=False)
     with pytest.raises(ValueError, match="the environment variable TEAM_WEBHOOK is not set"):
         plain(tmp_path, [DetectorCallback([From()], notify=Webhook("TEAM_WEBHOOK"))])
+
+
+@pytest.mark.parametrize(
+    ("detector", "monitors", "message"),
+    [
+        (
+            TokenCollapse(),
+            None,
+            r"reads token_correlation, which no monitor of this trainer logs; add .*\[RunHealth\(\) or",
+        ),
+        (
+            TokenCollapse(),
+            RawLoss(),
+            r"no monitor of this trainer logs; add MonitorCallback\(\[.*TokenCorrelation\(\)\]\)",
+        ),
+        (
+            DeadHeads(),
+            RawLoss(),
+            r"reads dead_heads, .*; add MonitorCallback\(\[AttentionEntropy\(\)\]\) to its callbacks",
+        ),
+        (
+            DeadRecurrence(),
+            RawLoss(),
+            r"compares depths .*\(eval_ppl_at_<depth>\), which a plain Trainer does not measure",
+        ),
+        (Overthinking(), None, r"use it in a stage: Stage\(gates=\[...\], eval_dataset=AtDepths\(dataset\)\)"),
+    ],
+)
+def test_a_detector_that_could_find_nothing_is_refused_before_the_first_step(tmp_path, detector, monitors, message):
+    watching = [] if monitors is None else [MonitorCallback([monitors])]
+    steps = Steps()
+    with pytest.raises(ValueError, match=rf"DetectorCallback: {type(detector).__name__}: it .*{message}"):
+        plain(tmp_path, [DetectorCallback([UnshiftedLabels(), detector]), *watching, steps])
+    assert steps.begun == 0
+
+
+class Steps(TrainerCallback):
+    begun = 0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begun += 1
+
+
+def test_monitors_are_found_before_and_behind_it_and_those_that_say_no_names_are_trusted(tmp_path):
+    heads, detectors = MonitorCallback(AttentionEntropy()), DetectorCallback([DeadHeads()])
+    for callbacks in ([heads, detectors], [detectors, heads], [MonitorCallback([Alike()]), detectors]):
+        assert plain(tmp_path, callbacks, max_steps=1).state.global_step == 1
+
+
+def test_a_trainer_that_measures_depths_by_itself_may_compare_them(tmp_path):
+    class Measures(Trainer):
+        def evaluate(self, *args, **kwargs):
+            metrics = {f"eval_ppl_at_{depth}": 20.0 for depth in (1, 8)}
+            self.log(metrics)
+            return metrics
+
+    callback = DetectorCallback([DeadRecurrence(fallen=0)])
+    plain(tmp_path, [callback], trainer=Measures, max_steps=3, eval_strategy="steps", eval_steps=1)
+    assert [entry.kind for entry in callback.ledger] == ["alert"]
+
+
+def test_a_training_log_that_is_never_written_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r'UnshiftedLabels: it reads loss from .*, but logging_strategy is "no"'):
+        plain(tmp_path, [DetectorCallback([UnshiftedLabels()])], logging_strategy="no")
+
+
+def test_a_trainer_of_stages_is_told_where_detectors_go(tmp_path):
+    with pytest.raises(ValueError, match=r"this trainer runs stages; give detectors to them: Stage\(gates="):
+        staged(tmp_path, [Stage("a", "2 steps")], callbacks=[DetectorCallback([UnshiftedLabels()])]).train()
