@@ -1,4 +1,4 @@
-"""The Trainer that calls a callback."""
+"""The Trainer that calls a callback, and what it cannot evaluate on."""
 
 from __future__ import annotations
 
@@ -21,3 +21,14 @@ def calling_trainer(callback: object) -> Any:
             return own
         frame = frame.f_back
     raise ValueError(f"{type(callback).__name__}: expected to be called by a transformers Trainer, and found none")
+
+
+def check_evaluation_sets(trainer: Any) -> None:
+    """Refuse evaluation sets that Trainer itself cannot read, rather than to let the first evaluation end the run."""
+    sets = trainer.eval_dataset if type(trainer).evaluate is Trainer.evaluate else None
+    for one in sets.values() if isinstance(sets, dict) else (sets,):
+        if getattr(one, "needs_stages", False):
+            raise ValueError(
+                f"eval_dataset: {type(one).__name__} is measured by a StagedTrainer with stages alone; give a plain "
+                "Trainer the dataset itself, and measure depths within at_depth(model, depth)"
+            )

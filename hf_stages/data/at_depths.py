@@ -44,6 +44,9 @@ class AtDepths:
                 "each gets its own: {'prose': AtDepths(...), 'code': AtDepths(...)}"
             )
 
+    needs_stages = True
+    """A plain Trainer cannot evaluate on it."""
+
     def around(self, dataset: Any) -> AtDepths:
         """Return the same depths for another dataset: one that was looked up, loaded or prepared."""
         return self if dataset is self.dataset else replace(self, dataset=dataset)

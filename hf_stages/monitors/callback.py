@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from hf_stages.core.calling_trainer import calling_trainer
+from hf_stages.core.calling_trainer import calling_trainer, check_evaluation_sets
 from hf_stages.monitors.at_work import Monitoring, logs_at
 from hf_stages.monitors.base import WatchedRun
 from hf_stages.monitors.probe_batch import probe_batch
@@ -51,6 +51,7 @@ class MonitorCallback(TrainerCallback, ExportableState):
         trainer = calling_trainer(self)
         if getattr(trainer, "recipe", None) is not None:
             raise ValueError("MonitorCallback: this trainer runs stages; give monitors to them: Stage(monitors=[...])")
+        check_evaluation_sets(trainer)
         if self.remembered is not None:
             raise ValueError(
                 "MonitorCallback: restore_callback_states_from_checkpoint=True makes callbacks anew, without their "

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-from hf_stages.core.calling_trainer import calling_trainer
+from hf_stages.core.calling_trainer import calling_trainer, check_evaluation_sets
 from hf_stages.core.ledger import Entry, Ledger
 from hf_stages.core.placed_errors import place_errors
 from hf_stages.core.ranks import from_main_rank
@@ -117,6 +117,7 @@ def _check_readable(detectors: Sequence[Detector], trainer: Any, args: Any) -> N
     """Refuse detectors that read what this trainer does not log: they would find nothing, whatever happens."""
     if getattr(trainer, "recipe", None) is not None:
         raise ValueError("DetectorCallback: this trainer runs stages; give detectors to them: Stage(gates=[...])")
+    check_evaluation_sets(trainer)
     # MonitorCallback is a part of a room that this one does not import, so it is known by what it holds.
     held = [getattr(callback, "monitors", ()) for callback in trainer.callback_handler.callbacks]
     monitors = [monitor for several in held if isinstance(several, tuple) for monitor in several]

@@ -9,6 +9,7 @@ import pytest
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_stages import Stage
+from hf_stages.data import AtDepths
 from hf_stages.gates import (
     CutRate,
     DeadHeads,
@@ -38,13 +39,12 @@ class From(Detector):
         return Finding("late") if history.step >= self.step else None
 
 
-def plain(out, callbacks, *, resume=None, trainer=Trainer, **changes):
+def plain(out, callbacks, *, resume=None, trainer=Trainer, eval_dataset=None, **changes):
     given = {"per_device_train_batch_size": 4, "logging_steps": 1, "max_steps": 8, "save_strategy": "no"}
     given |= {"report_to": [], "disable_tqdm": True, "use_cpu": True, "learning_rate": 1e-3}
     args = TrainingArguments(str(out), optim="adamw_torch_fused", **{**given, **changes})
-    trainer = trainer(
-        tiny.llama(), args, train_dataset=tiny.lm_data(), eval_dataset=tiny.lm_data(8), callbacks=callbacks
-    )
+    sets = {"train_dataset": tiny.lm_data(), "eval_dataset": eval_dataset or tiny.lm_data(8)}
+    trainer = trainer(tiny.llama(), args, **sets, callbacks=callbacks)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -164,6 +164,15 @@ def test_a_detector_that_could_find_nothing_is_refused_before_the_first_step(tmp
     steps = Steps()
     with pytest.raises(ValueError, match=rf"DetectorCallback: {type(detector).__name__}: it .*{message}"):
         plain(tmp_path, [DetectorCallback([UnshiftedLabels(), detector]), *watching, steps])
+    assert steps.begun == 0
+
+
+@pytest.mark.parametrize("callback", [MonitorCallback([RawLoss()]), DetectorCallback([UnshiftedLabels()])])
+@pytest.mark.parametrize("name", [None, "prose"])
+def test_an_evaluation_set_at_depths_is_refused_before_the_first_step(tmp_path, callback, name):
+    deep, steps = AtDepths(tiny.lm_data(8), [1, 2]), Steps()
+    with pytest.raises(ValueError, match="eval_dataset: AtDepths is measured by a StagedTrainer with stages alone"):
+        plain(tmp_path, [callback, steps], eval_dataset=deep if name is None else {name: deep})
     assert steps.begun == 0
 
 
