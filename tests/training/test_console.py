@@ -32,7 +32,7 @@ def trainer_in(out, stages=None, *, cls=StagedTrainer, quiet=True, **given):
 def warned(monkeypatch):
     """What the package's loggers said."""
     said = []
-    for name in ("stage.gate_actions", "manifest", "runner"):
+    for name in ("stage.gate_actions", "stage.decisions", "manifest", "runner"):
         logger = logging.getLogger(f"hf_stages.training.{name}")
         monkeypatch.setattr(logger, "warning", lambda text, *args: said.append(text))
     return said
@@ -128,7 +128,7 @@ class StagedSeq2Seq(StagedMixin, Seq2SeqTrainer):
 )
 def test_help_shows_the_arguments(cls, below):
     shown = list(inspect.signature(cls).parameters)
-    assert shown == [*inspect.signature(below).parameters, "stages", "recipe", "teacher"]
+    assert shown == [*inspect.signature(below).parameters, "stages", "recipe", "teacher", "notify"]
 
 
 def test_a_subclass_with_arguments_of_its_own_shows_those():
