@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 
@@ -70,7 +69,9 @@ class LoopMixin(_Base):
     def training_step(self, model, inputs, *args, **kwargs):
         if self._stage is None:
             return super().training_step(model, inputs, *args, **kwargs)
-        place = self._stage.progress.next_micro_batch(self.args.seed)
+        place, running = self._stage.progress.next_micro_batch(self.args.seed), self._stage.gates.updates.running
+        if running is not None and place.number == 0:
+            running.open_update()
         with in_micro_batch(place), replace_compute_loss(self, partial(update_loss, self)):
             loss = super().training_step(model, inputs, *args, **kwargs)
         self._stage.monitors.micro_batch(loss, inputs)
@@ -78,11 +79,9 @@ class LoopMixin(_Base):
             with self._stage.gates.incidents.of_a_stop():
                 self._stage.objective.close_update(loss)
             self._stage.monitors.end_gradients()
-        if self._stage.gates.updates.guard is None or self.args.logging_nan_inf_filter:
+        if running is None:
             return loss
-        # The log would stay NaN for good. Trainer's own filter puts the mean of the others in its place, too.
-        mean = self._tr_loss / (1 + self.state.global_step - self._globalstep_last_logged)
-        return torch.where(torch.isfinite(loss), loss, mean)
+        return running.take_in(loss, self._stage.objective, closed=self.accelerator.sync_gradients)
 
     def _get_grad_norm(self, *args, **kwargs):
         norm = super()._get_grad_norm(*args, **kwargs)
@@ -95,6 +94,8 @@ class LoopMixin(_Base):
         if self._stage is not None:
             logs["stage"] = self._stage.planned.index
             if "loss" in logs:
+                if self._stage.gates.updates.running is not None:
+                    self._stage.gates.updates.running.correct(logs, self._stage.objective)
                 logs.update(self._stage.watch(self.model))
         super().log(logs, *args, **kwargs)
 
@@ -108,4 +109,6 @@ class LoopMixin(_Base):
             # Trainer takes the share of all steps that this call trained; here that is the stage's, from its own start.
             num_train_samples = self.state.max_steps * self.get_total_train_batch_size(self.args)
             start_time -= self._stage.progress.seconds_before
+            if self._stage.gates.updates.running is not None:
+                self._stage.gates.updates.running.correct_total(self._stage.objective, self._stage.progress.steps)
         return super()._finalize_training(trial, num_train_samples, start_time)

@@ -15,7 +15,7 @@ from hf_stages.core.stops import RunInterrupted
 from hf_stages.gates import CutRate, OnSpike, Rollback
 from hf_stages.losses import TaskLoss
 from hf_stages.schedules import Fresh
-from tests.workers.ranks import ADAM, AskToStop, scenario, watched, weights
+from tests.workers.ranks import ADAM, AskToStop, agree, scenario, watched, weights
 
 GATE = OnSpike(skip=1, window=6, cooldown=8, then=[CutRate(0.5), Rollback(4), Rollback(9, skip_data=False)])
 BAD = {9: 1, 11: 0, 12: 1, 13: 0, 14: 1, 15: 1}
@@ -45,13 +45,17 @@ def factor(updates: int, among: tuple[int, ...], bad: float = math.nan) -> float
     return bad if updates in among and BAD[updates] == dist.get_rank() else 1.0
 
 
-def run(out: Path, *stops: AskToStop) -> Any:
+def run(out: Path, *stops: AskToStop, logging_steps: int = 5) -> Any:
     stage = Stage("a", "24 steps", loss=LossOf(), gates=[GATE], schedule=Fresh())
-    changes = {**ADAM, "optim": "adamw_torch_fused", "kind": SpoiltOnOneRank, "logging_steps": 5}
+    changes = {**ADAM, "optim": "adamw_torch_fused", "kind": SpoiltOnOneRank, "logging_steps": logging_steps}
     trainer, _ = watched(out, [stage], 2, 2, callbacks=list(stops), save_steps=7, save_strategy="steps", **changes)
     for stop in stops:
         stop.trainer = trainer
     return trainer
+
+
+def losses(trainer: Any) -> dict[int, float]:
+    return {log["step"]: log["loss"] for log in trainer.state.log_history if "loss" in log}
 
 
 @scenario
@@ -59,7 +63,12 @@ def ladder(out: Path) -> list[list[Any]]:
     """Both ranks skip, cut and go back together; cut and resumed, they end with the same bits."""
     trainer = run(out / "run")
     trainer.train()
-    whole = weights(trainer)
+    whole, logged = weights(trainer), agree(losses(trainer))
+    each = run(out / "each", logging_steps=1)
+    each.train()
+    held = {end: [loss for step, loss in losses(each).items() if (end - 1) // 5 == (step - 1) // 5] for end in logged}
+    assert [len(found) for found in held.values()] == [5, 4, 4, 5, 4]  # all but what was NaN on one of the ranks
+    assert logged == pytest.approx({end: sum(found) / len(found) for end, found in held.items()}, rel=1e-5)
     for cut, moment in enumerate([AskToStop(1, 12, "step"), AskToStop(0, 14, "substep")]):
         with pytest.raises(RunInterrupted):
             run(out / "cut", moment).train(resume_from_checkpoint=cut > 0)
@@ -67,6 +76,7 @@ def ladder(out: Path) -> list[list[Any]]:
     resumed = run(out / "cut")
     resumed.train(resume_from_checkpoint=True)
     assert all(whole[name].equal(weight) for name, weight in weights(resumed).items())
+    assert losses(resumed) == logged
     dist.barrier()
     ledgers = [json.loads((out / name / "01-a" / "stage.json").read_text())["ledger"] for name in ("run", "cut")]
     assert ledgers[0] == ledgers[1]

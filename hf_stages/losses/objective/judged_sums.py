@@ -38,11 +38,16 @@ class JudgedSums:
         if self.world > 1:
             torch.distributed.all_reduce(self.loss)
 
+    @property
+    def is_finite(self) -> torch.Tensor:
+        """Whether the update's loss is finite on all ranks, once it is closed."""
+        return torch.isfinite(self.loss)
+
     def finite_sums(
         self, sums: torch.Tensor, update: torch.Tensor, logged: Mapping[int, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """Return the sums with the update's added and ``logged`` as it is, or both as before where it is not finite."""
-        finite = torch.isfinite(self.loss)
+        finite = self.is_finite
         self.left_out = self.left_out + (~finite).to(self.left_out)
         return (
             torch.where(finite, sums + update, sums),

@@ -243,10 +243,21 @@ class Objective:
         self.health.refuse_not_finite(self.t)
         raise LossNotFinite(f"loss: not finite on another rank at t={self.t:.4g}; its own message says which term")
 
+    def count_left_out(self) -> tuple[int, int]:
+        """Return how many updates since the last log were not finite, on any rank, and how many there were at all."""
+        return round(self.judged.left_out.item()) if self.judged is not None else 0, self.log_updates
+
     def drain_log(self) -> dict[str, float]:
         """Return the mean of each term since the last log, where there are several, and what the terms log besides."""
-        if len(self.terms) < 2 and not self.logged:
-            return {}
+        logs = self._means() if len(self.terms) > 1 or self.logged else {}
+        for held in (self.log_sums, *self.logged.values()):
+            held.zero_()
+        if self.judged is not None:
+            self.judged.left_out.zero_()
+        self.log_updates = 0
+        return logs
+
+    def _means(self) -> dict[str, float]:
         names = [f"loss_{term.name}" for term in self.terms]
         names += [f"{self.terms[i].name}_{what}" for i in self.logged for what in self.terms[i].loss.logged_names]
         left_out = [self.judged.left_out / self.world] if self.judged is not None else []
@@ -258,11 +269,6 @@ class Objective:
         logs = {name: value / updates for name, value in zip(names, values, strict=True) if updates}
         if len(self.terms) < 2 and logs:
             del logs[names[0]]  # the loss itself
-        for held in (self.log_sums, *self.logged.values()):
-            held.zero_()
-        if self.judged is not None:
-            self.judged.left_out.zero_()
-        self.log_updates = 0
         if self.balance is not None:
             scales = zip(self.terms, self.balance.scales().tolist(), strict=True)
             logs |= {f"scale_{term.name}": scale for term, scale in scales if term.balance is not None}

@@ -186,13 +186,18 @@ class GateActions:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds of the ways back, and of how updates are judged."""
-        guard = self.updates.guard
-        return {**self.rollbacks.state_dict(), "judged": None if guard is None else guard.state_dict()}
+        held = {"judged": self.updates.guard, "running_loss": self.updates.running}
+        return {
+            **self.rollbacks.state_dict(),
+            **{name: None if one is None else one.state_dict() for name, one in held.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rollbacks.load_state_dict(state)
         if self.updates.guard is not None and state.get("judged") is not None:
             self.updates.guard.load_state_dict(state["judged"])
+        if self.updates.running is not None and state.get("running_loss") is not None:
+            self.updates.running.load_state_dict(state["running_loss"])
 
     def _answers(self, gates: Sequence[Callable[[History], Any]], history: History) -> list[Any]:
         """Ask on rank 0 alone: timings and noisy metrics differ between ranks."""

@@ -18,6 +18,7 @@ from hf_stages.gates.judged import JudgedUpdate
 from hf_stages.losses.objective.update_sums import Objective
 from hf_stages.training.incidents.incidents import Incidents
 from hf_stages.training.stage.decisions import Decisions
+from hf_stages.training.stage.running_loss import RunningLoss
 from hf_stages.training.stage.update_guard import UpdateGuard
 
 logger = logging.get_logger(__name__)
@@ -49,6 +50,8 @@ class JudgedUpdates:
         self.trainer, self.decisions, self.incidents, self.history = trainer, decisions, incidents, history
         gate = next((gate for gate in gates if isinstance(gate, OnSpike)), None)
         self.guard = UpdateGuard(gate, trainer.args.device) if gate is not None else None
+        self.running = RunningLoss(trainer) if gate is not None and gate.non_finite else None
+        """Keeps Trainer's running loss finite, where updates that are not may be left out."""
 
     @property
     def unheard(self) -> torch.Tensor:
