@@ -100,8 +100,8 @@ class Gate:
     """
 
     on: Literal["step", "update", "log", "evaluation", "end"] = "log"
-    """When it is asked: after each update, log entry or evaluation of all sets, or once at the stage's end. One that
-    judges updates before the optimizer's step (``update``) is asked about those that it found bad."""
+    """When it is asked: after each update (``step``), log entry or evaluation of all sets, or once at the stage's end.
+    ``update`` is for ``OnSpike`` and its subclasses, which are asked about updates that were judged bad."""
     reads_clock: bool = False
     """True: the answer depends on the wall clock, so a resumed run may differ from an uncut one."""
 

@@ -26,6 +26,7 @@ from hf_stages.models.structure import latent_split_on_disk
 from hf_stages.planning.depth_checks import check_depths
 from hf_stages.planning.describe_teaching import describe_teaching
 from hf_stages.planning.domains import domains_of, earlier_domains
+from hf_stages.planning.gate_occasions import check_occasion
 from hf_stages.planning.monitor_checks import check_monitors
 from hf_stages.planning.plan import Plan, Teaching
 from hf_stages.planning.resolved import ResolvedRecipe
@@ -113,6 +114,7 @@ def check_stage(resolved: ResolvedRecipe, args: Any, stage: Stage) -> None:
     for index, gate in enumerate(stage.gates):
         with place_errors(f"{where}: gates[{index}] {type(gate).__name__}"):
             gate.check_stage(context)
+            check_occasion(gate)
             check_logged(gate, stage.monitors, own, here="stage", add="monitors=[{}]")
     reads = [t.name for t in terms_of(stage.loss) if t.loss.needs & _LOGITS] if stage.loss is not None else []
     if own.use_liger_kernel and reads:
