@@ -13,7 +13,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from hf_stages import Stage, StagedTrainer
+from hf_stages import Stage, StagedTrainer, Step
 from hf_stages.core.stops import StageStopped
 from hf_stages.gates import CutRate, Detector, EndStage, Finding, OnSpike, Rollback, StopRun
 from hf_stages.losses import TaskLoss
@@ -159,6 +159,13 @@ def test_a_level_that_lasts_is_taken_as_the_new_one_where_there_is_no_ladder(tmp
     where = dict.fromkeys(range(12, 30), 1e3)
     spoilt(tmp_path, [Stage("a", "30 steps", gates=[OnSpike(skip=2, window=4)])], where).train()
     assert noted(tmp_path) == [(13, "skip"), (14, "skip"), (15, "skip"), (15, "alert"), (30, "end")]
+
+
+def test_a_weight_that_jumps_by_its_own_curve_is_no_spike_and_what_comes_after_it_may_be(tmp_path):
+    loss = Step(((0, 1), (0.5, 10))) * TaskLoss()
+    gates = [OnSpike(window=4, sigma=12)]
+    spoilt(tmp_path, [Stage("a", "20 steps", loss=loss, gates=gates)], {17: 1e3}).train()
+    assert noted(tmp_path) == [(18, "skip"), (20, "end")]
 
 
 @dataclass(frozen=True)

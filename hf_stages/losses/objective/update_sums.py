@@ -194,6 +194,15 @@ class Objective:
         norms[by_loss] = measured[1, by_loss].abs()
         self.balance.update(norms)
 
+    def scales_by_name(self) -> dict[str, float]:
+        """Return what the update at hand multiplies balanced terms by."""
+        scales = [1.0] * len(self.terms) if self.scales is None else self.scales.tolist()
+        return {term.name: scale for term, scale in zip(self.terms, scales, strict=True) if term.balance is not None}
+
+    def weights(self) -> list[float]:
+        """Return the weight that each term has in the update at hand."""
+        return [term.weight(self.t) for term in self.terms]
+
     def judge_updates(self, *, forgives: bool) -> None:
         """Keep what is needed to judge each update before it is stepped.
 

@@ -33,6 +33,7 @@ def what_rebuilds(trainer: Any, planned: PlannedStage) -> dict[str, Any]:
         "own_transforms": len(planned.stage.transforms),
         "loss": runner.manifest.declared(planned.name).get("loss"),
         "reduction": None if reduction is None else reduction.to_dict(),
+        "scales": trainer._stage.objective.scales_by_name(),
         "teacher": _describe_teacher(trainer, planned),
         "folder": planned.folder,
         "parent": None if planned.parent is None else runner.plan[planned.parent].folder,

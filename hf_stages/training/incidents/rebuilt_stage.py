@@ -36,6 +36,8 @@ class RebuiltStage:
     weights: str
     """Which weights they are, in words."""
     notes: tuple[str, ...]
+    scales: Mapping[str, float]
+    """What the update multiplied balanced terms by, by name."""
 
     @classmethod
     def make(cls, out: Path, incident: Incident, *, trust_remote_code: bool = False) -> RebuiltStage:
@@ -60,7 +62,7 @@ class RebuiltStage:
         own = transforms[len(transforms) - about["own_transforms"] :]
         for transform in own:
             transform.at(model, incident.t)
-        return cls(model, losses, told, tuple(notes))
+        return cls(model, losses, told, tuple(notes), about.get("scales", {}))
 
     def items_of_task(self, columns: Mapping[str, Any]) -> Any:
         """Count the items of the model's own loss."""

@@ -123,7 +123,7 @@ def _run(stage: RebuiltStage, columns: dict[str, Any], t: float) -> tuple[float,
 
     needs_task = any("loss" in term.loss.needs for term in stage.losses.terms)
     task = TaskForward(run, stage.items_of_task(batch.columns), False, False, True) if needs_task else None
-    found = weighted_loss(stage.losses, stage.model, batch, t, task)
+    found = weighted_loss(stage.losses, stage.model, batch, t, task, scales=stage.scales)
     if found is None:
         return None
     loss, items = found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -20,11 +20,27 @@ from hf_stages.models.capture import evaluating
 
 
 def weighted_loss(
-    losses: StageLosses, model: Any, batch: Batch, t: float, task: TaskForward | None, autocast: Any = nullcontext
+    losses: StageLosses,
+    model: Any,
+    batch: Batch,
+    t: float,
+    task: TaskForward | None,
+    *,
+    scales: Mapping[str, float],
+    autocast: Any = nullcontext,
 ) -> tuple[torch.Tensor, float] | None:
     """Compute the weighted sum of the terms on one batch, each as a mean over its items.
 
     Returns the loss and the items of its first term; None where no term has an item.
+
+    Args:
+        losses: The terms.
+        model: What they are computed of.
+        batch: The batch.
+        t: The progress of the stage, which weights depend on.
+        task: The model's own loss, where a term reads it.
+        scales: What a ``Balanced`` multiplied terms by, by the term's name.
+        autocast: The trainer's.
     """
     student, teacher = losses.signals(model, batch, t, task=task, autocast=autocast)
     total, first = None, 0.0
@@ -33,7 +49,8 @@ def weighted_loss(
         if items == 0:
             continue
         value, _ = value_and_logged(term.loss(student, teacher, batch.columns, t))
-        share = value.sum() * (term.weight(t) / (1.0 if term.loss.summed else items))
+        weight = term.weight(t) * scales.get(term.name, 1.0)
+        share = value.sum() * (weight / (1.0 if term.loss.summed else items))
         total, first = (share, items) if total is None else (total + share, first)
     return None if total is None else (total, first)
 
@@ -47,6 +64,8 @@ class RowLosses:
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
+        self.scales = trainer._stage.objective.scales_by_name()
+        """What the update multiplied balanced terms by; the loss of good updates, which rows are compared with, has it."""
         self.problem: str | None = None
         """Why a row could not be measured, of the first such row."""
 
@@ -72,7 +91,9 @@ class RowLosses:
             task = None
             if any("loss" in term.loss.needs for term in terms_with_weight(losses.terms, t)):
                 task = task_forward(trainer, trainer.compute_loss, trainer.model, inputs, False, batch.columns)
-            found = weighted_loss(losses, trainer.model, batch, t, task, trainer.accelerator.autocast)
+            found = weighted_loss(
+                losses, trainer.model, batch, t, task, scales=self.scales, autocast=trainer.accelerator.autocast
+            )
         except (ValueError, RuntimeError, TypeError, KeyError, IndexError) as error:  # a row alone may be no batch
             self.problem = self.problem or f"{type(error).__name__}: {error}"
             return None

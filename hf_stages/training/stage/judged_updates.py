@@ -86,6 +86,8 @@ class JudgedUpdates:
                 "rank alone?"
             )
         changed = self._act_on(numbers)
+        if self.sums is not None:
+            self.guard.windows.weigh(self.sums.weights())
         self.guard.open_update(self.trainer.model)
         return changed
 

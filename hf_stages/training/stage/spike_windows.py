@@ -9,6 +9,9 @@ import torch
 
 from hf_stages.gates.spike_window import LEAST, NARROWEST
 
+_JUMP = 0.1
+"""Weights of the loss's terms jump where they change by more than this share, all together, between two updates."""
+
 
 class SpikeWindows:
     """Holds the newest values of several series, and says from where on a next one is a spike.
@@ -35,6 +38,8 @@ class SpikeWindows:
         self.values = torch.zeros(len(watched), size, dtype=self.exact, device=self.device)
         self.counts = torch.zeros(len(watched), 1, dtype=torch.long, device=self.device)
         """How many values each has taken in since it began; the oldest are overwritten."""
+        self.weights: list[float] | None = None
+        """The weights of the loss's terms in the newest update."""
 
     def limits(self) -> torch.Tensor:
         """Compute what a next value must not exceed; infinite where too few are known."""
@@ -57,13 +62,31 @@ class SpikeWindows:
         self.values = self.values.scatter(1, place, taken)
         self.counts = self.counts + wanted[:, None]
 
+    def weigh(self, weights: Sequence[float]) -> None:
+        """Take in the weights of the next update's terms. Where they jump, a loss of before is no measure of it.
+
+        >>> windows = SpikeWindows([True], size=4, sigma=6.0)
+        >>> for weights in ([1.0, 0.5], [1.0, 0.52], [1.0, 2.0]):
+        ...     windows.weigh(weights)
+        ...     windows.take_in(torch.tensor([1.0]), torch.tensor([True]))
+        >>> windows.counts.tolist()
+        [[1]]
+        """
+        before, self.weights = self.weights, list(weights)
+        if before is None or len(before) != len(self.weights):
+            return
+        change = sum(abs(now - old) for now, old in zip(self.weights, before, strict=True))
+        if change > _JUMP * sum(map(abs, before)):
+            self.forget()
+
     def forget(self) -> None:
         """Begin anew."""
         self.counts = torch.zeros_like(self.counts)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"values": self.values.tolist(), "counts": self.counts.tolist()}
+        return {"values": self.values.tolist(), "counts": self.counts.tolist(), "weights": self.weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.values = torch.tensor(state["values"], dtype=self.exact, device=self.device)
         self.counts = torch.tensor(state["counts"], device=self.device)
+        self.weights = state.get("weights")

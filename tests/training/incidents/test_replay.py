@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from hf_stages import OnSpike, Stage
 from hf_stages.commands.cli import main
 from hf_stages.data import Mixture
-from hf_stages.losses import HiddenMSE, LogitKL, TaskLoss
+from hf_stages.losses import Balanced, HiddenMSE, LogitKL, LogitMSE, TaskLoss
 from hf_stages.reports.incidents import read_incidents
 from hf_stages.training.incidents.rebuilt_stage import RebuiltStage
 from hf_stages.training.incidents.replay import replay_incident
@@ -58,6 +58,7 @@ KINDS = {
     "task": {},
     "taught": {"loss": TaskLoss() + 0.5 * LogitKL(), "teacher": "stage:start"},
     "projected": {"loss": TaskLoss() + HiddenMSE(layers={2: 2}), "teacher": "stage:start"},
+    "balanced": {"loss": Balanced(TaskLoss() + LogitMSE()), "teacher": "stage:start"},
     "quantized": {"transforms": [Ternarize()]},
     "lora": {"transforms": [AddLora(r=2, target_modules=["q_proj"])]},
     "by-source": {"loss": {"a": TaskLoss(), "b": 0.5 * TaskLoss()}},
