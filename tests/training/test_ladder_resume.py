@@ -8,10 +8,10 @@ from tests.support.driver import killed_and_resumed, spread
 from tests.support.sameness import assert_same, plain, updates
 
 BIG, NAN = 1e5, float("nan")
-LADDER = {"poison": {"9": BIG, "11": NAN, "12": BIG, "13": NAN, "14": NAN, "15": BIG, "30": BIG, "37": NAN}}
+LADDER = {"poison": {"10": BIG, "11": NAN, "12": BIG, "13": NAN, "14": NAN, "15": BIG, "30": BIG, "37": NAN}}
 """A gradient is too large or NaN after so many updates. The last is that of the run's last update."""
 DECIDED = [
-    *[("skip", 10), ("skip", 12), ("cut_lr", 12), ("skip", 13), ("skip", 14), ("rollback", 14)],
+    *[("skip", 11), ("skip", 12), ("cut_lr", 12), ("skip", 13), ("skip", 14), ("rollback", 14)],
     *[("skip", 15), ("skip", 16), ("rollback", 16), ("skip", 31), ("end", 33), ("end", 38), ("skip", 38)],
 ]
 QUICK = {
@@ -19,8 +19,8 @@ QUICK = {
     "in-a-state,behind-a-rollback": [("torch_save:half", 6, "kept.pt"), ("decide:after", 1, "rollback after 16")],
 }
 POINTS = {
-    "before-the-host-hears": [("update", 1, "step 10."), ("update", 1, "step 12.")],
-    "in-a-skipped-update": [("update", 4, "step 9."), ("update", 3, "step 11.")],
+    "before-the-host-hears": [("update", 1, "step 11."), ("update", 1, "step 12.")],
+    "in-a-skipped-update": [("update", 4, "step 10."), ("update", 3, "step 11.")],
     "before-a-rollback": [("decide", 1, "rollback after 14"), ("go_back", 2)],
     "half-back": [("go_back:after", 1), ("go_back:after", 1)],
     "behind-a-cut": [("decide:after", 1, "cut_lr"), ("update", 4, "step 12.")],
