@@ -65,7 +65,7 @@ class RowLosses:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.scales = trainer._stage.objective.scales_by_name()
-        """What the update multiplied balanced terms by; the loss of good updates, which rows are compared with, has it."""
+        """What the update multiplied balanced terms by, as the losses of good updates that rows are compared with."""
         self.problem: str | None = None
         """Why a row could not be measured, of the first such row."""
 
