@@ -33,11 +33,14 @@ def token_correlation(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     buffer = torch.empty(min(_CHUNK, states.shape[1]), states.shape[2], device=states.device)
     for row, kept in zip(states.detach(), real.to(torch.float32), strict=True):
         summed, squares = torch.zeros_like(buffer[0]), torch.zeros_like(total)
+        # Clearing costs a pass over the states. Whether there is padding may be asked on the CPU, where nothing waits.
+        cleared = kept.device.type != "cpu" or not bool(kept.all())
         for tokens, some in zip(row.split(_CHUNK), kept.split(_CHUNK), strict=True):
             # Centred into one small buffer: a copy of all states takes longer than all else here.
             centred = buffer[: len(tokens)]
             torch.sub(tokens, tokens.mean(-1, keepdim=True, dtype=torch.float32), out=centred)
-            centred.masked_fill_(some[:, None] == 0, 0.0)  # a weight of 0 would not hide NaN in padding
+            if cleared:
+                centred.masked_fill_(some[:, None] == 0, 0.0)  # a weight of 0 would not hide NaN in padding
             norms = torch.linalg.vector_norm(centred, dim=-1)
             weights = torch.where(norms < _SMALLEST, 0.0, some / norms)
             summed = summed + weights @ centred
