@@ -14,7 +14,7 @@ _SMALLEST = 1e-18
 """States that are shorter have no direction: their squares are below what float32 can hold."""
 
 
-def token_correlation(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+def token_correlation(states: torch.Tensor, real: torch.Tensor, *, padded: bool = True) -> torch.Tensor:
     """Return the mean correlation between two different tokens of a sequence, over the sequences.
 
     Each token's state is centred over its features and scaled to length 1. Of N unit vectors x with the sum u, the mean
@@ -24,6 +24,7 @@ def token_correlation(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     Args:
         states: (rows, tokens, width), of any dtype.
         real: (rows, tokens), nonzero where a token is no padding.
+        padded: Whether there is any padding. False saves a pass over the states, about half of the time.
 
     >>> same = torch.tensor([1.0, 2.0, 4.0]).expand(1, 5, 3)
     >>> round(float(token_correlation(same, torch.ones(1, 5))), 6)
@@ -33,13 +34,11 @@ def token_correlation(states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     buffer = torch.empty(min(_CHUNK, states.shape[1]), states.shape[2], device=states.device)
     for row, kept in zip(states.detach(), real.to(torch.float32), strict=True):
         summed, squares = torch.zeros_like(buffer[0]), torch.zeros_like(total)
-        # Clearing costs a pass over the states. Whether there is padding may be asked on the CPU, where nothing waits.
-        cleared = kept.device.type != "cpu" or not bool(kept.all())
         for tokens, some in zip(row.split(_CHUNK), kept.split(_CHUNK), strict=True):
             # Centred into one small buffer: a copy of all states takes longer than all else here.
             centred = buffer[: len(tokens)]
             torch.sub(tokens, tokens.mean(-1, keepdim=True, dtype=torch.float32), out=centred)
-            if cleared:
+            if padded:
                 centred.masked_fill_(some[:, None] == 0, 0.0)  # a weight of 0 would not hide NaN in padding
             norms = torch.linalg.vector_norm(centred, dim=-1)
             weights = torch.where(norms < _SMALLEST, 0.0, some / norms)

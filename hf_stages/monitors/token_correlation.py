@@ -71,6 +71,7 @@ class _States(Watcher):
         )
         self.last = key_of("hidden", self.probe.blocks, declared.stack)
         self.further = {layer: key_of("hidden", layer, declared.stack) for layer in declared.layers}
+        self.padded: bool | None = None
         try:
             self.log({})  # what cannot work fails here, before the first step
         except ValueError as error:
@@ -81,11 +82,13 @@ class _States(Watcher):
         captured = self.probe.look(frozenset({self.last, *self.further.values()}))
         before, states = captured.get("core") or (None, captured[self.last])
         real = self.probe.real(states)
-        seen["token_correlation"] = token_correlation(states, real)
+        if self.padded is None:  # asked once, as it begins: its rows are always the same
+            self.padded = bool((real == 0).any())
+        seen["token_correlation"] = token_correlation(states, real, padded=self.padded)
         seen["effective_rank"] = effective_rank(states, real)
         seen["state_norm"] = state_norm(states, real)
         if before is not None:
             seen["state_change"] = state_change(before, states, real)
         for layer, key in self.further.items():
-            seen[f"token_correlation_layer_{layer}"] = token_correlation(captured[key], real)
+            seen[f"token_correlation_layer_{layer}"] = token_correlation(captured[key], real, padded=self.padded)
         return seen
