@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from functools import partial
 import tempfile
 import threading
 import time
+from functools import partial
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
