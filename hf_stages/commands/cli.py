@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-stages",
         description="Staged training inside the Hugging Face Trainer: a run is a declared sequence of stages.",
-        epilog="Exit codes: 0 done, 1 failed, 2 bad recipe or usage, 3 stopped by Expect, 130/143 interrupted.",
+        epilog="Exit codes: 0 done, 1 failed, 2 bad recipe or usage, 3 stopped by a gate, 130/143 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"hf-stages {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hf_stages.gates.base import History
-from hf_stages.gates.detectors.base import Detector, Finding
-from hf_stages.gates.detectors.depth_curves import depth_curves
+from hf_stages.gates.detectors.base import Finding
+from hf_stages.gates.detectors.depth_curves import DepthDetector, depth_curves
 
 
 @dataclass(frozen=True)
-class DeadRecurrence(Detector):
+class DeadRecurrence(DepthDetector):
     """Finds that perplexity is the same at all depths, though the model has learned something.
 
     It reads an evaluation set at several depths (``eval_ppl_at_<depth>``). A model that has learned nothing yet is as
@@ -24,20 +24,10 @@ class DeadRecurrence(Detector):
 
     below: float = 0.01
     """The largest difference in ln(perplexity) between depths that counts as none."""
-    evaluations: int = 3
+    evaluations: int = field(default=3, kw_only=True)
     """How many evaluations in a row must find so."""
     fallen: float = 1.0
     """By how many nats the training loss must have fallen in the stage; 0 for a model that was trained before."""
-    of: str | None = None
-    """The evaluation set's name, where there are several."""
-    cooldown: int = field(default=1000, kw_only=True)
-    """After this many updates without an alert, ``then`` begins with its first action again."""
-    compares_depths = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.evaluations < 1:
-            raise ValueError(f"DeadRecurrence: evaluations: expected at least 1, got {self.evaluations}")
 
     def find(self, history: History) -> Finding | None:
         curves = depth_curves(history, self.of, last=self.evaluations)

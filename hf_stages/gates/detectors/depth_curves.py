@@ -1,12 +1,32 @@
-"""Perplexity by depth of recurrence, as evaluations logged it."""
+"""Perplexity by depth of recurrence, as evaluations logged it, and what detectors that read it have in common."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from hf_stages.core.depth_metrics import split_depth
 from hf_stages.gates.base import History
+from hf_stages.gates.detectors.base import Detector
+
+
+@dataclass(frozen=True)
+class DepthDetector(Detector):
+    """Base of detectors that compare an evaluation set's perplexity at several depths."""
+
+    evaluations: int = field(default=2, kw_only=True)
+    """How many evaluations in a row must find so."""
+    of: str | None = field(default=None, kw_only=True)
+    """The evaluation set's name, where there are several."""
+    cooldown: int = field(default=1000, kw_only=True)
+    """After this many updates without an alert, ``then`` begins with its first action again."""
+    compares_depths = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.evaluations < 1:
+            raise ValueError(f"{type(self).__name__}: evaluations: expected at least 1, got {self.evaluations}")
 
 
 def depth_curves(history: History, of: str | None, *, last: int) -> list[tuple[int, dict[int, float]]]:

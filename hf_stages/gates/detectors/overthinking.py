@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hf_stages.gates.base import History
-from hf_stages.gates.detectors.base import Detector, Finding
-from hf_stages.gates.detectors.depth_curves import depth_curves
+from hf_stages.gates.detectors.base import Finding
+from hf_stages.gates.detectors.depth_curves import DepthDetector, depth_curves
 
 
 @dataclass(frozen=True)
-class Overthinking(Detector):
+class Overthinking(DepthDetector):
     """Finds that the perplexity at the greatest depth is above that at the best one.
 
     It reads an evaluation set at several depths (``eval_ppl_at_<depth>``).
@@ -22,18 +22,6 @@ class Overthinking(Detector):
 
     above: float = 0.1
     """The difference in ln(perplexity) between the greatest depth and the best that is accepted."""
-    evaluations: int = 2
-    """How many evaluations in a row must find so."""
-    of: str | None = None
-    """The evaluation set's name, where there are several."""
-    cooldown: int = field(default=1000, kw_only=True)
-    """After this many updates without an alert, ``then`` begins with its first action again."""
-    compares_depths = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.evaluations < 1:
-            raise ValueError(f"Overthinking: evaluations: expected at least 1, got {self.evaluations}")
 
     def find(self, history: History) -> Finding | None:
         curves = [curve for _, curve in depth_curves(history, self.of, last=self.evaluations)]
